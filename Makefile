@@ -1,0 +1,47 @@
+# Everything a newcomer needs: `make run` and `make test` install what they use into .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+# What is installed where no torch in range is found; set it to choose another build, such as one for your CUDA version.
+TORCH ?= torch==2.13.0
+OUT ?= runs/demo
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check test-slow bench clean
+
+help:  ## Show what there is to make
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY)  ## Create the virtual environment and install sbp-fast into it
+
+# A torch in range that the interpreter already has (a CUDA build, say) is used as it is, never replaced.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Python 3.11 to 3.13 is needed, this is %d.%d: set PYTHON=python3.12, say" % v)'
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@if $(PYTHON) -c 'import torch; v = torch.__version__.split("."); assert (int(v[0]), int(v[1])) >= (2, 11)' 2>/dev/null; \
+	then $(PYTHON) -m venv --system-site-packages $(VENV); \
+	else $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet "$(TORCH)"; fi
+	@$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $(READY)
+
+run: $(READY)  ## Run the whole demo experiment and write its report (OUT=runs/demo)
+	@$(BIN)/sbp-fast run configs/demo.toml --out $(OUT)
+
+test: check  ## Check style and types, then run every test that is not slow
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu"
+
+check: $(READY)  ## Lint, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test-slow: $(READY)  ## The slow tests: random kills of the whole pipeline among them
+	@$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+bench: $(READY)  ## Measure side by side what this machine can measure (OP=name for one)
+	@$(BIN)/python -m bench $(OP)
+
+clean:  ## Remove the environment, caches and the demo run
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

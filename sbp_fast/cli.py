@@ -1,0 +1,248 @@
+"""The command line: each command loads its configuration, calls one function, and speaks plainly about mistakes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sbp_fast import __version__
+from sbp_fast.config import RunConfig, load_config
+from sbp_fast.errors import UserError
+from sbp_fast.progress import Console
+
+app = typer.Typer(
+    help="Synthetic bootstrapped pretraining: learn how documents relate, write more of them, pretrain on both.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Settings = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CONFIG... [KEY.PATH=VALUE]...",
+        help="TOML files, or shipped names such as demo, composed left to right; then single settings.",
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Directory to write; it must not hold anything else.")]
+Corpus = Annotated[Path, typer.Option(help="Output of `prepare`.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an output made from other settings or inputs.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if show:
+        print(f"sbp-fast {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: sbp-fast run demo corpus.path='mine/*.jsonl.zst' --out runs/mine")
+def run(
+    settings: Settings,
+    out: Annotated[Path | None, typer.Option(help="The run's directory (default: runs/NAME).")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Redo the stages that a changed setting or input touches.")] = False,
+) -> None:
+    """Run the whole experiment, from documents to report; resumes where it stopped."""
+    config = _load(settings)
+    from sbp_fast.experiment.results import collect
+    from sbp_fast.experiment.run import run as run_experiment
+    from sbp_fast.experiment.summary import summary_table
+
+    console, directory = Console(), out or Path("runs") / config.name
+    try:
+        report = run_experiment(config, directory, console=console, force=force)
+    except KeyboardInterrupt:
+        console.say("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
+    console.rich.print(summary_table(collect(directory)))
+    console.say(f"report: {report}")
+
+
+@app.command(epilog="Example: sbp-fast prepare demo corpus.path=mine.jsonl --out mine/corpus")
+def prepare(settings: Settings, *, out: Out, force: Force = False) -> None:
+    """Turn documents into shuffled, checksummed token shards, and train or load their tokenizer."""
+    config = _load(settings)
+    from sbp_fast.corpus.prepare import prepare as work
+
+    work(config, out, console=Console(), force=force)
+
+
+@app.command(epilog="Example: sbp-fast train demo pretrain.tokens=200000 --corpus mine/corpus --out mine/base")
+def train(
+    settings: Settings,
+    *,
+    corpus: Corpus,
+    out: Out,
+    oracle: Annotated[bool, typer.Option("--oracle", help="Read all documents, not the unique share alone.")] = False,
+    synthetic: Annotated[Path | None, typer.Option(help="Kept synthetic documents: train jointly on both.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="Related pairs: tune a synthesizer on them.")] = None,
+    start: Annotated[Path | None, typer.Option(help="Model to start a synthesizer from.")] = None,
+    force: Force = False,
+) -> None:
+    """Train a model: base by default, the oracle, a synthesizer (--pairs, --start) or jointly (--synthetic)."""
+    config = _load(settings)
+    asked = [name for name, given in (("oracle", oracle), ("joint", synthetic), ("synthesizer", pairs)) if given]
+    if len(asked) > 1 or (pairs is None) != (start is None):
+        raise UserError("options", "do not go together", "give one of --oracle, --synthetic, or --pairs with --start")
+    from sbp_fast.train.train import train as work
+
+    role = asked[0] if asked else "base"
+    work(config, out, role=role, corpus=corpus, synthetic=synthetic, pairs=pairs, start=start, console=Console(), force=force)
+
+
+@app.command(
+    epilog="Example: sbp-fast embed demo embed.model=Qwen/Qwen3-Embedding-0.6B --corpus mine/corpus --out mine/vectors"
+)
+def embed(settings: Settings, *, corpus: Corpus, out: Out, force: Force = False) -> None:
+    """Embed the unique documents as unit vectors."""
+    config = _load(settings)
+    from sbp_fast.pairs.embed import embed as work
+
+    work(config, corpus, out, console=Console(), force=force)
+
+
+@app.command(
+    epilog="Example: sbp-fast pair demo pair.similarity_low=0.6 --corpus mine/corpus --vectors mine/vectors --out mine/pairs"
+)
+def pair(
+    settings: Settings,
+    *,
+    corpus: Corpus,
+    vectors: Annotated[Path, typer.Option(help="Output of `embed`.")],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Find related documents that are not near-copies of each other."""
+    config = _load(settings)
+    from sbp_fast.pairs.pair import pair as work
+
+    work(config, corpus, vectors, out, console=Console(), force=force)
+
+
+@app.command(epilog="Example: sbp-fast synthesize demo --corpus mine/corpus --model mine/synthesizer --out mine/synthetic")
+def synthesize(
+    settings: Settings,
+    *,
+    corpus: Corpus,
+    model: Annotated[Path, typer.Option(help="A synthesizer: output of `train --pairs`.")],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Sample new documents, each related to a real one."""
+    config = _load(settings)
+    from sbp_fast.synthesize.synthesize import synthesize as work
+
+    work(config, out, corpus=corpus, model=model, console=Console(), force=force)
+
+
+@app.command(
+    name="filter",
+    epilog="Example: sbp-fast filter demo --corpus mine/corpus --synthetic mine/synthetic --pairs mine/pairs --out mine/kept",
+)
+def filter_command(
+    settings: Settings,
+    *,
+    corpus: Corpus,
+    synthetic: Annotated[Path, typer.Option(help="Output of `synthesize`.")],
+    pairs: Annotated[Path, typer.Option(help="Output of `pair`; its band judges relevance.")],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Keep the sound synthetic documents, say why each other went, and measure the quality of what is left."""
+    config = _load(settings)
+    from sbp_fast.synthesize.filter import filter_documents as work
+
+    work(config, out, corpus=corpus, synthetic=synthetic, pairs=pairs, console=Console(), force=force)
+
+
+@app.command(
+    epilog="Example: sbp-fast evaluate demo --corpus mine/corpus --model baseline=mine/base --out mine/evaluation"
+)
+def evaluate(
+    settings: Settings,
+    *,
+    corpus: Corpus,
+    model: Annotated[list[str], typer.Option(help="NAME=DIRECTORY of a trained model; differences are against the first.")],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Measure held-out bits per byte and multiple-choice accuracy, with bootstrap intervals."""
+    config = _load(settings)
+    from sbp_fast.evaluate.evaluate import evaluate as work
+
+    models = {}
+    for entry in model:
+        name, equals, directory = entry.partition("=")
+        if not equals:
+            raise UserError(f"--model {entry}", "has no name", "write it as NAME=DIRECTORY, such as baseline=mine/base")
+        models[name] = Path(directory)
+    work(config, out, corpus=corpus, models=models, console=Console(), force=force)
+
+
+@app.command(epilog="Example: sbp-fast report runs/demo")
+def report(directory: Annotated[Path, typer.Argument(help="Directory of a finished run.")]) -> None:
+    """Write report.html and results.json of a finished run anew."""
+    from sbp_fast.experiment.report import write_report
+
+    print(write_report(directory))
+
+
+@app.command(epilog="Example: sbp-fast plan 3b-200b")
+def plan(settings: Settings) -> None:
+    """Print parameters, tokens, FLOPs, GPU hours, memory and disk of every stage, without running any."""
+    config = _load(settings)
+    from sbp_fast.experiment.plan import plan_table
+
+    for table in plan_table(config):
+        Console().rich.print(table)
+
+
+@app.command(epilog="Example: sbp-fast doctor")
+def doctor() -> None:
+    """Say what this machine can do and what is missing."""
+    from sbp_fast.doctor import diagnose
+
+    Console().rich.print(diagnose())
+
+
+@app.command(epilog="Example: sbp-fast export runs/demo/joint --corpus runs/demo/corpus --out demo-sbp")
+def export(model: Annotated[Path, typer.Argument(help="A trained model's directory.")], *, corpus: Corpus, out: Out) -> None:
+    """Write a model as a Hugging Face directory that transformers and vLLM load."""
+    from sbp_fast.model.huggingface import export_model
+
+    export_model(model, corpus / "tokenizer.json", out)
+    print(out)
+
+
+@app.command(name="import", epilog="Example: sbp-fast import Qwen3-0.6B --out mine/base")
+def import_command(
+    directory: Annotated[Path, typer.Argument(help="A Hugging Face Qwen3 directory on this machine.")], *, out: Out
+) -> None:
+    """Turn a Hugging Face Qwen3 directory into a model to start from."""
+    from sbp_fast.model.huggingface import import_model
+
+    import_model(directory, out)
+    print(out)
+
+
+def _load(settings: list[str]) -> RunConfig:
+    files = [setting for setting in settings if "=" not in setting]
+    if not files:
+        raise UserError(
+            "command line", "names no configuration", "put a TOML file or a shipped name such as demo before the settings"
+        )
+    return load_config(files, [setting for setting in settings if "=" in setting])

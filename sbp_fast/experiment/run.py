@@ -1,0 +1,89 @@
+"""The whole experiment: every stage in the order the data flows, each done once, resumed after a kill."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sbp_fast.config import RunConfig, diff_config, dump_config, load_config
+from sbp_fast.corpus.prepare import prepare
+from sbp_fast.errors import UserError
+from sbp_fast.evaluate.evaluate import evaluate
+from sbp_fast.experiment.report import write_report
+from sbp_fast.files import TEMPORARY_SUFFIX, atomic_open
+from sbp_fast.pairs.embed import embed
+from sbp_fast.pairs.pair import pair
+from sbp_fast.progress import Console, duration
+from sbp_fast.stage import Manifest, out_of_space_is_a_user_error
+from sbp_fast.synthesize.filter import filter_documents
+from sbp_fast.synthesize.synthesize import synthesize
+from sbp_fast.train.train import train
+
+CONFIG = "config.toml"
+
+
+def run(config: RunConfig, out: Path, *, console: Console, force: bool = False) -> Path:
+    """Run what is not yet done of every stage into `out` and write its report.
+
+    Args:
+        out: the run's directory; a killed run goes on in it.
+        force: with a changed configuration, redo the stages that the change touches.
+
+    Returns:
+        The path of `report.html`; `results.json` lies beside it.
+
+    Raises:
+        UserError: `out` holds another run or something else, or a stage refuses its input.
+    """
+    claim_directory(config, out, force)
+    started = time.monotonic()
+    stages = plan_stages(config, out, console, force)
+    for number, (name, work) in enumerate(stages, start=1):
+        with console.stage(f"{number}/{len(stages) + 1} {name}"):
+            work()
+    with console.stage(f"{len(stages) + 1}/{len(stages) + 1} report"), out_of_space_is_a_user_error(out):
+        report = write_report(out)
+        console.say(f"all stages in {duration(time.monotonic() - started)}")
+    return report
+
+
+def plan_stages(config: RunConfig, out: Path, console: Console, force: bool) -> list[tuple[str, Callable[[], Manifest]]]:
+    """Name and work of each stage; who reads whom is all here."""
+    corpus, base, vectors, pairs = out / "corpus", out / "base", out / "vectors", out / "pairs"
+    synthesizer, synthetic, kept = out / "synthesizer", out / "synthetic", out / "synthetic-kept"
+    joint, oracle, evaluation = out / "joint", out / "oracle", out / "evaluation"
+    arms = {"baseline": base, "sbp": joint, "oracle": oracle}
+    how = {"console": console, "force": force}
+    return [
+        ("prepare", lambda: prepare(config, corpus, **how)),
+        ("base", lambda: train(config, base, role="base", corpus=corpus, **how)),
+        ("embed", lambda: embed(config, corpus, vectors, **how)),
+        ("pair", lambda: pair(config, corpus, vectors, pairs, **how)),
+        ("synthesizer", lambda: train(config, synthesizer, role="synthesizer", corpus=corpus, pairs=pairs, start=base, **how)),
+        ("synthesize", lambda: synthesize(config, synthetic, corpus=corpus, model=synthesizer, **how)),
+        ("filter", lambda: filter_documents(config, kept, corpus=corpus, synthetic=synthetic, pairs=pairs, **how)),
+        ("joint", lambda: train(config, joint, role="joint", corpus=corpus, synthetic=kept, **how)),
+        ("oracle", lambda: train(config, oracle, role="oracle", corpus=corpus, **how)),
+        ("evaluate", lambda: evaluate(config, evaluation, corpus=corpus, models=arms, **how)),
+    ]
+
+
+def claim_directory(config: RunConfig, out: Path, force: bool) -> None:
+    """Write the configuration into a new `out`, or make sure that an old one is this run's."""
+    path = out / CONFIG
+    with out_of_space_is_a_user_error(out):
+        if not path.is_file():
+            begun = out.is_dir() and [entry for entry in out.iterdir() if entry.name != CONFIG + TEMPORARY_SUFFIX]
+            if begun or (out.exists() and not out.is_dir()):
+                raise UserError(out, "holds files that are no run's", "choose another directory with --out")
+            out.mkdir(parents=True, exist_ok=True)
+        else:
+            changes = diff_config(load_config([path]).model_dump(mode="json"), config.model_dump(mode="json"))
+            if not changes:
+                return
+            if not force:
+                remedy = "choose another directory with --out, or rerun with --force to redo the stages that this touches"
+                raise UserError(out, f"holds another run: {'; '.join(changes)}", remedy)
+        with atomic_open(path) as file:
+            file.write(dump_config(config).encode())

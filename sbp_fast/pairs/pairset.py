@@ -1,0 +1,51 @@
+"""Related pairs of documents, as the stage `pair` wrote them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sbp_fast.files import atomic_path
+from sbp_fast.stage import Manifest
+
+PAIRS = "pairs.parquet"
+
+
+class PairSet:
+    """Ordered pairs of documents of `corpus.unique`, by (seed, falling score, partner).
+
+    Attributes:
+        seeds, partners: int64 [pairs], indices into the unique corpus.
+        scores: float32 [pairs], cosine similarity.
+        fingerprint: that of the stage's output.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.fingerprint = Manifest.load(Path(directory), "pair").fingerprint
+        table = pq.read_table(Path(directory) / PAIRS)
+        self.seeds = table["seed"].to_numpy().astype(np.int64)
+        self.partners = table["partner"].to_numpy().astype(np.int64)
+        self.scores = table["score"].to_numpy()
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def groups(self) -> list[tuple[int, np.ndarray]]:
+        """Each seed with its partners, best first."""
+        starts = np.flatnonzero(np.diff(self.seeds, prepend=-1))
+        return [(int(self.seeds[start]), part) for start, part in zip(starts, np.split(self.partners, starts[1:]), strict=True)]
+
+
+def write_pairs(directory: Path, seeds: np.ndarray, partners: np.ndarray, scores: np.ndarray) -> None:
+    """Write pairs in the order of `PairSet`, atomically."""
+    order = np.lexsort((partners, -scores, seeds))
+    columns = {
+        "seed": seeds[order].astype(np.int32),
+        "partner": partners[order].astype(np.int32),
+        "score": scores[order].astype(np.float32),
+    }
+    with atomic_path(directory / PAIRS) as temporary:
+        pq.write_table(pa.table(columns), temporary)

@@ -1,0 +1,108 @@
+"""Which candidate pairs become pairs: copies collapsed, groups and near-copies dropped, a band of similarity, degree caps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import xxhash
+
+RANDOM_PAIRS = 200_000
+
+
+def first_of_equals(documents: Iterable[np.ndarray]) -> np.ndarray:
+    """Of each set of documents with the same tokens, the index of the first. int64, ascending."""
+    seen: dict[bytes, int] = {}
+    for row, tokens in enumerate(documents):
+        seen.setdefault(xxhash.xxh3_128_digest(np.ascontiguousarray(tokens).tobytes()), row)
+    return np.fromiter(seen.values(), dtype=np.int64, count=len(seen))
+
+
+def join_both_directions(neighbours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each pair of documents once, first < second, if either is among the other's neighbours.
+
+    Being related is symmetric while "among the k nearest" is not: a pair that only one of the two found counts for both.
+
+    Args:
+        neighbours: int64 [documents, k].
+    """
+    documents, k = neighbours.shape
+    rows = np.repeat(np.arange(documents), k)
+    others = neighbours.reshape(-1)
+    keys = np.unique(np.minimum(rows, others) * documents + np.maximum(rows, others))
+    return keys // documents, keys % documents
+
+
+def random_pairs(groups: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Random pairs of documents of different groups, drawn with replacement: at most `RANDOM_PAIRS`."""
+    first, second = generator.integers(len(groups), size=(2, RANDOM_PAIRS))
+    differ = groups[first] != groups[second]
+    return first[differ], second[differ]
+
+
+def low_cut_off(random_similarities: np.ndarray, rate: float) -> float:
+    """The least of `random_similarities` that at most a share `rate` of them exceed."""
+    return float(np.quantile(random_similarities, 1 - rate, method="higher"))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of each candidate; a candidate with several faults is counted under the first.
+
+    Attributes:
+        kept: bool [candidates].
+        dropped: fault -> bool [candidates].
+    """
+
+    kept: np.ndarray
+    dropped: dict[str, np.ndarray]
+
+
+def judge(faults: dict[str, np.ndarray]) -> Verdict:
+    """Keep the candidates without a fault. Order of `faults` = order of precedence; each bool [candidates]."""
+    kept = ~np.logical_or.reduce(list(faults.values()))
+    earlier = np.zeros_like(kept)
+    dropped = {}
+    for fault, found in faults.items():
+        dropped[fault] = found & ~earlier
+        earlier = earlier | found
+    return Verdict(kept, dropped)
+
+
+def cap_degrees(
+    first: np.ndarray, second: np.ndarray, scores: np.ndarray, partners_per_seed: int, seeds_per_partner: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, int]]:
+    """Order each pair both ways and keep the best, so that no seed has too many partners and no partner too many seeds.
+
+    Pairs are taken from the most similar down while both ends have room. With equal caps the result is symmetric.
+
+    Returns:
+        seeds, partners, scores of the kept ordered pairs, and how many were dropped by which cap.
+    """
+    order = np.lexsort((second, first, -scores))
+    seeds = np.column_stack([first[order], second[order]]).reshape(-1)
+    partners = np.column_stack([second[order], first[order]]).reshape(-1)
+    outcome = _take_best(seeds, partners, partners_per_seed, seeds_per_partner)
+    kept = outcome == 0
+    capped = {"seed_cap": int((outcome == 1).sum()), "partner_cap": int((outcome == 2).sum())}
+    return seeds[kept], partners[kept], np.repeat(scores[order], 2)[kept], capped
+
+
+@numba.njit(cache=True)
+def _take_best(seeds: np.ndarray, partners: np.ndarray, partners_per_seed: int, seeds_per_partner: int) -> np.ndarray:
+    """For pairs from best to worst: 0 where taken, 1 where the seed was full, 2 where only the partner was."""
+    documents = max(seeds.max(), partners.max()) + 1 if len(seeds) else 0
+    partners_of, seeds_of = np.zeros(documents, np.int64), np.zeros(documents, np.int64)
+    outcome = np.zeros(len(seeds), np.int8)
+    for pair in range(len(seeds)):
+        seed, partner = seeds[pair], partners[pair]
+        if partners_of[seed] >= partners_per_seed:
+            outcome[pair] = 1
+        elif seeds_of[partner] >= seeds_per_partner:
+            outcome[pair] = 2
+        else:
+            partners_of[seed] += 1
+            seeds_of[partner] += 1
+    return outcome

@@ -1,0 +1,111 @@
+"""Shingles: the runs of n consecutive tokens of a document, hashed to 64 bits, and how much of one text occurs in another.
+
+Tokens are those of the text alone: strip a stored document's <begin> and <end> first (`document[1:-1]`), or every
+document would share its ends with every other. Two different shingles get the same hash with probability 2^-64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it loses no bits
+
+
+@numba.njit(cache=True)
+def _mix(value: np.uint64) -> np.uint64:
+    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014): a bijection of 64-bit words."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@numba.njit(cache=True)
+def _window_hashes(tokens: np.ndarray, width: int) -> np.ndarray:
+    """A rolling polynomial hash of each run of `width` tokens, in order. uint64 [len(tokens) - width + 1]."""
+    hashes = np.empty(len(tokens) - width + 1, np.uint64)
+    leaving = np.uint64(1)
+    for _ in range(width):
+        leaving *= BASE
+    rolling = np.uint64(0)
+    for i in range(len(tokens)):
+        rolling = rolling * BASE + _mix(np.uint64(tokens[i]) + np.uint64(1))
+        if i >= width:
+            rolling -= leaving * _mix(np.uint64(tokens[i - width]) + np.uint64(1))
+        if i >= width - 1:
+            hashes[i - width + 1] = _mix(rolling)
+    if width == 0:
+        hashes[0] = 0  # the empty text
+    return hashes
+
+
+@numba.njit(cache=True)
+def _shared(hashes: np.ndarray, offsets: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """For each pair of rows of a ragged array of sorted hashes, how many hashes both hold. int64 [pairs]."""
+    shared = np.zeros(len(first), np.int64)
+    for pair in range(len(first)):
+        a, a_end = offsets[first[pair]], offsets[first[pair] + 1]
+        b, b_end = offsets[second[pair]], offsets[second[pair] + 1]
+        while a < a_end and b < b_end:
+            left, right = hashes[a], hashes[b]
+            shared[pair] += left == right
+            a += left <= right
+            b += right <= left
+    return shared
+
+
+def _hash_windows(tokens: np.ndarray | Sequence[int], width: int) -> np.ndarray:
+    return _window_hashes(np.array(tokens, dtype=np.uint32), width)
+
+
+def shingle_hashes(tokens: np.ndarray | Sequence[int], n: int) -> np.ndarray:
+    """The hashes of a text's n-token shingles, sorted, each once. uint64; empty if the text is shorter than n."""
+    return np.unique(_hash_windows(tokens, n)) if len(tokens) >= n else np.zeros(0, np.uint64)
+
+
+def repeated_share(tokens: np.ndarray | Sequence[int], n: int) -> float:
+    """Share of a text's shingle positions whose shingle occurs more than once in it; 0 if it is shorter than n."""
+    if len(tokens) < n:
+        return 0.0
+    _, occurrences = np.unique(_hash_windows(tokens, n), return_counts=True)
+    return float(occurrences[occurrences > 1].sum() / occurrences.sum())
+
+
+@dataclass(frozen=True)
+class ShingleTable:
+    """The shingles of many texts. A text shorter than n tokens has one, its whole: it is contained in its equals alone.
+
+    Attributes:
+        hashes: uint64, the sorted shingle hashes of all texts, one text after the other.
+        offsets: int64 [texts + 1], where each text's hashes start.
+    """
+
+    hashes: np.ndarray
+    offsets: np.ndarray
+
+    @staticmethod
+    def build(documents: Sequence[np.ndarray], n: int) -> ShingleTable:
+        """Hash the n-token shingles of `documents` (token ids without <begin> and <end>)."""
+        rows = [np.unique(_hash_windows(tokens, min(n, len(tokens)))) for tokens in documents]
+        offsets = np.cumsum([0] + [len(row) for row in rows], dtype=np.int64)
+        return ShingleTable(np.concatenate([np.zeros(0, np.uint64), *rows]), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def containment(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For pairs of texts: the share of the first's shingles that occur in the second, and the reverse.
+
+        Args:
+            first, second: integer [pairs], indices of texts.
+
+        Returns:
+            Two float64 [pairs] in [0, 1].
+        """
+        first, second = np.array(first, dtype=np.int64), np.array(second, dtype=np.int64)
+        shared = _shared(self.hashes, self.offsets, first, second)
+        sizes = np.diff(self.offsets)
+        return shared / sizes[first], shared / sizes[second]

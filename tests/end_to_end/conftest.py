@@ -1,0 +1,51 @@
+"""A run small enough for a test, with every stage real."""
+
+from pathlib import Path
+
+import pytest
+
+from sbp_fast.config import RunConfig, load_config
+from sbp_fast.experiment.run import run
+from sbp_fast.progress import Console
+
+TINY = (
+    "name='tiny'",
+    "threads=1",
+    "corpus.maximum_documents=500",
+    "corpus.unique_share=0.3",
+    "corpus.vocabulary_size=512",
+    "embed.maximum_tokens=48",
+    "embed.shard_documents=64",
+    "pair.similarity_low=0.45",
+    "model.layers=1",
+    "model.width=32",
+    "model.heads=1",
+    "model.key_value_heads=1",
+    "model.feed_forward_width=64",
+    "model.context=128",
+    "corpus.passage_characters=240",
+    "pretrain.tokens=60000",
+    "pretrain.tokens_per_step=2048",
+    "pretrain.window=512",
+    "pretrain.checkpoint_seconds=0.5",
+    "synthesizer.tokens=20000",
+    "synthesizer.tokens_per_step=2048",
+    "synthesizer.checkpoint_seconds=0.5",
+    "synthesize.shard_seeds=32",
+    "filter.keep_unfinished=true",
+    "filter.judged_documents=20",
+    "evaluate.bootstrap_samples=200",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> RunConfig:
+    return load_config(["demo"], TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of one finished run; tests read it and leave it as it is."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    run(tiny_config, out, console=Console(quiet=True))
+    return out

@@ -1,0 +1,107 @@
+"""The whole experiment, tiny: it ends, it resumes, and a kill changes nothing."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY
+
+from sbp_fast.config import RunConfig
+from sbp_fast.errors import UserError
+from sbp_fast.experiment.run import run
+from sbp_fast.progress import Console
+from sbp_fast.stage import Manifest
+
+STAGES = ("corpus", "base", "vectors", "pairs", "synthesizer", "synthetic", "synthetic-kept", "joint", "oracle", "evaluation")
+QUIET = Console(quiet=True)
+
+
+def fingerprints(out: Path) -> dict[str, str]:
+    return {stage: Manifest.load(out / stage).fingerprint for stage in STAGES}
+
+
+def without_seconds(value: Any) -> Any:
+    """`results.json` without what the wall clock decides."""
+    if isinstance(value, dict):
+        return {key: without_seconds(item) for key, item in value.items() if "seconds" not in key}
+    return [without_seconds(item) for item in value] if isinstance(value, list) else value
+
+
+def results(out: Path) -> Any:
+    return without_seconds(json.loads((out / "results.json").read_text()))
+
+
+def test_every_stage_is_done_and_the_arms_are_matched(tiny_run: Path) -> None:
+    fingerprints(tiny_run)
+    arms = results(tiny_run)["arms"]
+    assert arms.keys() == {"baseline", "sbp", "oracle"}
+    assert arms["baseline"]["tokens"] == arms["sbp"]["tokens"] == arms["oracle"]["tokens"]
+    assert arms["sbp"]["synthetic_tokens"] > 0
+    assert arms["oracle"]["unique_tokens"] > arms["baseline"]["unique_tokens"]
+    assert "<html" in (tiny_run / "report.html").read_text()
+
+
+def test_models_learned_something(tiny_run: Path) -> None:
+    for stage in ("base", "joint", "oracle", "synthesizer"):
+        losses = [json.loads(line)["train/loss"] for line in (tiny_run / stage / "metrics.jsonl").read_text().splitlines()]
+        assert losses[-1] < losses[0]
+
+
+def test_a_finished_run_is_not_run_again(tiny_config: RunConfig, tiny_run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for stage in STAGES for path in (tiny_run / stage).rglob("*")}
+    run(tiny_config, tiny_run, console=QUIET)
+    assert before == {path: path.stat().st_mtime_ns for stage in STAGES for path in (tiny_run / stage).rglob("*")}
+
+
+def test_another_configuration_is_refused_and_force_redoes_only_what_it_touches(
+    tiny_config: RunConfig, tiny_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(tiny_run, out)
+    before = fingerprints(out)
+    changed = tiny_config.model_copy(update={"joint": tiny_config.joint.model_copy(update={"maximum_synthetic_share": 0.1})})
+    with pytest.raises(UserError, match=r"joint.maximum_synthetic_share: 0.375 -> 0.1.*--out"):
+        run(changed, out, console=QUIET)
+    assert fingerprints(out) == before
+    run(changed, out, console=QUIET, force=True)
+    after = fingerprints(out)
+    assert {stage for stage in STAGES if after[stage] != before[stage]} >= {"joint", "evaluation"}
+    assert {stage for stage in STAGES if after[stage] == before[stage]} >= {"corpus", "base", "vectors", "pairs", "oracle"}
+
+
+def test_two_unbroken_runs_give_the_same_results(tiny_config: RunConfig, tiny_run: Path, tmp_path: Path) -> None:
+    run(tiny_config, tmp_path / "again", console=QUIET)
+    assert fingerprints(tmp_path / "again") == fingerprints(tiny_run)
+    assert results(tmp_path / "again") == results(tiny_run)
+
+
+@pytest.mark.parametrize(
+    ("kills", "seed"), [pytest.param(2, 0, id="twice"), pytest.param(12, 1, marks=pytest.mark.slow, id="twelve-times")]
+)
+def test_killed_at_random_moments_it_ends_with_the_same_results(kills: int, seed: int, tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "sbp_fast", "run", "demo", *TINY, "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    moments = random.Random(seed)
+    for _ in range(kills):
+        begun = len(list(out.glob("*/manifest.json")))
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+        while process.poll() is None and len(list(out.glob("*.partial"))) == 0:
+            time.sleep(0.05)  # counting from when it works, not from when it starts to import
+        time.sleep(moments.uniform(0, 6))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert len(list(out.glob("*/manifest.json"))) >= begun
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert fingerprints(out) == fingerprints(tiny_run)
+    assert results(out) == results(tiny_run)
+    assert not list(out.rglob("*.partial")) + list(out.rglob("*.tmp"))
