@@ -36,7 +36,8 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"| {name} | {arm['tokens'] / 1e6:.2f}M | " + " | ".join(figures) + " |")
     minutes = results["totals"]["seconds"] / 60
     chance = ", ".join(f"{results['arms']['baseline'][metric]['chance']:.0%}" for metric in list(METRICS)[1:])
-    note = f"{results['confidence']:.0%} bootstrap intervals; chance is {chance}; {minutes:.1f} minutes on {results['run']['device']}."
+    device = results["run"]["device"]
+    note = f"{results['confidence']:.0%} bootstrap intervals; chance is {chance}; {minutes:.1f} minutes on {device}."
     return "\n".join([*lines, "", note])
 
 

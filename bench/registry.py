@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class Case:
     """
 
     shape: dict[str, Any]
-    providers: dict[str, Callable[[], Tensors]]
+    providers: Mapping[str, Callable[[], Tensors]]
     exact: Callable[[], Tensors]
     work: float
     unit: str
@@ -47,13 +47,13 @@ def attention() -> Iterator[Case]:
             return _with_gradients(packed_attention(q, k, v, layout), {"q": q, "k": k, "v": v})
 
         def dense(q: Tensor = q, k: Tensor = k, v: Tensor = v, mask: Tensor = mask) -> Tensors:
-            heads_first = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-            out = F.scaled_dot_product_attention(*heads_first, attn_mask=mask, enable_gqa=True)
+            q_, k_, v_ = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+            out = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=mask, enable_gqa=True)
             return _with_gradients(out.squeeze(0).transpose(0, 1), {"q": q, "k": k, "v": v})
 
         def exact(q: Tensor = q, k: Tensor = k, v: Tensor = v, layout: PackedLayout = layout) -> Tensors:
-            double = {name: x.detach().double().requires_grad_() for name, x in (("q", q), ("k", k), ("v", v))}
-            return _with_gradients(reference.packed_attention(**double, layout=layout), double)
+            q_, k_, v_ = (x.detach().double().requires_grad_() for x in (q, k, v))
+            return _with_gradients(reference.packed_attention(q_, k_, v_, layout), {"q": q_, "k": k_, "v": v_})
 
         shape = {"stream": name, "tokens": len(layout), "heads": "4:2", "width": 64}
         yield Case(shape, {"segments": ours, "dense mask": dense}, exact, layout.visible_pairs(), "visible pairs")
@@ -79,7 +79,8 @@ def loss() -> Iterator[Case]:
 
         def exact(leaves: Tensors = leaves, targets: Tensor = targets) -> Tensors:
             double = {name: x.detach().double().requires_grad_() for name, x in leaves.items()}
-            return _with_gradients(reference.linear_cross_entropy(**double, targets=targets), double)
+            loss = reference.linear_cross_entropy(double["hidden"], double["weight"], targets)
+            return _with_gradients(loss, double)
 
         shape = {"rows": 4096, "rows with loss": share, "width": 128, "vocabulary": 4096}
         providers = {"slabs, rows with loss": ours, "full logits": full_logits}

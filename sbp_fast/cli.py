@@ -95,13 +95,14 @@ def train(
 ) -> None:
     """Train a model: base by default, the oracle, a synthesizer (--pairs, --start) or jointly (--synthetic)."""
     config = _load(settings)
-    asked = [name for name, given in (("oracle", oracle), ("joint", synthetic), ("synthesizer", pairs)) if given]
-    if len(asked) > 1 or (pairs is None) != (start is None):
+    if sum([oracle, synthetic is not None, pairs is not None]) > 1 or (pairs is None) != (start is None):
         raise UserError("options", "do not go together", "give one of --oracle, --synthetic, or --pairs with --start")
+    from sbp_fast.train.train import Role
     from sbp_fast.train.train import train as work
 
-    role = asked[0] if asked else "base"
-    work(config, out, role=role, corpus=corpus, synthetic=synthetic, pairs=pairs, start=start, console=Console(), force=force)
+    role: Role = "oracle" if oracle else "joint" if synthetic else "synthesizer" if pairs else "base"
+    inputs = {"synthetic": synthetic, "pairs": pairs, "start": start}
+    work(config, out, role=role, corpus=corpus, **inputs, console=Console(), force=force)
 
 
 @app.command(
@@ -169,9 +170,7 @@ def filter_command(
     work(config, out, corpus=corpus, synthetic=synthetic, pairs=pairs, console=Console(), force=force)
 
 
-@app.command(
-    epilog="Example: sbp-fast evaluate demo --corpus mine/corpus --model baseline=mine/base --out mine/evaluation"
-)
+@app.command(epilog="Example: sbp-fast evaluate demo --corpus mine/corpus --model baseline=mine/base --out mine/evaluation")
 def evaluate(
     settings: Settings,
     *,

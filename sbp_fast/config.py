@@ -72,10 +72,10 @@ class PairConfig(Section):
     """Nearest neighbours looked at for each document."""
     similarity_low: float | Literal["auto"] = "auto"
     """Lower end of the similarity band; "auto" is what only `random_pair_rate` of random pairs exceed."""
-    random_pair_rate: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    random_pair_rate: Annotated[float, Field(gt=0, lt=1)] = 0.002
     similarity_high: float = 1.0
     shingle_tokens: Count = 13
-    near_copy_containment: Share = 0.3
+    near_copy_containment: Share = 0.2
     """A pair is a near-copy if this share of either document's shingles occurs in the other."""
     exclude_same_group: bool = True
     """Drop pairs within one original document (see `corpus.group_separator`)."""

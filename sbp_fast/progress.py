@@ -77,7 +77,7 @@ class Console:
                 TextColumn("{task.fields[text]}"),
             )
             with Progress(*columns, TimeElapsedColumn(), console=self.rich, transient=True) as bar:
-                bar.add_task(self.prefix.replace("[", r"\[") + description, total=total, completed=done, text="")
+                bar.add_task(self.prefix.replace("[", r"\[") + description, total=total, completed=int(done), text="")
                 task._bar = bar
                 yield task
         else:

@@ -35,21 +35,25 @@ def linear_cross_entropy(
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
         found = f"{tuple(hidden.shape)}, {tuple(weight.shape)}, {tuple(targets.shape)}"
         raise ValueError(f"hidden [T, H], weight [V, H], targets [T] do not fit: {found}")
+    if targets.dtype != torch.int64 or slab_rows < 1:
+        raise ValueError(f"targets must be int64, not {targets.dtype}, and slab_rows at least 1, not {slab_rows}")
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     rows = (targets != ignore_index).nonzero().squeeze(1)
-    return _LinearCrossEntropy.apply(hidden.index_select(0, rows), weight, targets.index_select(0, rows), slab_rows)
+    with_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    return _LinearCrossEntropy.apply(
+        hidden.index_select(0, rows), weight, targets.index_select(0, rows), slab_rows, with_gradient
+    )
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, slab_rows: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, slab_rows: int, with_gradient: bool) -> Tensor:
         accumulate = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=accumulate, device=hidden.device)
-        wants_gradient = hidden.requires_grad or weight.requires_grad
-        hidden_gradient = torch.empty_like(hidden) if wants_gradient else None
-        weight_gradient = torch.zeros_like(weight, dtype=accumulate) if wants_gradient else None
+        hidden_gradient = torch.empty_like(hidden) if with_gradient else None
+        weight_gradient = torch.zeros_like(weight, dtype=accumulate) if with_gradient else None
         buffer = hidden.new_empty(min(slab_rows, len(hidden)), len(weight))
         for start in range(0, len(hidden), slab_rows):
             rows = slice(start, start + slab_rows)
@@ -67,14 +71,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradient = probabilities.to(hidden.dtype)
             torch.mm(gradient, weight, out=hidden_gradient[rows])
             weight_gradient.addmm_(gradient.T.to(accumulate), hidden[rows].to(accumulate))
-        if wants_gradient:
+        if with_gradient:
             ctx.save_for_backward(hidden_gradient, weight_gradient)
             ctx.weight_dtype = weight.dtype
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         scale = gradient.to(weight_gradient.dtype)
-        return (hidden_gradient * scale).to(hidden_gradient.dtype), (weight_gradient * scale).to(ctx.weight_dtype), None, None
+        return (hidden_gradient * scale).to(hidden_gradient.dtype), (weight_gradient * scale).to(ctx.weight_dtype), *[None] * 3

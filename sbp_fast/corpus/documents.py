@@ -105,7 +105,7 @@ def fingerprint_sources(path: str | tuple[str, ...]) -> str:
     """
     facts = []
     for file in find_files(path):
-        with _user_errors(file):
+        with _user_errors(file.system, file.shown):
             content = (
                 hash_file(Path(file.path)) if isinstance(file.system, LocalFileSystem) else str(file.system.ukey(file.path))
             )
@@ -126,7 +126,7 @@ def _expand(pattern: str) -> tuple[fsspec.AbstractFileSystem, list[str]]:
     if pattern.startswith(EMBEDDED):
         pattern = _embedded_file(pattern)
     system, path = _open_system(pattern)
-    with _user_errors(pattern):
+    with _user_errors(system, pattern):
         if system.isfile(path):
             if not path.endswith(SUFFIXES):
                 raise UserError(pattern, "not a kind of file that can be read", f"give one of {', '.join(SUFFIXES)}")
@@ -165,19 +165,22 @@ def _open_system(pattern: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 @contextmanager
-def _user_errors(where: File | str) -> Iterator[None]:
+def _user_errors(system: fsspec.AbstractFileSystem, shown: str) -> Iterator[None]:
+    # a remote store fails with whatever its client raises: the clients share no base class
+    expected = UNREADABLE if isinstance(system, LocalFileSystem) else (Exception,)
     try:
         yield
-    except UNREADABLE as error:
-        shown = where if isinstance(where, str) else where.shown
+    except UserError:
+        raise
+    except expected as error:
         raise UserError(
-            shown, f"cannot be read: {error or type(error).__name__}", "check that it is whole and that you may read it"
+            shown, f"cannot be read: {error or type(error).__name__}", "check that it is whole, within reach and yours to read"
         ) from error
 
 
 def _read_file(file: File, config: CorpusConfig) -> Iterator[Document]:
     # `_user_errors` lies around the reading alone: what the consumer raises does not pass through a generator
-    with _user_errors(file):
+    with _user_errors(file.system, file.shown):
         if file.path.endswith(".parquet"):
             yield from _read_parquet(file, config)
         elif file.path.endswith(".txt"):

@@ -117,6 +117,7 @@ def _question_trees(prepared: PreparedCorpus, one: QuestionSet, context: int) ->
             for question, prompt in zip(one.questions, prompts, strict=True)
         ],
         context,
+        where=one.metric,
     )
 
 
@@ -160,7 +161,7 @@ def summarize(tables: dict[str, pa.Table], sets: Sequence[QuestionSet], config: 
     baseline, *others = tables
     differences: dict[str, dict[str, Any]] = {arm: {} for arm in others}
     recovered: dict[str, Any] = {}
-    extras = {BITS_PER_BYTE: {}} | {one.metric: {"chance": one.chance} for one in sets}
+    extras: dict[str, dict[str, float]] = {BITS_PER_BYTE: {}} | {one.metric: {"chance": one.chance} for one in sets}
     for metric, extra in extras.items():
         items = {arm: _of_metric(table, metric) for arm, table in tables.items()}
         values, draws = _bootstrap(list(items.values()), config)

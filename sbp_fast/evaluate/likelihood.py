@@ -66,7 +66,9 @@ def document_trees(documents: Sequence[np.ndarray], context: int) -> list[Tree]:
     return trees
 
 
-def choice_trees(questions: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]], context: int) -> list[Tree]:
+def choice_trees(
+    questions: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]], context: int, where: str = "questions"
+) -> list[Tree]:
     """The prompt as the root and each choice as its child; sums are numbered through, question after question.
 
     The prompt's last token predicts the first token of every choice. A prompt too long for the context beside its longest
@@ -74,32 +76,29 @@ def choice_trees(questions: Sequence[tuple[Sequence[int], Sequence[Sequence[int]
 
     Args:
         questions: (prompt tokens, choices' tokens), none of them empty.
+        where: what the questions are called in messages.
 
     Raises:
         UserError: a choice that leaves no room for a prompt.
     """
     trees, owner = [], 0
-    for number, (prompt, choices) in enumerate(questions):
+    for number, (prompt, choices) in enumerate(questions, start=1):
         room = context - max(map(len, choices)) + 1  # a choice's last token is predicted, never read
         if room < 1:
-            raise UserError(
-                f"question {number + 1}", f"a choice is longer than the model's context of {context} tokens", "shorten it"
-            )
-        root = np.asarray(prompt[-room:], np.int64)
-        tree = Tree([root], [-1], *(np.zeros(0, np.int64) for _ in range(3)))
+            what = f"a choice is longer than the model's context of {context} tokens"
+            raise UserError(f"{where}, question {number}", what, "shorten it or leave the question out")
+        segments, parents = [np.asarray(prompt[-room:], np.int64)], [-1]
         rows, targets, owners = [], [], []
         for choice in choices:
-            tokens = np.asarray(choice, np.int64)
-            start = len(tree)
-            rows += [len(root) - 1, *range(start, start + len(tokens) - 1)]
-            if len(tokens) > 1:
-                tree.segments.append(tokens[:-1])
-                tree.parents.append(0)
+            tokens, start = np.asarray(choice, np.int64), sum(map(len, segments))
+            rows += [len(segments[0]) - 1, *range(start, start + len(tokens) - 1)]
             targets.append(tokens)
             owners.append(np.full(len(tokens), owner))
+            if len(tokens) > 1:
+                segments.append(tokens[:-1])
+                parents.append(0)
             owner += 1
-        tree.rows, tree.targets, tree.owners = np.array(rows), np.concatenate(targets), np.concatenate(owners)
-        trees.append(tree)
+        trees.append(Tree(segments, parents, np.array(rows), np.concatenate(targets), np.concatenate(owners)))
     return trees
 
 

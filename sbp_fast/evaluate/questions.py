@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -122,6 +123,8 @@ def _read_lines(path: str) -> list[str]:
             return file.read().decode("utf-8").split("\n")
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(path, "no such file", "correct evaluate.choices") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(path, f"cannot be read: {error}", "check that it is whole and that you may read it") from None
     except UnicodeDecodeError as error:
         raise UserError(path, f"not UTF-8 at byte {error.start}", "save it as UTF-8") from None
 
@@ -157,8 +160,9 @@ def continuation_questions(corpus: PreparedCorpus, count: int, seed: int) -> lis
     ids, sources = corpus.heldout.ids, corpus.heldout.sources
     by_source: dict[str, list[Cut]] = {}
     for document in generator.permutation(len(corpus.heldout))[: CHOICES * count]:
-        if (cut := cut_text(corpus.text(corpus.heldout, int(document)))) is not None:
-            by_source.setdefault(sources[document], []).append(Cut(ids[document], corpus.group(ids[document]), *cut))
+        if (parts := cut_text(corpus.text(corpus.heldout, int(document)))) is not None:
+            cut = Cut(ids[document], corpus.group(ids[document]), *parts)
+            by_source.setdefault(sources[document], []).append(cut)
     made = []
     for source, cuts in sorted(by_source.items()):
         for cut in cuts:

@@ -57,10 +57,11 @@ STYLE = {
 }
 
 
-def arms_plot(arms: Mapping[str, Any], metric: str, title: str, percent: bool) -> str:
+def arms_plot(arms: Mapping[str, Any], metric: str, title: str) -> str:
     """One dot with its interval for each arm; for accuracies also where chance lies."""
 
     def draw(axes: Axes) -> None:
+        percent = metric.endswith("_accuracy")
         scale = 100.0 if percent else 1.0
         for row, arm in enumerate(ARMS):
             found = arms[arm][metric]
@@ -71,7 +72,9 @@ def arms_plot(arms: Mapping[str, Any], metric: str, title: str, percent: bool) -
         chance = arms["baseline"][metric].get("chance")
         if chance is not None:
             axes.axvline(chance * scale, color=COLORS["muted"], linewidth=1, linestyle=(0, (3, 3)))
-            axes.annotate("chance", (chance * scale, len(ARMS) - 0.45), (4, 0), textcoords="offset points", color=COLORS["muted"])
+            axes.annotate(
+                "chance", (chance * scale, len(ARMS) - 0.45), (4, 0), textcoords="offset points", color=COLORS["muted"]
+            )
         axes.set_yticks(range(len(ARMS)), [LABELS[arm] for arm in ARMS])
         axes.set_ylim(len(ARMS) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0, labelcolor=COLORS["ink"])
@@ -79,7 +82,7 @@ def arms_plot(arms: Mapping[str, Any], metric: str, title: str, percent: bool) -
         axes.grid(axis="x")
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.12)
-        axes.set_title(title)
+        axes.set_title(f"{title}, %" if percent else title)
 
     return _svg(f"arms-{metric}", f"{title} of the three arms", draw, (3.5, 2.1))
 
@@ -119,6 +122,7 @@ def similarity_plot(histogram: Mapping[str, Any], band: Mapping[str, Any]) -> st
         axes.set_xlabel("cosine similarity")
         axes.set_ylabel("percent in each bin")
         axes.set_title("How similar related documents are")
+        axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # room for the legend
         axes.legend(loc="upper left", labelcolor=COLORS["ink"])
 
     return _svg("similarity", "Histogram of similarities with the band of accepted pairs", draw, (4.9, 3.0))
@@ -149,14 +153,16 @@ def _svg(name: str, description: str, draw: Callable[[Axes], None], inches: tupl
         axes.patch.set_alpha(0)
         draw(axes)
         text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     return _inline(text.getvalue(), name, description)
 
 
 def _inline(svg: str, name: str, description: str) -> str:
     """An SVG file as an element of an HTML page: no prologue, ids of its own, the page's colours and type face."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>\s*|<defs>\s*<style.*?</defs>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'href="#', f'href="#{name}-', svg.replace("xlink:href", "href"))
     svg = re.sub(r"url\(#", f"url(#{name}-", svg)

@@ -39,16 +39,16 @@ NEEDS = {
 """What each arm takes beyond the prepared corpus; its last stage is its own training."""
 
 PUBLISHED = {
-    "source": "arXiv 2509.15248, 3B model at 200B training tokens",
+    "source": "arXiv 2509.15248, version of ICLR 2026",
     "rates": {
-        "repetition": {"rate": 0.043, "real_rate": 0.018},
-        "duplicates": {"rate": 0.008, "real_rate": 0.007},
-        "non_factual": {"rate": 0.151, "real_rate": 0.018},
-        "pair_irrelevance": {"rate": 0.256, "real_rate": None},
-        "pair_copying": {"rate": 0.001, "real_rate": None},
+        "repetition": {"200B": 0.043, "1T, 3B": 0.039, "1T, 6B": 0.026, "real": 0.018},
+        "duplicates": {"200B": 0.008, "1T, 3B": 0.008, "1T, 6B": 0.003, "real": 0.007},
+        "non_factual": {"200B": 0.151, "1T, 3B": 0.087, "1T, 6B": 0.065, "real": 0.018},
+        "pair_irrelevance": {"200B": 0.256, "1T, 3B": 0.078, "1T, 6B": 0.060, "real": None},
+        "pair_copying": {"200B": 0.001, "1T, 3B": 0.009, "1T, 6B": 0.003, "real": None},
     },
 }
-"""Quality of the paper's synthesized documents, for comparison."""
+"""Quality of the paper's synthesized documents, for comparison: training tokens and size of the model -> rate."""
 
 
 def write_results(run_directory: Path) -> dict[str, Any]:
@@ -84,6 +84,7 @@ def collect(run_directory: str | Path) -> dict[str, Any]:
         "confidence": evaluation["confidence"],
         "corpus": counts["prepare"],
         "arms": {arm: _arm(arm, manifests) for arm in NEEDS},
+        "oracle_ratio": counts["prepare"]["tokens"] / counts["prepare"]["unique_tokens"],
         "recovered_share_of_oracle": evaluation["recovered_share_of_oracle"],
         "pairs": counts["pair"] | {"embedding": counts["embed"]},
         "synthesizer": counts["synthesizer"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sbp_fast.config import RunConfig, diff_config, dump_config, load_config
 from sbp_fast.corpus.prepare import prepare
@@ -54,7 +55,7 @@ def plan_stages(config: RunConfig, out: Path, console: Console, force: bool) -> 
     synthesizer, synthetic, kept = out / "synthesizer", out / "synthetic", out / "synthetic-kept"
     joint, oracle, evaluation = out / "joint", out / "oracle", out / "evaluation"
     arms = {"baseline": base, "sbp": joint, "oracle": oracle}
-    how = {"console": console, "force": force}
+    how: dict[str, Any] = {"console": console, "force": force}
     return [
         ("prepare", lambda: prepare(config, corpus, **how)),
         ("base", lambda: train(config, base, role="base", corpus=corpus, **how)),

@@ -27,14 +27,15 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(config.head_width, config.norm_epsilon)
 
     def project(self, x_TW: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [T, H, D], keys and values [T, K, D]; the first two normed and rotated by `rotation`, a cosine and sine [T, 1, D].
+        """Queries [T, H, D], keys and values [T, K, D], normed and rotated; `rotation` is cosine and sine [T, 1, D].
 
-        Under autocast the norm and the rotation come out in float32, and go on in the dtype of the values.
+        Norm and rotation are computed in the dtype of the weights, which under autocast is not that of the projection.
         """
         heads = [self.heads, self.key_value_heads, self.key_value_heads]
         q_THD, k_TKD, v_TKD = self.qkv_proj(x_TW).unflatten(-1, (-1, self.head_width)).split(heads, dim=-2)
-        q_THD, k_TKD = rotate(self.q_norm(q_THD), rotation), rotate(self.k_norm(k_TKD), rotation)
-        return q_THD.to(v_TKD.dtype), k_TKD.to(v_TKD.dtype), v_TKD
+        dtype = self.q_norm.weight.dtype
+        q_THD, k_TKD = self.q_norm(q_THD.to(dtype)), self.k_norm(k_TKD.to(dtype))
+        return rotate(q_THD, rotation).to(v_TKD.dtype), rotate(k_TKD, rotation).to(v_TKD.dtype), v_TKD
 
     def output(self, out_THD: Tensor) -> Tensor:
         return self.o_proj(out_THD.flatten(-2))
@@ -102,7 +103,7 @@ class Transformer(nn.Module):
         exponents = (
             torch.arange(0, self.config.head_width, 2, device=positions_T.device, dtype=torch.float32) / self.config.head_width
         )
-        angles = positions_T.float().unsqueeze(-1) * self.config.rope_base**-exponents
+        angles = positions_T.float().unsqueeze(-1) / self.config.rope_base**exponents
         angles_T1D = torch.cat([angles, angles], -1).unsqueeze(-2)
         return angles_T1D.cos().to(dtype), angles_T1D.sin().to(dtype)
 

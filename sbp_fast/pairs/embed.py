@@ -103,7 +103,10 @@ def embed(config: RunConfig, corpus: Path, out: Path, *, console: Console, force
         prepared = PreparedCorpus(corpus)
         work.device = resolve_device(config)
         encoder = Encoder(config.embed, work.device, resolve_threads(config))
-        console.say(f"{config.embed.model} on {work.device}, {encoder.maximum_tokens} tokens a document at most")
+        console.say(
+            f"{config.embed.model} on {work.device}: the first {encoder.maximum_tokens} tokens of each document, "
+            f"{encoder.batch_documents} documents at a time"
+        )
         _embed_shards(work, prepared, encoder, config.embed.shard_documents)
         lengths = _concatenate(work.directory, "lengths")
         work.flops = encoder.flops(lengths)
@@ -112,6 +115,7 @@ def embed(config: RunConfig, corpus: Path, out: Path, *, console: Console, force
             dimension=encoder.dimension,
             model=config.embed.model,
             maximum_tokens=encoder.maximum_tokens,
+            batch_documents=encoder.batch_documents,
             truncated_share=float(np.mean(lengths > encoder.maximum_tokens)),
         )
 

@@ -238,7 +238,7 @@ def _recall(
     others = exact_neighbours(documents.vectors[queries], documents.vectors, config.neighbours + 1)[0]
     rows = np.repeat(queries, others.shape[1])
     exact = Candidates.weigh(documents, rows, others.reshape(-1))
-    wanted = exact.judge(low, config).kept & (exact.first != exact.second)
+    wanted = exact.judge(low, config).kept  # never a document with itself: that is one group
     first, second = exact.first[wanted], exact.second[wanted]
     found = np.isin(
         np.minimum(first, second) * len(documents) + np.maximum(first, second),
@@ -249,17 +249,19 @@ def _recall(
 
 
 def _no_pairs(verdict: Verdict, nearest: np.ndarray, low: float, config: PairConfig) -> UserError:
-    band = f"similarity {low:.3f} to {config.similarity_high:.3f}"
-    if verdict.dropped["same_group"].any() or verdict.dropped["near_copies"].any():
-        groups, copies = (int(verdict.dropped[fault].sum()) for fault in ("same_group", "near_copies"))
-        return UserError(
-            "pair",
-            f"no pair is left in the band ({band}): {groups} lie within one original, {copies} are near-copies",
-            "lower pair.similarity_low, or raise pair.near_copy_containment",
-        )
-    reached = f"the nearest neighbours have {np.median(nearest):.3f} at the median and {nearest.max():.3f} at most"
-    key = "pair.similarity_low" if config.similarity_low != "auto" else "pair.similarity_low (now auto) as a number"
-    return UserError("pair", f"no pair lies in the band ({band}); {reached}", f"lower {key}, or take more documents")
+    groups, copies = (int(verdict.dropped[fault].sum()) for fault in ("same_group", "near_copies"))
+    lost = f"{groups} within one original and {copies} near-copies were dropped" if groups or copies else ""
+    reached = (
+        f"the nearest neighbours that may be paired have {np.median(nearest):.3f} at the median and {nearest.max():.3f} at most"
+        if len(nearest)
+        else "no neighbour may be paired"
+    )
+    return UserError(
+        "pair",
+        f"no pair is left in the band, similarity {low:.3f} to {config.similarity_high:.3f}: "
+        + "; ".join(filter(None, [lost, reached])),
+        "set pair.similarity_low to a lower number" + (", or raise pair.near_copy_containment" if copies else ""),
+    )
 
 
 def _histogram(values: np.ndarray, edges: np.ndarray) -> list[int]:

@@ -76,23 +76,28 @@ def cap_degrees(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, int]]:
     """Order each pair both ways and keep the best, so that no seed has too many partners and no partner too many seeds.
 
-    Pairs are taken from the most similar down while both ends have room. With equal caps the result is symmetric.
+    Every seed gets its best partner before any gets its second: otherwise the most similar few would fill the popular
+    partners, and seeds that have no other would go without. Within such a round the more similar pairs come first.
 
     Returns:
         seeds, partners, scores of the kept ordered pairs, and how many were dropped by which cap.
     """
-    order = np.lexsort((second, first, -scores))
-    seeds = np.column_stack([first[order], second[order]]).reshape(-1)
-    partners = np.column_stack([second[order], first[order]]).reshape(-1)
-    outcome = _take_best(seeds, partners, partners_per_seed, seeds_per_partner)
+    seeds, partners, scores = np.append(first, second), np.append(second, first), np.append(scores, scores)
+    by_seed = np.lexsort((partners, -scores, seeds))
+    starts = np.flatnonzero(np.diff(seeds[by_seed], prepend=-1))
+    place = np.empty_like(by_seed)
+    place[by_seed] = np.arange(len(seeds)) - np.repeat(starts, np.diff(starts, append=len(seeds)))
+    order = np.lexsort((partners, seeds, -scores, place))
+    seeds, partners, scores = seeds[order], partners[order], scores[order]
+    outcome = _take_in_turn(seeds, partners, partners_per_seed, seeds_per_partner)
     kept = outcome == 0
     capped = {"seed_cap": int((outcome == 1).sum()), "partner_cap": int((outcome == 2).sum())}
-    return seeds[kept], partners[kept], np.repeat(scores[order], 2)[kept], capped
+    return seeds[kept], partners[kept], scores[kept], capped
 
 
 @numba.njit(cache=True)
-def _take_best(seeds: np.ndarray, partners: np.ndarray, partners_per_seed: int, seeds_per_partner: int) -> np.ndarray:
-    """For pairs from best to worst: 0 where taken, 1 where the seed was full, 2 where only the partner was."""
+def _take_in_turn(seeds: np.ndarray, partners: np.ndarray, partners_per_seed: int, seeds_per_partner: int) -> np.ndarray:
+    """For each pair in turn: 0 where taken, 1 where the seed was full, 2 where only the partner was."""
     documents = max(seeds.max(), partners.max()) + 1 if len(seeds) else 0
     partners_of, seeds_of = np.zeros(documents, np.int64), np.zeros(documents, np.int64)
     outcome = np.zeros(len(seeds), np.int8)

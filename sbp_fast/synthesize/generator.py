@@ -1,10 +1,10 @@
 """Batched generation: one prefill a seed, its keys and values shared by all samples of that seed.
 
-Rows are laid out as G seeds with N samples each; slot g * N + n is sample n of seed g. Queries of a seed's samples meet the
-seed's keys in one product, and their own keys in another; one softmax goes over both. Finished rows leave the layers at
-once, and seeds whose samples are all finished leave the cache whenever it grows.
+The queries of a seed's samples meet the seed's keys in one product and their own keys in another; one softmax goes over
+both. Slot g * N + n is sample n of seed g; rows are the slots still live, in any order. A finished row leaves at once.
 
-Tensor suffixes besides those of the model: B live rows, S tokens of the longest seed, R query heads a key/value head.
+Tensor suffixes besides those of the model: B live rows, S tokens of the longest seed, R query heads for
+each key/value head.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from torch import Tensor
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.synthesize.sampler import sample
 
-GROWTH_TOKENS = 32
 PREFILL_TOKENS = 4096
 
 
@@ -46,30 +45,30 @@ class SamplingRule:
 class SharedSeedCache:
     """Keys and values of G seeds, and of the tokens drawn after each by its N samples.
 
-    Keys and values of a layer are [K, G, S, D] for the seeds and [K, G * N, tokens, D] for the samples: with the heads
-    first, both kinds of scores are views of one shape.
+    A layer's are [G, K, S, D] for the seeds and [rows, K, tokens, D] for the samples, of which the first B rows are live.
     """
 
-    def __init__(self, model: Transformer, seeds: Sequence[np.ndarray], samples: int) -> None:
+    def __init__(self, model: Transformer, seeds: Sequence[np.ndarray], samples: int, maximum_tokens: int) -> None:
         self.model, self.samples = model, samples
-        config, device = model.config, model.device
-        lengths = [len(seed) for seed in seeds]
-        self.seed_lengths_G = torch.tensor(lengths, device=device)
-        shape = (config.layers, 2, config.key_value_heads)
-        self.seeds = torch.zeros(*shape, len(seeds), max(lengths), config.head_width, device=device)
-        self.own = torch.zeros(*shape, len(seeds) * samples, GROWTH_TOKENS, config.head_width, device=device)
+        config, lengths = model.config, [len(seed) for seed in seeds]
+        kinds, width = (config.layers, 2), config.head_width
+        self.seeds = torch.zeros(*kinds, len(seeds), config.key_value_heads, max(lengths), width, device=model.device)
+        # the system gives memory to the rows' tokens as they come, not to what is never written
+        rows = len(seeds) * samples
+        self.own = torch.empty(*kinds, rows, config.key_value_heads, maximum_tokens, width, device=model.device)
         self.length = 0
+        self.slots_B = torch.arange(rows, device=model.device)
+        self.seed_lengths_G = torch.tensor(lengths, device=model.device)
         self.bias = self._bias()
-        self.rotations = model.rotation(torch.arange(max(lengths) + 2 * config.context, device=device))
+        self.rotations = model.rotation(torch.arange(max(lengths) + maximum_tokens, device=model.device))
         for first, last in _slabs(lengths):
             self._prefill(seeds[first:last], first)
 
     def _bias(self) -> Tensor:
-        """What is added to the seeds' scores, -inf at their padding: [K * G, 1, S]."""
-        heads, groups, longest = self.seeds.shape[2:5]
-        padding_GS = torch.arange(longest, device=self.seeds.device) >= self.seed_lengths_G.unsqueeze(1)
-        bias_GS = self.seeds.new_zeros(groups, longest).masked_fill_(padding_GS, float("-inf"))
-        return bias_GS.repeat(heads, 1).unsqueeze(1)
+        """What is added to the seeds' scores, -inf at their padding: [G * K, 1, S]."""
+        padding_GS = torch.arange(self.seeds.shape[4], device=self.seeds.device) >= self.seed_lengths_G.unsqueeze(1)
+        bias_GS = self.seeds.new_zeros(padding_GS.shape).masked_fill_(padding_GS, float("-inf"))
+        return bias_GS.repeat_interleave(self.seeds.shape[3], 0).unsqueeze(1)
 
     def _prefill(self, seeds: Sequence[np.ndarray], first: int) -> None:
         lengths = [len(seed) for seed in seeds]
@@ -81,60 +80,74 @@ class SharedSeedCache:
             q_THD, k_TKD, v_TKD = block.self_attn.project(block.input_layernorm(x_TW), rotation)
             for kind, x_TKD in enumerate((k_TKD, v_TKD)):
                 for seed, x in enumerate(x_TKD.split(lengths), first):
-                    self.seeds[layer, kind, :, seed, : len(x)] = x.transpose(0, 1)
+                    self.seeds[layer, kind, seed, :, : len(x)] = x.transpose(0, 1)
             if layer + 1 < len(self.model.layers):
                 x_TW = x_TW + block.self_attn.output(packed_attention(q_THD, k_TKD, v_TKD, layout))
                 x_TW = x_TW + block.mlp(block.post_attention_layernorm(x_TW))
 
-    def step(self, tokens_B: Tensor, slots_B: Tensor) -> Tensor:
-        """Append one token to each of the given slots; logits [B, V] of what comes next."""
-        positions_B = self.seed_lengths_G[slots_B // self.samples] + self.length
+    def step(self, tokens_B: Tensor) -> Tensor:
+        """Append one token to each live row; logits [B, V] of what comes next."""
+        positions_B = self.seed_lengths_G[self.slots_B // self.samples] + self.length
         rotation = (self.rotations[0][positions_B], self.rotations[1][positions_B])
         x_BW = self.model.embed_tokens(tokens_B)
         for layer, block in enumerate(self.model.layers):
             q_BHD, k_BKD, v_BKD = block.self_attn.project(block.input_layernorm(x_BW), rotation)
-            x_BW = x_BW + block.self_attn.output(self._attend(layer, slots_B, q_BHD, k_BKD, v_BKD))
+            x_BW = x_BW + block.self_attn.output(self._attend(layer, q_BHD, k_BKD, v_BKD))
             x_BW = x_BW + block.mlp(block.post_attention_layernorm(x_BW))
         self.length += 1
         return self.model.logits(self.model.norm(x_BW))
 
-    def _attend(self, layer: int, slots_B: Tensor, q_BHD: Tensor, k_BKD: Tensor, v_BKD: Tensor) -> Tensor:
-        heads, groups, longest, width = self.seeds.shape[2:]
-        slots, repeats = groups * self.samples, q_BHD.shape[1] // heads
-        (seed_k, seed_v), (own_k, own_v) = self.seeds[layer], self.own[layer]
-        own_k[:, :, self.length].index_copy_(1, slots_B, k_BKD.transpose(0, 1))
-        own_v[:, :, self.length].index_copy_(1, slots_B, v_BKD.transpose(0, 1))
-        own_k, own_v = (x.flatten(0, 1)[:, : self.length + 1] for x in (own_k, own_v))
-        # empty slots keep their place, so that a seed's samples stay together in one product
-        q = q_BHD.new_zeros(heads, slots, repeats, width)
-        q.index_copy_(1, slots_B, q_BHD.unflatten(1, (heads, repeats)).transpose(0, 1) * width**-0.5)
-        seed_scores = torch.baddbmm(self.bias, q.view(heads * groups, -1, width), seed_k.flatten(0, 1).transpose(1, 2))
-        own_scores = torch.bmm(q.flatten(0, 1), own_k.transpose(1, 2))
-        weights = torch.cat([seed_scores.view(heads * slots, repeats, longest), own_scores], -1).softmax(-1)
-        seed_out = torch.bmm(weights.view(heads * groups, -1, weights.shape[-1])[..., :longest], seed_v.flatten(0, 1))
-        out = torch.baddbmm(seed_out.view(heads * slots, repeats, width), weights[..., longest:], own_v)
-        return out.view(heads, slots, repeats, width).index_select(1, slots_B).transpose(0, 1).flatten(1, 2)
+    def _attend(self, layer: int, q_BHD: Tensor, k_BKD: Tensor, v_BKD: Tensor) -> Tensor:
+        rows, longest = len(q_BHD), self.seeds.shape[4]
+        own_k, own_v = self.own[layer, :, :rows, :, : self.length + 1]
+        own_k[:, :, -1], own_v[:, :, -1] = k_BKD, v_BKD
+        seed_k, seed_v = (x.flatten(0, 1) for x in self.seeds[layer])
+        q_BKRD = q_BHD.unflatten(1, (k_BKD.shape[1], -1)) * q_BHD.shape[2] ** -0.5
+        seed_scores = torch.baddbmm(self.bias, self._by_seed(q_BKRD), seed_k.transpose(1, 2))
+        own_scores = torch.bmm(q_BKRD.flatten(0, 1), own_k.flatten(0, 1).transpose(1, 2))
+        scores = torch.cat([self._by_row(seed_scores), own_scores.view(*q_BKRD.shape[:3], -1)], -1)
+        weights_BKRT = scores.softmax(-1)
+        seed_out = self._by_row(torch.bmm(self._by_seed(weights_BKRT[..., :longest]), seed_v))
+        own_weights = weights_BKRT[..., longest:].flatten(0, 1)
+        return torch.baddbmm(seed_out.flatten(0, 1), own_weights, own_v.flatten(0, 1)).view_as(q_BHD)
 
-    @property
-    def full(self) -> bool:
-        """Whether `grow` must come before the next `step`."""
-        return self.length == self.own.shape[4]
+    def _by_seed(self, x_BKRX: Tensor) -> Tensor:
+        """[G * K, N * R, X]: the rows of a seed side by side, zeros where one is finished."""
+        groups, heads = self.seeds.shape[2:4]
+        slots = x_BKRX.new_zeros(groups * self.samples, *x_BKRX.shape[1:]).index_copy_(0, self.slots_B, x_BKRX)
+        return slots.unflatten(0, (groups, -1)).transpose(1, 2).reshape(groups * heads, -1, x_BKRX.shape[3])
 
-    def grow(self, slots_B: Tensor) -> Tensor:
-        """Make room for more tokens and forget the seeds that have no live slot; returns the live slots' new numbers [B]."""
-        groups_B = slots_B // self.samples
+    def _by_row(self, x: Tensor) -> Tensor:
+        """The inverse of `_by_seed`: [B, K, R, X]."""
+        groups, heads = self.seeds.shape[2:4]
+        slots = x.view(groups, heads, self.samples, -1, x.shape[2]).transpose(1, 2).flatten(0, 1)
+        return slots.index_select(0, self.slots_B)
+
+    def keep(self, live_B: Tensor) -> Tensor:
+        """Forget the rows that are not live: the last live rows move into their places.
+
+        Returns:
+            The old index of each row that is left.
+        """
+        count = int(live_B.sum())
+        order_B = torch.arange(count, device=live_B.device)
+        holes, movers = (~live_B[:count]).nonzero().squeeze(1), live_B[count:].nonzero().squeeze(1) + count
+        order_B[holes] = movers
+        self.own[:, :, holes, :, : self.length] = self.own[:, :, movers, :, : self.length]
+        self.slots_B = self.slots_B[order_B]
+        self._forget_seeds()
+        return order_B
+
+    def _forget_seeds(self) -> None:
+        """Drop the seeds without live rows once they are a quarter of all."""
+        groups_B = self.slots_B // self.samples
         kept = groups_B.unique()
-        renumbered_B = torch.searchsorted(kept, groups_B) * self.samples + slots_B % self.samples
-        if len(kept) < len(self.seed_lengths_G):
-            self.seed_lengths_G = self.seed_lengths_G[kept]
-            self.seeds = self.seeds[:, :, :, kept, : int(self.seed_lengths_G.max())].contiguous()
-            self.bias = self._bias()
-        old = self.own.unflatten(3, (-1, self.samples))
-        shape = (*old.shape[:3], len(kept), self.samples, old.shape[5] + GROWTH_TOKENS, old.shape[6])
-        grown = old.new_zeros(shape)
-        grown[..., : old.shape[5], :] = old[:, :, :, kept]
-        self.own = grown.flatten(3, 4)
-        return renumbered_B
+        if len(kept) == 0 or 4 * len(kept) > 3 * len(self.seed_lengths_G):
+            return
+        self.slots_B = torch.searchsorted(kept, groups_B) * self.samples + self.slots_B % self.samples
+        self.seed_lengths_G = self.seed_lengths_G[kept]
+        self.seeds = self.seeds[:, :, kept, :, : int(self.seed_lengths_G.max())]
+        self.bias = self._bias()
 
 
 @dataclass(frozen=True)
@@ -165,23 +178,22 @@ def generate(
         G * samples drafts in the order of the rows of `uniforms`.
     """
     device = model.device
-    cache = SharedSeedCache(model, seeds, samples)
+    cache = SharedSeedCache(model, seeds, samples, rule.maximum_tokens)
     uniforms_RT = torch.from_numpy(uniforms).to(device)
     drawn_RT = torch.full(uniforms.shape, rule.end, device=device)
-    rows_B = slots_B = torch.arange(len(uniforms), device=device)
+    rows_B = torch.arange(len(uniforms), device=device)
     tokens_B = torch.full_like(rows_B, rule.first)
     forbidden = torch.tensor(rule.forbidden, dtype=torch.int64, device=device)
     for step in range(rule.maximum_tokens):
-        if cache.full:
-            slots_B = cache.grow(slots_B)
-        logits_BV = cache.step(tokens_B, slots_B).index_fill_(1, forbidden, float("-inf"))
+        logits_BV = cache.step(tokens_B).index_fill_(1, forbidden, float("-inf"))
         tokens_B = drawn_RT[rows_B, step] = sample(logits_BV, uniforms_RT[rows_B, step], rule.temperature, rule.top_p)
         live_B = tokens_B != rule.end
         drawn, live = len(rows_B), int(live_B.sum())
         if live < drawn:
-            rows_B, slots_B, tokens_B = rows_B[live_B], slots_B[live_B], tokens_B[live_B]
+            order_B = cache.keep(live_B)
+            rows_B, tokens_B = rows_B[order_B], tokens_B[order_B]
         if progress:
-            progress(drawn - live, drawn)
+            progress(drawn - live if step + 1 < rule.maximum_tokens else drawn, drawn)
         if not live:
             break
     finished_R = (drawn_RT == rule.end).any(1).cpu()

@@ -6,11 +6,13 @@ randomness does not depend on the batch it sat in.
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-FIRST_CANDIDATES = 128
+BIN_SHIFT = 19  # of a float32's bits: a bin for each sixteenth of a power of two
+BINS = (0x3F800000 >> BIN_SHIFT) + 1  # 0x3F800000 is 1.0
 
 
 def document_uniforms(run_seed: int, document: int, sample: int, count: int) -> np.ndarray:
@@ -23,11 +25,11 @@ def sample(logits_BV: Tensor, uniforms_B: Tensor, temperature: float, top_p: flo
     """Draw one token a row from softmax(logits / temperature) cut to its nucleus.
 
     The nucleus is the smallest set of most probable tokens that holds `top_p` of the probability (Holtzman et al. 2020,
-    section 3.1). The draw inverts the cumulative distribution over the nucleus in order of falling probability; among equal
-    probabilities the order is unspecified, as for `torch.topk`. Only as many tokens are sorted as a row's nucleus needs.
+    section 3.1); of equal tokens at its edge, those with lower ids are in. The draw inverts the cumulative distribution over
+    the nucleus in the order of ids.
 
     Args:
-        logits_BV: float; -inf where a token must not be drawn.
+        logits_BV: float32; -inf where a token must not be drawn.
         uniforms_B: float64 in [0, 1).
         temperature: positive.
         top_p: in (0, 1].
@@ -36,25 +38,51 @@ def sample(logits_BV: Tensor, uniforms_B: Tensor, temperature: float, top_p: flo
         int64 [B] token ids.
     """
     probabilities_BV = (logits_BV / temperature).softmax(-1)
-    if top_p == 1:  # every token is in, their order does not matter
-        return _invert(probabilities_BV.cumsum(-1, dtype=torch.float64), uniforms_B, 1.0)
-    return _draw(probabilities_BV, uniforms_B, top_p, FIRST_CANDIDATES)
+    mass = top_p if top_p < 1 else np.inf  # everything, whatever rounding does to the sum
+    if logits_BV.device.type != "cpu":
+        return draw_by_sorting(probabilities_BV, uniforms_B, mass)
+    return torch.from_numpy(_draw_by_bins(probabilities_BV.numpy(), uniforms_B.numpy(), mass))
 
 
-def _draw(probabilities_BV: Tensor, uniforms_B: Tensor, top_p: float, candidates: int) -> Tensor:
-    vocabulary = probabilities_BV.shape[1]
-    sorted_BC, ids_BC = probabilities_BV.topk(min(candidates, vocabulary))
-    cumulative_BC = sorted_BC.cumsum(-1, dtype=torch.float64)
-    drawn_B = ids_BC.gather(1, _invert(cumulative_BC, uniforms_B, top_p).unsqueeze(1)).squeeze(1)
-    wide = (cumulative_BC[:, -1] < top_p).nonzero().squeeze(1)  # rows whose nucleus goes on beyond the candidates
-    if candidates < vocabulary and len(wide):
-        drawn_B[wide] = _draw(probabilities_BV[wide], uniforms_B[wide], top_p, 8 * candidates)
-    return drawn_B
+def draw_by_sorting(probabilities_BV: Tensor, uniforms_B: Tensor, mass: float) -> Tensor:
+    """`sample` by its definition, from the probabilities; for any device."""
+    sorted_BV, ids_BV = probabilities_BV.sort(descending=True, stable=True)
+    before_BV = sorted_BV.cumsum(-1, dtype=torch.float64) - sorted_BV
+    nucleus_BV = torch.zeros_like(probabilities_BV).scatter_(1, ids_BV, sorted_BV * (before_BV < mass))
+    cumulative_BV = nucleus_BV.cumsum(-1, dtype=torch.float64)
+    whole_B1 = cumulative_BV[:, -1:]
+    passed_B = (cumulative_BV <= uniforms_B.unsqueeze(1) * whole_B1).sum(-1)
+    return passed_B.minimum((cumulative_BV < whole_B1).sum(-1))
 
 
-def _invert(cumulative_BC: Tensor, uniforms_B: Tensor, mass: float) -> Tensor:
-    """Index [B] at which each row's running sum passes `uniform` times the sum of the shortest prefix that holds `mass`."""
-    reached_B1 = cumulative_BC[:, -1:].clamp(max=mass)  # rounding may leave the whole row short of 1
-    last_B1 = (cumulative_BC < reached_B1).sum(-1, keepdim=True)
-    target_B1 = uniforms_B.unsqueeze(1) * cumulative_BC.gather(1, last_B1)
-    return (cumulative_BC <= target_B1).sum(-1).minimum(last_B1.squeeze(1))
+@numba.njit(cache=True)
+def _draw_by_bins(probabilities: np.ndarray, uniforms: np.ndarray, mass: float) -> np.ndarray:
+    """The same without sorting a row: the nucleus ends in one bin of nearly equal probabilities, and only that is sorted."""
+    rows, vocabulary = probabilities.shape
+    bits = probabilities.view(np.uint32)  # orders as the numbers do, none being negative
+    drawn = np.zeros(rows, np.int64)
+    for row in range(rows):
+        bins = np.zeros(BINS)
+        for token in range(vocabulary):
+            bins[bits[row, token] >> BIN_SHIFT] += probabilities[row, token]
+        held, edge_bin = 0.0, BINS - 1
+        while edge_bin > 0 and held + bins[edge_bin] < mass:
+            held += bins[edge_bin]
+            edge_bin -= 1
+        edge_tokens = np.flatnonzero(bits[row] >> BIN_SHIFT == edge_bin)
+        last, edge = vocabulary, np.float32(0)
+        for place in np.argsort(-probabilities[row, edge_tokens], kind="mergesort"):  # stable: lower ids first
+            last = edge_tokens[place]
+            edge = probabilities[row, last]
+            held += edge
+            if held >= mass:
+                break
+        target, running = uniforms[row] * held, 0.0
+        for token in range(vocabulary):
+            probability = probabilities[row, token]
+            if probability > edge or (probability == edge and token <= last and edge > 0):
+                running += probability
+                drawn[row] = token
+                if running > target:
+                    break
+    return drawn

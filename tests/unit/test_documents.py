@@ -223,6 +223,17 @@ def test_a_url_that_cannot_be_opened_says_what_is_missing(monkeypatch: pytest.Mo
     assert "Install s3fs" in refusal("gs://bucket")
 
 
+def test_a_store_that_fails_in_its_own_way_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused(Exception):
+        pass
+
+    def fail(*_: object, **__: object) -> None:
+        raise Refused("no credentials")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "isfile", fail)
+    assert "memory://corpus: cannot be read: no credentials" in refusal("memory://corpus")
+
+
 def test_the_fingerprint_is_of_content_and_names_not_of_places_and_times(tmp_path: Path) -> None:
     for folder in ("here", "there"):
         write(tmp_path / folder / "sub/1.txt", b"one")

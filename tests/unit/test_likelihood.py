@@ -76,7 +76,7 @@ def test_a_prompt_too_long_for_the_context_loses_its_beginning() -> None:
 
 
 def test_a_choice_longer_than_the_context_is_refused() -> None:
-    with pytest.raises(UserError, match="question 2: a choice is longer than the model's context of 24 tokens"):
+    with pytest.raises(UserError, match="questions, question 2: a choice is longer than the model's context of 24 tokens"):
         choice_trees([([1], [[2], [3]]), ([1], [[2], [3] * (CONTEXT + 1)])], CONTEXT)
 
 

@@ -52,6 +52,11 @@ def test_epochs_differ_in_cuts_and_in_order() -> None:
         assert in_place < 10  # neighbours in the stream are neighbours in the order about once
 
 
+def test_the_seed_decides_the_order() -> None:
+    orders = [[one_source(10_000, 100, seed).windows(step) for step in range(20)] for seed in (0, 1, 0)]
+    assert orders[0] == orders[2] != orders[1]
+
+
 @given(
     weights=st.lists(st.integers(1, 1000), min_size=1, max_size=3),
     steps=st.integers(1, 60),

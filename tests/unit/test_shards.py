@@ -20,7 +20,7 @@ def write(directory: Path, documents: list[list[int]], shard_tokens: int, vocabu
     return writer.close()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(documents=DOCUMENTS, shard_tokens=st.integers(1, 200), wide=st.booleans(), data=st.data())
 def test_what_is_written_is_read(
     tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], shard_tokens: int, wide: bool, data: st.DataObject
@@ -77,7 +77,7 @@ def test_every_missing_file_is_named(corpus: Path) -> None:
         Corpus(corpus)
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_every_truncation_or_flipped_byte_is_named(corpus: Path, data: st.DataObject) -> None:
     file = data.draw(st.sampled_from(sorted(corpus.iterdir())))

@@ -1,0 +1,216 @@
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sbp_fast.config import RunConfig
+from sbp_fast.corpus.shards import CorpusWriter
+from sbp_fast.corpus.tokenizer import train_tokenizer
+from sbp_fast.errors import UserError
+from sbp_fast.pairs import pair as pair_module
+from sbp_fast.pairs.pair import pair
+from sbp_fast.pairs.pairset import PairSet
+from sbp_fast.pairs.select import cap_degrees, first_of_equals, join_both_directions, random_pairs
+from sbp_fast.progress import Console
+from sbp_fast.stage import Work, run_stage
+
+QUIET = Console(quiet=True)
+DOCUMENTS, BEGIN, END = 60, 0, 1
+UNCAPPED: dict[str, Any] = {"neighbours": DOCUMENTS, "partners_per_seed": DOCUMENTS, "seeds_per_partner": DOCUMENTS}
+
+
+def make_documents(seed: int) -> tuple[list[list[int]], list[str]]:
+    """Random token strings, three parts to an original; some are spliced from another, some are copies."""
+    random = np.random.default_rng(seed)
+    texts = [random.integers(3, 300, random.integers(2, 60)).tolist() for _ in range(DOCUMENTS)]
+    for number in range(3, DOCUMENTS, 2):
+        texts[number][5:] = texts[number - 3][: random.integers(0, 40)]
+    texts[30], texts[41] = texts[7], texts[7]
+    return texts, [f"letter-{number // 3}/{number % 3}" for number in range(DOCUMENTS)]
+
+
+def make_vectors(seed: int, documents: int = DOCUMENTS) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((documents, 6)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def write_inputs(directory: Path, texts: list[list[int]], ids: list[str], vectors: np.ndarray) -> tuple[Path, Path]:
+    """What `prepare` and `embed` would have written."""
+
+    def write_corpus(work: Work) -> None:
+        train_tokenizer(["a few words"], 300).save(work.directory / "tokenizer.json")
+        for part in ("train", "heldout"):
+            writer = CorpusWriter(work.directory / part, 300)
+            for tokens, id in zip(texts, ids, strict=True):
+                writer.add([BEGIN, *tokens, END], id=id, source="letters", text_bytes=1)
+            writer.close()
+        work.record(unique_documents=len(texts), embedded=False, sources={"letters": len(texts)})
+
+    def write_vectors(work: Work) -> None:
+        np.save(work.directory / "vectors-00000.npy", vectors[:20])
+        np.save(work.directory / "vectors-00001.npy", vectors[20:])
+
+    corpus, out = directory / "corpus", directory / "vectors"
+    config = {"corpus": {"group_separator": "/"}}
+    run_stage("prepare", corpus, config=config, inputs={}, body=write_corpus, console=QUIET)
+    run_stage("embed", out, config={}, inputs={"corpus": corpus}, body=write_vectors, console=QUIET)
+    return corpus, out
+
+
+def run_pair(directory: Path, out: str = "pairs", **settings: Any) -> tuple[PairSet, dict[str, Any]]:
+    config = RunConfig.model_validate({"threads": 1, "pair": {"shingle_tokens": 4, "recall_queries": DOCUMENTS, **settings}})
+    manifest = pair(config, directory / "corpus", directory / "vectors", directory / out, console=QUIET)
+    return PairSet(directory / out), manifest.counts
+
+
+def qualifying(texts: list[list[int]], ids: list[str], vectors: np.ndarray, low: float, high: float, limit: float) -> set:
+    """The ordered pairs that qualify, by the definition alone."""
+
+    def shingles(row: int) -> set[tuple[int, ...]]:
+        tokens = texts[row]
+        return {tuple(tokens[i : i + 4]) for i in range(len(tokens) - 3)} if len(tokens) >= 4 else {tuple(tokens)}
+
+    firsts = [row for row in range(len(texts)) if texts.index(texts[row]) == row]
+    pairs = set()
+    for a in firsts:
+        for b in firsts:
+            both = shingles(a) & shingles(b)
+            near_copy = len(both) >= limit * min(len(shingles(a)), len(shingles(b)))
+            if a != b and low <= vectors[a] @ vectors[b] <= high and not near_copy:
+                pairs |= {(a, b)} if ids[a].split("/")[0] != ids[b].split("/")[0] else set()
+    return pairs
+
+
+def as_set(pairs: PairSet) -> set[tuple[int, int]]:
+    return set(zip(pairs.seeds.tolist(), pairs.partners.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_without_caps_the_pairs_are_all_that_qualify(tmp_path: Path, seed: int) -> None:
+    texts, ids = make_documents(seed)
+    vectors = make_vectors(seed)
+    write_inputs(tmp_path, texts, ids, vectors)
+    band = {"similarity_low": 0.2, "similarity_high": 0.9, "near_copy_containment": 0.3}
+    pairs, counts = run_pair(tmp_path, **band, **UNCAPPED)
+    expected = qualifying(texts, ids, vectors, 0.2, 0.9, 0.3)
+    assert as_set(pairs) == expected and len(pairs) == len(expected) > 200
+    assert np.abs(pairs.scores - (vectors[pairs.seeds] * vectors[pairs.partners]).sum(axis=1)).max() < 1e-6
+    assert counts["seeds"] == len({a for a, _ in expected})
+    dropped = counts["dropped"]
+    assert dropped["exact_copies"] == 2
+    assert min(dropped[fault] for fault in ("below_band", "above_band", "same_group", "near_copies")) > 0
+    assert counts["candidates"] == 58 * 57 == len(expected) + sum(dropped.values()) - dropped["exact_copies"]
+    assert sum(counts["containment"]["pairs"][:6]) == len(expected) and sum(counts["containment"]["pairs"][6:]) == 0
+
+
+def test_pairs_of_one_original_are_kept_where_asked(tmp_path: Path) -> None:
+    texts, ids = make_documents(0)
+    write_inputs(tmp_path, texts, ids, make_vectors(0))
+    band = {"similarity_low": 0.2, "near_copy_containment": 0.3}
+    pairs, _ = run_pair(tmp_path, exclude_same_group=False, **band, **UNCAPPED)
+    ungrouped = [str(number) for number in range(DOCUMENTS)]
+    assert as_set(pairs) == qualifying(texts, ungrouped, make_vectors(0), 0.2, 1.0, 0.3)
+
+
+def test_caps_hold_and_drop_nothing_for_which_there_is_room(tmp_path: Path) -> None:
+    texts, ids = make_documents(5)
+    write_inputs(tmp_path, texts, ids, make_vectors(5))
+    everything, _ = run_pair(tmp_path, "all", similarity_low=0.2, **UNCAPPED)
+    capped = {"similarity_low": 0.2, "neighbours": DOCUMENTS, "partners_per_seed": 4, "seeds_per_partner": 3}
+    pairs, counts = run_pair(tmp_path, "capped", **capped)
+    partners_of, seeds_of = Counter(pairs.seeds.tolist()), Counter(pairs.partners.tolist())
+    assert max(partners_of.values()) <= 4 and max(seeds_of.values()) == 3
+    left_out = as_set(everything) - as_set(pairs)
+    assert as_set(pairs) < as_set(everything) and len(left_out) == sum(
+        counts["dropped"][cap] for cap in ("seed_cap", "partner_cap")
+    )
+    assert all(partners_of[seed] == 4 or seeds_of[partner] == 3 for seed, partner in left_out)
+
+
+def test_every_seed_gets_its_best_partner_before_any_gets_its_second() -> None:
+    a, b, c, hub = 0, 1, 2, 3
+    first, second, scores = np.array([a, a, c]), np.array([b, hub, hub]), np.array([0.9, 0.8, 0.7], np.float32)
+    seeds, partners, kept_scores, capped = cap_degrees(first, second, scores, 2, 1)
+    kept = dict(zip(zip(seeds.tolist(), partners.tolist(), strict=True), kept_scores.tolist(), strict=True))
+    assert kept == pytest.approx({(a, b): 0.9, (b, a): 0.9, (c, hub): 0.7, (hub, c): 0.7})
+    assert capped == {"seed_cap": 0, "partner_cap": 2}
+
+
+def test_automatic_cut_off_is_what_the_given_share_of_random_pairs_exceeds(tmp_path: Path) -> None:
+    texts, ids = make_documents(1)
+    vectors = make_vectors(1)
+    write_inputs(tmp_path, texts, ids, vectors)
+    _, counts = run_pair(tmp_path, random_pair_rate=0.05)
+    differ = [
+        vectors[a] @ vectors[b]
+        for a in range(DOCUMENTS)
+        for b in range(DOCUMENTS)
+        if a // 3 != b // 3 and not {a, b} & {30, 41}
+    ]
+    assert counts["band"]["low_origin"] == "auto"
+    assert counts["random_pair_rate"] == pytest.approx(0.05, abs=1e-3)
+    assert np.mean(np.array(differ) >= counts["band"]["low"]) == pytest.approx(0.05, abs=3e-3)
+
+
+def test_recall_is_what_the_exact_search_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, ids = make_documents(2)
+    vectors = make_vectors(2)
+    write_inputs(tmp_path, texts, ids, vectors)
+    rows = [row for row in range(DOCUMENTS) if row not in (30, 41)]
+    poor = np.random.default_rng(0).permuted(np.tile(np.arange(58), (58, 1)), axis=1)
+    poor = np.stack([row[row != number][:10] for number, row in enumerate(poor)])
+    monkeypatch.setattr(pair_module, "_neighbours", lambda *_: poor)
+    _, counts = run_pair(tmp_path, similarity_low=0.2, neighbours=10, near_copy_containment=0.3)
+    allowed = qualifying(texts, ids, vectors, 0.2, 1.0, 0.3)
+    candidates = {(rows[a], rows[b]) for a, others in enumerate(poor) for b in others}
+    candidates |= {(b, a) for a, b in candidates}
+    products = vectors[rows] @ vectors[rows].T
+    nearest = {(rows[a], rows[b]) for a in range(58) for b in np.argsort(-products[a])[1:11]}
+    assert counts["recall"]["pairs"] == len(nearest & allowed)
+    assert counts["recall"]["found"] == len(nearest & allowed & candidates)
+    assert 0 < counts["recall"]["recall"] < 0.8
+
+
+def test_output_is_ordered_and_the_same_each_time(tmp_path: Path) -> None:
+    write_inputs(tmp_path, *make_documents(3), make_vectors(3))
+    first, second = (run_pair(tmp_path, name, similarity_low=0.2)[0] for name in ("one", "two"))
+    assert (tmp_path / "one/pairs.parquet").read_bytes() == (tmp_path / "two/pairs.parquet").read_bytes()
+    assert first.fingerprint == second.fingerprint
+    rows = list(zip(first.seeds.tolist(), (-first.scores).tolist(), first.partners.tolist(), strict=True))
+    assert rows == sorted(rows)
+    groups = [(seed, partners.tolist()) for seed, partners in first.groups()]
+    assert [(seed, partner) for seed, partners in groups for partner in partners] == [(a, b) for a, _, b in rows]
+    assert len(groups) == len(set(first.seeds.tolist()))
+
+
+def test_what_cannot_be_paired_is_explained(tmp_path: Path) -> None:
+    texts, ids = make_documents(4)
+    vectors = make_vectors(4)
+    write_inputs(tmp_path / "good", texts, ids, vectors)
+    with pytest.raises(UserError, match=r"no pair is left in the band.*at most.*set pair.similarity_low to a lower number"):
+        run_pair(tmp_path / "good", similarity_low=0.9999)
+    with pytest.raises(UserError, match=r"near-copies were dropped.*raise pair.near_copy_containment"):
+        run_pair(tmp_path / "good", "copies", near_copy_containment=0.0)
+    write_inputs(tmp_path / "few", texts[:15], ids[:15], vectors[:15])
+    with pytest.raises(UserError, match="15 unique documents are too few to pair"):
+        run_pair(tmp_path / "few")
+    write_inputs(tmp_path / "one", texts, [f"book/{number}" for number in range(DOCUMENTS)], vectors)
+    with pytest.raises(UserError, match="parts of one original"):
+        run_pair(tmp_path / "one")
+    write_inputs(tmp_path / "other", texts[::-1], ids, vectors)
+    (tmp_path / "other/vectors").rename(tmp_path / "elsewhere")
+    (tmp_path / "good/vectors").rename(tmp_path / "other/vectors")
+    with pytest.raises(UserError, match="not the vectors of"):
+        run_pair(tmp_path / "other")
+
+
+def test_selection_helpers() -> None:
+    assert first_of_equals([np.array(tokens, np.uint16) for tokens in ([1, 2], [3], [1, 2], [3], [3, 1])]).tolist() == [0, 1, 4]
+    first, second = join_both_directions(np.array([[1], [2], [1], [0]]))
+    assert list(zip(first.tolist(), second.tolist(), strict=True)) == [(0, 1), (0, 3), (1, 2)]
+    groups = np.array([0, 0, 1, 2])
+    drawn = Counter(zip(*(end.tolist() for end in random_pairs(groups, np.random.default_rng(0))), strict=True))
+    assert set(drawn) == {(a, b) for a in range(4) for b in range(4) if groups[a] != groups[b]}
+    assert max(drawn.values()) < 1.05 * min(drawn.values())
