@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,9 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an output made fro
 
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
+    # Threads that wait for each other spin; beside another busy process that costs far more than it saves (docs/log.md).
+    # Read once, when torch is first imported, which is why the commands import what they need themselves.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         app()
     except UserError as error:

@@ -164,7 +164,7 @@ class RunConfig(Section):
     """Everything a run depends on."""
 
     name: str = "run"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
     """ "auto", "cpu" or a torch device; auto takes CUDA where there is one."""
     threads: Annotated[int, Field(ge=0)] = 0

@@ -65,28 +65,11 @@ def heldout_path(corpus: CorpusConfig) -> str | tuple[str, ...] | None:
 
 def _prepare(config: RunConfig, heldout_from: str | tuple[str, ...] | None, work: Work) -> None:
     corpus, console = config.corpus, work.console
-    console.say(f"reading {corpus.path if isinstance(corpus.path, str) else ', '.join(corpus.path)}")
-    documents = list(islice(read_documents(corpus), corpus.maximum_documents or None))
-    if heldout_from is None:
-        documents, heldout = set_apart(documents, corpus, config.seed)
-        console.say(f"{len(heldout)} documents set apart for evaluation")
-    else:
-        heldout = list(read_documents(corpus, heldout_from))
-    documents, passages = cut_long(documents, corpus)
-    heldout, heldout_passages = cut_long(heldout, corpus)
-    work.record(passages_cut=passages + heldout_passages)
-
-    read = len(documents)
-    heldout = drop_copies(heldout)
-    documents = drop_copies(documents)
-    single = len(documents)
-    documents = drop_copies(documents, heldout)
-    work.record(copies_dropped=read - single, heldout_copies_dropped=single - len(documents))
-
+    documents, heldout = _select(config, heldout_from, work)
     unique = math.ceil(Fraction(str(corpus.unique_share)) * len(documents))
     if unique < MINIMUM_UNIQUE:
         raise UserError(
-            work.directory.name.removesuffix(".partial"),
+            "corpus",
             f"{len(documents)} documents x corpus.unique_share {corpus.unique_share} leaves {unique}, too few to work with",
             f"give at least {MINIMUM_UNIQUE} unique documents: more input, a larger corpus.unique_share or, for few long "
             "documents, corpus.passage_characters",
@@ -111,6 +94,28 @@ def _prepare(config: RunConfig, heldout_from: str | tuple[str, ...] | None, work
         sources=dict(sorted(Counter(document.source for document in documents).items())),
         embedded=is_embedded(corpus),
     )
+
+
+def _select(config: RunConfig, heldout_from: str | tuple[str, ...] | None, work: Work) -> tuple[list[Document], list[Document]]:
+    """Read, set apart, cut and free of copies: the documents to train on and the held-out ones."""
+    corpus, console = config.corpus, work.console
+    console.say(f"reading {corpus.path if isinstance(corpus.path, str) else ', '.join(corpus.path)}")
+    documents = list(islice(read_documents(corpus), corpus.maximum_documents or None))
+    if heldout_from is None:
+        documents, heldout = set_apart(documents, corpus, config.seed)
+        console.say(f"{len(heldout)} documents set apart for evaluation")
+    else:
+        heldout = list(read_documents(corpus, heldout_from))
+    documents, passages = cut_long(documents, corpus)
+    heldout, heldout_passages = cut_long(heldout, corpus)
+
+    heldout, single = drop_copies(heldout), drop_copies(documents)
+    kept = drop_copies(single, heldout)
+    copies, heldout_copies = len(documents) - len(single), len(single) - len(kept)
+    if copies or heldout_copies:
+        console.say(f"dropped {copies} exact copies and {heldout_copies} documents that are held out as well")
+    work.record(passages_cut=passages + heldout_passages, copies_dropped=copies, heldout_copies_dropped=heldout_copies)
+    return kept, heldout
 
 
 def set_apart(documents: list[Document], corpus: CorpusConfig, seed: int) -> tuple[list[Document], list[Document]]:

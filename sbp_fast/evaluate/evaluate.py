@@ -89,9 +89,8 @@ def score(model: Transformer, prepared: PreparedCorpus, sets: Sequence[QuestionS
     context, heldout = model.config.context, prepared.heldout
     documents = document_trees([heldout[index] for index in range(len(heldout))], context)
     questions = [_question_trees(prepared, one, context) for one in sets]
-    with console.task(
-        f"{arm}:", sum(map(len, documents)) + sum(len(t) for trees in questions for t in trees), "tokens"
-    ) as task:
+    tokens = sum(len(tree) for trees in (documents, *questions) for tree in trees)
+    with console.task(f"scoring {arm}", tokens, "tokens") as task:
         nats, extent = log_likelihoods(model, documents, len(heldout), advance=task.advance)
         extents, tables = [extent], [_document_rows(prepared, nats)]
         for one, trees in zip(sets, questions, strict=True):
@@ -172,12 +171,10 @@ def summarize(tables: dict[str, pa.Table], sets: Sequence[QuestionSet], config: 
             if arm != baseline:
                 change, change_draws = values[column] - values[0], draws[:, column] - draws[:, 0]
                 differences[arm][metric] = interval(change, change_draws, config.evaluate.confidence)
-        names = list(items)
         if "sbp" in others and "oracle" in others:
-            sbp, oracle = names.index("sbp"), names.index("oracle")
-            recovered[metric] = recovered_share(
-                values[[0, sbp, oracle]], draws[:, [0, sbp, oracle]], config.evaluate.confidence
-            )
+            three = [0, list(items).index("sbp"), list(items).index("oracle")]
+            sign = -1 if metric == BITS_PER_BYTE else 1
+            recovered[metric] = recovered_share(sign * values[three], sign * draws[:, three], config.evaluate.confidence)
     return {
         "arms": arms,
         "differences": differences,
@@ -188,13 +185,15 @@ def summarize(tables: dict[str, pa.Table], sets: Sequence[QuestionSet], config: 
 
 
 def recovered_share(values: np.ndarray, draws: np.ndarray, confidence: float) -> dict[str, Any]:
-    """SBP's gain over the baseline as a share of the oracle's, or null where the oracle's own gain may be zero.
+    """SBP's gain over the baseline as a share of the oracle's, or null where the oracle has not clearly gained.
 
     Args:
-        values: [3], baseline, SBP, oracle; draws: [samples, 3], their bootstrap.
+        values: [3], baseline, SBP, oracle, more being better; draws: [samples, 3], their bootstrap.
     """
     gain = interval(values[2] - values[0], draws[:, 2] - draws[:, 0], confidence)
-    if gain["low"] <= 0 <= gain["high"]:
+    if gain["high"] < 0:
+        return {"value": None, "reason": "the oracle itself did worse than the baseline"}
+    if gain["low"] <= 0:
         return {"value": None, "reason": "the oracle's own gain is not distinguishable from zero"}
     share = (draws[:, 1] - draws[:, 0]) / (draws[:, 2] - draws[:, 0])
     return interval((values[1] - values[0]) / (values[2] - values[0]), share, confidence)

@@ -9,6 +9,7 @@ from sbp_fast.progress import short
 
 BITS = "heldout_bits_per_byte"
 MINUS = "\N{MINUS SIGN}"
+PAPER_RATIO = 19.5  # 20 but for rounding
 MATCHED = 0.01  # training tokens of two arms count as the same up to this share
 
 
@@ -101,12 +102,14 @@ def limits(results: Mapping[str, Any]) -> list[str]:
     """What a reader must know before believing any of it."""
     arms, ratio = results["arms"], results["oracle_ratio"]
     oracle, baseline = arms["oracle"], arms["baseline"]
+    embedded = results["corpus"]["embedded"]
+    reason = ": in a twentieth of the embedded corpus too few documents would be related" if embedded else ""
     said = [
         f"The models have {short(baseline['parameters'])} parameters. The paper's smallest experiment has 3 billion, and 10 "
         "billion unique tokens, and even there a quarter of the synthesized documents were off their seed's topic: a tiny "
         "model need not show the paper's gain, whatever the code does.",
         f"The oracle may read {ratio:.3g} times the unique text of the other arms"
-        + (", not 20 times as in the paper: this corpus holds no more." if ratio < 19.5 else ".")
+        + (f", not 20 times as in the paper{reason}." if ratio < PAPER_RATIO else ".")
         + f" At this budget it reads {short(oracle['unique_tokens_read'])} of its {short(oracle['unique_tokens'])} tokens.",
         f"The baseline reads its corpus {baseline['real_epochs']:.3g} times. Text may be repeated about four times at nearly "
         "the worth of fresh text (arXiv 2305.16264)"

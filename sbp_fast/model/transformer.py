@@ -87,16 +87,22 @@ class Transformer(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
 
     def initialize(self, seed: int) -> None:
-        """Draw all weights: normal with deviation 0.02, projections back into the stream scaled by 1/sqrt(2 layers)."""
+        """Draw all weights: a projection normal with deviation 1/sqrt(its inputs), embeddings with 0.02.
+
+        Projections back into the stream are scaled by 1/sqrt(2 layers) (Radford et al. 2019, section 2.3), so that depth
+        does not widen the stream.
+        """
         generator = torch.Generator().manual_seed(seed)
-        residual = 0.02 / (2 * self.config.layers) ** 0.5
+        into_stream = ("o_proj.weight", "down_proj.weight")
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if parameter.dim() < 2:
                     parameter.fill_(1.0)
-                else:
-                    deviation = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
-                    parameter.copy_(torch.empty(parameter.shape).normal_(0, deviation, generator=generator))
+                    continue
+                deviation = 0.02 if name == "embed_tokens.weight" else parameter.shape[1] ** -0.5
+                if name.endswith(into_stream):
+                    deviation /= (2 * self.config.layers) ** 0.5
+                parameter.copy_(torch.empty(parameter.shape).normal_(0, deviation, generator=generator))
 
     def rotation(self, positions_T: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Cosine and sine [T, 1, D] of the rotary embedding at the given positions (Su et al. 2021, section 3.2.2)."""

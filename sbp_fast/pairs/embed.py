@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -102,6 +103,7 @@ def embed(config: RunConfig, corpus: Path, out: Path, *, console: Console, force
     def body(work: Work) -> None:
         prepared = PreparedCorpus(corpus)
         work.device = resolve_device(config)
+        console.say(f"loading {config.embed.model}")
         encoder = Encoder(config.embed, work.device, resolve_threads(config))
         console.say(
             f"{config.embed.model} on {work.device}: the first {encoder.maximum_tokens} tokens of each document, "
@@ -158,10 +160,11 @@ def _embed_shards(work: Work, prepared: PreparedCorpus, encoder: Encoder, shard_
 def _load(name: str, device: str) -> Any:
     # The import takes seconds, which a command that embeds nothing should not spend.
     from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    disable_progress_bar()
+    for library in ("transformers", "sentence_transformers", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     path, local = _resolve(name)
     try:
         model = SentenceTransformer(path, device=device, local_files_only=local)

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from sbp_kernels import PackedLayout, packed_attention
 from torch import Tensor
 
-from sbp_fast.model.transformer import Transformer
+from sbp_fast.model.transformer import Block, Transformer
 from sbp_fast.synthesize.sampler import sample
 
 PREFILL_TOKENS = 4096
@@ -50,6 +51,7 @@ class SharedSeedCache:
 
     def __init__(self, model: Transformer, seeds: Sequence[np.ndarray], samples: int, maximum_tokens: int) -> None:
         self.model, self.samples = model, samples
+        self.blocks = cast(list[Block], list(model.layers))
         config, lengths = model.config, [len(seed) for seed in seeds]
         kinds, width = (config.layers, 2), config.head_width
         self.seeds = torch.zeros(*kinds, len(seeds), config.key_value_heads, max(lengths), width, device=model.device)
@@ -76,12 +78,12 @@ class SharedSeedCache:
         tokens_T = torch.from_numpy(np.concatenate(seeds).astype(np.int64)).to(self.model.device)
         rotation = self.model.rotation(layout.positions)
         x_TW = self.model.embed_tokens(tokens_T)
-        for layer, block in enumerate(self.model.layers):
+        for layer, block in enumerate(self.blocks):
             q_THD, k_TKD, v_TKD = block.self_attn.project(block.input_layernorm(x_TW), rotation)
             for kind, x_TKD in enumerate((k_TKD, v_TKD)):
                 for seed, x in enumerate(x_TKD.split(lengths), first):
                     self.seeds[layer, kind, seed, :, : len(x)] = x.transpose(0, 1)
-            if layer + 1 < len(self.model.layers):
+            if layer + 1 < len(self.blocks):  # nothing reads the last layer's output
                 x_TW = x_TW + block.self_attn.output(packed_attention(q_THD, k_TKD, v_TKD, layout))
                 x_TW = x_TW + block.mlp(block.post_attention_layernorm(x_TW))
 
@@ -90,7 +92,7 @@ class SharedSeedCache:
         positions_B = self.seed_lengths_G[self.slots_B // self.samples] + self.length
         rotation = (self.rotations[0][positions_B], self.rotations[1][positions_B])
         x_BW = self.model.embed_tokens(tokens_B)
-        for layer, block in enumerate(self.model.layers):
+        for layer, block in enumerate(self.blocks):
             q_BHD, k_BKD, v_BKD = block.self_attn.project(block.input_layernorm(x_BW), rotation)
             x_BW = x_BW + block.self_attn.output(self._attend(layer, q_BHD, k_BKD, v_BKD))
             x_BW = x_BW + block.mlp(block.post_attention_layernorm(x_BW))

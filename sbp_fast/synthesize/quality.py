@@ -60,7 +60,7 @@ class Measures:
             first=first,
             repeated=np.array([repeated_share(body, config.shingle_tokens) for body in bodies]),
             in_seed=both.containment(documents, len(bodies) + written.column("seed"))[0],
-            in_corpus=1 - novel_share(bodies, real, config.shingle_tokens),
+            in_corpus=known_share(bodies, real, config.shingle_tokens),
         )
 
 
@@ -76,7 +76,7 @@ def measure_quality(
     width, limit = config.filter.shingle_tokens, config.filter.copy_containment
     unique, heldout = _bodies(prepared.unique), _bodies(prepared.heldout)
     copies = (measures.in_seed >= limit) | same_letters(prepared, written)
-    real_known = novel_share(heldout, unique, width)
+    heldout_known = known_share(heldout, unique, width)
     kept_bodies = [written[int(document)][1:-1] for document in kept]
     work.record(
         quality={
@@ -100,12 +100,12 @@ def measure_quality(
             "corpus_copying": rate(
                 measures.in_corpus >= limit,
                 f"generated documents with {limit:.0%} or more of their {width}-token runs in the unique documents",
-                real=1 - real_known >= limit,
+                real=heldout_known >= limit,
             ),
         },
         novel_shingles={
-            "synthetic": float(novel_share(kept_bodies, unique, width).mean()),
-            "real_heldout": float(real_known.mean()),
+            "synthetic": 1 - float(known_share(kept_bodies, unique, width).mean()),
+            "real_heldout": 1 - float(heldout_known.mean()),
         },
         lengths=_lengths(kept_bodies, unique, config.model.context),
     )
@@ -124,11 +124,11 @@ def rate(found: np.ndarray, how: str, real: np.ndarray | None = None) -> dict[st
     }
 
 
-def novel_share(bodies: list[np.ndarray], corpus: list[np.ndarray], width: int) -> np.ndarray:
-    """Share of each text's shingles that occur nowhere in `corpus`. float64 [texts]."""
+def known_share(bodies: list[np.ndarray], corpus: list[np.ndarray], width: int) -> np.ndarray:
+    """Share of each text's shingles that occur anywhere in `corpus`. float64 [texts]."""
     table, known = ShingleTable.build(bodies, width), np.unique(ShingleTable.build(corpus, width).hashes)
-    new = np.concatenate([[0], np.cumsum(~np.isin(table.hashes, known))])[table.offsets]
-    return np.diff(new) / np.diff(table.offsets)
+    found = np.concatenate([[0], np.cumsum(np.isin(table.hashes, known))])[table.offsets]
+    return np.diff(found) / np.diff(table.offsets)
 
 
 def near_duplicates(bodies: list[np.ndarray], width: int) -> np.ndarray:
@@ -147,7 +147,7 @@ def near_duplicates(bodies: list[np.ndarray], width: int) -> np.ndarray:
     duplicate = np.zeros(len(bodies), bool)
     if pairs:
         first, second = np.array(pairs).T
-        shared = table.containment(first, second)[0] * sizes[first]
+        shared = np.rint(table.containment(first, second)[0] * sizes[first])  # counts again, for an exact threshold
         alike = shared / (sizes[first] + sizes[second] - shared) >= DUPLICATE_JACCARD
         duplicate[first[alike]] = duplicate[second[alike]] = True
     return duplicate
@@ -175,12 +175,9 @@ def _runs(hashes: np.ndarray, owners: np.ndarray) -> Iterator[Iterator[tuple[int
 def _irrelevance(
     config: RunConfig, prepared: PreparedCorpus, written: Corpus, kept: np.ndarray, low: float, work: Work
 ) -> dict[str, Any]:
-    wanted = config.filter.judged_documents
-    if not wanted:
-        return _unknown("not measured: filter.judged_documents = 0")
     work.device = resolve_device(config)
     encoder = Encoder(config.embed, work.device, resolve_threads(config))
-    chosen = np.sort(np.random.default_rng(config.seed).permutation(kept)[:wanted])
+    chosen = np.sort(np.random.default_rng(config.seed).permutation(kept)[: config.filter.judged_documents])
     texts = [prepared.text(written, int(document)) for document in chosen]
     seeds = [prepared.text(prepared.unique, int(seed)) for seed in written.column("seed")[chosen]]
     lengths = encoder.count_tokens([*texts, *seeds])

@@ -28,9 +28,7 @@ from sbp_fast.synthesize.sampler import document_uniforms
 PARTS = "parts"
 
 
-def synthesize(
-    config: RunConfig, out: Path, *, corpus: Path, model: Path, console: Console, force: bool = False
-) -> Manifest:
+def synthesize(config: RunConfig, out: Path, *, corpus: Path, model: Path, console: Console, force: bool = False) -> Manifest:
     """Write a corpus of synthetic documents, enough for the joint run and what the filters will take.
 
     Its document table has the columns of any corpus and: seed (index into the unique corpus), sample (number of this

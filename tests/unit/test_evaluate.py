@@ -146,8 +146,26 @@ def test_a_model_of_another_vocabulary_is_refused(inputs: tuple[Path, dict[str, 
 
 
 def test_recovered_share_is_null_where_the_oracle_may_gain_nothing() -> None:
-    draws = np.random.default_rng(0).normal([2.0, 1.98, 1.9], 0.001, (500, 3))
-    found = recovered_share(np.array([2.0, 1.98, 1.9]), draws, 0.95)
+    draws = np.random.default_rng(0).normal([-2.0, -1.98, -1.9], 0.001, (500, 3))
+    found = recovered_share(np.array([-2.0, -1.98, -1.9]), draws, 0.95)
     assert found["value"] == pytest.approx(0.2) and found["low"] < 0.2 < found["high"]
-    blind = recovered_share(np.array([2.0, 1.98, 1.9995]), draws + np.array([0, 0, 0.0995]), 0.95)
-    assert blind["value"] is None and "oracle" in blind["reason"]
+    blind = recovered_share(np.array([-2.0, -1.98, -1.9995]), draws - np.array([0, 0, 0.0995]), 0.95)
+    assert blind == {"value": None, "reason": "the oracle's own gain is not distinguishable from zero"}
+    worse = recovered_share(np.array([-2.0, -1.98, -2.1]), draws - np.array([0, 0, 0.2]), 0.95)
+    assert worse == {"value": None, "reason": "the oracle itself did worse than the baseline"}
+
+
+def test_fewer_bits_are_a_gain(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    """SBP equal to the oracle recovers all of its gain if the oracle is the better model, and if it is not there is none."""
+    corpus, models = inputs
+    metric = "heldout_bits_per_byte"
+    counts = evaluate(CONFIG, tmp_path / "all", corpus=corpus, models=models, console=QUIET).counts
+    worst, _, best = sorted(models, key=lambda arm: -counts["arms"][arm][metric]["value"])
+
+    def share(baseline: str, oracle: str) -> dict[str, Any]:
+        arms = {"baseline": models[baseline], "sbp": models[oracle], "oracle": models[oracle]}
+        found = evaluate(CONFIG, tmp_path / oracle, corpus=corpus, models=arms, console=QUIET).counts
+        return found["recovered_share_of_oracle"][metric]
+
+    assert share(worst, best) == {"value": 1, "low": 1, "high": 1}
+    assert share(best, worst)["reason"] == "the oracle itself did worse than the baseline"

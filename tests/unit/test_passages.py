@@ -35,6 +35,7 @@ def test_the_best_place_in_reach_is_taken() -> None:
     assert cut_passages(text.replace("\n\n", ""), 230)[0] == (sentence * 6).strip()  # the line's end
     assert cut_passages(sentence * 8, 160)[0] == (sentence * 4).strip()
     assert cut_passages("word " * 50, 62)[0] == "word " * 11 + "word"
+    assert cut_passages("word " * 50, 64)[0] == "word " * 12 + "word"  # fits to the letter
     assert cut_passages("x" * 100, 30)[:2] == ["x" * 30, "x" * 30]
 
 

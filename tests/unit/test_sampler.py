@@ -51,12 +51,11 @@ def test_the_nucleus_ends_where_top_p_is_reached(top_p: float, reachable: set[in
 
 
 def test_every_token_can_be_drawn_without_top_p() -> None:
-    logits = torch.tensor([0.0, -30.0, 1.0]).expand(2, -1)  # 1e-13 is lost when float32 probabilities are summed to 1
-    target = torch.softmax(logits[0].double(), 0)
-    middle = float(target[0] + target[1] / 2)
-    assert sample(logits, torch.tensor([middle, 0.0], dtype=torch.float64), 1.0, 1.0).tolist()[1] == 0
-    extremes = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    assert sample(logits, extremes, 1.0, 1.0).tolist() == [0, 2]
+    logits = torch.tensor([0.0, 3.0, -25.0])  # float32 probabilities that sum to 1 before the last is added
+    probabilities = logits.softmax(-1).double()
+    ends = probabilities.cumsum(0) / probabilities.sum()
+    uniforms = torch.stack([torch.zeros(()), ends[0] * 0.999, ends[0] * 1.001, (ends[1] + 1) / 2, torch.tensor(1 - 2**-53)])
+    assert sample(logits.expand(5, -1), uniforms.double(), 1.0, 1.0).tolist() == [0, 0, 1, 2, 2]
 
 
 def test_a_forbidden_token_is_never_drawn() -> None:

@@ -34,6 +34,7 @@ def test_what_is_written_is_read(
     assert list(corpus.ids) == [f"d/{number}" for number in range(len(documents))]
     assert corpus.text_bytes.tolist() == [3 * len(tokens) for tokens in documents]
     assert corpus.column("seed").tolist() == [10 * number for number in range(len(documents))]
+    assert all(isinstance(corpus[i], np.memmap) for i in range(len(corpus)))  # views: documents do not cross shards
     stream = [token for tokens in documents for token in tokens]
     start = data.draw(st.integers(0, len(stream)))
     stop = data.draw(st.integers(start, len(stream)))

@@ -78,7 +78,7 @@ def test_a_loaded_tokenizer_gets_the_special_tokens_and_loses_what_would_change_
     foreign.add_special_tokens(["<s>"])
     foreign.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", None, [("<s>", foreign.token_to_id("<s>"))])
     foreign.enable_truncation(4)
-    foreign.enable_padding(length=9)
+    foreign.enable_padding(length=99)
     size = foreign.get_vocab_size()
     loaded = Tokenizer(foreign.to_str())
     assert (loaded.begin, loaded.end, loaded.partner) == (size, size + 1, size + 2)
