@@ -121,16 +121,15 @@ def embed(config: RunConfig, corpus: Path, out: Path, *, console: Console, force
             truncated_share=float(np.mean(lengths > encoder.maximum_tokens)),
         )
 
-    with console.stage("embed"):
-        return run_stage(
-            "embed",
-            out,
-            config={"embed": config.embed.model_dump(mode="json")},
-            inputs={"corpus": corpus},
-            body=body,
-            console=console,
-            force=force,
-        )
+    return run_stage(
+        "embed",
+        out,
+        config={"embed": config.embed.model_dump(mode="json")},
+        inputs={"corpus": corpus},
+        body=body,
+        console=console,
+        force=force,
+    )
 
 
 def load_vectors(directory: str | Path) -> np.ndarray:

@@ -53,16 +53,15 @@ def pair(config: RunConfig, corpus: Path, vectors: Path, out: Path, *, console: 
         documents = Documents.load(PreparedCorpus(corpus), load_vectors(vectors), config.pair)
         _pair(config, documents, work)
 
-    with console.stage("pair"):
-        return run_stage(
-            "pair",
-            out,
-            config={"pair": config.pair.model_dump(mode="json"), "seed": config.seed},
-            inputs={"corpus": corpus, "vectors": vectors},
-            body=body,
-            console=console,
-            force=force,
-        )
+    return run_stage(
+        "pair",
+        out,
+        config={"pair": config.pair.model_dump(mode="json"), "seed": config.seed},
+        inputs={"corpus": corpus, "vectors": vectors},
+        body=body,
+        console=console,
+        force=force,
+    )
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def draw_by_sorting(probabilities_BV: Tensor, uniforms_B: Tensor, mass: float) -
     return passed_B.minimum((cumulative_BV < whole_B1).sum(-1))
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)  # batches are drawn side by side
 def _draw_by_bins(probabilities: np.ndarray, uniforms: np.ndarray, mass: float) -> np.ndarray:
     """The same without sorting a row: the nucleus ends in one bin of nearly equal probabilities, and only that is sorted."""
     rows, vocabulary = probabilities.shape

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import shutil
+import threading
 import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,11 +144,12 @@ class _Progress:
     """Shows documents as they end, with the rate of tokens."""
 
     def __init__(self, task: Task) -> None:
-        self.task, self.tokens, self.started = task, 0, time.monotonic()
+        self.task, self.tokens, self.started, self.lock = task, 0, time.monotonic(), threading.Lock()
 
     def __call__(self, documents: int, tokens: int) -> None:
-        self.tokens += tokens
-        self.task.advance(documents, f"{short(self.tokens / (time.monotonic() - self.started))} tokens/s")
+        with self.lock:
+            self.tokens += tokens
+            self.task.advance(documents, f"{short(self.tokens / (time.monotonic() - self.started))} tokens/s")
 
 
 def _draw_shard(
@@ -157,23 +161,39 @@ def _draw_shard(
     rule: SamplingRule,
     progress: _Progress,
 ) -> list[Draft]:
-    """The drafts of one shard, `plan.samples` for each of its seeds, in the order of the plan."""
+    """The drafts of one shard, `plan.samples` for each of its seeds, in the order of the plan.
+
+    On a CPU its batches are drawn side by side, a thread each: a step has many small operations, and threads that share
+    these wait for each other most of the time, above all where other programs want the cores too.
+    """
     context = model.config.context
     documents, first_samples = plan.documents[shard], plan.first_samples[shard]
     seeds = [unique[int(document)][:context] for document in documents]
     by_length = np.argsort([len(seed) for seed in seeds], kind="stable")
     together = max(1, config.synthesize.batch_documents // plan.samples)
-    drafts: dict[int, list[Draft]] = {}
-    for start in range(0, len(seeds), together):
-        batch = by_length[start : start + together]
+    batches = [by_length[start : start + together] for start in range(0, len(seeds), together)]
+
+    def draw(batch: np.ndarray) -> list[Draft]:
         uniforms = [
             document_uniforms(config.seed, int(documents[i]), int(first_samples[i]) + sample, rule.maximum_tokens)
             for i in batch
             for sample in range(plan.samples)
         ]
-        drawn = generate(model, [seeds[i] for i in batch], plan.samples, np.stack(uniforms), rule, progress)
-        drafts.update({int(i): drawn[place * plan.samples :][: plan.samples] for place, i in enumerate(batch)})
+        return generate(model, [seeds[i] for i in batch], plan.samples, np.stack(uniforms), rule, progress)
+
+    threads = torch.get_num_threads()
+    workers = min(threads, len(batches)) if model.device.type == "cpu" else 1
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+        drafts = dict(zip(np.concatenate(batches).tolist(), _groups(pool.map(draw, batches), plan.samples), strict=True))
+    torch.set_num_threads(threads)  # some libraries share the number among all threads
     return [draft for i in range(len(seeds)) for draft in drafts[i]]
+
+
+def _groups(drawn: Iterable[list[Draft]], samples: int) -> Iterator[list[Draft]]:
+    """The drafts of each seed, seed by seed."""
+    for drafts in drawn:
+        for start in range(0, len(drafts), samples):
+            yield drafts[start : start + samples]
 
 
 def _join_parts(plan: SeedPlan, prepared: PreparedCorpus, work: Work) -> None:

@@ -155,8 +155,13 @@ def test_killed_and_rerun_gives_the_same_corpus(
     assert (manifest.counts, manifest.flops) == (expected.counts, expected.flops)
 
 
-def test_documents_do_not_depend_on_shards_and_batches(inputs: dict[str, Path], unbroken: Path, tmp_path: Path) -> None:
-    run(inputs, tmp_path / "out", "synthesize={samples_per_seed=3, shard_seeds=1000, batch_documents=2, top_p=0.95}")
+@pytest.mark.parametrize(
+    ("threads", "sizes"), [(2, "shard_seeds=1000, batch_documents=2"), (1, "shard_seeds=7, batch_documents=500")]
+)
+def test_documents_do_not_depend_on_shards_batches_and_threads(
+    inputs: dict[str, Path], unbroken: Path, tmp_path: Path, threads: int, sizes: str
+) -> None:
+    run(inputs, tmp_path / "out", f"threads={threads}", f"synthesize={{samples_per_seed=3, top_p=0.95, {sizes}}}")
     assert Corpus(tmp_path / "out").fingerprint == Corpus(unbroken).fingerprint
 
 
