@@ -29,7 +29,7 @@ run: $(READY)  ## Run the whole demo experiment and write its report (OUT=runs/d
 	@$(BIN)/sbp-fast run configs/demo.toml --out $(OUT)
 
 test: check  ## Check style and types, then run every test that is not slow
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
 
 check: $(READY)  ## Lint, format and types
 	@$(BIN)/ruff check .

@@ -132,7 +132,7 @@ class SynthesizeConfig(Section):
     samples_per_seed: Count = 2
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
-    batch_documents: Count = 64
+    batch_documents: Count = 128
     """Documents sampled together."""
     shard_seeds: Count = 128
     """A killed run resumes at the last finished shard."""

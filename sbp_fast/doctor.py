@@ -8,6 +8,7 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from sbp_fast import __version__
@@ -31,7 +32,7 @@ def diagnose() -> Table:
     for name in REQUIRED:
         table.add_row(name, _version(name) or "[red]missing: pip install --upgrade sbp-fast[/red]")
     for name, remedy in OPTIONAL.items():
-        table.add_row(name, _version(name) or f"not installed (optional; {remedy})")
+        table.add_row(name, _version(name) or escape(f"not installed (optional; {remedy})"))
     return table
 
 

@@ -14,5 +14,5 @@ class UserError(Exception):
 
     def __init__(self, where: object, what: str, remedy: str) -> None:
         self.where, self.what, self.remedy = str(where), what, remedy
-        line = f"{self.where}: {what.rstrip('.')}. {remedy.rstrip('.')}."
+        line = f"{self.where}: {what.rstrip('.')}; {remedy.rstrip('.')}"
         super().__init__(" ".join(line.split()))  # one line, whatever was put into it

@@ -87,8 +87,8 @@ class Console:
 
 
 def short(number: float) -> str:
-    """A number in three or so digits: 950, 12.3k, 4.56M, 7.8e15."""
-    for limit, divisor, suffix in ((1e3, 1, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M"), (1e12, 1e9, "G"), (1e15, 1e12, "T")):
+    """A number in three or so digits: 950, 12.3k, 4.56M, 1.2B, 7.8e15."""
+    for limit, divisor, suffix in ((1e3, 1, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M"), (1e12, 1e9, "B"), (1e15, 1e12, "T")):
         if abs(number) < limit:
             scaled = number / divisor
             text = f"{scaled:.0f}" if scaled == int(scaled) or abs(scaled) >= 100 else f"{scaled:.3g}"

@@ -44,11 +44,11 @@ def verdict(results: Mapping[str, Any]) -> str:
     """The outcome in one line."""
     difference = results["arms"]["sbp"]["difference_to_baseline"][BITS]
     if not excludes_zero(difference):
-        return "SBP made no measurable difference to the repetition baseline"
+        return "SBP made no measurable difference to the repetition baseline in this run"
     return (
-        "SBP improved on the repetition baseline"
+        "SBP improved on the repetition baseline in this run"
         if is_better(difference, BITS)
-        else "SBP did worse than the repetition baseline"
+        else "SBP did worse than the repetition baseline in this run"
     )
 
 
@@ -66,6 +66,7 @@ def headline(results: Mapping[str, Any]) -> list[str]:
         sentences.append(f"SBP's change is {value} [{low}, {high}] of the oracle's gain.")
     elif recovered is not None:
         sentences.append(f"A share of the oracle's gain cannot be given: {recovered['reason']}.")
+    sentences.append("One seed each: the intervals are over held-out text, not over the luck of a training run.")
     return sentences
 
 

@@ -34,8 +34,8 @@ def test_shipped_configurations_load_by_name_and_round_trip(name: str, tmp_path:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.layerz=2", "unknown key model.layerz. did you mean model.layers?"),
-        ("modle.layers=2", "unknown key modle. did you mean model?"),
+        ("model.layerz=2", "unknown key model.layerz; did you mean model.layers?"),
+        ("modle.layers=2", "unknown key modle; did you mean model?"),
         ("model.layers=none", "model.layers = none is not usable"),
         ("model.layers=0", "greater than or equal to 1"),
         ("model.layers", "not an override"),

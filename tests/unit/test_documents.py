@@ -143,7 +143,7 @@ BAD_LINES = {
     b'{"text": ["x"]}\n': r"c.jsonl, line 2: a record with a text that is no string",
     b'{"text": " \\n\\t"}\n': r"c.jsonl, line 2: a record with an empty text",
     b'{"text": "x \\ud800 y"}\n': r"c.jsonl, line 2: half a surrogate pair at character 2",
-    b'{"text": "caf\xe9"}\n': r"c.jsonl, line 2: not UTF-8 text. .*UTF-8",
+    b'{"text": "caf\xe9"}\n': r"c.jsonl, line 2: not UTF-8 text; .*UTF-8",
 }
 
 
@@ -208,7 +208,7 @@ def test_unusable_parquet_is_named(tmp_path: Path) -> None:
 def test_an_id_used_twice_names_both_records(tmp_path: Path) -> None:
     first = write(tmp_path / "1.jsonl", jsonl([{"text": "x", "id": "same"}, {"text": "y", "id": "other"}]))
     second = write(tmp_path / "2.jsonl", jsonl([{"text": "z", "id": "same"}]))
-    assert refusal(tmp_path).startswith(f"{second}, line 1: the id 'same' stands also in {first}, line 1.")
+    assert refusal(tmp_path).startswith(f"{second}, line 1: the id 'same' stands also in {first}, line 1;")
 
 
 def test_a_url_that_cannot_be_opened_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
