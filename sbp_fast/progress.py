@@ -89,7 +89,7 @@ class Console:
 def short(number: float) -> str:
     """A number in three or so digits: 950, 12.3k, 4.56M, 1.2B, 7.8e15."""
     for limit, divisor, suffix in ((1e3, 1, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M"), (1e12, 1e9, "B"), (1e15, 1e12, "T")):
-        if abs(number) < limit:
+        if abs(number) < 0.9995 * limit:  # beyond, three digits would round up to the next unit
             scaled = number / divisor
             text = f"{scaled:.0f}" if scaled == int(scaled) or abs(scaled) >= 100 else f"{scaled:.3g}"
             return text + suffix

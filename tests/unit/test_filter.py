@@ -184,6 +184,8 @@ def test_irrelevance_compares_each_kept_document_with_its_seed(inputs: dict[str,
     found = filtered["manifest"].counts["quality"]["pair_irrelevance"]
     assert found["rate"] == np.mean(similarity < LOW) and found["rate"] not in (0, 0.5, 1)
     assert found["mean_similarity"] == pytest.approx(similarity.mean(), abs=1e-6)
+    elsewhere = [vector(texts[i][0]) @ vector(texts[i - 2][1]) for i in range(4)]
+    assert found["mean_similarity_elsewhere"] == pytest.approx(np.mean(elsewhere), abs=1e-6)
     assert filtered["manifest"].flops == sum(len(text) for pair in texts for text in pair)
 
 

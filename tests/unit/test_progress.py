@@ -14,6 +14,8 @@ from sbp_fast.progress import Console, duration, short
         (1_000_000, "1M"),
         (4_560_000, "4.56M"),
         (123_456, "123k"),
+        (999_700, "1M"),
+        (2.74e9, "2.74B"),
         (7.8e17, "7.80e+17"),
     ],
 )
