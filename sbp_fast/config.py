@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sbp_fast.errors import UserError
 
@@ -100,6 +100,14 @@ class ModelConfig(Section):
     tied_embeddings: bool = True
     context: Count = 512
     """Longest chain of positions (a seed and its partner together may take twice this)."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> ModelConfig:
+        if self.heads % self.key_value_heads:
+            raise ValueError(f"heads = {self.heads} is no multiple of key_value_heads = {self.key_value_heads}")
+        if self.head_width % 2:
+            raise ValueError(f"head_width = {self.head_width} is odd, and rotary positions turn pairs")
+        return self
 
 
 class TrainConfig(Section):
@@ -265,6 +273,8 @@ def _explain(error: ValidationError, where: str) -> UserError:
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         remedy = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"known here: {', '.join(known)}"
         return UserError(where, f"unknown key {'.'.join(path)}", remedy)
+    if isinstance(first.get("input"), dict):  # a whole section whose values do not go together
+        return UserError(where, f"{'.'.join(path)}: {first['msg'].removeprefix('Value error, ')}", "correct the values")
     shown = str(first.get("input"))[:80]
     return UserError(where, f"{'.'.join(path)} = {shown} is not usable: {first['msg']}", "correct the value")
 

@@ -78,11 +78,17 @@ def question_sets(config: EvaluateConfig, seed: int, corpus: PreparedCorpus, con
         return [QuestionSet("continuation_accuracy", tuple(made))] if made else []
     if config.choices == "auto":
         console.say(f"multiple choice: {', '.join(EMBEDDED_SETS)}")
-        paths: Sequence[str] = EMBEDDED_SETS
-    else:
-        paths = [config.choices] if isinstance(config.choices, str) else config.choices
+    return read_question_files(EMBEDDED_SETS if config.choices == "auto" else config.choices)
+
+
+def read_question_files(choices: str | Sequence[str]) -> list[QuestionSet]:
+    """The question sets of one or more files, each its own metric.
+
+    Raises:
+        UserError: a file that is missing or malformed (with the line), two files of one name.
+    """
     sets: dict[str, QuestionSet] = {}
-    for path in paths:
+    for path in [choices] if isinstance(choices, str) else choices:
         metric = metric_name(path)
         if metric in sets:
             raise UserError(path, f"a second file for the metric {metric}", "rename it")

@@ -11,6 +11,7 @@ from sbp_fast.config import RunConfig, diff_config, dump_config, load_config
 from sbp_fast.corpus.prepare import prepare
 from sbp_fast.errors import UserError
 from sbp_fast.evaluate.evaluate import evaluate
+from sbp_fast.evaluate.questions import read_question_files
 from sbp_fast.experiment.report import write_report
 from sbp_fast.files import TEMPORARY_SUFFIX, atomic_open
 from sbp_fast.pairs.embed import embed
@@ -37,6 +38,8 @@ def run(config: RunConfig, out: Path, *, console: Console, force: bool = False) 
     Raises:
         UserError: `out` holds another run or something else, or a stage refuses its input.
     """
+    if config.evaluate.choices != "auto":  # read here too, so that a mistake shows before hours of training
+        read_question_files(config.evaluate.choices)
     claim_directory(config, out, force)
     started = time.monotonic()
     stages = plan_stages(config, out, console, force)

@@ -65,6 +65,7 @@ def test_a_bad_corpus(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("corpus.tokenizer=none.json", ["none.json"]),
         ("pair.similarity_low=0.999", ["pair.similarity_low"]),
         ("embed.model=/no/such/encoder", ["/no/such/encoder"]),
+        ("evaluate.choices=none.jsonl", ["none.jsonl"]),
     ],
 )
 def test_a_bad_setting(

@@ -39,6 +39,9 @@ def test_shipped_configurations_load_by_name_and_round_trip(name: str, tmp_path:
         ("model.layers=none", "model.layers = none is not usable"),
         ("model.layers=0", "greater than or equal to 1"),
         ("model.layers", "not an override"),
+        ("model.key_value_heads=3", "model: heads = 4 is no multiple of key_value_heads = 3"),
+        ("model.head_width=7", "model: head_width = 7 is odd"),
+        ("model=3", "model = 3 is not usable"),
     ],
 )
 def test_a_wrong_setting_is_refused_in_one_line(override: str, message: str) -> None:
