@@ -20,11 +20,12 @@ def resample_sums(columns: np.ndarray, samples: int, seed: int) -> np.ndarray:
     units = len(columns)
     generator = np.random.default_rng(seed)
     at_once = max(1, CHUNK_BYTES // (8 * units))
-    sums = [
-        # how often each row is drawn, times the columns: the same sums as gathering the drawn rows
-        generator.multinomial(units, np.full(units, 1 / units), min(at_once, samples - start)).astype(np.float64) @ columns
-        for start in range(0, samples, at_once)
-    ]
+    sums = []
+    for start in range(0, samples, at_once):
+        drawn = generator.multinomial(units, np.full(units, 1 / units), min(at_once, samples - start))
+        # how often each row is drawn, times the columns: the same sums as gathering the drawn rows. Not by `@`, whose last
+        # bits depend on the number of threads
+        sums.append(np.einsum("su,uk->sk", drawn.astype(np.float64), columns))
     return np.concatenate(sums)
 
 
