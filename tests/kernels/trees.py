@@ -1,26 +1,44 @@
-"""Random segment trees for the tests."""
+"""Random segment trees for the tests, and the rule by which errors are judged."""
 
 from __future__ import annotations
 
+import torch
 from hypothesis import strategies as st
 from sbp_kernels import PackedLayout
+from sbp_kernels.plan import Tiles
 from torch import Tensor
 
 
 @st.composite
-def trees(draw: st.DrawFn, maximum_segments: int = 8, maximum_length: int = 9) -> PackedLayout:
-    """A forest in depth-first order, of any shape."""
+def forests(
+    draw: st.DrawFn, maximum_segments: int = 8, maximum_length: int = 9, maximum_depth: int = 8
+) -> tuple[list[int], list[int]]:
+    """Lengths and parents of a forest in depth-first order, of any shape."""
     lengths = draw(st.lists(st.integers(1, maximum_length), min_size=1, max_size=maximum_segments))
     parents: list[int] = []
     open_path: list[int] = []
     for segment in range(len(lengths)):
-        keep = draw(st.integers(0, len(open_path)))
-        del open_path[keep:]
+        del open_path[draw(st.integers(0, min(len(open_path), maximum_depth - 1))) :]
         parents.append(open_path[-1] if open_path else -1)
         open_path.append(segment)
-    return PackedLayout.from_tree(lengths, parents)
+    return lengths, parents
+
+
+def trees(maximum_segments: int = 8, maximum_length: int = 9) -> st.SearchStrategy[PackedLayout]:
+    """Layouts of any forest, with default tiles."""
+    return forests(maximum_segments, maximum_length).map(lambda forest: PackedLayout.from_tree(*forest))
+
+
+def tile_sizes(*sizes: int) -> st.SearchStrategy[Tiles]:
+    """Tiles whose four sizes are drawn from `sizes`."""
+    return st.builds(Tiles, *[st.sampled_from(sizes)] * 4)
 
 
 def error(found: Tensor, exact: Tensor) -> float:
     """Root mean square of the difference."""
     return (found.double() - exact.double()).square().mean().sqrt().item()
+
+
+def rounding(exact: Tensor, dtype: torch.dtype) -> float:
+    """Root mean square of what one rounding to `dtype` changes: no result in that dtype can be asked to err by less."""
+    return error(exact.to(dtype), exact)
