@@ -64,7 +64,7 @@ def few_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "SLOTS", 8)
 
 
-@pytest.fixture()
+@pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every output and workspace is full of NaN before a kernel writes it."""
 
@@ -330,7 +330,7 @@ def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         packed_attention(q, k, v, layout, backend="cutlass")
     with pytest.raises(ValueError, match="scale must be positive, got 0"):
         packed_attention(q, k, v, layout, scale=0)
-    with pytest.raises(ValueError, match="q is torch.float64: backend 'triton' takes bfloat16, float16 and float32"):
+    with pytest.raises(ValueError, match=r"q is torch\.float64: backend 'triton' takes bfloat16, float16 and float32"):
         packed_attention(q.double(), k.double(), v.double(), layout, backend="triton")
     wide = torch.zeros(6, 1, 300)
     with pytest.raises(ValueError, match="q has heads of width 300: backend 'triton' takes up to 256"):
