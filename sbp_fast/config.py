@@ -110,6 +110,11 @@ class ModelConfig(Section):
         return self
 
 
+AttentionBackend = Literal[
+    "auto", "triton", "triton-hopper", "torch", "flash-attn", "xformers", "flex", "sdpa", "varlen"
+]
+
+
 class TrainConfig(Section):
     tokens: Count = 1_000_000
     """Training tokens in all, the same for every arm."""
@@ -126,7 +131,8 @@ class TrainConfig(Section):
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 20.0
     """Save what a killed run resumes from, this often."""
-    attention: Literal["auto", "torch"] = "auto"
+    attention: AttentionBackend = "auto"
+    """A backend of `sbp_kernels.packed_attention`; what "auto" became is printed and recorded."""
 
 
 class JointConfig(Section):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from sbp_kernels import resolve_backend
 
 from sbp_fast.config import RunConfig, TrainConfig, resolve_device, resolve_threads
 from sbp_fast.corpus.prepared import PreparedCorpus
@@ -122,6 +123,12 @@ def tune_synthesizer(config: RunConfig, prepared: PreparedCorpus, work: Work) ->
 def _fit(model: Transformer, batches: Batches, recipe: TrainConfig, work: Work, real: Corpus) -> Totals:
     """Train, save the model and record what every role has to say."""
     model.to(work.device)
+    try:
+        attention = resolve_backend(recipe.attention, work.device)
+    except ValueError as reason:
+        raise UserError("attention", str(reason), "choose another, or auto") from None
+    work.console.say(f"attention: {attention}")
+    work.record(attention=attention)
     totals, metrics = fit(model, batches, recipe, work, real.tokens)
     save_model(model, work.directory)
     (work.directory / CHECKPOINT).unlink(missing_ok=True)

@@ -151,10 +151,17 @@ def test_the_base_run_counts_what_it_did(home: Path) -> None:
     assert counts["sources"]["real"]["tokens"] == counts["tokens"] == lines[-1]["train/tokens"]
     assert lines[-1]["train/real_epochs"] == counts["tokens"] / prepared.unique.tokens == counts["sources"]["real"]["epochs"]
     assert counts["valid_share"] == counts["loss_tokens"] / counts["tokens"]
+    assert counts["attention"] == "torch"  # what auto became
     assert counts["final_loss"] == lines[-1]["train/loss"] < lines[0]["train/loss"]
     seen = (counts["tokens"], counts["visible_pairs"], counts["loss_tokens"])
     assert manifest.flops == training_flops(configure(home).model, prepared.tokenizer.vocabulary_size, *seen)
     assert not load_model(home / "base").training
+
+
+def test_an_attention_that_cannot_run_here_is_refused(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(UserError, match=r"attention: backend 'triton' needs CUDA tensors.*choose another, or auto"):
+        run_role(home, tmp_path / "base", "base", "pretrain.attention=triton", "device=cpu")
 
 
 def test_arms_take_equal_steps_and_joint_reads_each_synthetic_token_at_most_once(home: Path, tmp_path: Path) -> None:

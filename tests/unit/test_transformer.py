@@ -81,3 +81,17 @@ def test_autocast_keeps_the_loss_within_the_rounding_of_its_dtype() -> None:
     assert loss.dtype == torch.float32
     assert 0 < abs(loss / exact - 1) < 2**-8
     assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_the_kernels_give_the_models_loss_and_gradients() -> None:
+    model, (tokens, targets) = make_model(torch.float32), stream(TREE)
+    exact = model.double().loss(tokens, targets, TREE)
+    right = torch.autograd.grad(exact, list(model.parameters()))
+    model.float()
+    by_backend = {}
+    for backend in ("torch", "triton"):
+        loss = model.loss(tokens, targets, TREE, backend)
+        by_backend[backend] = [loss, *torch.autograd.grad(loss, list(model.parameters()))]
+    for plain, mine, value in zip(by_backend["torch"], by_backend["triton"], [exact, *right], strict=True):
+        plain_error, error = ((x.double() - value).square().mean().sqrt() for x in (plain, mine))
+        assert error <= 2 * max(plain_error, torch.finfo(torch.float32).eps * value.abs().max())
