@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -34,6 +35,7 @@ class PackedLayout:
         may_split: whether the plan reserves slots for keys that very many queries see.
         tiles: the tile sizes of the plan; None leaves the choice to the plan.
         plan: what the Triton kernels walk; made by `planned`, and by `to` on the way to a device.
+        cu_seqlens: int32, 0, the ends, T; where the layout was made from one on a device.
     """
 
     visible_until: Tensor
@@ -43,6 +45,7 @@ class PackedLayout:
     may_split: bool = False
     tiles: Tiles | None = None
     plan: Plan | None = None
+    cu_seqlens: Tensor | None = None
 
     @staticmethod
     def from_lengths(lengths: Sequence[int], *, tiles: Tiles | None = None) -> PackedLayout:
@@ -94,7 +97,8 @@ class PackedLayout:
                 raise ValueError("tokens must be given where cu_seqlens is on a device: reading it would wait for the device")
             _check_tokens(tokens)
             until, positions, plan = plan_documents(cu_seqlens, tokens, tiles or WIDE)
-            return PackedLayout(until, positions, None, None, False, plan.tiles, plan)
+            ends = F.pad(cu_seqlens.clamp(max=tokens).int(), (0, 1), value=tokens)
+            return PackedLayout(until, positions, None, None, False, plan.tiles, plan, ends)
         ends = np.asarray(cu_seqlens, np.int64)
         if ends.ndim != 1 or len(ends) == 0 or ends[0] != 0 or (np.diff(ends) < 0).any():
             raise ValueError("cu_seqlens must be one-dimensional, begin with 0 and never decrease")
@@ -162,7 +166,9 @@ class PackedLayout:
         planned = self.planned()
         assert planned.plan is not None
         until, positions, *tables = _move([self.visible_until, self.positions, *planned.plan.tables], device)
-        return replace(planned, visible_until=until, positions=positions, plan=Plan(planned.plan.tiles, *tables))
+        ends = None if self.cu_seqlens is None else self.cu_seqlens.to(device, non_blocking=True)
+        plan = Plan(planned.plan.tiles, *tables)
+        return replace(planned, visible_until=until, positions=positions, plan=plan, cu_seqlens=ends)
 
 
 def _from_tree(lengths: Sequence[int], parents: Sequence[int], *, may_split: bool, tiles: Tiles | None) -> PackedLayout:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+import triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sbp_kernels import PackedLayout, packed_attention, plan, resolve_backend
@@ -46,7 +47,7 @@ def assert_accurate(layout: PackedLayout, tensors: list[Tensor], backend: str) -
     The kernels are also held against torch's fused operation, on single segments: that one, as they do, recomputes the
     weights from a rounded log-sum-exp, so that not even one visible key has a weight of exactly 1.
     """
-    mask = dense_mask(layout)
+    mask = dense_mask(layout).to(tensors[0].device)
     found = with_gradients(lambda *qkv: packed_attention(*qkv, layout, backend=backend), *tensors)
     peers = [with_gradients(lambda *qkv: torch_operation(*qkv, mask), *tensors)]
     if backend != "torch":
@@ -85,7 +86,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 def in_poison(x: Tensor, rows: int = 40) -> Tensor:
     """The same values as a view into a larger tensor whose other entries, rows past the end among them, are NaN."""
     tokens, heads, width = x.shape
-    outer = torch.full((tokens + rows, heads + 2, width), float("nan"), dtype=x.dtype)
+    outer = torch.full((tokens + rows, heads + 2, width), float("nan"), dtype=x.dtype, device=x.device)
     outer[:tokens, 1:-1] = x
     return outer[:tokens, 1:-1]
 
@@ -178,6 +179,19 @@ def test_the_kernels_on_hard_forests(forest: tuple[list[int], list[int]], backen
     layout = PackedLayout.from_tree(*forest, tiles=Tiles(32, 16, 32, 16))
     tensors = inputs(len(layout), (2, 1), dtype, 64)
     assert_accurate(layout, tensors if backend == "triton-hopper" else [in_poison(x) for x in tensors], backend)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("forest", [*FORESTS.values(), ([1500, 300, 700, 40], [-1, 0, 0, -1])])
+@pytest.mark.parametrize("tiles", [plan.WIDE, plan.NARROW])
+@pytest.mark.parametrize("width", [64, 96, 128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_on_a_gpu(forest: tuple[list[int], list[int]], tiles: Tiles, width: int, dtype: torch.dtype) -> None:
+    layout = PackedLayout.from_tree(*forest, tiles=tiles).to("cuda")
+    tensors = [in_poison(x.cuda()) for x in inputs(len(layout), (8, 2), dtype, width)]
+    assert_accurate(layout, tensors, "triton")
+    if width != 96 and torch.cuda.get_device_capability() == (9, 0) and triton.__version__.startswith("3.6."):
+        assert_accurate(layout, [x.contiguous() for x in tensors], "triton-hopper")
 
 
 @pytest.mark.parametrize("backend", KERNELS)

@@ -17,7 +17,7 @@ def test_kernels_import_neither_the_trainer_nor_what_it_depends_on() -> None:
     done = subprocess.run([sys.executable, "-c", REPORT], cwd=KERNELS, capture_output=True, text=True, check=True)
     imported = set(done.stdout.split())
     assert "torch" in imported
-    assert not imported & {"sbp_fast", "pydantic", "pyarrow", "tokenizers", "scipy", "rich", "typer"}
+    assert not imported & {"sbp_fast", "pydantic", "pyarrow", "tokenizers", "transformers", "rich", "typer"}
 
 
 def test_the_folder_shadows_no_package() -> None:

@@ -1,10 +1,12 @@
 """Configuration: composition, overrides, refusals, and the way back to TOML."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from sbp_kernels.attention.api import BACKENDS
 
-from sbp_fast.config import RunConfig, diff_config, dump_config, find_config, load_config
+from sbp_fast.config import AttentionBackend, RunConfig, diff_config, dump_config, find_config, load_config
 from sbp_fast.errors import UserError
 
 SHIPPED = sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("*.toml"))
@@ -68,3 +70,7 @@ def test_diff_names_each_changed_leaf() -> None:
     new = load_config(["demo"], ["pretrain.tokens=5", "name=run"]).model_dump(mode="json")
     assert "pretrain.tokens: 1000000 -> 5" in diff_config(old, new)
     assert diff_config(old, old) == []
+
+
+def test_every_attention_of_the_kernels_can_be_chosen() -> None:
+    assert set(get_args(AttentionBackend)) == {"auto", *BACKENDS}

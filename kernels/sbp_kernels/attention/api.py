@@ -10,12 +10,18 @@ import torch
 from torch import Tensor
 
 from sbp_kernels.attention.fused import fused_attention, specialised_attention
+from sbp_kernels.attention.peers import LIBRARIES, PEERS, find_library
 from sbp_kernels.attention.segments import segment_attention
 from sbp_kernels.layout import PackedLayout
 
 # (q, k, v, layout, scale, whether lse is wanted) -> out, lse or None
 Attention = Callable[[Tensor, Tensor, Tensor, PackedLayout, float, bool], tuple[Tensor, Tensor | None]]
-BACKENDS: dict[str, Attention] = {"triton": fused_attention, "triton-hopper": specialised_attention, "torch": segment_attention}
+BACKENDS: dict[str, Attention] = {
+    "triton": fused_attention,
+    "triton-hopper": specialised_attention,
+    "torch": segment_attention,
+    **PEERS,
+}
 
 
 @overload
@@ -51,7 +57,7 @@ def packed_attention(
 
     Returns:
         out [T, Hq, D] in the dtype of q, and with `return_lse` lse [Hq, T] in float32 (float64 for float64 input);
-        both differentiable in q, k and v. The gradients are deterministic.
+        both differentiable in q, k and v. The gradients of "triton" and "torch" are deterministic.
 
     Raises:
         ValueError: naming the argument that does not fit and what would.
@@ -65,7 +71,7 @@ def packed_attention(
     if not return_lse:
         return out
     if lse is None:
-        raise ValueError(f"backend {backend!r} does not give lse: use 'triton' or 'torch'")
+        raise ValueError(f"backend {backend!r} does not give lse: use 'triton', 'torch' or 'flex'")
     return out, lse
 
 
@@ -74,7 +80,8 @@ def resolve_backend(backend: str, device: torch.device | str) -> str:
 
     "triton" are this package's kernels, for CUDA tensors (and for any where TRITON_INTERPRET=1 is set, which is slow and for
     checking); "triton-hopper" has another forward kernel, see `hopper_kernels`. "torch" runs segment by segment on every
-    device. "auto" is "triton" on CUDA and "torch" elsewhere.
+    device. "flex", "sdpa", "varlen", "flash-attn" and "xformers" are what torch and other libraries have: see `peers`. "auto"
+    is "triton" on CUDA and "torch" elsewhere.
 
     Raises:
         ValueError: an unknown backend, or one that cannot run on `device`.
@@ -86,6 +93,8 @@ def resolve_backend(backend: str, device: torch.device | str) -> str:
         raise ValueError(f"backend {backend!r} is unknown: use auto, {', '.join(BACKENDS)}")
     if backend.startswith("triton") and kind != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(f"backend {backend!r} needs CUDA tensors, these are on {kind}: use backend 'torch'")
+    if backend in LIBRARIES:
+        find_library(backend, torch.device(device))
     return backend
 
 
