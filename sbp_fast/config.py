@@ -110,9 +110,7 @@ class ModelConfig(Section):
         return self
 
 
-AttentionBackend = Literal[
-    "auto", "triton", "triton-hopper", "torch", "flash-attn", "xformers", "flex", "sdpa", "varlen"
-]
+AttentionBackend = Literal["auto", "triton", "triton-hopper", "torch", "flash-attn", "xformers", "flex", "sdpa", "varlen"]
 
 
 class TrainConfig(Section):

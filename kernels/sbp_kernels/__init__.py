@@ -2,6 +2,23 @@
 
 from sbp_kernels.attention import packed_attention, resolve_backend
 from sbp_kernels.layout import PackedLayout
-from sbp_kernels.linear_cross_entropy import linear_cross_entropy
+from sbp_kernels.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy, loss_rows_of
+from sbp_kernels.norm import RMSNorm, rms_norm
+from sbp_kernels.rope import QKNormRope, qk_norm_rope
+from sbp_kernels.swiglu import SwiGLU, swiglu, swiglu_linear
 
-__all__ = ["PackedLayout", "linear_cross_entropy", "packed_attention", "resolve_backend"]
+__all__ = [
+    "LinearCrossEntropy",
+    "PackedLayout",
+    "QKNormRope",
+    "RMSNorm",
+    "SwiGLU",
+    "linear_cross_entropy",
+    "loss_rows_of",
+    "packed_attention",
+    "qk_norm_rope",
+    "resolve_backend",
+    "rms_norm",
+    "swiglu",
+    "swiglu_linear",
+]

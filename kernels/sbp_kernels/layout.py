@@ -97,8 +97,8 @@ class PackedLayout:
                 raise ValueError("tokens must be given where cu_seqlens is on a device: reading it would wait for the device")
             _check_tokens(tokens)
             until, positions, plan = plan_documents(cu_seqlens, tokens, tiles or WIDE)
-            ends = F.pad(cu_seqlens.clamp(max=tokens).int(), (0, 1), value=tokens)
-            return PackedLayout(until, positions, None, None, False, plan.tiles, plan, ends)
+            padded = F.pad(cu_seqlens.clamp(max=tokens).int(), (0, 1), value=tokens)
+            return PackedLayout(until, positions, None, None, False, plan.tiles, plan, padded)
         ends = np.asarray(cu_seqlens, np.int64)
         if ends.ndim != 1 or len(ends) == 0 or ends[0] != 0 or (np.diff(ends) < 0).any():
             raise ValueError("cu_seqlens must be one-dimensional, begin with 0 and never decrease")

@@ -10,6 +10,8 @@ from sbp_kernels.layout import PackedLayout
 
 def dense_mask(layout: PackedLayout) -> Tensor:
     """bool [T, T], True where query i (row) sees key j (column), read off the parents alone, not off `visible_until`."""
+    if layout.lengths is None:
+        raise ValueError("this layout was made on a device: its segments are not known on the host")
     segment_of = torch.repeat_interleave(torch.arange(len(layout.lengths)), torch.tensor(layout.lengths))
     sees = torch.zeros(len(layout.lengths), len(layout.lengths), dtype=torch.bool)
     for segment in range(len(layout.lengths)):
@@ -26,8 +28,73 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scal
     return torch.einsum("hij,jhd->ihd", weights, v)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
-    """Sum over rows of -log softmax(hidden @ weight.T)[target], in float64; rows with `ignore_index` count nothing."""
-    log_probabilities = (hidden.double() @ weight.double().T).log_softmax(-1)
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int = -100,
+    *,
+    row_weight: Tensor | None = None,
+    reduction: str = "sum",
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Loss by its definition, in float64; rows with `ignore_index` count nothing.
+
+    Each other row has row_weight * (cross-entropy of the smoothed target + z_loss * log-sum-exp^2); "none" gives [T].
+    """
     rows = (targets != ignore_index).nonzero().squeeze(1)
-    return -log_probabilities[rows, targets[rows]].sum()
+    logits = hidden[rows].double() @ weight.double().T
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    smoothed = torch.full_like(logits, label_smoothing / len(weight))
+    smoothed[torch.arange(len(rows)), targets[rows]] += 1 - label_smoothing
+    losses = -(smoothed * logits.log_softmax(-1)).sum(-1) + z_loss * logits.logsumexp(-1).square()
+    weights = torch.ones_like(losses) if row_weight is None else row_weight[rows].double()
+    if reduction == "none":
+        return losses.new_zeros(len(targets)).index_put((rows,), losses * weights)
+    return (losses * weights).sum() / (weights.sum() if reduction == "mean" else 1)
+
+
+def rms_norm(x: Tensor, weight: Tensor, residual: Tensor | None = None, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """y [..., W] and x + residual, in float64."""
+    total = x.double() if residual is None else x.double() + residual.double()
+    return total / (total.square().mean(-1, keepdim=True) + epsilon).sqrt() * weight.double(), total
+
+
+def qk_norm_rope(
+    qkv: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    positions: Tensor,
+    heads: int,
+    key_value_heads: int,
+    rope_base: float = 10000.0,
+    epsilon: float = 1e-6,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q [T, Hq, D], k and v [T, Hkv, D] of qkv [T, Hq + 2 Hkv, D], in float64.
+
+    Numbers i and i + D/2 of a head turn as one complex number, by position * rope_base ** (-2 i / D) radians.
+    """
+    q, k, v = qkv.double().split([heads, key_value_heads, key_value_heads], 1)
+    half = qkv.shape[-1] // 2
+    frequencies = rope_base ** (torch.arange(half, dtype=torch.float64, device=qkv.device) / -half)
+    angles = positions.double()[:, None, None] * frequencies
+    turned = []
+    for x, weight in ((q, q_weight), (k, k_weight)):
+        normed = x if weight is None else rms_norm(x, weight, epsilon=epsilon)[0]
+        complex_numbers = torch.complex(normed[..., :half], normed[..., half:]) * torch.polar(torch.ones_like(angles), angles)
+        turned.append(torch.cat([complex_numbers.real, complex_numbers.imag], -1))
+    return turned[0], turned[1], v
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """gate * sigmoid(gate) * up of gate_up [..., 2F], in float64."""
+    gate, up = gate_up.double().chunk(2, -1)
+    return gate * gate.sigmoid() * up
+
+
+def swiglu_linear(gate_up: Tensor, down_weight: Tensor) -> Tensor:
+    """[..., W], in float64."""
+    return swiglu(gate_up) @ down_weight.double().T

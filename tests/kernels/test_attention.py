@@ -129,7 +129,8 @@ def test_the_path_for_devices_without_a_fused_operation_is_the_same(monkeypatch:
 @pytest.mark.usefixtures("poisoned")
 @settings(max_examples=100)
 @given(
-    forests(maximum_segments=8, maximum_length=20, maximum_depth=4), tile_sizes(16, 32), HEADS,
+    forests(maximum_segments=6, maximum_length=16, maximum_depth=4),
+    tile_sizes(16, 32), st.sampled_from([(2, 2), (2, 1), (3, 1)]),
     st.sampled_from([torch.float32, torch.float16]), st.sampled_from([16, 24, 64]), st.sampled_from([2, 32]),
 )  # fmt: skip
 def test_the_kernels_err_no_more_than_twice_torchs_operation(
@@ -141,23 +142,31 @@ def test_the_kernels_err_no_more_than_twice_torchs_operation(
         assert_accurate(layout, [in_poison(x) for x in inputs(len(layout), heads, dtype, width)], "triton")
 
 
+LARGE = st.one_of(
+    forests(maximum_segments=200, maximum_length=12, maximum_depth=4),
+    forests(maximum_segments=6, maximum_length=300, maximum_depth=4),
+    st.integers(1, 2000).map(lambda tokens: ([tokens], [-1])),
+    st.integers(1, 60).map(lambda tokens: ([tokens, *[9] * 64], [-1, *[0] * 64])),
+    st.integers(1, 200).map(lambda count: ([1] * count, [-1] * count)),
+)
+SMALL_FORESTS = forests(maximum_segments=6, maximum_length=16, maximum_depth=4)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("poisoned")
 @settings(max_examples=2000)
 @given(
-    st.one_of(
-        forests(maximum_segments=200, maximum_length=12, maximum_depth=4),
-        forests(maximum_segments=6, maximum_length=300, maximum_depth=4),
-        st.integers(1, 2000).map(lambda tokens: ([tokens], [-1])),
-        st.integers(1, 60).map(lambda tokens: ([tokens, *[9] * 64], [-1, *[0] * 64])),
-        st.integers(1, 200).map(lambda count: ([1] * count, [-1] * count)),
-    ),
-    tile_sizes(16, 32, 64, 128), st.sampled_from([(2, 2), (2, 1)]), st.sampled_from([torch.float32, torch.float16]),
-    st.sampled_from([16, 64, 96]),
+    st.data(), st.integers(1, 40), tile_sizes(16, 32), st.sampled_from([(2, 2), (2, 1)]),
+    st.sampled_from([torch.float32, torch.float16]), st.sampled_from([16, 24, 64]),
 )  # fmt: skip
 def test_the_kernels_err_no_more_than_twice_torchs_operation_in_two_thousand_cases(
-    forest: tuple[list[int], list[int]], tiles: Tiles, heads: tuple[int, int], dtype: torch.dtype, width: int
+    data: st.DataObject, size: int, tiles: Tiles, heads: tuple[int, int], dtype: torch.dtype, width: int
 ) -> None:
+    """One case in forty is large, in tiles to match: the interpreter takes seconds for it."""
+    if size == 40:
+        forest, tiles = data.draw(LARGE), data.draw(tile_sizes(64, 128))
+    else:
+        forest = data.draw(SMALL_FORESTS)
     layout = PackedLayout.from_tree(*repeated(*forest), tiles=tiles)
     assert_accurate(layout, inputs(len(layout), heads, dtype, width), "triton")
 
