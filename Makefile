@@ -4,11 +4,14 @@ VENV ?= .venv
 # What is installed where no torch in range is found; set it to choose another build, such as one for your CUDA version.
 TORCH ?= torch==2.13.0
 OUT ?= runs/demo
+BUDGET ?= 540
+RESULTS ?= bench/results
+OLDEST_TRITON := $(VENV)/triton-3.6.0
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check test-slow bench clean
+.PHONY: help setup run test check test-slow bench aot gpu clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +44,15 @@ test-slow: $(READY)  ## The slow tests: random kills of the whole pipeline among
 
 bench: $(READY)  ## Measure side by side what this machine can measure (OP=name for one)
 	@$(BIN)/python -m bench $(OP)
+
+aot: $(READY) $(OLDEST_TRITON)  ## Compile every kernel ahead of time, with two releases of Triton, and compare with the committed table
+	@$(BIN)/python -m bench.aot $(ARGS)
+
+$(OLDEST_TRITON): $(READY)
+	@$(BIN)/python -m pip install --quiet --target $@ --no-deps triton==3.6.0
+
+gpu:  ## On a GPU machine: correctness on the device, then the benches, within BUDGET seconds; only torch, triton and numba are needed
+	@PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu --budget $(BUDGET) --out $(RESULTS)
 
 clean:  ## Remove the environment, caches and the demo run
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -1,108 +1,81 @@
-"""`python -m bench [OPERATION]`: check, then time providers side by side, and keep the figures as JSON."""
+"""`python -m bench [OPERATION ...]`: check, time side by side, and keep the figures as JSON, written as they come."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import platform
+import os
 import re
-import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-from rich.table import Table
+from bench import machine
+from bench.registry import OPERATIONS
+from bench.runner import measure
 
-from bench.registry import OPERATIONS, Case, Tensors
-
-ROUNDS = 15
-ERROR_FACTOR = 2.0  # ours may err from float64 by this many times what the plain torch operation errs
+RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
-    asked = sys.argv[1:] or list(OPERATIONS)
-    unknown = set(asked) - OPERATIONS.keys()
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("operations", nargs="*", metavar="OPERATION", help=f"of {', '.join(OPERATIONS)}; all by default")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds in all; the important cases come first")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results; default: bench/results")
+    asked = parser.parse_args()
+    unknown = set(asked.operations) - OPERATIONS.keys()
     if unknown:
-        sys.exit(f"error: no operation {', '.join(sorted(unknown))}. Choose from {', '.join(OPERATIONS)}.")
-    folder = Path(__file__).parent / "results" / re.sub(r"\W+", "-", device()).strip("-").lower()
+        parser.error(f"no operation {', '.join(sorted(unknown))}: choose from {', '.join(OPERATIONS)}")
+    ends = time.monotonic() + asked.budget
+    folder = asked.out / re.sub(r"\W+", "-", machine.device_name()).strip("-").lower()
     folder.mkdir(parents=True, exist_ok=True)
-    for name in asked:
-        cases = [measure(case) for case in OPERATIONS[name]()]
-        show(name, cases)
-        record = {"operation": name, "environment": environment(), "rounds": ROUNDS, "cases": cases}
-        (folder / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
-        print(folder / f"{name}.json")
+    names = asked.operations or list(OPERATIONS)
+    for index, name in enumerate(names):
+        share = (ends - time.monotonic()) / (len(names) - index)
+        run(name, folder / f"{name}.json", share)
+    if machine.device().type == "cpu":
+        print("Left out on this machine, which has no GPU: the kernels in Triton, and every peer that needs CUDA.")
 
 
-def measure(case: Case) -> dict[str, Any]:
-    """Errors of every provider, and, where ours is right, seconds of each: rounds interleaved, median and quartiles."""
-    exact = case.exact()
-    errors = {name: error(call(), exact) for name, call in case.providers.items()}
-    ours, *peers = case.providers
-    right = all(errors[ours][result] <= ERROR_FACTOR * max(errors[peer][result] for peer in peers) for result in exact)
-    row: dict[str, Any] = {"shape": case.shape, "unit": case.unit, "work": case.work, "errors": errors, "right": right}
-    if not right:
-        return row
-    seconds: dict[str, list[float]] = {name: [] for name in case.providers}
-    for _ in range(ROUNDS):
-        for name, call in case.providers.items():
-            start = time.perf_counter()
-            call()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
-    row["seconds"] = {name: statistics.quantiles(times, n=4) for name, times in seconds.items()}
-    ratios = {peer: [b / a for a, b in zip(seconds[ours], seconds[peer], strict=True)] for peer in peers}
-    row["speed_up"] = {peer: statistics.quantiles(values, n=4) for peer, values in ratios.items()}
-    return row
-
-
-def error(results: Tensors, exact: Tensors) -> dict[str, float]:
-    """Greatest absolute difference from float64, per result."""
-    return {name: (results[name].double() - value).abs().max().item() for name, value in exact.items()}
+def run(name: str, path: Path, seconds: float) -> None:
+    """Measure the operation's cases, the important ones first, for about `seconds`; what is written so far stays."""
+    ends = time.monotonic() + seconds
+    record: dict[str, Any] = {"operation": name, "environment": machine.environment(), "cases": []}
+    cases = sorted(OPERATIONS[name](), key=lambda case: case.importance)
+    for case in cases:
+        if time.monotonic() > ends:
+            break
+        record["cases"].append(measure(case))
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+        os.replace(temporary, path)
+    show(name, record["cases"])
+    if len(record["cases"]) < len(cases):
+        print(f"{len(cases) - len(record['cases'])} of {len(cases)} cases of {name} left out: the time was over")
+    print(path)
 
 
 def show(name: str, cases: list[dict[str, Any]]) -> None:
-    table = Table(title=f"{name}, forward and backward, on {device()}")
-    for column in ("case", "provider", "rate", "ours against it (quartiles)"):
-        table.add_column(column)
+    """A plain table: nothing but torch is needed on a machine that only measures kernels."""
+    print(f"\n{name} on {machine.device_name()}")
     for case in cases:
-        shape = ", ".join(f"{key} {value}" for key, value in case["shape"].items())
-        if not case["right"]:
-            table.add_row(shape, "ours", "[red]wrong: no speed is shown[/red]", "")
+        print("\n" + ", ".join(f"{key} {value}" for key, value in case["shape"].items()))
+        if not case["check"]["right"]:
+            print("    WRONG against float64: no speed is shown")
             continue
+        limit = max(case["flops"] / case["limits"]["flops"], case["bytes"] / case["limits"]["bytes"])
         for provider, (_, median, _) in case["seconds"].items():
-            low, middle, high = case["speed_up"].get(provider, (1.0, 1.0, 1.0))
-            ratio = f"{middle:.2f}x ({low:.2f} to {high:.2f})" if provider in case["speed_up"] else "ours"
-            table.add_row(shape, provider, f"{case['work'] / median:.3g} {case['unit']}/s", ratio)
-            shape = ""
-    Console().print(table)
+            rate = f"{case['work'] / median:.4g} {case['unit']}/s"
+            share = f"{limit / median:.0%} of the limit" if limit else ""
+            ratio = "ours is {1:.2f}x as fast ({0:.2f} to {2:.2f})".format(*case["speed_up"].get(provider, (1, 1, 1)))
+            memory = f"{case['memory'][provider] / 1e6:.0f} MB" if case["memory"][provider] is not None else ""
+            versus = ratio if provider in case["speed_up"] else ""
+            print(f"    {provider:32}{median * 1e3:>10.3f} ms  {rate:>26}  {share:>18}  {memory:>10}  {versus}")
+        for fact, value in case["facts"].items():
+            print(f"    {fact}: {value:.3g}")
+        for provider, reason in case["left_out"].items():
+            print(f"    {provider} left out: {reason}")
 
 
-def device() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    return f"{found[1] if found else platform.processor()} {torch.get_num_threads()} threads"
-
-
-def environment() -> dict[str, Any]:
-    """What the figures depend on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    )
-    return {
-        "device": device(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "commit": commit.stdout.strip(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-    }
-
-
-main()
+if __name__ == "__main__":
+    main()

@@ -1,34 +1,44 @@
-"""Draw the README's table of the demo from the committed results: `python -m bench.readme`, never by hand."""
+"""Draw the README's tables from committed results: `python -m bench.readme`, never by hand."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "docs" / "demo" / "results.json"
-BEGIN, END = "<!-- demo table: drawn by `python -m bench.readme` -->", "<!-- end of demo table -->"
+README = ROOT / "README.md"
+DEMO = ROOT / "docs" / "demo" / "results.json"
+KERNELS = ROOT / "bench" / "results"
+DEMO_MARKS = "<!-- demo table: drawn by `python -m bench.readme` -->", "<!-- end of demo table -->"
+KERNEL_MARKS = "<!-- kernel table: drawn by `python -m bench.readme` -->", "<!-- end of kernel table -->"
 METRICS = {
     "heldout_bits_per_byte": "held-out bits per byte (lower is better)",
     "continuation_accuracy": "four-way continuation",
     "capital_accuracy": "capital questions",
 }
+OPERATIONS = ("attention", "loss", "small")
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    readme.write_text(with_table(readme.read_text(), json.loads(RESULTS.read_text())))
+    README.write_text(drawn(README.read_text()))
 
 
-def with_table(text: str, results: dict[str, Any]) -> str:
-    """`text` with what stands between the two marks replaced by the table of `results`."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table(results)}\n{END}{after}"
+def drawn(text: str) -> str:
+    """`text` with both tables as the committed results have them."""
+    text = _between(text, DEMO_MARKS, demo_table(json.loads(DEMO.read_text())))
+    return _between(text, KERNEL_MARKS, kernel_table(KERNELS))
 
 
-def table(results: dict[str, Any]) -> str:
+def _between(text: str, marks: tuple[str, str], table: str) -> str:
+    begin, end = marks
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{table}\n{end}{after}"
+
+
+def demo_table(results: dict[str, Any]) -> str:
     """The arms side by side, each figure with its interval, as a Markdown table with a line on where it comes from."""
     lines = ["| arm | training tokens | " + " | ".join(METRICS.values()) + " |", "|---|---|" + "---|" * len(METRICS)]
     for name, arm in results["arms"].items():
@@ -39,6 +49,30 @@ def table(results: dict[str, Any]) -> str:
     device = results["run"]["device"]
     note = f"{results['confidence']:.0%} bootstrap intervals; chance is {chance}; {minutes:.1f} minutes on {device}."
     return "\n".join([*lines, "", note])
+
+
+def kernel_table(folder: Path) -> str:
+    """For each device that was measured: every case whose answers were right, beside the fastest of its peers."""
+    lines = ["| device | operation | case | ours | fastest peer | ours is as fast as it, times |", "|---|---|---|---|---|---|"]
+    records = [json.loads(path.read_text()) for name in OPERATIONS for path in sorted(folder.glob(f"*/{name}.json"))]
+    for record in records:
+        lines += _rows(record)
+    if not any("cuda" in record["environment"] for record in records):
+        lines.append("| any GPU | all | | not measured | | |")
+    return "\n".join(lines)
+
+
+def _rows(record: dict[str, Any]) -> Iterator[str]:
+    for case in record["cases"]:
+        if not case["check"]["right"] or not case["speed_up"]:
+            continue
+        shape = ", ".join(f"{key} {value}" for key, value in case["shape"].items())
+        peer = min(case["speed_up"], key=lambda name: case["seconds"][name][1])
+        ours = next(iter(case["seconds"]))
+        rate = f"{case['work'] / case['seconds'][ours][1]:.3g} {case['unit']}/s"
+        low, middle, high = case["speed_up"][peer]
+        device, operation = record["environment"]["device"], record["operation"]
+        yield f"| {device} | {operation} | {shape} | {rate} | {peer} | {middle:.2f} ({low:.2f} to {high:.2f}) |"
 
 
 def _figure(value: dict[str, float], metric: str) -> str:

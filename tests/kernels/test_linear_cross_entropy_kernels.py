@@ -262,7 +262,7 @@ def test_the_host_reads_no_number_from_the_device(mode: str, reduction: str, mon
     monkeypatch.setattr(launch, "_aligned", lambda weight: weight)
     monkeypatch.setattr(plain, "multiplied", lambda rows, count: len(rows))  # as on a device
     monkeypatch.setattr(implementations, "_check_targets", lambda *_: None)
-    with FakeTensorMode():
+    with FakeTensorMode(), torch.device(DEVICE):
         hidden, weight = torch.zeros(20, 8, requires_grad=True), torch.zeros(30, 8, requires_grad=True)
         targets, row_weight = torch.zeros(20, dtype=torch.int64), torch.zeros(20)
         for loss_rows in (None, torch.zeros(9, dtype=torch.int32)):

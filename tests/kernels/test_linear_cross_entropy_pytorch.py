@@ -237,6 +237,7 @@ def test_the_mode_is_chosen_by_size() -> None:
 
 
 def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     hidden, weight, targets = inputs(4, 6, 9, torch.float32)
     for arguments, message in [
         ((hidden, weight[:, :5], targets), "do not fit"),

@@ -266,11 +266,15 @@ def combine_kernel(
     start, stop = tl.load(split), tl.load(split + 1)
     if start == stop:
         return
-    dk_tile = tl.zeros([ROWS, WIDTH], tl.float32)
-    dv_tile = tl.zeros([ROWS, WIDTH], tl.float32)
-    for slot in range(tl.load(split + 2), tl.load(split + 3)):
-        part = parts + tl.cast(slot, tl.int64) * part_slot + head * part_head
-        dk_tile += load_tile(part, 0, stop - start, D, ROWS, D, WIDTH, True)
-        dv_tile += load_tile(part + ROWS * D, 0, stop - start, D, ROWS, D, WIDTH, True)
-    store_tile(dk + head * dk_head, start, stop, dk_row, dk_tile, ROWS, D, WIDTH)
-    store_tile(dv + head * dv_head, start, stop, dv_row, dv_tile, ROWS, D, WIDTH)
+    parts += head * part_head
+    first, last = tl.load(split + 2), tl.load(split + 3)
+    total = tl.zeros([ROWS, WIDTH], tl.float32)
+    for slot in range(first, last):
+        part = parts + tl.cast(slot, tl.int64) * part_slot
+        total += load_tile(part, 0, stop - start, D, ROWS, D, WIDTH, True)
+    store_tile(dk + head * dk_head, start, stop, dk_row, total, ROWS, D, WIDTH)
+    total = tl.zeros([ROWS, WIDTH], tl.float32)
+    for slot in range(first, last):
+        part = parts + tl.cast(slot, tl.int64) * part_slot + ROWS * D
+        total += load_tile(part, 0, stop - start, D, ROWS, D, WIDTH, True)
+    store_tile(dv + head * dv_head, start, stop, dv_row, total, ROWS, D, WIDTH)

@@ -89,7 +89,7 @@ def backward(
     if len(splits):
         kernels.combine_kernel[(len(splits) * key_heads,)](
             parts, dk, dv, splits, *_strides(dk, dv), *parts.stride()[:2],
-            HEADS=key_heads, D=head_width, WIDTH=shared["WIDTH"], ROWS=key_rows,
+            HEADS=key_heads, D=head_width, WIDTH=shared["WIDTH"], ROWS=key_rows, num_warps=8 if key_rows >= 128 else 4,
         )  # fmt: skip
     return dq, dk, dv
 

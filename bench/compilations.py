@@ -1,0 +1,197 @@
+"""What is compiled ahead of time: the launches of every kernel at the shapes and types of real models.
+
+Each launcher is called on tensors without data, so that what is compiled is what it would start on a GPU. Adding a kernel is
+one more call of `launches`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+from unittest.mock import patch
+
+import torch
+from sbp_kernels import linear_cross_entropy_launch, norm_kernels, rope_kernels, swiglu_kernels
+from sbp_kernels.attention import launch as attention_kernels
+from sbp_kernels.attention.hopper_kernels import specialised_forward
+from sbp_kernels.plan import NARROW, WIDE, Tiles, capacities
+from torch import Tensor
+
+from bench.aot.compilation import TARGETS, Compilation, Requirements, launches
+
+TOKENS = 16_384
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+TYPE_NAMES = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}
+LOSS_PRODUCTS = ("statistics_kernel", "logit_gradient_kernel", "hidden_gradient_kernel", "weight_gradient_kernel")
+
+# Tiles were chosen for sm_90, where nothing may spill. Elsewhere this much may, and the table holds what does.
+SPILLS = {"sm_80": 64, "sm_100": 384, "gfx942": 4096}
+ANY_SPILLS = dict.fromkeys(TARGETS, 131_072)  # of float32 attention, which is there for checking
+
+
+def compilations() -> Iterator[Compilation]:
+    """All of them; what two launches share is listed once."""
+    seen: set[tuple[str, str]] = set()
+    for compilation in chain(
+        attention(), specialised_attention(), linear_cross_entropy(), rms_norm(), qk_norm_rope(), swiglu()
+    ):
+        fingerprint = compilation.fingerprint()
+        targets = tuple(target for target in compilation.targets if (fingerprint, target) not in seen)
+        seen.update((fingerprint, target) for target in targets)
+        if targets:
+            yield replace(compilation, targets=targets)
+
+
+def attention() -> Iterator[Compilation]:
+    """Forward and backward; 24:8 are the heads of the 3B model, 16:8 those of the 1B model."""
+    for heads, width, dtype, tiles in (
+        ((24, 8), 128, BF16, WIDE),
+        ((24, 8), 128, BF16, NARROW),
+        ((16, 8), 128, BF16, WIDE),
+        ((24, 8), 64, BF16, WIDE),
+        ((24, 8), 64, BF16, NARROW),
+        ((24, 8), 96, BF16, WIDE),
+        ((24, 8), 128, FP16, WIDE),
+        ((24, 8), 128, FP32, NARROW),
+    ):
+        size = f"{'wide' if tiles is WIDE else 'narrow'} tiles, {heads[0]}:{heads[1]} heads of {width}, {TYPE_NAMES[dtype]}"
+        requires = Requirements(tensor_cores=dtype != FP32, spill_bytes=ANY_SPILLS if dtype == FP32 else SPILLS)
+        by_kernel = {"combine_kernel": Requirements()}
+        if tiles is WIDE and width > 64:
+            too_much = "more than 64 KiB of shared memory"
+            by_kernel["forward_kernel"] = replace(requires, impossible={"gfx942": too_much})
+            by_kernel["dq_kernel"] = replace(requires, impossible={"3.9.0 gfx942": too_much})
+        for shared_seeds in (False, True) if (heads, width, dtype) == ((24, 8), 128, BF16) else (False,):
+            name = f"attention{' with shared seeds' if shared_seeds else ''}, {size}"
+            case = (heads, width, dtype, tiles, shared_seeds)
+            yield from launches(name, _attention, *case, requires=requires, by_kernel=by_kernel)
+
+
+def _attention(heads: tuple[int, int], width: int, dtype: torch.dtype, tiles: Tiles, shared_seeds: bool) -> None:
+    """Documents, or trees whose key tiles may be split and whose log-sum-exp has a gradient too."""
+    q = _empty(TOKENS, heads[0], width, dtype=dtype)
+    k, v = (_empty(TOKENS, heads[1], width, dtype=dtype) for _ in range(2))
+    until = _empty(TOKENS, dtype=torch.int32)
+    rows = capacities(TOKENS, tiles, may_split=shared_seeds)
+    tables = tuple(_empty(n, columns, dtype=torch.int32) for n, columns in zip(rows, (6, 2, 6, 2, 4), strict=True))
+    out, lse = attention_kernels.forward(q, k, v, until, tables[0], tables[1], 1.0, tiles.query_rows, tiles.key_step)
+    sizes = (tiles.query_rows, tiles.key_step, tiles.key_rows, tiles.query_step)
+    attention_kernels.backward(out, lse if shared_seeds else None, q, k, v, out, lse, until, tables, 1.0, sizes)
+
+
+def specialised_attention() -> Iterator[Compilation]:
+    """The forward for Hopper, in which one warp group copies and two multiply."""
+    requires = Requirements(tensor_cores=True, instructions={"sm_90": ("UTMALDG", "USETMAXREG")})
+    refused = replace(requires, impossible={"3.9.0 sm_90": "Triton shares out the rows of visible_until too"})
+    for width, tiles in ((128, WIDE), (128, NARROW), (64, WIDE), (64, NARROW)):
+        name = f"attention for Hopper, {'wide' if tiles is WIDE else 'narrow'} tiles, 24:8 heads of {width}, bf16"
+        needed = refused if tiles is WIDE else requires
+        yield from launches(name, _specialised_attention, width, tiles, requires=needed, targets=("sm_90",))
+
+
+def _specialised_attention(width: int, tiles: Tiles) -> None:
+    q, k = (_empty(TOKENS, heads, width, dtype=BF16) for heads in (24, 8))
+    rows, runs, *_ = capacities(TOKENS, tiles, may_split=False)
+    until, *tables = (_empty(*shape, dtype=torch.int32) for shape in ((TOKENS,), (rows, 6), (runs, 2)))
+    specialised_forward(q, k, k, until, tables[0], tables[1], 1.0, tiles.query_rows, tiles.key_step)
+
+
+def linear_cross_entropy() -> Iterator[Compilation]:
+    """Both modes; the vocabularies of the 1B and the 3B model, and of Qwen3."""
+    copies = {"sm_90": ("UTMALDG",), "sm_100": ("UTMALDG",)}
+    products = Requirements(tensor_cores=True, spill_bytes=SPILLS, instructions=copies)
+    for width, vocabulary, dtype, softcap, smoothed in (
+        (3072, 49_152, BF16, 0.0, False),
+        (2048, 49_152, BF16, 0.0, False),
+        (2048, 151_936, BF16, 0.0, False),
+        (3072, 49_152, BF16, 30.0, True),
+        (3072, 49_152, FP16, 0.0, False),
+        (3072, 49_152, FP32, 0.0, False),
+    ):
+        case = (width, vocabulary, dtype, softcap, smoothed)
+        options = " with softcap and label smoothing" if smoothed else ""
+        name = f"loss{options}, {width} wide, vocabulary {vocabulary:,}, {TYPE_NAMES[dtype]}"
+        yield from launches(f"{name}, slabs", _loss_in_slabs, *case)
+        needed = Requirements(spill_bytes=SPILLS) if dtype == FP32 else products
+        by_kernel = dict.fromkeys(LOSS_PRODUCTS, needed)
+        for large, targets in ((True, ("sm_90", "sm_100")), (False, ("sm_80", "gfx942"))):
+            with patch.object(linear_cross_entropy_launch, "large_tiles", return_value=large):
+                tiles = "large tiles" if large else "small tiles"
+                recomputed = f"{name}, recomputed, {tiles}"
+                yield from launches(recomputed, _loss_recomputed, *case, by_kernel=by_kernel, targets=targets)
+
+
+def _loss_in_slabs(width: int, vocabulary: int, dtype: torch.dtype, softcap: float, smoothed: bool) -> None:
+    """Statistics with the gradient, either of them alone, and the rows on their way in and out."""
+    rows = 2048
+    hidden, logits = _empty(TOKENS, width, dtype=dtype), _empty(rows, vocabulary, dtype=dtype)
+    index = _empty(rows, dtype=torch.int32)
+    statistics, coefficients = (_empty(n, TOKENS // 2, dtype=FP32)[:, :rows] for n in (4, 3))
+    for gradient, known in ((coefficients, False), (None, False), (coefficients, True)):
+        linear_cross_entropy_launch.slab(statistics, logits, index, gradient, known, 1e-4, softcap, smoothed)
+    part = linear_cross_entropy_launch.gather(hidden, index)
+    for scale in (None, _empty(1, dtype=FP32)):
+        linear_cross_entropy_launch.scatter(hidden, index, part, scale)
+
+
+def _loss_recomputed(width: int, vocabulary: int, dtype: torch.dtype, softcap: float, smoothed: bool) -> None:
+    hidden, weight = _empty(TOKENS, width, dtype=dtype), _empty(vocabulary, width, dtype=dtype)
+    rows, count, scale = _empty(TOKENS // 2, dtype=torch.int32), _empty(dtype=torch.int32), _empty(1, dtype=FP32)
+    inputs = (hidden, weight, rows, rows, count)
+    found = linear_cross_entropy_launch.statistics(*inputs, softcap, smoothed)
+    linear_cross_entropy_launch.gradients(*inputs, found[0], found[1:], scale, softcap, smoothed, hidden, weight)
+
+
+def rms_norm() -> Iterator[Compilation]:
+    """With and without a residual, at the widths of the 1B and the 3B model, and wider than a block."""
+    for width, dtype in ((2048, BF16), (3072, BF16), (3072, FP16), (3072, FP32), (20_480, BF16)):
+        for residual in (False, True):
+            name = f"RMSNorm{' of a sum' if residual else ''}, {width} wide, {TYPE_NAMES[dtype]}"
+            yield from launches(name, _rms_norm, width, dtype, residual, requires=Requirements(spill_bytes={"sm_100": 32}))
+
+
+def _rms_norm(width: int, dtype: torch.dtype, residual: bool) -> None:
+    x, weight = _empty(TOKENS, width, dtype=dtype), _empty(width, dtype=dtype)
+    y, total, rstd = norm_kernels.forward(x, x if residual else None, weight, 1e-6)
+    norm_kernels.backward(y, x if residual else None, total, weight, rstd)
+
+
+def qk_norm_rope() -> Iterator[Compilation]:
+    """With and without the norms, on the heads of the 1B and the 3B model, and narrower ones."""
+    for heads, width, dtype, norm in (
+        ((16, 8), 128, BF16, True),
+        ((24, 8), 128, BF16, True),
+        ((24, 8), 128, BF16, False),
+        ((24, 8), 64, BF16, True),
+        ((24, 8), 96, BF16, True),
+        ((24, 8), 128, FP16, True),
+        ((24, 8), 128, FP32, True),
+    ):
+        name = f"RoPE{' with QK norm' if norm else ''}, {heads[0]}:{heads[1]} heads of {width}, {TYPE_NAMES[dtype]}"
+        yield from launches(name, _qk_norm_rope, heads, width, dtype, norm)
+
+
+def _qk_norm_rope(heads: tuple[int, int], width: int, dtype: torch.dtype, norm: bool) -> None:
+    qkv = _empty(TOKENS, heads[0] + 2 * heads[1], width, dtype=dtype)
+    weight = _empty(width, dtype=dtype) if norm else None
+    positions, frequencies = _empty(TOKENS, dtype=torch.int64), _empty(width // 2, dtype=torch.int64)
+    q, k, rstd = rope_kernels.forward(qkv, weight, weight, positions, frequencies, *heads, 1e4, 1e-6)
+    rope_kernels.backward(q, k, k, qkv, weight, weight, positions, frequencies, rstd, 1e4)
+
+
+def swiglu() -> Iterator[Compilation]:
+    """With and without the product handed out again, at the widths of the 1B and the 3B model."""
+    for width, dtype in ((5632, BF16), (8064, BF16), (8064, FP16), (8064, FP32)):
+        for emit in (False, True):
+            name = f"SwiGLU{' with the product' if emit else ''}, {width} wide, {TYPE_NAMES[dtype]}"
+            yield from launches(name, _swiglu, width, dtype, emit)
+
+
+def _swiglu(width: int, dtype: torch.dtype, emit: bool) -> None:
+    gate_up = _empty(TOKENS, 2 * width, dtype=dtype)
+    swiglu_kernels.backward(swiglu_kernels.forward(gate_up), gate_up, emit)
+
+
+def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")

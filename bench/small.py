@@ -1,0 +1,150 @@
+"""RMSNorm, query and key norm with rotary embedding, and SwiGLU: what each must beat is torch.compile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+import torch
+from sbp_kernels.norm import rms_norm
+from sbp_kernels.rope import qk_norm_rope
+from sbp_kernels.swiglu import swiglu
+from torch import Tensor
+
+from bench.case import Case, Prepared, Provider, Tensors
+from bench.machine import device
+
+Function = Callable[..., tuple[Tensor, ...]]  # of the leaves, then of what has no gradient
+ROWS = 16384
+CHECKED_ROWS = 256
+POSITIONS = 4096
+
+
+def small() -> Iterator[Case]:
+    """On CUDA alone: elsewhere these operations are plain torch, and there is nothing to compare."""
+    if not torch.cuda.is_available():
+        return
+    for width in (2048, 3072, 4096):
+        yield from (_norm(ROWS, width, added) for added in (False, True))
+    for heads, key_heads in ((16, 8), (24, 8)):
+        yield _rotary(ROWS, heads, key_heads, 128)
+    for width in (6144, 8064):
+        yield _swiglu(ROWS, width)
+
+
+def _norm(rows: int, width: int, added: bool) -> Case:
+    def apply(backend: str) -> Function:
+        def function(x: Tensor, weight: Tensor, *residual: Tensor) -> tuple[Tensor, ...]:
+            if residual:
+                return rms_norm(x, weight, residual=residual[0], backend=backend)
+            return (rms_norm(x, weight, backend=backend),)
+
+        return function
+
+    def liger(x: Tensor, weight: Tensor, *residual: Tensor) -> tuple[Tensor, ...]:
+        library = import_module("liger_kernel.transformers.functional")
+        if residual:
+            return library.liger_fused_add_rms_norm(x, residual[0], weight, 1e-6, in_place=False)
+        return (library.liger_rms_norm(x, weight, 1e-6, in_place=False),)
+
+    name = "rms_norm with residual" if added else "rms_norm"
+    shapes = {"x": (rows, width), "weight": (width,)} | ({"residual": (rows, width)} if added else {})
+    streams = 9 if added else 5  # forward: x (and residual) in, y (and sum) out; backward: dy (and dsum), x in, dx out
+    smaller = lambda: _norm(CHECKED_ROWS, width, added)  # noqa: E731
+    return _case(name, {"rows": rows, "width": width}, shapes, {}, apply, {"Liger": liger}, streams * rows * width, smaller)
+
+
+def _rotary(rows: int, heads: int, key_heads: int, width: int) -> Case:
+    def apply(backend: str) -> Function:
+        def function(qkv: Tensor, q_weight: Tensor, k_weight: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+            return qk_norm_rope(
+                qkv, q_weight, k_weight, positions, heads=heads, key_value_heads=key_heads, rope_base=5e5, backend=backend
+            )
+
+        return function
+
+    shapes = {"qkv": (rows, heads + 2 * key_heads, width), "q_weight": (width,), "k_weight": (width,)}
+    fixed = {"positions": (torch.arange(rows, device=device()) % POSITIONS).int()}
+    numbers = rows * width * (2 * (heads + key_heads) + 3 * (heads + key_heads) + 2 * key_heads)
+    smaller = lambda: _rotary(CHECKED_ROWS, heads, key_heads, width)  # noqa: E731
+    shape = {"rows": rows, "heads": f"{heads}:{key_heads}", "width": width}
+    return _case("qk_norm_rope", shape, shapes, fixed, apply, {}, numbers, smaller)
+
+
+def _swiglu(rows: int, width: int) -> Case:
+    def apply(backend: str) -> Function:
+        return lambda gate_up: (swiglu(gate_up, backend=backend),)
+
+    def liger(gate_up: Tensor) -> tuple[Tensor, ...]:
+        library = import_module("liger_kernel.transformers.functional")
+        return (library.liger_swiglu(*(x.contiguous() for x in gate_up.chunk(2, -1))),)
+
+    smaller = lambda: _swiglu(CHECKED_ROWS, width)  # noqa: E731
+    numbers = rows * width * 8  # forward: gate and up in, product out; backward: both and its gradient in, two out
+    shape = {"rows": rows, "width": width}
+    return _case("swiglu", shape, {"gate_up": (rows, 2 * width)}, {}, apply, {"Liger": liger}, numbers, smaller)
+
+
+def _case(
+    name: str,
+    shape: Mapping[str, Any],
+    shapes: dict[str, tuple[int, ...]],
+    fixed: Tensors,
+    apply: Callable[[str], Function],
+    peers: dict[str, Function],
+    numbers: float,
+    smaller: Callable[[], Case],
+) -> Case:
+    def inputs(generator: torch.Generator) -> Tensors:
+        made = {
+            key: torch.randn(size, device=device(), dtype=torch.bfloat16, generator=generator) for key, size in shapes.items()
+        }
+        return made | fixed
+
+    plain = apply("torch")
+    functions = {"ours": apply("triton"), "eager": plain, "compiled": torch.compile(plain), **peers}
+    checked = shape["rows"] == CHECKED_ROWS
+    return Case(
+        {"operation": name, **shape, "pass": "both"},
+        inputs,
+        {title: _provider(function, list(shapes), list(fixed)) for title, function in functions.items()},
+        lambda given: _exact(plain, given, list(shapes), list(fixed)),
+        work=2 * numbers / 1e9,
+        unit="GB",
+        bytes=2.0 * numbers,
+        judges=("eager",),
+        check=None if checked else smaller(),
+    )
+
+
+def _provider(function: Function, leaves: list[str], fixed: list[str]) -> Provider:
+    def provider(given: Tensors) -> Prepared:
+        inputs = [given[name].detach().requires_grad_() for name in leaves]
+        rest = [given[name] for name in fixed]
+        gradients = _upstream(function(*inputs, *rest))
+
+        def run() -> Tensors:
+            out = function(*inputs, *rest)
+            found = torch.autograd.grad(out, inputs, gradients)
+            named = {f"out {index}": x.detach() for index, x in enumerate(out)}
+            return named | {f"d{name}": x for name, x in zip(leaves, found, strict=True)}
+
+        return Prepared(run)
+
+    return provider
+
+
+def _exact(function: Function, given: Tensors, leaves: list[str], fixed: list[str]) -> Tensors:
+    """In float64, with the bf16 gradients of the outputs that every provider gets."""
+    inputs = [given[name].double().requires_grad_() for name in leaves]
+    out = function(*inputs, *(given[name] for name in fixed))
+    found = torch.autograd.grad(out, inputs, [gradient.double() for gradient in _upstream(out)])
+    named = {f"out {index}": x.detach() for index, x in enumerate(out)}
+    return named | {f"d{name}": x for name, x in zip(leaves, found, strict=True)}
+
+
+def _upstream(out: tuple[Tensor, ...]) -> list[Tensor]:
+    """The same random gradients of the outputs for every provider."""
+    generator = torch.Generator(device()).manual_seed(0)
+    return [torch.empty(x.shape, dtype=torch.bfloat16, device=x.device).normal_(generator=generator) for x in out]
