@@ -48,8 +48,8 @@ bench: $(READY)  ## Measure side by side what this machine can measure (OP=name 
 aot: $(READY) $(OLDEST_TRITON)  ## Compile every kernel ahead of time, with two releases of Triton, and compare with the committed table
 	@$(BIN)/python -m bench.aot $(ARGS)
 
-$(OLDEST_TRITON): $(READY)
-	@$(BIN)/python -m pip install --quiet --target $@ --no-deps triton==3.6.0
+$(OLDEST_TRITON): | $(READY)
+	@rm -rf $@.partial && $(BIN)/python -m pip install --quiet --no-deps --target $@.partial triton==3.6.0 && mv $@.partial $@
 
 gpu:  ## On a GPU machine: correctness on the device, then the benches, within BUDGET seconds; only torch, triton and numba are needed
 	@PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu --budget $(BUDGET) --out $(RESULTS)

@@ -413,9 +413,11 @@ def test_a_failure_is_never_written(run: Any, capsys: pytest.CaptureFixture[str]
     assert "FAILURE: product, sm_90, triton 3.9.0: has no HGMMA" in capsys.readouterr().out
 
 
-def test_an_entry_is_compiled_for_its_own_targets_alone(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_is_compiled_for_its_own_targets_alone(run: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     run("--update")
     monkeypatch.setattr(gate, "listed", lambda _: {"product": replace(PRODUCT, targets=("sm_90",))})
+    assert run() == 0
+    assert "0 binaries are not in the table, 6 of the table are no more" in capsys.readouterr().out
     assert run("--update") == 0
     assert {target for _, _, target in table.read(run.path)[1]} == {"sm_90"}
 
