@@ -33,6 +33,9 @@ Settings = Annotated[
 Out = Annotated[Path, typer.Option(help="Directory to write; it must not hold anything else.")]
 Corpus = Annotated[Path, typer.Option(help="Output of `prepare`.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output made from other settings or inputs.")]
+Gpus = Annotated[
+    int, typer.Option(min=1, help="Train as this many processes on this machine, one a GPU; without GPUs, on the CPU.")
+]
 
 
 def main() -> None:
@@ -43,7 +46,8 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes that meet the same mistake one says so
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -58,6 +62,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 def run(
     settings: Settings,
     out: Annotated[Path | None, typer.Option(help="The run's directory (default: runs/NAME).")] = None,
+    gpus: Gpus = 1,
     force: Annotated[bool, typer.Option("--force", help="Redo the stages that a changed setting or input touches.")] = False,
 ) -> None:
     """Run the whole experiment, from documents to report; resumes where it stopped."""
@@ -65,10 +70,14 @@ def run(
     from sbp_fast.experiment.results import collect
     from sbp_fast.experiment.run import run as run_experiment
     from sbp_fast.experiment.summary import summary_table
+    from sbp_fast.train.processes import Stopped
 
     console, directory = Console(), out or Path("runs") / config.name
     try:
-        report = run_experiment(config, directory, console=console, force=force)
+        report = run_experiment(config, directory, console=console, gpus=gpus, force=force)
+    except Stopped as stopped:
+        console.say(str(stopped))
+        raise typer.Exit(stopped.exit_code) from None
     except KeyboardInterrupt:
         console.say("stopped; the same command goes on from here")
         raise typer.Exit(130) from None
@@ -95,18 +104,32 @@ def train(
     synthetic: Annotated[Path | None, typer.Option(help="Kept synthetic documents: train jointly on both.")] = None,
     pairs: Annotated[Path | None, typer.Option(help="Related pairs: tune a synthesizer on them.")] = None,
     start: Annotated[Path | None, typer.Option(help="Model to start a synthesizer from.")] = None,
+    gpus: Gpus = 1,
+    profile: Annotated[str | None, typer.Option(help="Record steps FIRST:LAST into OUT.profile, such as 10:13.")] = None,
     force: Force = False,
 ) -> None:
-    """Train a model: base by default, the oracle, a synthesizer (--pairs, --start) or jointly (--synthetic)."""
+    """Train a model: base by default, the oracle, a synthesizer (--pairs, --start) or jointly (--synthetic).
+
+    Under torchrun, on any number of machines, it takes part in the run of all processes.
+    """
     config = _load(settings)
     if sum([oracle, synthetic is not None, pairs is not None]) > 1 or (pairs is None) != (start is None):
         raise UserError("options", "do not go together", "give one of --oracle, --synthetic, or --pairs with --start")
+    from sbp_fast.config import resolve_device
+    from sbp_fast.train.processes import Stopped, launch, leads, world_size
     from sbp_fast.train.train import Role
     from sbp_fast.train.train import train as work
 
+    if gpus > 1 and world_size() == 1:
+        raise typer.Exit(launch(sys.argv[1:], gpus, resolve_device(config)))
     role: Role = "oracle" if oracle else "joint" if synthetic else "synthesizer" if pairs else "base"
     inputs = {"synthetic": synthetic, "pairs": pairs, "start": start}
-    work(config, out, role=role, corpus=corpus, **inputs, console=Console(), force=force)
+    console = Console(quiet=not leads())
+    try:
+        work(config, out, role=role, corpus=corpus, **inputs, console=console, force=force, profile_steps=profile)
+    except Stopped as stopped:
+        console.say(str(stopped))
+        raise typer.Exit(stopped.exit_code) from None
 
 
 @app.command(
@@ -204,14 +227,18 @@ def report(directory: Annotated[Path, typer.Argument(help="Directory of a finish
     print(write_report(directory))
 
 
-@app.command(epilog="Example: sbp-fast plan 3b-200b")
-def plan(settings: Settings) -> None:
-    """Print parameters, tokens, FLOPs, GPU hours, memory and disk of every stage, without running any."""
+@app.command(epilog="Example: sbp-fast plan 3b-200b --gpus 64 --gpu h200")
+def plan(
+    settings: Settings,
+    gpus: Annotated[int, typer.Option(min=0, help="How many train together (0: as many as share the weights, or one).")] = 0,
+    gpu: Annotated[str, typer.Option(help="Which: a100 (80 GB), h100, h200 or b200.")] = "h100",
+) -> None:
+    """Say what every stage takes and whether it fits, by arithmetic alone: memory, FLOPs, GPU hours, disk."""
     config = _load(settings)
-    from sbp_fast.experiment.plan import plan_table
+    from sbp_fast.experiment.plan import plan_tables
 
-    for table in plan_table(config):
-        Console().rich.print(table)
+    for part in plan_tables(config, gpus or config.parallel.shard_processes or 1, gpu):
+        Console().rich.print(part, soft_wrap=isinstance(part, str))
 
 
 @app.command(epilog="Example: sbp-fast doctor")

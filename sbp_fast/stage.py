@@ -77,9 +77,15 @@ class Manifest:
 
 @dataclass
 class Work:
-    """A stage at work: where it writes, and what it has to say in its manifest."""
+    """A stage at work: where it writes, and what it has to say in its manifest.
+
+    Attributes:
+        directory: to write into.
+        out: what it will be called when all is done.
+    """
 
     directory: Path
+    out: Path
     inputs: dict[str, Path]
     console: Console
     flops: float = 0.0
@@ -96,6 +102,10 @@ class Work:
     def seconds(self) -> float:
         """Seconds at work so far, earlier attempts included up to their last `keep_clock`."""
         return self._earlier_seconds + time.monotonic() - self._started
+
+    def beside(self, suffix: str) -> Path:
+        """The path of what belongs to the output but is no part of it."""
+        return self.out.with_name(self.out.name + suffix)
 
     def keep_clock(self) -> None:
         """Call after each durable step, so that a killed attempt's time is counted."""
@@ -141,7 +151,9 @@ def run_stage(
             _open_partial(partial, plan, force)
             directories = {name: value for name, value in inputs.items() if isinstance(value, Path)}
             clock = partial / CLOCK
-            work = Work(partial, directories, console, _earlier_seconds=read_json(clock)["seconds"] if clock.exists() else 0.0)
+            work = Work(
+                partial, out, directories, console, _earlier_seconds=read_json(clock)["seconds"] if clock.exists() else 0.0
+            )
             try:
                 body(work)
             except UserError:

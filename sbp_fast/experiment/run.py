@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sbp_fast.config import RunConfig, diff_config, dump_config, load_config
+from sbp_fast.config import RunConfig, diff_config, dump_config, load_config, resolve_device
 from sbp_fast.corpus.prepare import prepare
 from sbp_fast.errors import UserError
 from sbp_fast.evaluate.evaluate import evaluate
@@ -17,19 +17,22 @@ from sbp_fast.files import TEMPORARY_SUFFIX, atomic_open
 from sbp_fast.pairs.embed import embed
 from sbp_fast.pairs.pair import pair
 from sbp_fast.progress import Console, duration
-from sbp_fast.stage import Manifest, out_of_space_is_a_user_error
+from sbp_fast.stage import out_of_space_is_a_user_error
 from sbp_fast.synthesize.filter import filter_documents
 from sbp_fast.synthesize.synthesize import synthesize
-from sbp_fast.train.train import train
+from sbp_fast.train.processes import launch
+from sbp_fast.train.train import Role
+from sbp_fast.train.train import train as train_alone
 
 CONFIG = "config.toml"
 
 
-def run(config: RunConfig, out: Path, *, console: Console, force: bool = False) -> Path:
+def run(config: RunConfig, out: Path, *, console: Console, gpus: int = 1, force: bool = False) -> Path:
     """Run what is not yet done of every stage into `out` and write its report.
 
     Args:
         out: the run's directory; a killed run goes on in it.
+        gpus: train as this many processes on this machine; the other stages run in one.
         force: with a changed configuration, redo the stages that the change touches.
 
     Returns:
@@ -37,12 +40,13 @@ def run(config: RunConfig, out: Path, *, console: Console, force: bool = False) 
 
     Raises:
         UserError: `out` holds another run or something else, or a stage refuses its input.
+        SystemExit: one of several training processes failed, and has said why.
     """
     if config.evaluate.choices != "auto":  # read here too, so that a mistake shows before hours of training
         read_question_files(config.evaluate.choices)
     claim_directory(config, out, force)
     started = time.monotonic()
-    stages = plan_stages(config, out, console, force)
+    stages = plan_stages(config, out, console, gpus, force)
     for number, (name, work) in enumerate(stages, start=1):
         with console.stage(f"{number}/{len(stages) + 1} {name}"):
             work()
@@ -52,25 +56,45 @@ def run(config: RunConfig, out: Path, *, console: Console, force: bool = False) 
     return report
 
 
-def plan_stages(config: RunConfig, out: Path, console: Console, force: bool) -> list[tuple[str, Callable[[], Manifest]]]:
+def plan_stages(config: RunConfig, out: Path, console: Console, gpus: int, force: bool) -> list[tuple[str, Callable[[], Any]]]:
     """Name and work of each stage; who reads whom is all here."""
     corpus, base, vectors, pairs = out / "corpus", out / "base", out / "vectors", out / "pairs"
     synthesizer, synthetic, kept = out / "synthesizer", out / "synthetic", out / "synthetic-kept"
     joint, oracle, evaluation = out / "joint", out / "oracle", out / "evaluation"
     arms = {"baseline": base, "sbp": joint, "oracle": oracle}
     how: dict[str, Any] = {"console": console, "force": force}
+
+    def train(directory: Path, role: Role, **inputs: Any) -> None:
+        if gpus == 1:
+            train_alone(config, directory, role=role, corpus=corpus, **inputs, **how)
+        else:
+            train_together(config, out / CONFIG, directory, gpus, role=role, force=force, corpus=corpus, **inputs)
+
     return [
         ("prepare", lambda: prepare(config, corpus, **how)),
-        ("base", lambda: train(config, base, role="base", corpus=corpus, **how)),
+        ("base", lambda: train(base, "base")),
         ("embed", lambda: embed(config, corpus, vectors, **how)),
         ("pair", lambda: pair(config, corpus, vectors, pairs, **how)),
-        ("synthesizer", lambda: train(config, synthesizer, role="synthesizer", corpus=corpus, pairs=pairs, start=base, **how)),
+        ("synthesizer", lambda: train(synthesizer, "synthesizer", pairs=pairs, start=base)),
         ("synthesize", lambda: synthesize(config, synthetic, corpus=corpus, model=synthesizer, **how)),
         ("filter", lambda: filter_documents(config, kept, corpus=corpus, synthetic=synthetic, pairs=pairs, **how)),
-        ("joint", lambda: train(config, joint, role="joint", corpus=corpus, synthetic=kept, **how)),
-        ("oracle", lambda: train(config, oracle, role="oracle", corpus=corpus, **how)),
+        ("joint", lambda: train(joint, "joint", synthetic=kept)),
+        ("oracle", lambda: train(oracle, "oracle")),
         ("evaluate", lambda: evaluate(config, evaluation, corpus=corpus, models=arms, **how)),
     ]
+
+
+def train_together(
+    config: RunConfig, file: Path, directory: Path, gpus: int, *, role: Role, force: bool, **inputs: Path
+) -> None:
+    """The training stage as `gpus` processes; each is a program of its own."""
+    arguments = ["train", str(file), "--out", str(directory)]
+    for name, path in inputs.items():
+        arguments += [f"--{name}", str(path)]
+    arguments += ["--oracle"] * (role == "oracle") + ["--force"] * force
+    code = launch(arguments, gpus, resolve_device(config))
+    if code:
+        raise SystemExit(code)
 
 
 def claim_directory(config: RunConfig, out: Path, force: bool) -> None:

@@ -1,4 +1,7 @@
-"""To and from a Hugging Face directory: the weights are a Qwen3ForCausalLM's, so no custom code is needed to load them."""
+"""To and from a Hugging Face directory, which loads with no custom code.
+
+The weights are those of a Qwen3ForCausalLM or, without norms of queries and keys, of a LlamaForCausalLM.
+"""
 
 from __future__ import annotations
 
@@ -7,35 +10,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from huggingface_hub import split_torch_state_dict_into_shards
+from pydantic import ValidationError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sbp_fast.config import ModelConfig
 from sbp_fast.corpus.tokenizer import BEGIN, END, Tokenizer
 from sbp_fast.errors import UserError
 from sbp_fast.files import atomic_open, atomic_path, hash_file, read_json, write_json
-from sbp_fast.model.saved import fill, load_model, save_model
+from sbp_fast.model.saved import fill, load_model, read_weights, save_model
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.progress import Console
 from sbp_fast.stage import Work, run_stage
 
 QUIET = Console(quiet=True)
-SUPPORTED = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
+SHARD_BYTES = 5 * 10**9
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
+SUPPORTED: dict[str, dict[str, Any]] = {
+    "qwen3": {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
+    "llama": {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+}
 
 
 def export_model(model_directory: Path, tokenizer_json: Path, out: Path, *, force: bool = False) -> None:
-    """Write a saved model as a Hugging Face Qwen3 directory, with its tokenizer.
+    """Write a saved model as a Hugging Face directory of Qwen3 or Llama, with its tokenizer.
 
     The tokenizer puts <|begin|> before a text, as every document began in training.
 
     Raises:
-        UserError: no saved model, no tokenizer, or an `out` that holds something else (unless `force`).
+        UserError: no saved model, or one that Llama cannot be; no tokenizer; an `out` that holds something else (unless
+            `force`).
     """
     model, tokenizer = load_model(model_directory), Tokenizer(tokenizer_json)
+    facts = hugging_face_config(model.config, model.vocabulary_size, where=model_directory)
 
     def body(work: Work) -> None:
-        with atomic_path(work.directory / "model.safetensors") as temporary:
-            save_file(to_qwen3(model), temporary, metadata={"format": "pt"})
+        write_shards(to_hugging_face(model), work.directory)
         with atomic_open(work.directory / "tokenizer.json") as file:
             file.write(with_begin(tokenizer).encode())
         tokens = {"bos_token": BEGIN, "eos_token": END, "pad_token": END}
@@ -50,43 +62,83 @@ def export_model(model_directory: Path, tokenizer_json: Path, out: Path, *, forc
         )
         ids = {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.end}
         write_json(work.directory / "generation_config.json", {**ids, "do_sample": True, "temperature": 1.0})
-        write_json(work.directory / "config.json", {**qwen3_config(model.config, model.vocabulary_size), **ids})
+        write_json(work.directory / "config.json", {**facts, **ids})
 
     inputs: dict[str, Path | str] = {"model": Path(model_directory), "tokenizer": hash_file(tokenizer_json)}
     run_stage("export", out, config={}, inputs=inputs, body=body, console=QUIET, force=force)
 
 
 def import_model(hf_directory: Path, out: Path, *, force: bool = False) -> None:
-    """Turn a Hugging Face Qwen3 directory into a saved model, in float32; its `tokenizer.json` goes on being the tokenizer.
+    """Turn a Hugging Face directory of Qwen3 or Llama into a saved model, in float32.
+
+    Its `tokenizer.json` goes on being the tokenizer.
 
     Raises:
         UserError: no such directory, another architecture, or weights that do not fit the configuration.
     """
-    path = Path(hf_directory) / "config.json"
-    try:
-        facts = read_json(path)
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(path, f"cannot be read: {error}", "give a Hugging Face model's directory on this machine") from None
-    config, vocabulary_size = from_qwen3_config(facts, path)
-    files = sorted(Path(hf_directory).glob("model*.safetensors"))
-    if not files:
-        raise UserError(hf_directory, "holds no model*.safetensors", "download the model's safetensors files too")
+    directory = Path(hf_directory)
+    path = directory / "config.json"
+    config, vocabulary_size = from_hugging_face_config(_read(path), path)
+    files = weight_files(directory)
 
     def body(work: Work) -> None:
-        weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
-        model = Transformer(config, vocabulary_size)
-        fill(model, from_qwen3(weights, config, where=Path(hf_directory)), where=Path(hf_directory))
+        weights = {name: tensor for file in files for name, tensor in read_weights(file).items()}
+        with torch.device("meta"):
+            model = Transformer(config, vocabulary_size)
+        fill(model.to_empty(device="cpu"), from_hugging_face(weights, model, where=directory), where=directory)
         save_model(model, work.directory)
 
     inputs: dict[str, Path | str] = {file.name: hash_file(file) for file in [path, *files]}
     run_stage("import", out, config={}, inputs=inputs, body=body, console=QUIET, force=force)
 
 
-def qwen3_config(config: ModelConfig, vocabulary_size: int) -> dict[str, Any]:
-    """`config.json`; the rotary base stands there twice, for transformers 5 and for what came before it."""
+def write_shards(weights: dict[str, Tensor], directory: Path) -> None:
+    """One safetensors file, or several of at most SHARD_BYTES (a larger tensor has its own) and then their index."""
+    split = split_torch_state_dict_into_shards(weights, max_shard_size=SHARD_BYTES)
+    for name, tensors in split.filename_to_tensors.items():
+        with atomic_path(directory / name) as temporary:
+            save_file({tensor: weights[tensor] for tensor in tensors}, temporary, metadata={"format": "pt"})
+    if split.is_sharded:
+        write_json(directory / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a Hugging Face directory: one, or those that its index names.
+
+    Raises:
+        UserError: neither is there, or a file that the index names is not.
+    """
+    if (directory / SINGLE).is_file():
+        return [directory / SINGLE]
+    if not (directory / INDEX).is_file():
+        raise UserError(directory, f"holds neither {SINGLE} nor {INDEX}", "download the model's safetensors files too")
+    weight_map = _read(directory / INDEX).get("weight_map", {})
+    files = [directory / name for name in sorted(set(weight_map.values()))]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise UserError(directory / INDEX, f"names {missing[0]}, which is not there", "download all of its files")
+    return files
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(path, f"cannot be read: {error}", "give a Hugging Face model's directory on this machine") from None
+
+
+def hugging_face_config(config: ModelConfig, vocabulary_size: int, where: Path) -> dict[str, Any]:
+    """`config.json`; the rotary base stands there twice, for transformers 5 and for what came before it.
+
+    Raises:
+        UserError: a Llama whose width is no multiple of its heads, which transformers refuses to load.
+    """
+    kind = "qwen3" if config.query_key_norm else "llama"
+    if kind == "llama" and config.width % config.heads:
+        what = f"is a Llama (query_key_norm = false) whose width {config.width} is no multiple of its {config.heads} heads"
+        raise UserError(where, f"{what}, which no Hugging Face model is", "train a model of another width or number of heads")
     return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
+        "architectures": [ARCHITECTURES[kind]],
+        "model_type": kind,
         "vocab_size": vocabulary_size,
         "hidden_size": config.width,
         "intermediate_size": config.feed_forward_width,
@@ -101,39 +153,58 @@ def qwen3_config(config: ModelConfig, vocabulary_size: int) -> dict[str, Any]:
         "tie_word_embeddings": config.tied_embeddings,
         "torch_dtype": "float32",
         "dtype": "float32",
-        **SUPPORTED,
+        **SUPPORTED[kind],
     }
 
 
-def from_qwen3_config(facts: dict[str, Any], where: Path) -> tuple[ModelConfig, int]:
-    """The configuration and the vocabulary size of a Qwen3 model, refused where this project's model cannot be it."""
-    rope = facts.get("rope_parameters") or facts.get("rope_scaling") or {}
-    odd = [f"{key} = {facts[key]}" for key, value in SUPPORTED.items() if facts.get(key, value) != value]
-    if rope.get("rope_type", "default") != "default":
-        odd.append(f"rope_type = {rope['rope_type']}")
-    if facts.get("model_type") != "qwen3" or odd:
-        found = ", ".join([f"model_type = {facts.get('model_type')}", *odd])
-        raise UserError(where, f"{found} is not supported", "give a dense Qwen3 model with plain rotary positions")
+def from_hugging_face_config(facts: dict[str, Any], where: Path) -> tuple[ModelConfig, int]:
+    """The configuration and the vocabulary size of a Qwen3 or Llama model; what is left out means what transformers takes.
+
+    Raises:
+        UserError: what this project's model cannot be, by name and value.
+    """
+    kind, rope = facts.get("model_type"), facts.get("rope_parameters") or facts.get("rope_scaling") or {}
+    if kind not in SUPPORTED or (odd := _unsupported(facts, rope)):
+        found = f"model_type = {kind}" if kind not in SUPPORTED else ", ".join(odd)
+        raise UserError(where, f"{found} is not supported", "give a dense Qwen3 or Llama model with plain rotary positions")
     try:
+        heads, width = facts["num_attention_heads"], facts["hidden_size"]
         config = ModelConfig(
             layers=facts["num_hidden_layers"],
-            width=facts["hidden_size"],
-            heads=facts["num_attention_heads"],
-            key_value_heads=facts["num_key_value_heads"],
-            head_width=facts["head_dim"],
+            width=width,
+            heads=heads,
+            key_value_heads=facts.get("num_key_value_heads") or heads,
+            head_width=facts.get("head_dim") or width // heads,
             feed_forward_width=facts["intermediate_size"],
-            rope_base=rope["rope_theta"] if "rope_theta" in rope else facts["rope_theta"],
-            norm_epsilon=facts["rms_norm_eps"],
+            rope_base=rope.get("rope_theta", facts.get("rope_theta", 10_000.0)),
+            norm_epsilon=facts.get("rms_norm_eps", 1e-6),
             tied_embeddings=facts.get("tie_word_embeddings", False),
+            query_key_norm=kind == "qwen3",
             context=facts["max_position_embeddings"] // 2,
         )
         return config, facts["vocab_size"]
     except KeyError as error:
-        raise UserError(where, f"lacks {error}", "give the config.json of a Qwen3 model") from None
+        raise UserError(where, f"lacks {error}", "give the config.json of a Qwen3 or Llama model") from None
+    except ValidationError as error:
+        what = "; ".join(problem["msg"] for problem in error.errors())
+        raise UserError(where, what, "give the config.json of a Qwen3 or Llama model") from None
 
 
-def to_qwen3(model: Transformer) -> dict[str, Tensor]:
-    """The weights under their Qwen3 names, fused projections taken apart."""
+def _unsupported(facts: dict[str, Any], rope: dict[str, Any]) -> list[str]:
+    """What `config.json` has that this project's model has not, as "key = value"."""
+    plain = SUPPORTED[facts["model_type"]] | {"partial_rotary_factor": 1.0, "quantization_config": None}
+    odd = {key: facts[key] for key, value in plain.items() if facts.get(key, value) != value}
+    if (rope_type := rope.get("rope_type", rope.get("type", "default"))) != "default":
+        odd["rope_type"] = rope_type
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        odd["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    if set(facts.get("layer_types") or ()) - {"full_attention"}:
+        odd["layer_types"] = facts["layer_types"]
+    return [f"{key} = {value}" for key, value in odd.items()]
+
+
+def to_hugging_face(model: Transformer) -> dict[str, Tensor]:
+    """The weights under their Hugging Face names, fused projections taken apart."""
     weights: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         value, full = parameter.detach(), _full_name(name)
@@ -146,24 +217,27 @@ def to_qwen3(model: Transformer) -> dict[str, Tensor]:
     return weights
 
 
-def from_qwen3(weights: dict[str, Tensor], config: ModelConfig, where: Path) -> dict[str, Tensor]:
-    """The reverse of `to_qwen3`, in float32."""
-    if config.tied_embeddings:
+def from_hugging_face(weights: dict[str, Tensor], model: Transformer, where: Path) -> dict[str, Tensor]:
+    """The reverse of `to_hugging_face` for `model`, in float32; takes what it uses out of `weights`.
+
+    Raises:
+        UserError: naming a tensor that is missing.
+    """
+    if model.config.tied_embeddings:
         weights.pop("lm_head.weight", None)
     found: dict[str, Tensor] = {}
-    with torch.device("meta"):
-        names = [name for name, _ in Transformer(config, 1).named_parameters()]
     try:
-        for name in names:
+        for name, _ in model.named_parameters():
             full = _full_name(name)
             if name.endswith(tuple(FUSED)):
-                fused, parts = _parts(name, config)
+                fused, parts = _parts(name, model.config)
                 found[name] = torch.cat([weights.pop(full.replace(fused, part)) for part, _ in parts]).float()
             else:
                 found[name] = weights.pop(full).float()
     except KeyError as error:
-        raise UserError(where, f"holds no tensor {error}", "give all safetensors files of a Qwen3 model") from None
-    return found | weights  # what is left over is for `fill` to complain about
+        raise UserError(where, f"holds no tensor {error}", "give all safetensors files of the model") from None
+    # old Llama files hold the rotary frequencies; what else is left over is for `fill` to complain about
+    return found | {name: tensor for name, tensor in weights.items() if not name.endswith("rotary_emb.inv_freq")}
 
 
 FUSED = ("qkv_proj.weight", "gate_up_proj.weight")

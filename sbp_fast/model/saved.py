@@ -10,19 +10,32 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from sbp_fast.config import ModelConfig
 from sbp_fast.errors import UserError
 from sbp_fast.files import atomic_path, read_json, write_json
-from sbp_fast.model.transformer import Transformer
+from sbp_fast.model.transformer import Transformer, set_parameter
 
 FORMAT = 1
 WEIGHTS, MODEL = "weights.safetensors", "model.json"
 
 
-def save_model(model: Transformer, directory: Path) -> None:
-    """Write the weights (a tied head once) and then, as the sign that they are whole, `model.json`."""
-    weights = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
+def save_model(model: Transformer, directory: Path, *, leads: bool = True) -> None:
+    """Write the weights (a tied head once) and then, as the sign that they are whole, `model.json`.
+
+    Args:
+        leads: whether this process writes; all processes of a sharded model call this together.
+    """
+    weights = {}
+    for name, parameter in model.named_parameters():
+        whole = parameter.detach()
+        if isinstance(whole, DTensor):
+            whole = whole.full_tensor()
+        if leads:
+            weights[name] = whole.cpu().contiguous()
+    if not leads:
+        return
     with atomic_path(directory / WEIGHTS) as temporary:
         save_file(weights, temporary)
     facts = {"format": FORMAT, "model": model.config.model_dump(mode="json"), "vocabulary_size": model.vocabulary_size}
@@ -35,6 +48,20 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Tra
     Raises:
         UserError: no saved model there, or one whose weights do not fit its `model.json`.
     """
+    config, vocabulary_size = read_description(directory)
+    weights = read_weights(Path(directory) / WEIGHTS)
+    with torch.device("meta"):
+        model = Transformer(config, vocabulary_size)
+    fill(model.to_empty(device=device), weights, where=Path(directory) / WEIGHTS)
+    return model.eval()
+
+
+def read_description(directory: str | Path) -> tuple[ModelConfig, int]:
+    """Shape and vocabulary size of a saved model.
+
+    Raises:
+        UserError: no saved model there.
+    """
     path = Path(directory) / MODEL
     if not path.is_file():
         raise UserError(directory, "holds no saved model", "give the output of `sbp-fast train` or `sbp-fast import`")
@@ -45,17 +72,23 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Tra
         raise UserError(path, f"is not a model's description: {error!r}", "train or import the model again") from None
     if facts.get("format") != FORMAT:
         raise UserError(path, f"format {facts.get('format')} is not {FORMAT}", "train or import the model again")
+    return config, vocabulary_size
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        UserError: no such file, or one that is damaged.
+    """
     try:
-        weights = load_file(Path(directory) / WEIGHTS)
+        return load_file(path)
     except (FileNotFoundError, SafetensorError) as error:
-        raise UserError(Path(directory) / WEIGHTS, f"cannot be read: {error}", "train or import the model again") from None
-    model = Transformer(config, vocabulary_size)
-    fill(model, weights, where=Path(directory) / WEIGHTS)
-    return model.to(device).eval()
+        raise UserError(path, f"cannot be read: {error}", "train, import or download the model again") from None
 
 
 def fill(model: Transformer, weights: dict[str, Tensor], where: Path) -> None:
-    """Copy `weights` into the model.
+    """Copy `weights` into the model, into each process's part of it if it is sharded.
 
     Raises:
         UserError: naming the tensor that is missing, left over or of another shape.
@@ -66,6 +99,5 @@ def fill(model: Transformer, weights: dict[str, Tensor], where: Path) -> None:
         found = tuple(weights[name].shape) if name in weights else "none"
         if wanted != found:
             raise UserError(where, f"{name}: the model has {wanted}, the file {found}", "give the weights of this very model")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+    for name, parameter in parameters.items():
+        set_parameter(parameter, weights[name])

@@ -1,15 +1,20 @@
-"""The decoder: RMSNorm, rotary positions, grouped-query attention with query/key norm, SwiGLU (the shapes of Qwen3).
+"""The decoder: RMSNorm, rotary positions, grouped-query attention and SwiGLU, in the shapes of Qwen3 or Llama.
+
+Nothing here touches a parameter outside of a module's `forward`, where `fully_shard` has gathered it (but `project` and
+`output`, called alone by the generator, and `logits`, which are for models that are not sharded).
 
 Tensor suffixes: T tokens of the packed stream, W model width, H query heads, K key/value heads, D head width,
-F feed-forward width, V vocabulary. There is no batch dimension: a batch is one stream and its layout.
+F feed-forward width, V vocabulary, R rows that may carry loss. There is no batch dimension: a batch is one stream and its
+layout.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from sbp_kernels import PackedLayout, linear_cross_entropy, packed_attention
+import xxhash
+from sbp_kernels import PackedLayout, RMSNorm, linear_cross_entropy, packed_attention, qk_norm_rope, swiglu
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sbp_fast.config import ModelConfig
 
@@ -19,29 +24,36 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads, self.key_value_heads, self.head_width = config.heads, config.key_value_heads, config.head_width
+        self.heads, self.key_value_heads = config.heads, config.key_value_heads
+        self.rope_base, self.epsilon = config.rope_base, config.norm_epsilon
         rows = (config.heads + 2 * config.key_value_heads) * config.head_width
         self.qkv_proj = nn.Linear(config.width, rows, bias=False)
         self.o_proj = nn.Linear(config.heads * config.head_width, config.width, bias=False)
-        self.q_norm = nn.RMSNorm(config.head_width, config.norm_epsilon)
-        self.k_norm = nn.RMSNorm(config.head_width, config.norm_epsilon)
+        self.q_norm = RMSNorm(config.head_width, config.norm_epsilon) if config.query_key_norm else None
+        self.k_norm = RMSNorm(config.head_width, config.norm_epsilon) if config.query_key_norm else None
 
-    def project(self, x_TW: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [T, H, D], keys and values [T, K, D], normed and rotated; `rotation` is cosine and sine [T, 1, D].
+    def project(self, x_TW: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [T, H, D], keys and values [T, K, D] in the dtype of the projection, normed and rotated.
 
-        Norm and rotation are computed in the dtype of the weights, which under autocast is not that of the projection.
+        Args:
+            positions_T: int32 or int64, the rotary position of each token.
         """
-        heads = [self.heads, self.key_value_heads, self.key_value_heads]
-        q_THD, k_TKD, v_TKD = self.qkv_proj(x_TW).unflatten(-1, (-1, self.head_width)).split(heads, dim=-2)
-        dtype = self.q_norm.weight.dtype
-        q_THD, k_TKD = self.q_norm(q_THD.to(dtype)), self.k_norm(k_TKD.to(dtype))
-        return rotate(q_THD, rotation).to(v_TKD.dtype), rotate(k_TKD, rotation).to(v_TKD.dtype), v_TKD
+        return qk_norm_rope(
+            self.qkv_proj(x_TW),
+            None if self.q_norm is None else self.q_norm.weight,
+            None if self.k_norm is None else self.k_norm.weight,
+            positions_T,
+            heads=self.heads,
+            key_value_heads=self.key_value_heads,
+            rope_base=self.rope_base,
+            epsilon=self.epsilon,
+        )
 
     def output(self, out_THD: Tensor) -> Tensor:
         return self.o_proj(out_THD.flatten(-2))
 
-    def forward(self, x_TW: Tensor, layout: PackedLayout, rotation: tuple[Tensor, Tensor], backend: str) -> Tensor:
-        q_THD, k_TKD, v_TKD = self.project(x_TW, rotation)
+    def forward(self, x_TW: Tensor, layout: PackedLayout, backend: str) -> Tensor:
+        q_THD, k_TKD, v_TKD = self.project(x_TW, layout.positions)
         return self.output(packed_attention(q_THD, k_TKD, v_TKD, layout, backend=backend))
 
 
@@ -54,8 +66,8 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.feed_forward_width, config.width, bias=False)
 
     def forward(self, x_TW: Tensor) -> Tensor:
-        gate_TF, up_TF = self.gate_up_proj(x_TW).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate_TF) * up_TF)
+        # not `swiglu_linear`, which reads the weight past the module: float8 training puts another module in its place
+        return self.down_proj(swiglu(self.gate_up_proj(x_TW)))
 
 
 class Block(nn.Module):
@@ -63,79 +75,105 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.width, config.norm_epsilon)
+        self.input_layernorm = RMSNorm(config.width, config.norm_epsilon)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.width, config.norm_epsilon)
+        self.post_attention_layernorm = RMSNorm(config.width, config.norm_epsilon)
         self.mlp = FeedForward(config)
 
-    def forward(self, x_TW: Tensor, layout: PackedLayout, rotation: tuple[Tensor, Tensor], backend: str) -> Tensor:
-        x_TW = x_TW + self.self_attn(self.input_layernorm(x_TW), layout, rotation, backend)
-        return x_TW + self.mlp(self.post_attention_layernorm(x_TW))
+    def forward(self, x_TW: Tensor, layout: PackedLayout, backend: str) -> Tensor:
+        attended_TW = self.self_attn(self.input_layernorm(x_TW), layout, backend)
+        # autocast makes the stream wider than what comes out of a projection
+        normed_TW, x_TW = self.post_attention_layernorm(attended_TW.to(x_TW.dtype), x_TW)
+        return x_TW + self.mlp(normed_TW)
 
 
 class Transformer(nn.Module):
-    """The language model over packed streams."""
+    """The language model over packed streams.
+
+    It has no buffers, and tied embeddings are one parameter that two uses read, so a model made on the meta device needs
+    only `to_empty` and `initialize`, before or after `fully_shard`.
+    """
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__()
         self.config, self.vocabulary_size = config, vocabulary_size
         self.embed_tokens = nn.Embedding(vocabulary_size, config.width)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.width, config.norm_epsilon)
-        self.lm_head = nn.Linear(config.width, vocabulary_size, bias=False)
-        if config.tied_embeddings:
-            self.lm_head.weight = self.embed_tokens.weight
+        self.norm = RMSNorm(config.width, config.norm_epsilon)
+        self.lm_head = None if config.tied_embeddings else nn.Linear(config.width, vocabulary_size, bias=False)
 
+    @torch.no_grad()
     def initialize(self, seed: int) -> None:
         """Draw all weights: a projection normal with deviation 1/sqrt(its inputs), embeddings with 0.02.
 
         Projections back into the stream are scaled by 1/sqrt(2 layers) (Radford et al. 2019, section 2.3), so that depth
         does not widen the stream.
+
+        Each parameter has a generator of its own, on its device, seeded by `seed` and its name, and is drawn whole in float32:
+        weights are the same however they are sharded. They differ between kinds of device, whose generators do.
         """
-        generator = torch.Generator().manual_seed(seed)
-        into_stream = ("o_proj.weight", "down_proj.weight")
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                if parameter.dim() < 2:
-                    parameter.fill_(1.0)
-                    continue
-                deviation = 0.02 if name == "embed_tokens.weight" else parameter.shape[1] ** -0.5
-                if name.endswith(into_stream):
-                    deviation /= (2 * self.config.layers) ** 0.5
-                parameter.copy_(torch.empty(parameter.shape).normal_(0, deviation, generator=generator))
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                parameter.fill_(1.0)
+                continue
+            deviation = 0.02 if name == "embed_tokens.weight" else parameter.shape[1] ** -0.5
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                deviation /= (2 * self.config.layers) ** 0.5
+            generator = torch.Generator(parameter.device).manual_seed(xxhash.xxh3_64_intdigest(f"{seed} {name}".encode()))
+            whole = torch.empty(parameter.shape, dtype=torch.float32, device=parameter.device)
+            whole.normal_(0, deviation, generator=generator)
+            set_parameter(parameter, whole)
 
-    def rotation(self, positions_T: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """Cosine and sine [T, 1, D] of the rotary embedding at the given positions (Su et al. 2021, section 3.2.2)."""
-        exponents = (
-            torch.arange(0, self.config.head_width, 2, device=positions_T.device, dtype=torch.float32) / self.config.head_width
-        )
-        angles = positions_T.float().unsqueeze(-1) / self.config.rope_base**exponents
-        angles_T1D = torch.cat([angles, angles], -1).unsqueeze(-2)
-        return angles_T1D.cos().to(dtype), angles_T1D.sin().to(dtype)
+    def forward(
+        self,
+        tokens_T: Tensor,
+        layout: PackedLayout,
+        targets_T: Tensor | None = None,
+        loss_rows_R: Tensor | None = None,
+        backend: str = "auto",
+    ) -> Tensor:
+        """Hidden states after the last norm, or with targets the loss: the sum of the cross-entropy, in nats.
 
-    def forward(self, tokens_T: Tensor, layout: PackedLayout, backend: str = "auto") -> Tensor:
-        """Hidden states [T, W] after the last norm; `logits` or `loss` goes on from there."""
+        Args:
+            tokens_T: int64.
+            layout: segments of the stream, on the device of the tokens.
+            targets_T: int64, the token that each row predicts, -100 where it carries no loss.
+            loss_rows_R: int64, in 0..T-1, the rows that may carry loss, each once; what fills it up repeats rows whose target
+                is -100. No other row goes through the last norm and the output projection. None stands for all rows.
+            backend: of `packed_attention`.
+
+        Returns:
+            [T, W], or a scalar in float32 (float64 for float64 weights).
+
+        Raises:
+            ValueError: shapes, dtypes or devices that do not fit together; a backend that is unknown or cannot run here.
+        """
         x_TW = self.embed_tokens(tokens_T)
-        rotation = self.rotation(layout.positions, x_TW.dtype)
         for block in self.layers:
-            x_TW = block(x_TW, layout, rotation, backend)
-        return self.norm(x_TW)
+            x_TW = block(x_TW, layout, backend)
+        if targets_T is None:
+            return self.norm(x_TW)
+        if loss_rows_R is not None:
+            x_TW, targets_T = x_TW.index_select(0, loss_rows_R), targets_T.index_select(0, loss_rows_R)
+        return linear_cross_entropy(self.norm(x_TW), self._output_weight, targets_T)
 
     def logits(self, hidden_TW: Tensor) -> Tensor:
-        """[T, V]."""
-        return self.lm_head(hidden_TW)
+        """[T, V] of hidden states after the last norm."""
+        return nn.functional.linear(hidden_TW, self._output_weight)
 
-    def loss(self, tokens_T: Tensor, targets_T: Tensor, layout: PackedLayout, backend: str = "auto") -> Tensor:
-        """Sum of the cross-entropy, in nats, over the tokens whose target is not -100."""
-        return linear_cross_entropy(self(tokens_T, layout, backend), self.lm_head.weight, targets_T)
+    @property
+    def _output_weight(self) -> Tensor:
+        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     @property
     def device(self) -> torch.device:
         return self.embed_tokens.weight.device
 
 
-def rotate(x_THD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary embedding with the two halves of a head paired, as Qwen3 and Llama store it."""
-    cosine, sine = rotation
-    first, second = x_THD.chunk(2, dim=-1)
-    return x_THD * cosine + torch.cat([-second, first], -1) * sine
+@torch.no_grad()
+def set_parameter(parameter: nn.Parameter, whole: Tensor) -> None:
+    """Copy a tensor that every process has whole into a parameter of which each may hold a part; nothing is sent."""
+    if isinstance(parameter, DTensor):
+        whole = whole.to(parameter.device)
+        whole = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    parameter.copy_(whole)

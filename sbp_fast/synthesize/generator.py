@@ -62,7 +62,6 @@ class SharedSeedCache:
         self.slots_B = torch.arange(rows, device=model.device)
         self.seed_lengths_G = torch.tensor(lengths, device=model.device)
         self.bias = self._bias()
-        self.rotations = model.rotation(torch.arange(max(lengths) + maximum_tokens, device=model.device))
         for first, last in _slabs(lengths):
             self._prefill(seeds[first:last], first)
 
@@ -76,10 +75,9 @@ class SharedSeedCache:
         lengths = [len(seed) for seed in seeds]
         layout = PackedLayout.from_lengths(lengths).to(self.model.device)
         tokens_T = torch.from_numpy(np.concatenate(seeds).astype(np.int64)).to(self.model.device)
-        rotation = self.model.rotation(layout.positions)
         x_TW = self.model.embed_tokens(tokens_T)
         for layer, block in enumerate(self.blocks):
-            q_THD, k_TKD, v_TKD = block.self_attn.project(block.input_layernorm(x_TW), rotation)
+            q_THD, k_TKD, v_TKD = block.self_attn.project(block.input_layernorm(x_TW), layout.positions)
             for kind, x_TKD in enumerate((k_TKD, v_TKD)):
                 for seed, x in enumerate(x_TKD.split(lengths), first):
                     self.seeds[layer, kind, seed, :, : len(x)] = x.transpose(0, 1)
@@ -90,10 +88,9 @@ class SharedSeedCache:
     def step(self, tokens_B: Tensor) -> Tensor:
         """Append one token to each live row; logits [B, V] of what comes next."""
         positions_B = self.seed_lengths_G[self.slots_B // self.samples] + self.length
-        rotation = (self.rotations[0][positions_B], self.rotations[1][positions_B])
         x_BW = self.model.embed_tokens(tokens_B)
         for layer, block in enumerate(self.blocks):
-            q_BHD, k_BKD, v_BKD = block.self_attn.project(block.input_layernorm(x_BW), rotation)
+            q_BHD, k_BKD, v_BKD = block.self_attn.project(block.input_layernorm(x_BW), positions_B)
             x_BW = x_BW + block.self_attn.output(self._attend(layer, q_BHD, k_BKD, v_BKD))
             x_BW = x_BW + block.mlp(block.post_attention_layernorm(x_BW))
         self.length += 1

