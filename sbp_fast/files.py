@@ -55,7 +55,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return parse_json(path.read_bytes())
+
+
+def parse_json(content: bytes) -> Any:
+    """The value of a JSON text in UTF-8; ValueError if it is none."""
+    return json.loads(content.decode())
 
 
 def hash_file(path: Path) -> str:

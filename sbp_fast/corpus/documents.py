@@ -10,7 +10,6 @@ import importlib.resources
 import io
 import json
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -18,18 +17,16 @@ from typing import IO, Any
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.core import split_protocol, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from sbp_fast.config import CorpusConfig
+from sbp_fast.corpus.filesystem import open_system, user_errors
 from sbp_fast.errors import UserError
 from sbp_fast.files import hash_file, hash_value
 
 EMBEDDED = "embedded:"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
-EXTRAS = {"hf": "sbp-fast[hub]", "s3": "sbp-fast[s3]", "s3a": "sbp-fast[s3]"}
 DEFAULT_SOURCE = "text"
-UNREADABLE = (OSError, EOFError, pa.ArrowException)  # what storage, decompression and parquet raise on damaged input
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def fingerprint_sources(path: str | tuple[str, ...]) -> str:
     """
     facts = []
     for file in find_files(path):
-        with _user_errors(file.system, file.shown):
+        with user_errors(file.system, file.shown):
             content = (
                 hash_file(Path(file.path)) if isinstance(file.system, LocalFileSystem) else str(file.system.ukey(file.path))
             )
@@ -125,8 +122,8 @@ def group_of(id: str, separator: str, sources: Collection[str]) -> str:
 def _expand(pattern: str) -> tuple[fsspec.AbstractFileSystem, list[str]]:
     if pattern.startswith(EMBEDDED):
         pattern = _embedded_file(pattern)
-    system, path = _open_system(pattern)
-    with _user_errors(system, pattern):
+    system, path = open_system(pattern)
+    with user_errors(system, pattern):
         if system.isfile(path):
             if not path.endswith(SUFFIXES):
                 raise UserError(pattern, "not a kind of file that can be read", f"give one of {', '.join(SUFFIXES)}")
@@ -153,34 +150,9 @@ def _embedded_file(pattern: str) -> str:
     return str(file)
 
 
-def _open_system(pattern: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    try:
-        return url_to_fs(pattern)
-    except ImportError as error:
-        protocol = str(split_protocol(pattern)[0])
-        remedy = f"pip install '{EXTRAS[protocol]}'" if protocol in EXTRAS else str(error)
-        raise UserError(pattern, f"the package that reads {protocol}:// is not installed", remedy) from None
-    except ValueError as error:
-        raise UserError(pattern, str(error), "give a path or a URL that fsspec knows") from None
-
-
-@contextmanager
-def _user_errors(system: fsspec.AbstractFileSystem, shown: str) -> Iterator[None]:
-    # a remote store fails with whatever its client raises: the clients share no base class
-    expected = UNREADABLE if isinstance(system, LocalFileSystem) else (Exception,)
-    try:
-        yield
-    except UserError:
-        raise
-    except expected as error:
-        raise UserError(
-            shown, f"cannot be read: {error or type(error).__name__}", "check that it is whole, within reach and yours to read"
-        ) from error
-
-
 def _read_file(file: File, config: CorpusConfig) -> Iterator[Document]:
-    # `_user_errors` lies around the reading alone: what the consumer raises does not pass through a generator
-    with _user_errors(file.system, file.shown):
+    # `user_errors` lies around the reading alone: what the consumer raises does not pass through a generator
+    with user_errors(file.system, file.shown):
         if file.path.endswith(".parquet"):
             yield from _read_parquet(file, config)
         elif file.path.endswith(".txt"):
@@ -252,21 +224,23 @@ def _document(record: dict[str, Any], file: File, number: int | None, config: Co
         raise UserError(
             where, f"a record with {what} ({config.text_field!r})", "correct or remove it, or set corpus.text_field"
         )
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(
-                where, f"half a surrogate pair at character {error.start} is no text", "correct or remove the record"
-            ) from None
     name = ":".join(file.parts) if number is None else ":".join([*file.parts, str(number)])
     id, source = record.get(config.id_field), record.get(config.source_field)
-    return Document(
-        id=name if id is None or id == "" else str(id),
-        text=text,
-        source=DEFAULT_SOURCE if source is None or source == "" else str(source),
-        where=where,
-    )
+    id = name if id is None or id == "" else str(id)
+    source = DEFAULT_SOURCE if source is None or source == "" else str(source)
+    for value, what in ((text, "text"), (id, "id"), (source, "source")):
+        _require_unicode(value, what, where)
+    return Document(id, text, source, where)
+
+
+def _require_unicode(value: str, what: str, where: str) -> None:
+    if value.isascii():
+        return
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        found = f"half a surrogate pair at character {error.start} of its {what} stands for nothing"
+        raise UserError(where, found, "correct or remove the record") from None
 
 
 def _decode(line: bytes, shown: str, number: int | None = None) -> str:

@@ -1,12 +1,14 @@
 """Token shards: what `prepare` writes, and the immutable `Corpus` that everything else reads.
 
-A corpus is a directory: `index.json`, raw little-endian token files `tokens-00000.bin` that can be memory-mapped, and
-beside each a `documents-00000.parquet` with one row a document. The format is described in docs/data-format.md.
+A corpus is a directory: token files of checksummed blocks (see `blocks.py`), tables of documents in parquet, one file that
+says where documents start, and `index.json`, written last. The format is described in docs/data-format.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sbp_fast.corpus.blocks import BLOCK_TOKENS, Compression, Shards, open_tokens, write_blocks
+from sbp_fast.corpus.filesystem import REMAKE, Folder
 from sbp_fast.errors import UserError
-from sbp_fast.files import atomic_open, atomic_path, hash_file, hash_value, read_json, write_json
+from sbp_fast.files import atomic_open, atomic_path, hash_file, hash_value, parse_json, write_json
 
-FORMAT = 1
-INDEX = "index.json"
-REMAKE = "it is damaged: make the corpus again"
+FORMAT = 2
+INDEX, OFFSETS = "index.json", "offsets.bin"
+OFFSET_TYPE = np.dtype("<i8")
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype:
@@ -30,38 +34,41 @@ def token_dtype(vocabulary_size: int) -> np.dtype:
 class Corpus:
     """Documents as token ids: `corpus[i]` is document i, its <begin> and <end> tokens included.
 
+    Opening one reads the index alone; a local one is memory-mapped, a remote one read by ranges. The table of documents is
+    read when first asked for, and only the columns that are.
+
+    Args:
+        directory: a local directory, or the URL of one that fsspec can open.
+
     Attributes:
         offsets: int64 [documents + 1], where each document starts in the stream of all tokens.
         ids, sources: str arrays [documents].
         text_bytes: int64 [documents], length of the original text in UTF-8 bytes.
-        fingerprint: hash of content alone (tokens, ids, order), not of paths or shard sizes' names.
+        fingerprint: hash of content alone (tokens, ids, order, how they are stored), not of where they lie.
+
+    Raises:
+        UserError: no corpus, one of another format, a damaged one as far as opening can tell; later, by whatever reads a
+            damaged file.
     """
 
     def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
-        if not (self.directory / INDEX).is_file():
-            raise UserError(self.directory, "holds no token shards", "make it with `sbp-fast prepare`")
-        index = _read_index(self.directory / INDEX)
-        self._shards: list[dict[str, Any]] = index["shards"]
+        self.directory = directory
+        folder = self._folder = Folder(directory)
+        if folder.size(INDEX) is None:
+            raise UserError(directory, "holds no token shards", "make it with `sbp-fast prepare`")
+        index = _read_index(folder)
         self.vocabulary_size: int = index["vocabulary_size"]
         self.fingerprint: str = index["fingerprint"]
         self.dtype = token_dtype(self.vocabulary_size)
-        self._tokens = [self._map(f"tokens-{shard['name']}.bin", shard["tokens"]) for shard in self._shards]
-        self._shard_starts = np.cumsum([0] + [len(tokens) for tokens in self._tokens])
-        tables = [pq.read_table(self._checked_documents(shard)) for shard in self._shards]
-        self.documents: pa.Table = pa.concat_tables(tables) if tables else pa.table({})
-        lengths = self.documents["tokens"].to_numpy().astype(np.int64) if tables else np.zeros(0, np.int64)
-        self.offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-
-    def _map(self, name: str, tokens: int) -> np.ndarray:
-        path = self.directory / name
-        if not path.is_file() or path.stat().st_size != tokens * self.dtype.itemsize:
-            raise UserError(path, "missing or not of the recorded size", REMAKE)
-        # a plain array over the map: slices of numpy's own class take five times as long
-        return np.asarray(np.memmap(path, self.dtype, "r")) if tokens else np.zeros(0, self.dtype)
-
-    def _checked_documents(self, shard: dict[str, Any]) -> Path:
-        return _check(self.directory / f"documents-{shard['name']}.parquet", shard["documents_xxh3"])
+        self._offsets_xxh3: str = index["offsets_xxh3"]
+        self._shards = Shards(folder, index["shards"], self.dtype, index["compression"], index["block_tokens"])
+        if folder.local:
+            for shard in range(len(self._shards.facts)):
+                self._shards.check_size(shard)
+        self.offsets = _read_offsets(folder, index)
+        self._reader = open_tokens(self._shards)
+        self._starts = [0, *accumulate(shard["tokens"] for shard in self._shards.facts)]
+        self._columns: dict[str, pa.ChunkedArray] = {}
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -77,19 +84,38 @@ class Corpus:
         return int(self.offsets[-1])
 
     def slice(self, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop) of the stream of all documents; a view unless it crosses a shard's end."""
-        first = int(np.searchsorted(self._shard_starts, start, "right")) - 1
-        parts = []
-        for shard in range(max(first, 0), len(self._tokens)):
-            low = int(self._shard_starts[shard])
-            if low >= stop:
-                break
-            parts.append(self._tokens[shard][max(start - low, 0) : stop - low])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.zeros(0, self.dtype)
+        """Tokens [start, stop) of the stream of all documents; a view unless it crosses the end of a block or a shard."""
+        shard = bisect_right(self._starts, start) - 1
+        if start < stop <= self._starts[shard + 1]:
+            low = self._starts[shard]
+            return self._reader.slice(shard, start - low, stop - low)
+        parts = [np.zeros(0, self.dtype)]
+        while start < stop:
+            low, end = self._starts[shard], min(stop, self._starts[shard + 1])
+            if start < end:
+                parts.append(self._reader.slice(shard, start - low, end - low))
+            start, shard = end, shard + 1
+        return np.concatenate(parts)
+
+    def read(self, *, checked: bool = True) -> Iterator[np.ndarray]:
+        """All tokens in order, a block at a time, each compared with its checksum unless `checked` is false."""
+        left = self.tokens
+        for shard in range(len(self._shards.facts)):
+            for number in range(self._shards.blocks(shard)):
+                if left == 0:
+                    return
+                block = self._reader.block(shard, number, checked)[:left]
+                left -= len(block)
+                yield block
+
+    @property
+    def documents(self) -> pa.Table:
+        """The table of documents, one row each."""
+        return pa.table({name: self._column(name) for name in self._column_names()})
 
     def column(self, name: str) -> np.ndarray:
         """One column of the document table as a numpy array [documents]."""
-        return self.documents[name].to_numpy(zero_copy_only=False)
+        return self._column(name).to_numpy(zero_copy_only=False)
 
     @property
     def ids(self) -> np.ndarray:
@@ -103,37 +129,34 @@ class Corpus:
     def text_bytes(self) -> np.ndarray:
         return self.column("text_bytes").astype(np.int64)
 
+    def _column(self, name: str) -> pa.ChunkedArray:
+        if name not in self._columns:
+            parts = [pq.read_table(self._document_file(shard), columns=[name]) for shard in range(len(self._shards.facts))]
+            self._columns[name] = pa.concat_tables(parts)[name] if parts else pa.chunked_array([[]])
+        return self._columns[name].slice(0, len(self))
+
+    def _column_names(self) -> list[str]:
+        return pq.read_schema(self._document_file(0)).names if self._shards.facts else []
+
+    def _document_file(self, shard: int) -> pa.BufferReader:
+        facts = self._shards.facts[shard]
+        return pa.BufferReader(self._folder.read_checked(f"documents-{facts['name']}.parquet", facts["documents_xxh3"]))
+
     def verify(self) -> None:
-        """Hash every file again; opening a corpus checks the documents, but of the tokens only their number.
+        """Hash every file again. Opening a local corpus checks the files' sizes, reading it the tables and compressed tokens.
 
         Raises:
-            UserError: naming the first file that is not as it was written.
+            UserError: naming the first file that is not as it was written, and of tokens the block.
         """
-        for shard in self._shards:
-            self._checked_documents(shard)
-            _check(self.directory / f"tokens-{shard['name']}.bin", shard["tokens_xxh3"])
+        if self._folder.hash(OFFSETS) != self._offsets_xxh3:
+            raise UserError(self._folder.where(OFFSETS), "missing or not as it was written", REMAKE)
+        for shard in range(len(self._shards.facts)):
+            self._shards.verify(shard)
+            self._document_file(shard)
 
     def prefix(self, documents: int) -> CorpusPrefix:
         """The first `documents` documents; of a shuffled corpus, a uniform random subset."""
         return CorpusPrefix(self, documents)
-
-
-def _read_index(path: Path) -> dict[str, Any]:
-    try:
-        index = read_json(path)
-    except ValueError:
-        raise UserError(path, "is no JSON", REMAKE) from None
-    if index.get("format") != FORMAT:
-        raise UserError(path, f"format {index.get('format')} is not {FORMAT}", "make the corpus again with this version")
-    if hash_value({key: value for key, value in index.items() if key != "fingerprint"}) != index.get("fingerprint"):
-        raise UserError(path, "not as it was written", REMAKE)
-    return index
-
-
-def _check(path: Path, recorded: str) -> Path:
-    if not path.is_file() or hash_file(path) != recorded:
-        raise UserError(path, "missing or not as it was written", REMAKE)
-    return path
 
 
 class CorpusPrefix(Corpus):
@@ -143,55 +166,157 @@ class CorpusPrefix(Corpus):
         if not 0 < documents <= len(whole):
             raise ValueError(f"a prefix of {documents} documents does not fit a corpus of {len(whole)}")
         self.__dict__.update(whole.__dict__)
-        self.documents = whole.documents.slice(0, documents)
         self.offsets = whole.offsets[: documents + 1]
         self.fingerprint = hash_value([whole.fingerprint, documents])
 
 
-class CorpusWriter:
-    """Writes a corpus shard by shard; each finished shard is whole on disk, the index comes last."""
+def _read_index(folder: Folder) -> dict[str, Any]:
+    where = folder.where(INDEX)
+    try:
+        index = parse_json(folder.read(INDEX))
+    except ValueError:
+        raise UserError(where, "is no JSON", REMAKE) from None
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        found = index.get("format") if isinstance(index, dict) else None
+        raise UserError(where, f"format {found} is not {FORMAT}", "make the corpus again with this version")
+    if hash_value({key: value for key, value in index.items() if key != "fingerprint"}) != index.get("fingerprint"):
+        raise UserError(where, "not as it was written", REMAKE)
+    return index
 
-    def __init__(self, directory: Path, vocabulary_size: int, shard_tokens: int = 1 << 24) -> None:
+
+def _read_offsets(folder: Folder, index: dict[str, Any]) -> np.ndarray:
+    """Where documents start: mapped where that can be done, else read whole and checked."""
+    expected = sum(shard["documents"] for shard in index["shards"]) + 1
+    if folder.size(OFFSETS) != expected * OFFSET_TYPE.itemsize:
+        raise UserError(folder.where(OFFSETS), "missing or not of the recorded size", REMAKE)
+    if folder.local:
+        offsets = folder.map(OFFSETS, OFFSET_TYPE)
+    else:
+        offsets = np.frombuffer(folder.read_checked(OFFSETS, index["offsets_xxh3"]), OFFSET_TYPE)
+    if offsets[0] != 0 or offsets[-1] != sum(shard["tokens"] for shard in index["shards"]):
+        raise UserError(folder.where(OFFSETS), "not as it was written", REMAKE)
+    return offsets
+
+
+def write_shard(
+    directory: Path,
+    name: str,
+    tokens: np.ndarray,
+    columns: Mapping[str, Any],
+    *,
+    vocabulary_size: int,
+    compression: Compression = "none",
+    block_tokens: int = BLOCK_TOKENS,
+) -> dict[str, Any]:
+    """Write the three files of one shard; returns its entry for `write_index`.
+
+    Args:
+        tokens: integers [tokens], all documents one after the other.
+        columns: of the table of documents, each [documents]: id, source, text_bytes, tokens and any others.
+
+    Raises:
+        ValueError: a token that is not in the vocabulary.
+    """
+    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocabulary_size:
+        raise ValueError(f"tokens from {tokens.min()} to {tokens.max()} in a vocabulary of {vocabulary_size}")
+    paths = [directory / f"{kind}-{name}.{suffix}" for kind, suffix in (("blocks", "bin"), ("documents", "parquet"))]
+    with atomic_open(directory / f"tokens-{name}.bin") as file:
+        ids = np.ascontiguousarray(tokens, token_dtype(vocabulary_size))
+        blocks, digest = write_blocks(ids, compression, block_tokens, file)
+    with atomic_open(paths[0]) as file:
+        file.write(blocks.tobytes())
+    table = pa.table(dict(columns))
+    with atomic_path(paths[1]) as temporary:
+        pq.write_table(table, temporary)
+    return {
+        "name": name,
+        "tokens": len(tokens),
+        "documents": len(table),
+        "bytes": int(blocks["end"][-1]) if len(blocks) else 0,
+        "tokens_xxh3": digest,
+        "blocks_xxh3": hash_file(paths[0]),
+        "documents_xxh3": hash_file(paths[1]),
+    }
+
+
+def write_index(
+    directory: Path,
+    shards: Sequence[dict[str, Any]],
+    *,
+    vocabulary_size: int,
+    compression: Compression = "none",
+    block_tokens: int = BLOCK_TOKENS,
+) -> Corpus:
+    """Make a corpus of written shards: where the documents start, then the index; opens it."""
+    end = 0
+    with atomic_open(directory / OFFSETS) as file:
+        file.write(np.zeros(1, OFFSET_TYPE).tobytes())
+        for shard in shards:
+            lengths = pq.read_table(directory / f"documents-{shard['name']}.parquet", columns=["tokens"])["tokens"].to_numpy()
+            file.write((end + np.cumsum(lengths, dtype=OFFSET_TYPE)).astype(OFFSET_TYPE).tobytes())
+            end += shard["tokens"]
+    index = {
+        "format": FORMAT,
+        "vocabulary_size": vocabulary_size,
+        "dtype": token_dtype(vocabulary_size).str,
+        "compression": compression,
+        "block_tokens": block_tokens,
+        "offsets_xxh3": hash_file(directory / OFFSETS),
+        "shards": list(shards),
+    }
+    write_json(directory / INDEX, {**index, "fingerprint": hash_value(index)})
+    return Corpus(directory)
+
+
+class CorpusWriter:
+    """Writes a corpus shard by shard; each finished shard is whole on disk, the index comes last.
+
+    Args:
+        shard_tokens: a shard is closed by the document that brings it to this.
+        compression, block_tokens: see `blocks.py`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        vocabulary_size: int,
+        shard_tokens: int = 1 << 24,
+        *,
+        compression: Compression = "none",
+        block_tokens: int = BLOCK_TOKENS,
+    ) -> None:
         self.directory, self.vocabulary_size, self.shard_tokens = Path(directory), vocabulary_size, shard_tokens
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.dtype = token_dtype(vocabulary_size)
         self.shards: list[dict[str, Any]] = []
+        self._storage: dict[str, Any] = {
+            "vocabulary_size": vocabulary_size,
+            "compression": compression,
+            "block_tokens": block_tokens,
+        }
         self._documents: list[np.ndarray] = []
-        self._rows: list[dict[str, Any]] = []
+        self._columns: dict[str, list[Any]] = {}
         self._held = 0
 
     def add(self, tokens: np.ndarray | Sequence[int], *, id: str, source: str, text_bytes: int, **columns: Any) -> None:
         """Append a document (with its <begin> and <end>); `columns` go to its row of the table, the same for all."""
-        ids = np.asarray(tokens, dtype=self.dtype)
+        ids = np.asarray(tokens)
         self._documents.append(ids)
-        self._rows.append({"id": id, "source": source, "text_bytes": text_bytes, "tokens": len(ids), **columns})
+        row = {"id": id, "source": source, "text_bytes": text_bytes, "tokens": len(ids), **columns}
+        self._columns = self._columns or {name: [] for name in row}
+        for name, value in row.items():
+            self._columns[name].append(value)
         self._held += len(ids)
         if self._held >= self.shard_tokens:
             self._flush()
 
     def _flush(self) -> None:
-        if not self._rows:
+        if not self._documents:
             return
-        name = f"{len(self.shards):05d}"
-        tokens = self.directory / f"tokens-{name}.bin"
-        table = self.directory / f"documents-{name}.parquet"
-        with atomic_open(tokens) as file:
-            for document in self._documents:
-                file.write(document.tobytes())
-        with atomic_path(table) as temporary:
-            pq.write_table(pa.Table.from_pylist(self._rows), temporary)
-        hashes = {"tokens_xxh3": hash_file(tokens), "documents_xxh3": hash_file(table)}
-        self.shards.append({"name": name, "tokens": self._held, "documents": len(self._rows), **hashes})
-        self._documents, self._rows, self._held = [], [], 0
+        tokens = np.concatenate([document for document in self._documents if len(document)] or [np.zeros(0, np.int64)])
+        self.shards.append(write_shard(self.directory, f"{len(self.shards):05d}", tokens, self._columns, **self._storage))
+        self._documents, self._columns, self._held = [], {}, 0
 
     def close(self) -> Corpus:
         """Finish the last shard, write the index and open the corpus."""
         self._flush()
-        index = {
-            "format": FORMAT,
-            "vocabulary_size": self.vocabulary_size,
-            "dtype": self.dtype.str,
-            "shards": self.shards,
-        }
-        write_json(self.directory / INDEX, {**index, "fingerprint": hash_value(index)})
-        return Corpus(self.directory)
+        return write_index(self.directory, self.shards, **self._storage)

@@ -142,7 +142,9 @@ BAD_LINES = {
     b'{"text": null}\n': r"c.jsonl, line 2: a record with no text",
     b'{"text": ["x"]}\n': r"c.jsonl, line 2: a record with a text that is no string",
     b'{"text": " \\n\\t"}\n': r"c.jsonl, line 2: a record with an empty text",
-    b'{"text": "x \\ud800 y"}\n': r"c.jsonl, line 2: half a surrogate pair at character 2",
+    b'{"text": "x \\ud800 y"}\n': r"c.jsonl, line 2: half a surrogate pair at character 2 of its text",
+    b'{"text": "x", "id": "a\\udfff"}\n': r"c.jsonl, line 2: half a surrogate pair at character 1 of its id",
+    b'{"text": "x", "source": "\\ud800"}\n': r"c.jsonl, line 2: half a surrogate pair at character 0 of its source",
     b'{"text": "caf\xe9"}\n': r"c.jsonl, line 2: not UTF-8 text; .*UTF-8",
 }
 
@@ -217,7 +219,7 @@ def test_a_url_that_cannot_be_opened_says_what_is_missing(monkeypatch: pytest.Mo
     def absent(*_: object, **__: object) -> None:
         raise ImportError("Install s3fs to access S3")
 
-    monkeypatch.setattr("sbp_fast.corpus.documents.url_to_fs", absent)
+    monkeypatch.setattr("sbp_fast.corpus.filesystem.url_to_fs", absent)
     assert "pip install 'sbp-fast[s3]'" in refusal("s3://bucket/c.jsonl")
     assert "pip install 'sbp-fast[hub]'" in refusal("hf://datasets/a/b")
     assert "Install s3fs" in refusal("gs://bucket")
