@@ -86,9 +86,17 @@ def run(
 
 
 @app.command(epilog="Example: sbp-fast prepare demo corpus.path=mine.jsonl --out mine/corpus")
-def prepare(settings: Settings, *, out: Out, force: Force = False) -> None:
+def prepare(
+    settings: Settings,
+    *,
+    out: Out,
+    on_error: Annotated[
+        str | None, typer.Option(help="A record that cannot be used: stop, or skip and list it (as corpus.on_error).")
+    ] = None,
+    force: Force = False,
+) -> None:
     """Turn documents into shuffled, checksummed token shards, and train or load their tokenizer."""
-    config = _load(settings)
+    config = _load([*settings, *([] if on_error is None else [f"corpus.on_error={on_error}"])])
     from sbp_fast.corpus.prepare import prepare as work
 
     work(config, out, console=Console(), force=force)

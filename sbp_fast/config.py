@@ -52,6 +52,13 @@ class CorpusConfig(Section):
     unique_share: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the documents that the baseline and SBP may read; the oracle may read all of them."""
     shard_tokens: Count = 16_777_216
+    """A shard of tokens is closed by the document that brings it to this."""
+    compression: Literal["none", "zstd"] = "none"
+    """How tokens are stored: raw, to be memory-mapped, or in zstd frames that are unpacked when read."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What a record that cannot be used does: stop the reading, or be skipped, counted and listed in `skipped.jsonl`."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that read and tokenize (0: as many as `threads`); the result does not depend on it."""
 
 
 class EmbedConfig(Section):

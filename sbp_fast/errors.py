@@ -16,3 +16,6 @@ class UserError(Exception):
         self.where, self.what, self.remedy = str(where), what, remedy
         line = f"{self.where}: {what.rstrip('.')}; {remedy.rstrip('.')}"
         super().__init__(" ".join(line.split()))  # one line, whatever was put into it
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
+        return UserError, (self.where, self.what, self.remedy)  # so that a worker process can hand it on

@@ -26,7 +26,7 @@ from sbp_fast.files import TEMPORARY_SUFFIX, hash_file, hash_value, read_json, s
 from sbp_fast.progress import Console
 
 FORMAT = 1
-MANIFEST, PLAN, CLOCK = "manifest.json", "plan.json", "clock.json"
+MANIFEST, PLAN, CLOCK, COUNTS = "manifest.json", "plan.json", "clock.json", "counts.json"
 LOGS = frozenset({"metrics.jsonl"})  # hold wall-clock figures: listed, but no part of the fingerprint
 
 
@@ -97,6 +97,17 @@ class Work:
     def record(self, **counts: Any) -> None:
         """Add to the manifest's counts."""
         self.counts.update(counts)
+
+    def keep_counts(self) -> None:
+        """Call when nothing is left to do but to clear away: an attempt killed after that finds `counted` true."""
+        write_json(self.directory / COUNTS, self.counts)
+
+    def counted(self) -> bool:
+        """Whether an earlier attempt came to `keep_counts`; its counts are then recorded."""
+        if not (self.directory / COUNTS).is_file():
+            return False
+        self.counts = read_json(self.directory / COUNTS)
+        return True
 
     @property
     def seconds(self) -> float:
@@ -218,7 +229,7 @@ def _changes(found: dict[str, Any], plan: dict[str, Any]) -> list[str]:
 
 
 def _finish(work: Work, plan: dict[str, Any], out: Path) -> Manifest:
-    bookkeeping = {work.directory / name for name in (MANIFEST, PLAN, CLOCK)}
+    bookkeeping = {work.directory / name for name in (MANIFEST, PLAN, CLOCK, COUNTS)}
     paths = sorted(path for path in work.directory.rglob("*") if path.is_file() and path not in bookkeeping)
     files = {str(path.relative_to(work.directory)): {"bytes": path.stat().st_size, "xxh3": hash_file(path)} for path in paths}
     content = {name: facts for name, facts in files.items() if Path(name).name not in LOGS}
@@ -234,7 +245,7 @@ def _finish(work: Work, plan: dict[str, Any], out: Path) -> Manifest:
     write_json(work.directory / MANIFEST, asdict(manifest))
     os.replace(work.directory, out)  # killed before this, the stage finds its work done and only comes here again
     sync_directory(out.parent)
-    for name in (PLAN, CLOCK):
+    for name in (PLAN, CLOCK, COUNTS):
         (out / name).unlink(missing_ok=True)
     return manifest
 

@@ -75,7 +75,7 @@ class Shards:
         raw = zstandard.ZstdDecompressor().decompress(stored) if self.compression == "zstd" else stored
         return np.frombuffer(raw, self.dtype)
 
-    def check(self, stored: bytes | np.ndarray, shard: int, number: int, table: np.ndarray) -> None:
+    def check(self, stored: bytes | memoryview, shard: int, number: int, table: np.ndarray) -> None:
         """Compare the bytes of a block with its checksum.
 
         Raises:
@@ -148,7 +148,7 @@ class MappedTokens:
         start = number * self._shards.block_tokens
         tokens = self._mapped(shard)[start : start + self._shards.block_tokens]
         if checked:
-            self._shards.check(tokens, shard, number, self._table(shard))
+            self._shards.check(tokens.data, shard, number, self._table(shard))
         return tokens
 
 

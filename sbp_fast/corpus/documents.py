@@ -1,7 +1,8 @@
-"""Raw documents as one stream: JSONL (plain, .gz, .zst), parquet and text files, local or behind an fsspec URL.
+"""Raw documents, file by file: JSONL (plain, .gz, .zst), parquet and text files, local or behind an fsspec URL.
 
-The order is that of the patterns given, each sorted by path. A record that cannot be used stops the reading with its
-file and line: a corpus that silently lacks part of what its owner gave would spoil every number that follows.
+The order is that of the patterns given, each sorted by path. A record that cannot be used comes as the UserError that names
+its file and line, in its place: a corpus that silently lacks part of what its owner gave would spoil every number that
+follows.
 """
 
 from __future__ import annotations
@@ -50,30 +51,28 @@ class File:
     parts: tuple[str, ...]
 
 
-def read_documents(config: CorpusConfig, path: str | tuple[str, ...] | None = None) -> Iterator[Document]:
-    """Stream the documents of `path` (of `config.path` where not given).
+def read_file(file: File, config: CorpusConfig) -> Iterator[Document | UserError]:
+    """Stream the documents of one file, in order.
 
     A record without an id is named after its file and line, "part-0.jsonl:17"; a text file is one document and named
     after itself, "letters:1862.txt". Such a name has no "/" and so no group: a folder is not taken for an original.
 
-    Raises:
-        UserError: naming the file, the record and the remedy, for everything that cannot be read or used.
+    Yields:
+        Documents, and a UserError in place of each record that cannot be used; last, if the file is damaged or holds
+        nothing, one that says so.
     """
-    seen: dict[str, str] = {}
-    for file in find_files(config.path if path is None else path):
-        found = False
-        for document in _read_file(file, config):
-            if document.id in seen:
-                raise UserError(
-                    document.where,
-                    f"the id {document.id!r} stands also in {seen[document.id]}",
-                    "give every document its own id, or set corpus.id_field to a field that holds one",
-                )
-            seen[document.id] = document.where
-            found = True
-            yield document
-        if not found:
-            raise UserError(file.shown, "holds no documents", "give a file with documents, or leave this one out")
+    found = False
+    try:
+        # `user_errors` lies around the reading alone: what the consumer raises does not pass through a generator
+        with user_errors(file.system, file.shown):
+            for document in _read_records(file, config):
+                found = True
+                yield document
+    except UserError as error:
+        yield error
+        return
+    if not found:
+        yield UserError(file.shown, "holds no documents", "give a file with documents, or leave this one out")
 
 
 def find_files(path: str | tuple[str, ...]) -> list[File]:
@@ -115,8 +114,14 @@ def group_of(id: str, separator: str, sources: Collection[str]) -> str:
 
     An id without one is an original by itself, and so is one whose head merely names its source ("pubmed/3408").
     """
+    head = head_of(id, separator)
+    return id if head in sources else head
+
+
+def head_of(id: str, separator: str) -> str:
+    """An id up to its last separator, all of it where there is none."""
     head, found, _ = id.rpartition(separator) if separator else ("", "", id)
-    return head if found and head not in sources else id
+    return head if found else id
 
 
 def _expand(pattern: str) -> tuple[fsspec.AbstractFileSystem, list[str]]:
@@ -150,18 +155,16 @@ def _embedded_file(pattern: str) -> str:
     return str(file)
 
 
-def _read_file(file: File, config: CorpusConfig) -> Iterator[Document]:
-    # `user_errors` lies around the reading alone: what the consumer raises does not pass through a generator
-    with user_errors(file.system, file.shown):
-        if file.path.endswith(".parquet"):
-            yield from _read_parquet(file, config)
-        elif file.path.endswith(".txt"):
-            with file.system.open(file.path, "rb") as stream:
-                text = _decode(stream.read(), file.shown)
-            yield _document({config.text_field: text}, file, None, config)
-        else:
-            with file.system.open(file.path, "rb") as raw, _decompressed(raw, file.path) as stream:
-                yield from _read_jsonl(stream, file, config)
+def _read_records(file: File, config: CorpusConfig) -> Iterator[Document | UserError]:
+    if file.path.endswith(".parquet"):
+        yield from _read_parquet(file, config)
+    elif file.path.endswith(".txt"):
+        with file.system.open(file.path, "rb") as stream:
+            text = _decode(stream.read(), file.shown)
+        yield _document({config.text_field: text}, file, None, config)
+    else:
+        with file.system.open(file.path, "rb") as raw, _decompressed(raw, file.path) as stream:
+            yield from _read_jsonl(stream, file, config)
 
 
 def _decompressed(raw: IO[bytes], path: str) -> IO[bytes]:
@@ -172,26 +175,33 @@ def _decompressed(raw: IO[bytes], path: str) -> IO[bytes]:
     return raw
 
 
-def _read_jsonl(stream: IO[bytes], file: File, config: CorpusConfig) -> Iterator[Document]:
+def _read_jsonl(stream: IO[bytes], file: File, config: CorpusConfig) -> Iterator[Document | UserError]:
     for number, line in enumerate(stream, 1):
         if line.isspace():
             continue
-        where = f"{file.shown}, line {number}"
         try:
-            record = json.loads(_decode(line, file.shown, number))
-        except (ValueError, RecursionError) as error:
-            reason = (
-                f"{error.msg.removesuffix(' at')} at column {error.colno}"
-                if isinstance(error, json.JSONDecodeError)
-                else str(error)
-            )
-            raise UserError(where, f"malformed JSON: {reason}", "correct or remove the line") from None
-        if not isinstance(record, dict):
-            raise UserError(where, "not a JSON object", 'write each document as an object such as {"text": "..."}')
-        yield _document(record, file, number, config)
+            yield _document(_parse(line, number, file), file, number, config)
+        except UserError as error:
+            yield error
 
 
-def _read_parquet(file: File, config: CorpusConfig) -> Iterator[Document]:
+def _parse(line: bytes, number: int, file: File) -> dict[str, Any]:
+    where = f"{file.shown}, line {number}"
+    try:
+        record = json.loads(_decode(line, file.shown, number))
+    except (ValueError, RecursionError) as error:
+        reason = (
+            f"{error.msg.removesuffix(' at')} at column {error.colno}"
+            if isinstance(error, json.JSONDecodeError)
+            else str(error)
+        )
+        raise UserError(where, f"malformed JSON: {reason}", "correct or remove the line") from None
+    if not isinstance(record, dict):
+        raise UserError(where, "not a JSON object", 'write each document as an object such as {"text": "..."}')
+    return record
+
+
+def _read_parquet(file: File, config: CorpusConfig) -> Iterator[Document | UserError]:
     with file.system.open(file.path, "rb") as stream:
         table = pq.ParquetFile(stream)
         names = table.schema_arrow.names
@@ -204,15 +214,22 @@ def _read_parquet(file: File, config: CorpusConfig) -> Iterator[Document]:
         wanted = [config.text_field, config.id_field, config.source_field]
         number = 0
         for batch in table.iter_batches(1024, columns=[name for name in names if name in wanted]):
-            try:
-                records = batch.to_pylist()
-            except UnicodeDecodeError:
-                raise UserError(
-                    file.shown, f"text that is not UTF-8 in rows {number + 1} to {number + len(batch)}", "convert it to UTF-8"
-                ) from None
-            for record in records:
+            for record in _records(batch):
                 number += 1
-                yield _document(record, file, number, config)
+                try:
+                    if record is None:
+                        raise UserError(f"{file.shown}, row {number}", "not UTF-8 text", "convert it to UTF-8")
+                    yield _document(record, file, number, config)
+                except UserError as error:
+                    yield error
+
+
+def _records(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
+    """The rows of a batch, None for one whose text is not UTF-8."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        return [record for row in range(len(batch)) for record in _records(batch.slice(row, 1))] if len(batch) > 1 else [None]
 
 
 def _document(record: dict[str, Any], file: File, number: int | None, config: CorpusConfig) -> Document:

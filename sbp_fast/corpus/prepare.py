@@ -1,39 +1,54 @@
-"""The prepare stage: raw documents -> a tokenizer, globally shuffled token shards, and held-out documents set apart."""
+"""The prepare stage: raw documents -> a tokenizer, globally shuffled token shards, and held-out documents set apart.
+
+Documents are read once and laid down on disk by their place in the shuffled order (`spill.py`); what stays is decided on their
+hashes (`selection.py`); then each part of the order is tokenized and written by itself. Reading goes file by file and writing
+part by part in parallel processes, each of bounded memory, and what is finished is not done again after a kill. Nothing that
+is written depends on the number of processes.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import xxhash
-
-from sbp_fast.config import CorpusConfig, RunConfig
-from sbp_fast.corpus.documents import EMBEDDED, Document, fingerprint_sources, group_of, read_documents
-from sbp_fast.corpus.passages import cut_passages
-from sbp_fast.corpus.shards import Corpus, CorpusWriter
+from sbp_fast.config import CorpusConfig, RunConfig, resolve_threads
+from sbp_fast.corpus.documents import EMBEDDED, find_files, fingerprint_sources
+from sbp_fast.corpus.selection import FACTS, Originals, check_ids, select, set_apart
+from sbp_fast.corpus.shards import Corpus, write_index
+from sbp_fast.corpus.spill import Part, Reading, Spill, cut_parts, lay_down
 from sbp_fast.corpus.tokenizer import Tokenizer, train_tokenizer
+from sbp_fast.corpus.workers import run_tasks
+from sbp_fast.corpus.writing import Writing, write_part
 from sbp_fast.errors import UserError
-from sbp_fast.files import hash_file
+from sbp_fast.files import atomic_open, hash_file, read_json, write_json
 from sbp_fast.progress import Console
 from sbp_fast.stage import Manifest, Work, run_stage
 
 MINIMUM_UNIQUE = 16
-MINIMUM_HELDOUT = 8
-BATCH_DOCUMENTS = 512
+PART_BYTES = 256 << 20  # of text and what comes with it, that a process holds at once; it takes about four times this
+SMALL_PART_BYTES = 1 << 20  # a small corpus is cut into up to MINIMUM_PARTS parts of this, so that all processes have work
+MINIMUM_PARTS = 16
+COMPRESSION_RATIO = 4  # taken for compressed input; where it is more, parts are cut further
+TRAINING_BYTES = 128 << 20  # of text that a tokenizer is trained on; more changes little and its word counts take memory
 PATHS = {"path", "heldout", "tokenizer"}  # what lies there is an input; where it lies does not matter
+SPILL, SKIPPED = "spill", "skipped.jsonl"
 
 
 def prepare(config: RunConfig, out: Path, *, console: Console, force: bool = False) -> Manifest:
     """Write `out`/train, `out`/heldout (each a `Corpus`) and `out`/tokenizer.json; open them with `PreparedCorpus`.
 
+    With `corpus.on_error = "skip"` also `out`/skipped.jsonl, a line for each record that could not be used.
+
     Raises:
-        UserError: input that cannot be used (see `read_documents`), too few documents, and what `run_stage` refuses.
+        UserError: input that cannot be used (see `read_file`), too few documents, and what `run_stage` refuses.
     """
     corpus = config.corpus
     heldout = heldout_path(corpus)
@@ -43,10 +58,24 @@ def prepare(config: RunConfig, out: Path, *, console: Console, force: bool = Fal
     if corpus.tokenizer != "train":
         Tokenizer(corpus.tokenizer)
         inputs["tokenizer"] = hash_file(Path(corpus.tokenizer))
-    settings = {"seed": config.seed, "embedded": is_embedded(corpus), "corpus": corpus.model_dump(mode="json", exclude=PATHS)}
+    settings = {
+        "seed": config.seed,
+        "embedded": is_embedded(corpus),
+        "corpus": corpus.model_dump(mode="json", exclude=PATHS | {"workers"}),
+    }
 
     def body(work: Work) -> None:
-        _prepare(config, heldout, work)
+        if not work.counted():
+            try:
+                _Preparation(config, heldout, work).run()
+            except BrokenProcessPool:
+                raise UserError(
+                    "corpus.workers",
+                    "a process was killed, most likely for want of memory",
+                    "rerun, it goes on where it stopped; with fewer corpus.workers if that happens again",
+                ) from None
+            work.keep_counts()
+        shutil.rmtree(work.directory / SPILL, ignore_errors=True)
 
     return run_stage("prepare", out, config=settings, inputs=inputs, body=body, console=console, force=force)
 
@@ -63,134 +92,196 @@ def heldout_path(corpus: CorpusConfig) -> str | tuple[str, ...] | None:
     return f"{corpus.path}_heldout" if is_embedded(corpus) else None
 
 
-def _prepare(config: RunConfig, heldout_from: str | tuple[str, ...] | None, work: Work) -> None:
-    corpus, console = config.corpus, work.console
-    documents, heldout = _select(config, heldout_from, work)
-    unique = math.ceil(Fraction(str(corpus.unique_share)) * len(documents))
-    if unique < MINIMUM_UNIQUE:
-        raise UserError(
-            "corpus",
-            f"{len(documents)} documents x corpus.unique_share {corpus.unique_share} leaves {unique}, too few to work with",
-            f"give at least {MINIMUM_UNIQUE} unique documents: more input, a larger corpus.unique_share or, for few long "
-            "documents, corpus.passage_characters",
-        )
-    documents = [documents[i] for i in np.random.default_rng(config.seed).permutation(len(documents))]
+class _Preparation:
+    """The stage at work.
 
-    tokenizer = _tokenizer(corpus, documents[:unique], console)
-    tokenizer.save(work.directory / "tokenizer.json")
-    train = _write(documents, work.directory / "train", tokenizer, corpus, console)
-    held = _write(heldout, work.directory / "heldout", tokenizer, corpus, console)
-    text_bytes = int(train.text_bytes.sum())
-    work.record(
-        documents=len(train),
-        tokens=train.tokens,
-        text_bytes=text_bytes,
-        unique_documents=unique,
-        unique_tokens=train.prefix(unique).tokens,
-        heldout_documents=len(held),
-        heldout_tokens=held.tokens,
-        vocabulary_size=tokenizer.vocabulary_size,
-        bytes_per_token=text_bytes / (train.tokens - 2 * len(train)),
-        sources=dict(sorted(Counter(document.source for document in documents).items())),
-        embedded=is_embedded(corpus),
-    )
-
-
-def _select(config: RunConfig, heldout_from: str | tuple[str, ...] | None, work: Work) -> tuple[list[Document], list[Document]]:
-    """Read, set apart, cut and free of copies: the documents to train on and the held-out ones."""
-    corpus, console = config.corpus, work.console
-    console.say(f"reading {corpus.path if isinstance(corpus.path, str) else ', '.join(corpus.path)}")
-    documents = list(islice(read_documents(corpus), corpus.maximum_documents or None))
-    if heldout_from is None:
-        documents, heldout = set_apart(documents, corpus, config.seed)
-        console.say(f"{len(heldout)} documents set apart for evaluation")
-    else:
-        heldout = list(read_documents(corpus, heldout_from))
-    documents, passages = cut_long(documents, corpus)
-    heldout, heldout_passages = cut_long(heldout, corpus)
-
-    heldout, single = drop_copies(heldout), drop_copies(documents)
-    kept = drop_copies(single, heldout)
-    copies, heldout_copies = len(documents) - len(single), len(single) - len(kept)
-    if copies or heldout_copies:
-        console.say(f"dropped {copies} exact copies and {heldout_copies} documents that are held out as well")
-    work.record(passages_cut=passages + heldout_passages, copies_dropped=copies, heldout_copies_dropped=heldout_copies)
-    return kept, heldout
-
-
-def set_apart(documents: list[Document], corpus: CorpusConfig, seed: int) -> tuple[list[Document], list[Document]]:
-    """Split into the documents to train on and `heldout_share` of them for evaluation, whole originals together.
-
-    Originals are drawn in the order of a keyed hash of their names; one too large for what is still wanted is passed over.
-
-    Raises:
-        UserError: if the originals are too few or too large for that.
+    Attributes:
+        files: each file to read, and whether its documents are given to be held out.
     """
-    sources = {document.source for document in documents}
-    groups = [group_of(document.id, corpus.group_separator, sources) for document in documents]
-    sizes = Counter(groups)
-    wanted = max(MINIMUM_HELDOUT, round(corpus.heldout_share * len(documents)))
-    chosen: set[str] = set()
-    held = 0
-    for group in sorted(sizes, key=lambda name: (xxhash.xxh3_64_intdigest(name.encode(), seed), name)):
-        if held + sizes[group] <= wanted:
-            chosen.add(group)
-            held += sizes[group]
-    if held < min(MINIMUM_HELDOUT, len(documents)):
-        raise UserError(
-            "corpus",
-            f"its {len(documents)} documents belong to {len(sizes)} originals, too large to set {wanted} documents apart",
-            'name held-out documents in corpus.heldout, or set corpus.group_separator="" if ids do not name originals',
+
+    def __init__(self, config: RunConfig, heldout: str | tuple[str, ...] | None, work: Work) -> None:
+        self.config, self.corpus, self.work, self.console = config, config.corpus, work, work.console
+        self.workers = config.corpus.workers or resolve_threads(config)
+        self.files = [(file, False) for file in find_files(config.corpus.path)]
+        if heldout is not None:
+            self.files += [(file, True) for file in find_files(heldout)]
+        self.directory = work.directory / SPILL
+
+    def run(self) -> None:
+        self.directory.mkdir(exist_ok=True)
+        try:
+            read = self._read()
+            spill = Spill(self.directory)
+            originals = self._originals(spill, read)
+            parts = cut_parts(read["bucket"], self._buckets(), PART_BYTES)
+            kept = _count(spill, parts, originals)
+            unique = self._unique(kept["train"])
+        except UserError:
+            shutil.rmtree(self.directory)  # refused input is mended before the next attempt, which reads anew
+            raise
+        if self.corpus.on_error == "skip":
+            with atomic_open(self.work.directory / SKIPPED) as file:
+                file.writelines((json.dumps(one, ensure_ascii=False) + "\n").encode() for one in spill.skipped())
+        tokenizer = self._tokenizer(spill, parts, originals, unique)
+        self._write(parts, originals, tokenizer)
+        self._record(read, kept, unique, tokenizer, [read_json(self._part(number)) for number in range(len(parts))])
+
+    def _read(self) -> dict[str, Any]:
+        """Lay all files down; the sums of what `lay_down` counts, those of the files to train on beside those of all."""
+        path = self.corpus.path
+        self.console.say(f"reading {path if isinstance(path, str) else ', '.join(path)}")
+        readings = [
+            Reading(self.directory, file, number, heldout, self.corpus, self.config.seed, self._buckets(), PART_BYTES)
+            for number, (file, heldout) in enumerate(self.files)
+        ]
+        total: dict[str, Any] = {"documents": 0, "sources": Counter(), "skipped": 0, "passages": 0, "bucket": Counter()}
+        with self.console.task("reading", len(readings), "files") as task:
+            for reading, counts in zip(readings, self._lay_down(readings), strict=True):
+                if not reading.heldout:
+                    total["documents"] += counts["documents"]
+                    total["sources"].update(counts["source"])
+                total["skipped"] += counts["skipped"]
+                total["passages"] += counts["passages"]
+                total["bucket"].update(counts["bucket"])
+                self.work.keep_clock()
+                task.advance(1)
+        if total["skipped"]:
+            self.console.say(f"skipped {total['skipped']} records that cannot be used: see {SKIPPED}")
+        return total
+
+    def _lay_down(self, readings: list[Reading]) -> Iterator[dict[str, Any]]:
+        left = self.corpus.maximum_documents
+        if not left:
+            yield from run_tasks(lay_down, readings, self.workers)
+            return
+        for reading in readings:  # one after the other: what is read of a file depends on those before it
+            counts = lay_down(reading if reading.heldout else replace(reading, limit=left))
+            left -= 0 if reading.heldout else counts["documents"]
+            yield counts
+
+    def _buckets(self) -> int:
+        """How many buckets the order is cut into, by the size of the input alone."""
+        size = 0
+        for file, _ in self.files:
+            packed = file.path.endswith((".gz", ".zst", ".parquet"))
+            size += file.system.size(file.path) * (COMPRESSION_RATIO if packed else 1)
+        return max(1, min(MINIMUM_PARTS, size // SMALL_PART_BYTES), -(-size // PART_BYTES))
+
+    def _originals(self, spill: Spill, read: dict[str, Any]) -> Originals:
+        seed = self.config.seed
+        check_ids(spill, read["documents"], self.files, self.corpus, seed)
+        if any(heldout for _, heldout in self.files):
+            return Originals.none_apart()
+        return set_apart(spill, read["documents"], read["sources"], self.corpus.heldout_share, seed)
+
+    def _unique(self, documents: int) -> int:
+        share = self.corpus.unique_share
+        unique = math.ceil(Fraction(str(share)) * documents)
+        if unique < MINIMUM_UNIQUE:
+            raise UserError(
+                "corpus",
+                f"{documents} documents x corpus.unique_share {share} leaves {unique}, too few to work with",
+                f"give at least {MINIMUM_UNIQUE} unique documents: more input, a larger corpus.unique_share or, for few long "
+                "documents, corpus.passage_characters",
+            )
+        return unique
+
+    def _tokenizer(self, spill: Spill, parts: list[Part], originals: Originals, unique: int) -> Tokenizer:
+        path = self.work.directory / "tokenizer.json"
+        if path.is_file():
+            return Tokenizer(path)
+        if self.corpus.tokenizer == "train":
+            # on the unique documents alone: the arms may not learn from the others, not even which words are common
+            self.console.say(f"training a tokenizer of {self.corpus.vocabulary_size} tokens on {unique} documents")
+            tokenizer = train_tokenizer(_head(spill, parts, originals, unique), self.corpus.vocabulary_size)
+        else:
+            tokenizer = Tokenizer(self.corpus.tokenizer)
+        tokenizer.save(path)
+        return tokenizer
+
+    def _part(self, number: int) -> Path:
+        """What says that a part is written, and what it holds."""
+        return self.directory / f"part-{number:05d}.json"
+
+    def _write(self, parts: list[Part], originals: Originals, tokenizer: Tokenizer) -> None:
+        originals.save(self.directory)
+        digest = hash_file(self.work.directory / "tokenizer.json")
+        writings = [
+            Writing(
+                self.work.directory, self.directory, number, part, digest, self.corpus.shard_tokens, self.corpus.compression
+            )
+            for number, part in enumerate(parts)
+            if not self._part(number).is_file()
+        ]
+        with self.console.task("tokenizing", len(parts), "parts", done=len(parts) - len(writings)) as task:
+            for writing, written in zip(writings, run_tasks(write_part, writings, self.workers), strict=True):
+                write_json(self._part(writing.number), written)
+                self.work.keep_clock()
+                task.advance(1)
+
+    def _record(
+        self,
+        read: dict[str, Any],
+        kept: Counter[str],
+        unique: int,
+        tokenizer: Tokenizer,
+        written: list[dict[str, Any]],
+    ) -> None:
+        train, heldout = (self._index(kind, written, tokenizer) for kind in ("train", "heldout"))
+        copies, heldout_copies = kept["copies"], kept["heldout_copies"]
+        if copies or heldout_copies:
+            self.console.say(f"dropped {copies} exact copies and {heldout_copies} documents that are held out as well")
+        text_bytes = sum(part["text_bytes"] for part in written)
+        sources = sum((Counter(part["sources"]) for part in written), Counter())
+        self.work.record(
+            documents=len(train),
+            tokens=train.tokens,
+            text_bytes=text_bytes,
+            unique_documents=unique,
+            unique_tokens=train.prefix(unique).tokens,
+            heldout_documents=len(heldout),
+            heldout_tokens=heldout.tokens,
+            passages_cut=read["passages"],
+            copies_dropped=copies,
+            heldout_copies_dropped=heldout_copies,
+            records_skipped=read["skipped"],
+            vocabulary_size=tokenizer.vocabulary_size,
+            bytes_per_token=text_bytes / (train.tokens - 2 * len(train)),
+            sources=dict(sorted(sources.items())),
+            embedded=is_embedded(self.corpus),
         )
-    kept = [document for document, group in zip(documents, groups, strict=True) if group not in chosen]
-    return kept, [document for document, group in zip(documents, groups, strict=True) if group in chosen]
+
+    def _index(self, kind: str, written: list[dict[str, Any]], tokenizer: Tokenizer) -> Corpus:
+        shards = [shard for part in written for shard in part[kind]]
+        return write_index(
+            self.work.directory / kind,
+            shards,
+            vocabulary_size=tokenizer.vocabulary_size,
+            compression=self.corpus.compression,
+        )
 
 
-def cut_long(documents: Iterable[Document], corpus: CorpusConfig) -> tuple[list[Document], int]:
-    """Cut documents longer than `passage_characters` into passages, which share a group; also the number of passages made."""
-    limit, separator = corpus.passage_characters, corpus.group_separator or "/"
-    result: list[Document] = []
-    made = 0
-    for document in documents:
-        if not limit or len(document.text) <= limit:
-            result.append(document)
-            continue
-        for number, passage in enumerate(cut_passages(document.text, limit)):
-            result.append(replace(document, id=f"{document.id}{separator}{number:04d}", text=passage))
-            made += 1
-    return result, made
-
-
-def drop_copies(documents: list[Document], others: Iterable[Document] = ()) -> list[Document]:
-    """`documents` without those whose text is exactly that of an earlier one, or of one of `others`."""
-    seen = {_hash(document) for document in others}
-    kept = []
-    for document in documents:
-        if (digest := _hash(document)) not in seen:
-            seen.add(digest)
-            kept.append(document)
+def _count(spill: Spill, parts: list[Part], originals: Originals) -> Counter[str]:
+    """How many documents stay to train on, and how many go for either reason."""
+    kept: Counter[str] = Counter()
+    for part in parts:
+        table = spill.rows(part, FACTS)
+        chosen = select({name: table[name].to_numpy() for name in FACTS}, originals)
+        kept.update(train=len(chosen.train), copies=chosen.copies, heldout_copies=chosen.heldout_copies)
     return kept
 
 
-def _hash(document: Document) -> bytes:
-    return xxhash.xxh3_128_digest(document.text.encode())
-
-
-def _tokenizer(corpus: CorpusConfig, unique: list[Document], console: Console) -> Tokenizer:
-    if corpus.tokenizer != "train":
-        return Tokenizer(corpus.tokenizer)
-    # on the unique documents alone: the arms may not learn from the others, not even which words are common
-    console.say(f"training a tokenizer of {corpus.vocabulary_size} tokens on {len(unique)} documents")
-    return train_tokenizer((document.text for document in unique), corpus.vocabulary_size)
-
-
-def _write(documents: list[Document], directory: Path, tokenizer: Tokenizer, corpus: CorpusConfig, console: Console) -> Corpus:
-    writer = CorpusWriter(directory, tokenizer.vocabulary_size, corpus.shard_tokens)
-    with console.task(f"tokenizing {directory.name}", len(documents), "documents") as task:
-        for start in range(0, len(documents), BATCH_DOCUMENTS):
-            batch = documents[start : start + BATCH_DOCUMENTS]
-            for document, ids in zip(batch, tokenizer.encode_batch([one.text for one in batch]), strict=True):
-                tokens = [tokenizer.begin, *ids, tokenizer.end]
-                writer.add(tokens, id=document.id, source=document.source, text_bytes=len(document.text.encode()))
-            task.advance(len(batch))
-    return writer.close()
+def _head(spill: Spill, parts: list[Part], originals: Originals, documents: int) -> Iterator[str]:
+    """The texts of the first documents of the shuffled order, up to TRAINING_BYTES of them."""
+    size = 0
+    for part in parts:
+        table = spill.rows(part, [*FACTS, "text"])
+        chosen = select({name: table[name].to_numpy() for name in FACTS}, originals).train[:documents]
+        documents -= len(chosen)
+        for text in table["text"].take(chosen):
+            size += len(text.as_buffer())
+            yield text.as_py()
+            if size >= TRAINING_BYTES:
+                return
+        if not documents:
+            return

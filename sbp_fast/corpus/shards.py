@@ -273,6 +273,7 @@ class CorpusWriter:
 
     Args:
         shard_tokens: a shard is closed by the document that brings it to this.
+        prefix: of the shards' names, before their number.
         compression, block_tokens: see `blocks.py`.
     """
 
@@ -282,9 +283,11 @@ class CorpusWriter:
         vocabulary_size: int,
         shard_tokens: int = 1 << 24,
         *,
+        prefix: str = "",
         compression: Compression = "none",
         block_tokens: int = BLOCK_TOKENS,
     ) -> None:
+        self.prefix = prefix
         self.directory, self.vocabulary_size, self.shard_tokens = Path(directory), vocabulary_size, shard_tokens
         self.directory.mkdir(parents=True, exist_ok=True)
         self.shards: list[dict[str, Any]] = []
@@ -313,10 +316,15 @@ class CorpusWriter:
         if not self._documents:
             return
         tokens = np.concatenate([document for document in self._documents if len(document)] or [np.zeros(0, np.int64)])
-        self.shards.append(write_shard(self.directory, f"{len(self.shards):05d}", tokens, self._columns, **self._storage))
+        name = f"{self.prefix}{len(self.shards):05d}"
+        self.shards.append(write_shard(self.directory, name, tokens, self._columns, **self._storage))
         self._documents, self._columns, self._held = [], {}, 0
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Finish the last shard; returns the entries of all for `write_index`."""
+        self._flush()
+        return self.shards
 
     def close(self) -> Corpus:
         """Finish the last shard, write the index and open the corpus."""
-        self._flush()
-        return write_index(self.directory, self.shards, **self._storage)
+        return write_index(self.directory, self.finish(), **self._storage)

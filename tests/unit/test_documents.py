@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from sbp_fast.config import CorpusConfig
-from sbp_fast.corpus.documents import Document, fingerprint_sources, group_of, read_documents
+from sbp_fast.corpus.documents import Document, find_files, fingerprint_sources, group_of, read_file
 from sbp_fast.errors import UserError
 
 RECORDS = [
@@ -25,9 +25,18 @@ def jsonl(records: list) -> bytes:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
 
-def read(path: Path | str | tuple[str, ...], **settings: object) -> list[Document]:
+def items(path: Path | str | tuple[str, ...], **settings: object) -> list[Document | UserError]:
     path = str(path) if isinstance(path, Path) else path
-    return list(read_documents(CorpusConfig(path=path, **settings)))
+    config = CorpusConfig(path=path, **settings)
+    return [item for file in find_files(path) for item in read_file(file, config)]
+
+
+def read(path: Path | str | tuple[str, ...], **settings: object) -> list[Document]:
+    found = items(path, **settings)
+    for item in found:
+        if isinstance(item, UserError):
+            raise item
+    return [item for item in found if isinstance(item, Document)]
 
 
 def facts(documents: list[Document]) -> list[tuple[str, str, str]]:
@@ -204,13 +213,16 @@ def test_unusable_parquet_is_named(tmp_path: Path) -> None:
     assert "cannot be read" in refusal(write(path, b"PAR1" + bytes(40) + whole[44:]))
     raw = pa.array([b"good", b"caf\xe9"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": raw}), path)
-    assert "not UTF-8 in rows 1 to 2" in refusal(path)
+    assert f"{path}, row 2: not UTF-8 text" in refusal(path)
 
 
-def test_an_id_used_twice_names_both_records(tmp_path: Path) -> None:
-    first = write(tmp_path / "1.jsonl", jsonl([{"text": "x", "id": "same"}, {"text": "y", "id": "other"}]))
-    second = write(tmp_path / "2.jsonl", jsonl([{"text": "z", "id": "same"}]))
-    assert refusal(tmp_path).startswith(f"{second}, line 1: the id 'same' stands also in {first}, line 1;")
+def test_what_cannot_be_used_comes_in_its_place(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.jsonl", GOOD + b"[1]\n" + GOOD + b"\xff\n" + GOOD)
+    assert [isinstance(item, UserError) for item in items(path)] == [False, True, False, True, False]
+    whole = jsonl([{"text": f"document number {number**3}"} for number in range(200_000)])
+    found = items(write(tmp_path / "c.jsonl.gz", gzip.compress(whole)[:-4]))
+    assert len(found) > 1000 and [type(item) for item in found[:-1]] == [Document] * (len(found) - 1)
+    assert "c.jsonl.gz: cannot be read" in str(found[-1])
 
 
 def test_a_url_that_cannot_be_opened_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 from sbp_fast.config import CorpusConfig, RunConfig
-from sbp_fast.corpus.documents import Document
-from sbp_fast.corpus.prepare import drop_copies, prepare, set_apart
+from sbp_fast.corpus.prepare import prepare
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.corpus.shards import Corpus
 from sbp_fast.corpus.tokenizer import train_tokenizer
@@ -16,6 +15,7 @@ QUIET = Console(quiet=True)
 
 
 def write_jsonl(path: Path, documents: list[tuple[str, str]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"id": id, "text": text}) + "\n" for id, text in documents))
     return path
 
@@ -86,17 +86,19 @@ def test_whole_originals_are_held_out(tmp_path: Path) -> None:
     assert not groups[0] & groups[1] and len(groups[1]) == 10
 
 
-def test_originals_too_large_to_set_apart_are_passed_over_or_refused() -> None:
-    def make(*sizes: int) -> list[Document]:
-        return [Document(f"o/{group}/{i}", f"{group} {i}", "text", "") for group, size in enumerate(sizes) for i in range(size)]
+def test_originals_too_large_to_set_apart_are_passed_over_or_refused(tmp_path: Path) -> None:
+    def make(name: str, *sizes: int, **settings: object) -> PreparedCorpus:
+        documents = [(f"o/{group}/{i}", f"{group} {i}") for group, size in enumerate(sizes) for i in range(size)]
+        path = write_jsonl(tmp_path / f"{name}.jsonl", documents)
+        return run(configure(path, heldout_share=0.1, **settings), tmp_path / name)
 
-    config = CorpusConfig(heldout_share=0.1)
-    kept, heldout = set_apart(make(150, *[3] * 17), config, seed=0)
-    assert len(heldout) == 18 and {document.id.split("/")[1] for document in kept} >= {"0"} and len(kept) == 183
+    corpus = make("one", 150, *[3] * 17)
+    assert len(corpus.heldout) == 18 and len(corpus.train) == 183
+    assert "0" in {id.split("/")[1] for id in corpus.train.ids}
     with pytest.raises(UserError, match=r"200 documents belong to 2 originals.*corpus.group_separator"):
-        set_apart(make(100, 100), config, seed=0)
-    kept, heldout = set_apart(make(100, 100), config.model_copy(update={"group_separator": ""}), seed=0)
-    assert (len(kept), len(heldout)) == (180, 20)
+        make("two", 100, 100)
+    corpus = make("three", 100, 100, group_separator="")
+    assert (len(corpus.train), len(corpus.heldout)) == (180, 20)
 
 
 def test_copies_are_dropped_and_counted(tmp_path: Path) -> None:
@@ -107,10 +109,9 @@ def test_copies_are_dropped_and_counted(tmp_path: Path) -> None:
         write_jsonl(tmp_path / "c.jsonl", documents + copies), heldout=str(write_jsonl(tmp_path / "h.jsonl", heldout))
     )
     corpus = run(config, tmp_path / "out")
-    assert list(corpus.heldout.ids) == ["held/1", "held/2"]
+    assert sorted(corpus.heldout.ids) == ["held/1", "held/2"]
     assert len(corpus.train) == 199 and documents[7][0] not in corpus.train.ids and "letter/0/0" in corpus.train.ids
     assert corpus.manifest.counts["copies_dropped"] == 5 and corpus.manifest.counts["heldout_copies_dropped"] == 1
-    assert drop_copies([]) == []
 
 
 def test_the_tokenizer_learns_from_the_unique_documents_alone(tmp_path: Path) -> None:
@@ -187,6 +188,17 @@ def test_moved_input_is_the_same_input_and_changed_input_is_refused(tmp_path: Pa
     write_jsonl(moved, letters(201))
     with pytest.raises(UserError, match="input documents changed"):
         prepare(configure(moved), tmp_path / "out", console=QUIET)
+
+
+def test_an_id_used_twice_names_both_records(tmp_path: Path) -> None:
+    first = write_jsonl(tmp_path / "c/1.jsonl", [("same", "x"), *letters(200)])
+    second = write_jsonl(tmp_path / "c/2.jsonl", [("same", "z")])
+    with pytest.raises(UserError) as caught:
+        run(configure(tmp_path / "c"), tmp_path / "out")
+    assert str(caught.value).startswith(f"{second}, line 1: the id 'same' stands also in {first}, line 1;")
+    heldout = write_jsonl(tmp_path / "h.jsonl", [("same", "held out"), ("letter/0/0", "too")])
+    second.unlink()
+    assert len(run(configure(tmp_path / "c", heldout=str(heldout)), tmp_path / "out").heldout) == 2
 
 
 def test_the_embedded_corpus(tmp_path: Path) -> None:

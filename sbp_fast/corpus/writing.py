@@ -1,0 +1,93 @@
+"""One part of the shuffled order, tokenized and written as shards: the work of one process of `prepare`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sbp_fast.corpus.blocks import Compression
+from sbp_fast.corpus.selection import FACTS, Originals, select
+from sbp_fast.corpus.shards import CorpusWriter, token_dtype
+from sbp_fast.corpus.spill import Part, Spill
+from sbp_fast.corpus.tokenizer import Tokenizer
+
+BATCH_DOCUMENTS = 512
+BATCH_BYTES = 4 << 20
+COLUMNS = ("id", "source", "text")
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What one process needs to write part `number`.
+
+    Attributes:
+        directory: of the prepared corpus, with its tokenizer.
+        spill: where the documents were laid down.
+        tokenizer: hash of the tokenizer's file.
+    """
+
+    directory: Path
+    spill: Path
+    number: int
+    part: Part
+    tokenizer: str
+    shard_tokens: int
+    compression: Compression
+
+
+def write_part(writing: Writing) -> dict[str, Any]:
+    """Write the part's shards of documents to train on and of those held out.
+
+    Returns:
+        The shards' entries under "train" and "heldout"; of the documents to train on the "text_bytes" and the number of
+        each of the "sources".
+    """
+    rows = Spill(writing.spill).rows(writing.part)
+    chosen = select({name: rows[name].to_numpy() for name in FACTS}, Originals.load(writing.spill))
+    rows = rows.select(COLUMNS)
+    train = rows.take(chosen.train)
+    return {
+        "train": _write(train, "train", writing),
+        "heldout": _write(rows.take(chosen.heldout), "heldout", writing),
+        "text_bytes": sum(pc.binary_length(train["text"]).to_numpy().tolist()),
+        "sources": dict(sorted(Counter(train["source"].to_pylist()).items())),
+    }
+
+
+def _write(rows: pa.Table, kind: str, writing: Writing) -> list[dict[str, Any]]:
+    tokenizer = _tokenizer(writing.directory / "tokenizer.json", writing.tokenizer)
+    size, dtype = tokenizer.vocabulary_size, token_dtype(tokenizer.vocabulary_size)
+    directory, prefix = writing.directory / kind, f"{writing.number:05d}-"
+    writer = CorpusWriter(directory, size, writing.shard_tokens, prefix=prefix, compression=writing.compression)
+    for batch in _batches(rows):
+        texts = batch["text"].to_pylist()
+        lengths = pc.binary_length(batch["text"]).to_pylist()
+        names = zip(batch["id"].to_pylist(), batch["source"].to_pylist(), lengths, strict=True)
+        for ids, (id, source, text_bytes) in zip(tokenizer.encode_batch(texts), names, strict=True):
+            tokens = np.array([tokenizer.begin, *ids, tokenizer.end], dtype)
+            writer.add(tokens, id=id, source=source, text_bytes=text_bytes)
+    return writer.finish()
+
+
+def _batches(rows: pa.Table) -> Iterator[pa.Table]:
+    """Runs of rows, neither too many nor too long."""
+    ends = np.cumsum(pc.binary_length(rows["text"]).to_numpy())
+    start = 0
+    while start < len(rows):
+        limit = (ends[start - 1] if start else 0) + BATCH_BYTES
+        stop = min(max(int(np.searchsorted(ends, limit, "right")), start + 1), start + BATCH_DOCUMENTS)
+        yield rows.slice(start, stop - start)
+        start = stop
+
+
+@lru_cache(1)
+def _tokenizer(path: Path, digest: str) -> Tokenizer:
+    return Tokenizer(path)
