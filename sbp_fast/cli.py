@@ -266,6 +266,20 @@ def export(model: Annotated[Path, typer.Argument(help="A trained model's directo
     print(out)
 
 
+@app.command(name="export-tokens", epilog="Example: sbp-fast export-tokens mine/corpus/train --to megatron --out mine/megatron")
+def export_tokens(
+    corpus: Annotated[str, typer.Argument(help="A token corpus: a directory or URL such as mine/corpus/train.")],
+    *,
+    to: Annotated[str, typer.Option(help="megatron, mds or parquet.")],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Write token shards in the format of Megatron-LM, MosaicML streaming, or as parquet."""
+    from sbp_fast.corpus.export import export_tokens as work
+
+    work(corpus, to, out, console=Console(), force=force)
+
+
 @app.command(name="import", epilog="Example: sbp-fast import Qwen3-0.6B --out mine/base")
 def import_command(
     directory: Annotated[Path, typer.Argument(help="A Hugging Face Qwen3 directory on this machine.")], *, out: Out

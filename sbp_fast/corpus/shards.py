@@ -108,6 +108,18 @@ class Corpus:
                 left -= len(block)
                 yield block
 
+    def shards(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """One shard after the other: its table of documents, and their tokens, checked."""
+        documents = 0
+        for shard in range(len(self._shards.facts)):
+            table = pq.read_table(self._document_file(shard))[: len(self) - documents]
+            if len(table) == 0:
+                return
+            first, documents = documents, documents + len(table)
+            tokens = [self._reader.block(shard, number, True) for number in range(self._shards.blocks(shard))]
+            length = int(self.offsets[documents] - self.offsets[first])
+            yield table, np.concatenate([np.zeros(0, self.dtype), *tokens])[:length]
+
     @property
     def documents(self) -> pa.Table:
         """The table of documents, one row each."""

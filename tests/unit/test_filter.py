@@ -19,7 +19,7 @@ from sbp_fast.synthesize import quality
 from sbp_fast.synthesize.filter import REJECTED, filter_documents
 from sbp_fast.synthesize.quality import near_duplicates, rate, same_letters
 
-WIDTH, LOW = 6, 0.3
+WIDTH, LOW = 6, 0.4
 OVERRIDES = (
     "filter={minimum_tokens=10, shingle_tokens=6, copy_containment=0.2, judged_documents=4, maximum_repeated_shingles=0.0}",
 )
