@@ -45,6 +45,10 @@ class CorpusConfig(Section):
     """Read at most this many documents (0: all)."""
     passage_characters: Annotated[int, Field(ge=0)] = 0
     """Cut longer documents at paragraph or sentence ends into passages of at most this many characters (0: never)."""
+    deduplicate: Literal["exact", "near"] = "exact"
+    """Leave out documents with the text of another; "near" also those much like another, listed in `near-copies.parquet`."""
+    near_copy_similarity: Annotated[float, Field(ge=0.7, le=1)] = 0.8
+    """What makes a near-copy: this share of the 5-word shingles that either text has, both have."""
     tokenizer: str = "train"
     """ "train" trains a byte-level BPE on the unique documents; else the path of a `tokenizer.json`."""
     vocabulary_size: Annotated[int, Field(ge=260)] = 4096

@@ -19,16 +19,20 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from sbp_fast.config import CorpusConfig, RunConfig, resolve_threads
 from sbp_fast.corpus.documents import EMBEDDED, find_files, fingerprint_sources
-from sbp_fast.corpus.selection import FACTS, Originals, check_ids, select, set_apart
+from sbp_fast.corpus.near_copies import NearCopies, find_near_copies
+from sbp_fast.corpus.selection import FACTS, Decisions, check_ids, select, set_apart
 from sbp_fast.corpus.shards import Corpus, write_index
 from sbp_fast.corpus.spill import Part, Reading, Spill, cut_parts, lay_down
 from sbp_fast.corpus.tokenizer import Tokenizer, train_tokenizer
 from sbp_fast.corpus.workers import run_tasks
 from sbp_fast.corpus.writing import Writing, write_part
 from sbp_fast.errors import UserError
-from sbp_fast.files import atomic_open, hash_file, read_json, write_json
+from sbp_fast.files import atomic_open, atomic_path, hash_file, read_json, write_json
 from sbp_fast.progress import Console
 from sbp_fast.stage import Manifest, Work, run_stage
 
@@ -39,13 +43,15 @@ MINIMUM_PARTS = 16
 COMPRESSION_RATIO = 4  # taken for compressed input; where it is more, parts are cut further
 TRAINING_BYTES = 128 << 20  # of text that a tokenizer is trained on; more changes little and its word counts take memory
 PATHS = {"path", "heldout", "tokenizer"}  # what lies there is an input; where it lies does not matter
-SPILL, SKIPPED = "spill", "skipped.jsonl"
+SPILL, SKIPPED, NEAR_COPIES = "spill", "skipped.jsonl", "near-copies.parquet"
+NEAR_COPIES_SCHEMA = pa.schema({"id": pa.string(), "kept": pa.string(), "similarity": pa.float64()})
 
 
 def prepare(config: RunConfig, out: Path, *, console: Console, force: bool = False) -> Manifest:
     """Write `out`/train, `out`/heldout (each a `Corpus`) and `out`/tokenizer.json; open them with `PreparedCorpus`.
 
-    With `corpus.on_error = "skip"` also `out`/skipped.jsonl, a line for each record that could not be used.
+    With `corpus.on_error = "skip"` also `out`/skipped.jsonl, a line for each record that could not be used; with
+    `corpus.deduplicate = "near"` `out`/near-copies.parquet, a row for each document left out.
 
     Raises:
         UserError: input that cannot be used (see `read_file`), too few documents, and what `run_stage` refuses.
@@ -106,15 +112,18 @@ class _Preparation:
         if heldout is not None:
             self.files += [(file, True) for file in find_files(heldout)]
         self.directory = work.directory / SPILL
+        self.near_copies: NearCopies | None = None
 
     def run(self) -> None:
         self.directory.mkdir(exist_ok=True)
         try:
             read = self._read()
             spill = Spill(self.directory)
-            originals = self._originals(spill, read)
+            decisions = self._set_apart(spill, read)
             parts = cut_parts(read["bucket"], self._buckets(), PART_BYTES)
-            kept = _count(spill, parts, originals)
+            if self.corpus.deduplicate == "near":
+                decisions = self._without_near_copies(decisions, parts)
+            kept = _count(spill, parts, decisions)
             unique = self._unique(kept["train"])
         except UserError:
             shutil.rmtree(self.directory)  # refused input is mended before the next attempt, which reads anew
@@ -122,8 +131,10 @@ class _Preparation:
         if self.corpus.on_error == "skip":
             with atomic_open(self.work.directory / SKIPPED) as file:
                 file.writelines((json.dumps(one, ensure_ascii=False) + "\n").encode() for one in spill.skipped())
-        tokenizer = self._tokenizer(spill, parts, originals, unique)
-        self._write(parts, originals, tokenizer)
+        if self.near_copies is not None:
+            self._list_near_copies(self.near_copies)
+        tokenizer = self._tokenizer(spill, parts, decisions, unique)
+        self._write(parts, decisions, tokenizer)
         self._record(read, kept, unique, tokenizer, [read_json(self._part(number)) for number in range(len(parts))])
 
     def _read(self) -> dict[str, Any]:
@@ -167,12 +178,25 @@ class _Preparation:
             size += file.system.size(file.path) * (COMPRESSION_RATIO if packed else 1)
         return max(1, min(MINIMUM_PARTS, size // SMALL_PART_BYTES), -(-size // PART_BYTES))
 
-    def _originals(self, spill: Spill, read: dict[str, Any]) -> Originals:
+    def _set_apart(self, spill: Spill, read: dict[str, Any]) -> Decisions:
         seed = self.config.seed
         check_ids(spill, read["documents"], self.files, self.corpus, seed)
         if any(heldout for _, heldout in self.files):
-            return Originals.none_apart()
+            return Decisions.none()
         return set_apart(spill, read["documents"], read["sources"], self.corpus.heldout_share, seed)
+
+    def _without_near_copies(self, decisions: Decisions, parts: list[Part]) -> Decisions:
+        decisions.save(self.directory)
+        self.console.say("looking for near-copies")
+        found = find_near_copies(self.directory, parts, self.corpus.near_copy_similarity, self.workers)
+        self.near_copies = found
+        return replace(decisions, near_copies=found.numbers)
+
+    def _list_near_copies(self, found: NearCopies) -> None:
+        columns = {"id": found.ids, "kept": found.kept, "similarity": found.similarities}
+        with atomic_path(self.work.directory / NEAR_COPIES) as path:
+            pq.write_table(pa.table(columns, NEAR_COPIES_SCHEMA), path)
+        self.console.say(f"left out {len(found.ids)} near-copies: see {NEAR_COPIES}")
 
     def _unique(self, documents: int) -> int:
         share = self.corpus.unique_share
@@ -186,14 +210,14 @@ class _Preparation:
             )
         return unique
 
-    def _tokenizer(self, spill: Spill, parts: list[Part], originals: Originals, unique: int) -> Tokenizer:
+    def _tokenizer(self, spill: Spill, parts: list[Part], decisions: Decisions, unique: int) -> Tokenizer:
         path = self.work.directory / "tokenizer.json"
         if path.is_file():
             return Tokenizer(path)
         if self.corpus.tokenizer == "train":
             # on the unique documents alone: the arms may not learn from the others, not even which words are common
             self.console.say(f"training a tokenizer of {self.corpus.vocabulary_size} tokens on {unique} documents")
-            tokenizer = train_tokenizer(_head(spill, parts, originals, unique), self.corpus.vocabulary_size)
+            tokenizer = train_tokenizer(_head(spill, parts, decisions, unique), self.corpus.vocabulary_size)
         else:
             tokenizer = Tokenizer(self.corpus.tokenizer)
         tokenizer.save(path)
@@ -203,8 +227,8 @@ class _Preparation:
         """What says that a part is written, and what it holds."""
         return self.directory / f"part-{number:05d}.json"
 
-    def _write(self, parts: list[Part], originals: Originals, tokenizer: Tokenizer) -> None:
-        originals.save(self.directory)
+    def _write(self, parts: list[Part], decisions: Decisions, tokenizer: Tokenizer) -> None:
+        decisions.save(self.directory)
         digest = hash_file(self.work.directory / "tokenizer.json")
         writings = [
             Writing(
@@ -244,6 +268,7 @@ class _Preparation:
             passages_cut=read["passages"],
             copies_dropped=copies,
             heldout_copies_dropped=heldout_copies,
+            near_copies_dropped=kept["near_copies"],
             records_skipped=read["skipped"],
             vocabulary_size=tokenizer.vocabulary_size,
             bytes_per_token=text_bytes / (train.tokens - 2 * len(train)),
@@ -261,22 +286,27 @@ class _Preparation:
         )
 
 
-def _count(spill: Spill, parts: list[Part], originals: Originals) -> Counter[str]:
+def _count(spill: Spill, parts: list[Part], decisions: Decisions) -> Counter[str]:
     """How many documents stay to train on, and how many go for either reason."""
     kept: Counter[str] = Counter()
     for part in parts:
         table = spill.rows(part, FACTS)
-        chosen = select({name: table[name].to_numpy() for name in FACTS}, originals)
-        kept.update(train=len(chosen.train), copies=chosen.copies, heldout_copies=chosen.heldout_copies)
+        chosen = select({name: table[name].to_numpy() for name in FACTS}, decisions)
+        kept.update(
+            train=len(chosen.train),
+            copies=chosen.copies,
+            heldout_copies=chosen.heldout_copies,
+            near_copies=chosen.near_copies,
+        )
     return kept
 
 
-def _head(spill: Spill, parts: list[Part], originals: Originals, documents: int) -> Iterator[str]:
+def _head(spill: Spill, parts: list[Part], decisions: Decisions, documents: int) -> Iterator[str]:
     """The texts of the first documents of the shuffled order, up to TRAINING_BYTES of them."""
     size = 0
     for part in parts:
         table = spill.rows(part, [*FACTS, "text"])
-        chosen = select({name: table[name].to_numpy() for name in FACTS}, originals).train[:documents]
+        chosen = select({name: table[name].to_numpy() for name in FACTS}, decisions).train[:documents]
         documents -= len(chosen)
         for text in table["text"].take(chosen):
             size += len(text.as_buffer())

@@ -6,7 +6,7 @@ All of it is decided on hashes, a run of them at a time, so that memory does not
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,13 +30,13 @@ def check_ids(spill: Spill, documents: int, files: Sequence[tuple[File, bool]], 
         UserError: naming both records.
     """
     for heldout in (False, True):
-        for low, high in _runs(documents):
+        for low, high in hash_runs(documents):
             found = np.sort(np.concatenate([np.zeros(0, np.uint64), *_record_ids(spill, heldout, low, high)]))
             for digest in np.unique(found[1:][found[1:] == found[:-1]]).tolist():
                 _refuse_repeated(digest, [file for file, kind in files if kind == heldout], config, seed)
 
 
-def _runs(documents: int) -> list[tuple[int, int]]:
+def hash_runs(documents: int) -> list[tuple[int, int]]:
     """Ranges of 64-bit hashes with about `SORTED_AT_ONCE` of them each."""
     count = -(-documents // SORTED_AT_ONCE) or 1
     edges = [(number << KEY_BITS) // count for number in range(count + 1)]
@@ -67,31 +67,33 @@ def _refuse_repeated(digest: int, files: Iterable[File], config: CorpusConfig, s
 
 
 @dataclass(frozen=True)
-class Originals:
-    """How documents belong together, and which are held out.
+class Decisions:
+    """What was decided about all documents, as sorted arrays of uint64.
 
     Attributes:
-        sources: uint64, sorted, the hashed names of the sources: the head of an id that merely names one is no original.
-        heldout: uint64, sorted, the hashed names of the originals set apart.
+        sources: the hashed names of the sources: the head of an id that merely names one is no original.
+        heldout: the hashed names of the originals set apart.
+        near_copies: the numbers of the documents left out as near-copies of others.
     """
 
     sources: np.ndarray
     heldout: np.ndarray
+    near_copies: np.ndarray
 
     @staticmethod
-    def none_apart() -> Originals:
+    def none() -> Decisions:
         """Where the held-out documents were given."""
-        return Originals(np.zeros(0, np.uint64), np.zeros(0, np.uint64))
+        return Decisions(*[np.zeros(0, np.uint64)] * len(fields(Decisions)))
 
     @staticmethod
-    def load(directory: Path) -> Originals:
-        return Originals(*(np.load(directory / f"{name}.npy") for name in ("sources", "originals")))
+    def load(directory: Path) -> Decisions:
+        return Decisions(*(np.load(directory / f"{field.name}.npy") for field in fields(Decisions)))
 
     def save(self, directory: Path) -> None:
         """Keep them for the processes that write."""
-        for name, hashes in (("sources", self.sources), ("originals", self.heldout)):
-            with atomic_open(directory / f"{name}.npy") as file:
-                np.save(file, hashes)
+        for field in fields(self):
+            with atomic_open(directory / f"{field.name}.npy") as file:
+                np.save(file, getattr(self, field.name))
 
     def of(self, facts: Mapping[str, np.ndarray]) -> np.ndarray:
         """The hashed name of each document's original. uint64 [documents]"""
@@ -102,7 +104,7 @@ class Originals:
         return facts["heldout"] | np.isin(self.of(facts), self.heldout)
 
 
-def set_apart(spill: Spill, documents: int, sources: Iterable[str], share: float, seed: int) -> Originals:
+def set_apart(spill: Spill, documents: int, sources: Iterable[str], share: float, seed: int) -> Decisions:
     """Choose originals with `share` of the documents for evaluation, whole originals together.
 
     Originals are drawn in the order of the keyed hash of their names; one too large for what is still wanted is passed over.
@@ -111,14 +113,15 @@ def set_apart(spill: Spill, documents: int, sources: Iterable[str], share: float
         UserError: if the originals are too few or too large for that.
     """
     nothing = np.zeros(0, np.uint64)
-    originals = Originals(np.array(sorted(hash_name(source, seed) for source in sources), np.uint64), nothing)
+    sorted_sources = np.array(sorted(hash_name(source, seed) for source in sources), np.uint64)
+    decisions = replace(Decisions.none(), sources=sorted_sources)
     wanted = max(MINIMUM_HELDOUT, round(share * documents))
     chosen: list[int] = []
     left, count = wanted, 0
-    for low, high in _runs(documents):
+    for low, high in hash_runs(documents):
         found = [nothing]
         for facts in spill.facts(("original", "head", "passage")):
-            names = originals.of(facts)[facts["passage"] <= 0]
+            names = decisions.of(facts)[facts["passage"] <= 0]
             found.append(names[(names >= np.uint64(low)) & (names <= np.uint64(high))])
         names, sizes = np.unique(np.concatenate(found), return_counts=True)
         count += len(names)
@@ -132,7 +135,7 @@ def set_apart(spill: Spill, documents: int, sources: Iterable[str], share: float
             f"its {documents} documents belong to {count} originals, too large to set {wanted} documents apart",
             'name held-out documents in corpus.heldout, or set corpus.group_separator="" if ids do not name originals',
         )
-    return Originals(originals.sources, np.array(chosen, np.uint64))
+    return replace(decisions, heldout=np.array(chosen, np.uint64))
 
 
 @dataclass(frozen=True)
@@ -142,26 +145,30 @@ class Selection:
     Attributes:
         copies: documents left out for one to train on with the same text.
         heldout_copies: left out because the same text is held out.
+        near_copies: left out, of either kind, because a text like theirs stays.
     """
 
     train: np.ndarray
     heldout: np.ndarray
     copies: int
     heldout_copies: int
+    near_copies: int
 
 
-def select(facts: Mapping[str, np.ndarray], originals: Originals) -> Selection:
+def select(facts: Mapping[str, np.ndarray], decisions: Decisions) -> Selection:
     """Of documents with the same text the one held out stays, else the first that was read."""
-    held = originals.held(facts)
+    held = decisions.held(facts)
     order = np.lexsort((facts["number"], ~held, facts["low"], facts["high"]))
     high, low, held = facts["high"][order], facts["low"][order], held[order]
     first = np.ones(len(order), bool)
     first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
     text = np.cumsum(first) - 1  # which of the texts each document has
     training = np.bincount(text[~held], minlength=int(first.sum()))
+    near = first & np.isin(facts["number"][order], decisions.near_copies)
     return Selection(
-        train=order[first & ~held],
-        heldout=order[first & held],
+        train=order[first & ~held & ~near],
+        heldout=order[first & held & ~near],
         copies=int(np.maximum(training - 1, 0).sum()),
         heldout_copies=int(np.count_nonzero(training[held[first]])),
+        near_copies=int(near.sum()),
     )

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sbp_fast.corpus.blocks import Compression
-from sbp_fast.corpus.selection import FACTS, Originals, select
+from sbp_fast.corpus.selection import FACTS, Decisions, select
 from sbp_fast.corpus.shards import CorpusWriter, token_dtype
 from sbp_fast.corpus.spill import Part, Spill
 from sbp_fast.corpus.tokenizer import Tokenizer
@@ -51,7 +51,7 @@ def write_part(writing: Writing) -> dict[str, Any]:
         each of the "sources".
     """
     rows = Spill(writing.spill).rows(writing.part)
-    chosen = select({name: rows[name].to_numpy() for name in FACTS}, Originals.load(writing.spill))
+    chosen = select({name: rows[name].to_numpy() for name in FACTS}, Decisions.load(writing.spill))
     rows = rows.select(COLUMNS)
     train = rows.take(chosen.train)
     return {

@@ -24,7 +24,7 @@ def _mix(value: np.uint64) -> np.uint64:
 
 
 @numba.njit(cache=True)
-def _window_hashes(tokens: np.ndarray, width: int) -> np.ndarray:
+def window_hashes(tokens: np.ndarray, width: int) -> np.ndarray:
     """A rolling polynomial hash of each run of `width` tokens, in order. uint64 [len(tokens) - width + 1]."""
     hashes = np.empty(len(tokens) - width + 1, np.uint64)
     leaving = np.uint64(1)
@@ -58,7 +58,7 @@ def _shared(hashes: np.ndarray, offsets: np.ndarray, first: np.ndarray, second: 
 
 
 def _hash_windows(tokens: np.ndarray | Sequence[int], width: int) -> np.ndarray:
-    return _window_hashes(np.array(tokens, dtype=np.uint32), width)
+    return window_hashes(np.array(tokens, dtype=np.uint32), width)
 
 
 def shingle_hashes(tokens: np.ndarray | Sequence[int], n: int) -> np.ndarray:
