@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,14 @@ def run(folder: Path, out: Path, **corpus: Any) -> PreparedCorpus:
     return PreparedCorpus(out)
 
 
+@cache
+def shingles(text: str) -> frozenset[tuple[str, ...]]:
+    found = words(text)
+    return frozenset(tuple(found[i : i + 5]) for i in range(max(1, len(found) - 4)))
+
+
 def similarity(first: str, second: str) -> float:
-    sets = [{tuple(words(text)[i : i + 5]) for i in range(max(1, len(words(text)) - 4))} for text in (first, second)]
-    return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+    return len(shingles(first) & shingles(second)) / len(shingles(first) | shingles(second))
 
 
 def groups(texts: dict[str, str], least: float) -> list[set[str]]:
