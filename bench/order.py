@@ -34,7 +34,7 @@ def order() -> Iterator[Case]:
         corpus = write_corpus(folder / "corpus", mean)
         ours = Ours(corpus)
         facts = {"padding of our streams": ours.batches.packed["real"].packing.padding_share}
-        providers = {
+        providers: dict[str, Provider] = {
             "ours": _provider(ours.run),
             "ours, with the tile plan": _provider(ours.run_planned),
             "index as Megatron's": _provider(MegatronIndex(corpus).run),
