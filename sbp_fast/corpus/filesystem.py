@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sbp_fast.errors import UserError
 
-EXTRAS = {"hf": "sbp-fast[hub]", "s3": "sbp-fast[s3]", "s3a": "sbp-fast[s3]"}
+EXTRAS = {"s3": "sbp-fast[s3]", "s3a": "sbp-fast[s3]"}
 UNREADABLE = (OSError, EOFError, pa.ArrowException)  # what storage, decompression and parquet raise on damaged input
 HASHED_AT_ONCE = 1 << 22
 REMAKE = "it is damaged: make the corpus again"
