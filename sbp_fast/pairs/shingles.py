@@ -57,6 +57,30 @@ def _shared(hashes: np.ndarray, offsets: np.ndarray, first: np.ndarray, second: 
     return shared
 
 
+@numba.njit(cache=True)
+def _signatures(hashes: np.ndarray, offsets: np.ndarray, slots: int) -> np.ndarray:
+    """One-permutation MinHash (Li, Owen and Zhang, 2012): the least hash of each residue; an empty slot takes the next
+    full one's, mixed with its distance (Shrivastava and Li, 2014)."""
+    nothing = ~np.uint64(0)
+    signatures = np.full((len(offsets) - 1, slots), nothing, np.uint64)
+    for text in range(len(offsets) - 1):
+        least = signatures[text]
+        for place in range(offsets[text], offsets[text + 1]):
+            slot = hashes[place] % np.uint64(slots)
+            least[slot] = min(least[slot], hashes[place])
+        following, distance = nothing, 0
+        full = least != nothing
+        for step in range(2 * slots - 1, -1, -1):  # twice round, backwards: the second time, the next full slot is known
+            at = step % slots
+            if full[at]:
+                following, distance = least[at], 0
+            else:
+                distance += 1
+                if step < slots:
+                    least[at] = _mix(following + np.uint64(distance) * BASE)
+    return signatures
+
+
 def _hash_windows(tokens: np.ndarray | Sequence[int], width: int) -> np.ndarray:
     return _window_hashes(np.array(tokens, dtype=np.uint32), width)
 
@@ -95,6 +119,21 @@ class ShingleTable:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def select(self, texts: np.ndarray) -> ShingleTable:
+        """The table of some of the texts, in the order of `texts`."""
+        sizes = np.diff(self.offsets)[texts]
+        offsets = np.cumsum([0, *sizes], dtype=np.int64)
+        places = np.repeat(self.offsets[texts] - offsets[:-1], sizes) + np.arange(offsets[-1])
+        return ShingleTable(self.hashes[places], offsets)
+
+    def signatures(self, slots: int) -> np.ndarray:
+        """MinHash signatures: two texts agree in a slot with about the probability of their Jaccard similarity.
+
+        Returns:
+            uint64 [texts, slots].
+        """
+        return _signatures(self.hashes, self.offsets, slots)
 
     def containment(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For pairs of texts: the share of the first's shingles that occur in the second, and the reverse.
