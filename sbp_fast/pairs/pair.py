@@ -14,7 +14,7 @@ from sbp_fast.errors import UserError
 from sbp_fast.pairs.candidates import Candidates, measure_recall
 from sbp_fast.pairs.documents import Documents
 from sbp_fast.pairs.examples import write_examples
-from sbp_fast.pairs.neighbours import CELLS, INDEX, join_cells
+from sbp_fast.pairs.joined import CELLS, INDEX, join_cells
 from sbp_fast.pairs.pairset import write_pairs
 from sbp_fast.pairs.select import Verdict, cap_degrees, join_both_directions, low_cut_off, random_pairs
 from sbp_fast.pairs.vectors import Vectors, similarities

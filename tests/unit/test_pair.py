@@ -12,7 +12,7 @@ from sbp_fast.corpus.shards import CorpusWriter
 from sbp_fast.corpus.tokenizer import train_tokenizer
 from sbp_fast.errors import UserError
 from sbp_fast.files import read_json
-from sbp_fast.pairs import neighbours
+from sbp_fast.pairs import joined as joined_module
 from sbp_fast.pairs.copies import first_of_near_copies
 from sbp_fast.pairs.join.exact import ExactJoin
 from sbp_fast.pairs.pair import pair
@@ -251,7 +251,7 @@ def test_cells_find_the_same_pairs_and_resume_where_they_were_killed(tmp_path: P
     assert counts["join"]["cells"] == len(counts["join"]["efforts"]) == 10 and counts["join"]["largest_cell"] <= 400
     assert len(as_set(routed) & as_set(whole)) > 0.97 * len(whole)
 
-    join, joined = neighbours._join_cell, []
+    join, joined = joined_module._join_cell, []
 
     def join_then_die(*arguments: Any) -> Any:
         joined.append(arguments[-1])
@@ -259,7 +259,7 @@ def test_cells_find_the_same_pairs_and_resume_where_they_were_killed(tmp_path: P
             raise KeyboardInterrupt
         return join(*arguments)
 
-    monkeypatch.setattr(neighbours, "_join_cell", join_then_die)
+    monkeypatch.setattr(joined_module, "_join_cell", join_then_die)
     with pytest.raises(KeyboardInterrupt):
         run_pair(tmp_path, "resumed", **cells)
     resumed, _ = run_pair(tmp_path, "resumed", **cells)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import hnswlib
@@ -98,7 +99,7 @@ class HnswIndex:
             self._index.save_index(str(temporary))
             written, whole = temporary.stat().st_size, self._index.index_file_size()
             if written != whole:
-                raise OSError(28, f"only {written} of {whole} bytes were written", str(path))
+                raise OSError(errno.ENOSPC, f"only {written} of {whole} bytes were written", str(path))
             digest = hash_file(temporary)
         facts = {"documents": len(self), "dimension": self.dimension, "bytes": whole, "xxh3": digest}
         write_json(_facts_path(path), facts)
