@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterator
 from bench.attention import attention
 from bench.case import Case
 from bench.loss import loss
+from bench.pairs import pairs
 from bench.plan import plan
 from bench.small import small
 
-OPERATIONS: dict[str, Callable[[], Iterator[Case]]] = {"plan": plan, "attention": attention, "loss": loss, "small": small}
+OPERATIONS: dict[str, Callable[[], Iterator[Case]]] = {
+    "plan": plan,
+    "attention": attention,
+    "loss": loss,
+    "small": small,
+    "pairs": pairs,
+}

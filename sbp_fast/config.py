@@ -85,7 +85,7 @@ class PairConfig(Section):
     """Share of the pairs inside the band that must be found; it decides how much is searched."""
     recall_queries: Count = 500
     """Documents whose neighbours are also searched exactly, to measure recall."""
-    bucket_probes: Count = 8
+    bucket_probes: Count = 4
     """Buckets probed at first; more until the target is reached."""
     hnsw_links: Count = 16
     hnsw_construction: Count = 200

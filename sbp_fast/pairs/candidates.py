@@ -22,7 +22,8 @@ class Candidates:
 
     Attributes:
         scores: float32, cosine similarity.
-        containment: float64, the greater of the shares of one's shingles that occur in the other.
+        containment: float64, the greater of the shares of one's shingles that occur in the other; 0 where they are below the
+            band or of one group and it decides nothing.
         same_group: bool.
     """
 
@@ -33,15 +34,21 @@ class Candidates:
     same_group: np.ndarray
 
     @staticmethod
-    def weigh(documents: Documents, first: np.ndarray, second: np.ndarray, scores: np.ndarray | None = None) -> Candidates:
-        """Look up what decides over pairs; `scores` where they are known."""
-        return Candidates(
-            first,
-            second,
-            similarities(documents.vectors, first, second) if scores is None else scores,
-            np.maximum(*documents.shingles.containment(first, second)),
-            documents.groups[first] == documents.groups[second],
-        )
+    def weigh(
+        documents: Documents, first: np.ndarray, second: np.ndarray, low: float, scores: np.ndarray | None = None
+    ) -> Candidates:
+        """Look up what decides over pairs in a band from `low`; `scores` where they are known."""
+        scores = similarities(documents.vectors, first, second) if scores is None else scores
+        same_group = documents.groups[first] == documents.groups[second]
+        open_question = (scores >= low) & ~same_group
+        containment = np.zeros(len(first))
+        containment[open_question] = np.maximum(*documents.shingles.containment(first[open_question], second[open_question]))
+        return Candidates(first, second, scores, containment, same_group)
+
+    def places(self, first: np.ndarray, second: np.ndarray, documents: int) -> np.ndarray:
+        """Where pairs stand that are among these, which stand in order of (first, second). int64 [pairs]."""
+        keys = np.minimum(first, second) * documents + np.maximum(first, second)
+        return np.searchsorted(self.first * documents + self.second, keys)
 
     def judge(self, low: float, config: PairConfig) -> Verdict:
         return judge(
@@ -67,7 +74,7 @@ def measure_recall(documents: Documents, found: Candidates, low: float, config: 
     queries = sampled(len(documents), config, seed)
     others, scores = exact_neighbours(documents.vectors[queries], queries, _blocks(documents.vectors), config.neighbours)
     there = others >= 0
-    exact = Candidates.weigh(documents, queries[np.nonzero(there)[0]], others[there], scores[there])
+    exact = Candidates.weigh(documents, queries[np.nonzero(there)[0]], others[there], low, scores[there])
     wanted = exact.judge(low, config).kept
     first, second = exact.first[wanted], exact.second[wanted]
     known = np.isin(

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from sbp_fast.files import atomic_path
-from sbp_fast.pairs.shingles import ShingleTable
+from sbp_fast.pairs.shingles import DocumentShingles, ShingleTable
 
 BANDS, BAND_SLOTS = 16, 4  # texts of Jaccard similarity 0.8 share a band with probability 1 - (1 - 0.8^4)^16 = 0.9998
 COPIES = "copies.parquet"
@@ -68,7 +68,7 @@ def first_of_equals(rows: Iterable[np.ndarray]) -> np.ndarray:
     return np.array([seen.setdefault(digest, row) for row, digest in enumerate(digests)], dtype=np.int64)
 
 
-def first_of_near_copies(shingles: ShingleTable, share: float) -> np.ndarray:
+def first_of_near_copies(shingles: DocumentShingles, share: float) -> np.ndarray:
     """For each text the first representative that it is a near-copy of, or itself. int64 [texts].
 
     Two texts are near-copies if each holds at least `share` of the other's shingles. A text is a representative if it is a
@@ -77,7 +77,7 @@ def first_of_near_copies(shingles: ShingleTable, share: float) -> np.ndarray:
     Candidates are texts that agree in a band of their MinHash signatures (Broder, 1997; Indyk and Motwani, 1998) with the
     first text that has it, which keeps them linear in the number of texts; all are confirmed by counting shingles.
     """
-    first, second = _band_candidates(shingles.signatures(BANDS * BAND_SLOTS))
+    first, second = _band_candidates(np.concatenate([_bands(table) for table in shingles.tables()]))
     held, holding = shingles.containment(first, second)
     near = np.minimum(held, holding) >= share
     representative = np.arange(len(shingles))
@@ -88,13 +88,19 @@ def first_of_near_copies(shingles: ShingleTable, share: float) -> np.ndarray:
     return representative
 
 
-def _band_candidates(signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _bands(table: ShingleTable) -> np.ndarray:
+    """Each text's signature, `BAND_SLOTS` slots hashed to one key. uint64 [texts, BANDS]."""
+    slots = table.signatures(BANDS * BAND_SLOTS).reshape(len(table) * BANDS, BAND_SLOTS)
+    weights = np.uint64(0x9E3779B97F4A7C15) ** np.arange(1, BAND_SLOTS + 1, dtype=np.uint64)
+    return (slots * weights).sum(axis=1).reshape(len(table), BANDS)
+
+
+def _band_candidates(bands: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distinct pairs, first < second, of which the first is the earliest text with one of the second's bands."""
-    texts = len(signatures)
+    texts = len(bands)
     keys = [np.zeros(0, dtype=np.int64)]
-    for band in range(BANDS):
-        slots = np.ascontiguousarray(signatures[:, band * BAND_SLOTS : (band + 1) * BAND_SLOTS])
-        _, earliest, group = np.unique(slots.view(f"V{slots.strides[0]}")[:, 0], return_index=True, return_inverse=True)
+    for band in bands.T:
+        _, earliest, group = np.unique(band, return_index=True, return_inverse=True)
         keys.append(earliest[group] * texts + np.arange(texts))
     pairs = np.unique(np.concatenate(keys))
     first, second = pairs // max(texts, 1), pairs % max(texts, 1)

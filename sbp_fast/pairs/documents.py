@@ -11,7 +11,7 @@ from sbp_fast.config import PairConfig
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
 from sbp_fast.pairs.copies import Copies, first_of_equals, first_of_near_copies
-from sbp_fast.pairs.shingles import ShingleTable
+from sbp_fast.pairs.shingles import DocumentShingles
 from sbp_fast.pairs.vectors import READ_BLOCK, Vectors
 
 MINIMUM_DOCUMENTS = 16
@@ -32,7 +32,7 @@ class Documents:
     rows: np.ndarray
     vectors: Vectors
     groups: np.ndarray
-    shingles: ShingleTable
+    shingles: DocumentShingles
     copies: Copies
 
     @staticmethod
@@ -46,7 +46,7 @@ class Documents:
         copies = Copies(len(corpus))
         copies.collapse("exact", first_of_equals(corpus[row] for row in range(len(corpus))))
         distinct = copies.representatives
-        shingles = ShingleTable.build([corpus[int(row)][1:-1] for row in distinct], config.shingle_tokens)
+        shingles = DocumentShingles(len(distinct), lambda row: corpus[int(distinct[row])][1:-1], config.shingle_tokens)
         copies.collapse("near", first_of_near_copies(shingles, config.collapse_containment))
         # equal vectors of different texts: the same head, and the encoder saw no more; no index can tell them apart
         copies.collapse("same vector", first_of_equals(_each(vectors.select(copies.representatives))))

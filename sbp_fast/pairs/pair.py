@@ -70,10 +70,11 @@ def _pair(config: RunConfig, prepared: PreparedCorpus, documents: Documents, wor
     low, origin = _low(settings, random, work.console)
 
     def wanted(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return Candidates.weigh(documents, first, second).judge(low, settings).kept
+        return Candidates.weigh(documents, first, second, low).judge(low, settings).kept
 
     merged, join = join_cells(config, documents, wanted, work)
-    candidates = Candidates.weigh(documents, *join_both_directions(merged.ids, merged.similarities))
+    first, second, similarity = join_both_directions(merged.ids, merged.similarities)
+    candidates = Candidates.weigh(documents, first, second, low, similarity)
     verdict = candidates.judge(low, settings)
     nearest = candidates.nearest_eligible(settings, len(documents))
     if not verdict.kept.any():
@@ -92,7 +93,7 @@ def _pair(config: RunConfig, prepared: PreparedCorpus, documents: Documents, wor
     write_pairs(work.directory, documents.rows[seeds], documents.rows[partners], scores)
     documents.copies.write(work.directory)
     write_examples(work.directory, prepared, documents, candidates, verdict)
-    copied = np.maximum(*documents.shingles.containment(seeds, partners))
+    copied = candidates.containment[candidates.places(seeds, partners, len(documents))]
     work.record(
         documents=len(documents) + sum(copies.values()),
         copies=copies,

@@ -18,7 +18,7 @@ from sbp_fast.pairs.join.exact import ExactJoin
 from sbp_fast.pairs.pair import pair
 from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pairs.select import cap_degrees, join_both_directions, random_pairs
-from sbp_fast.pairs.shingles import ShingleTable
+from sbp_fast.pairs.shingles import DocumentShingles
 from sbp_fast.progress import Console
 from sbp_fast.stage import Work, run_stage
 
@@ -220,7 +220,8 @@ def test_copies_are_collapsed_into_the_first_and_listed(tmp_path: Path) -> None:
     assert not set(into) & set(pairs.seeds.tolist())
 
 
-def test_near_copies_are_found_at_any_place_and_number() -> None:
+@pytest.mark.parametrize("held", [300, 65_536])
+def test_near_copies_are_found_at_any_place_and_number(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     originals = [random.integers(0, 5000, 200) for _ in range(50)]
     texts = [*originals]
@@ -232,7 +233,8 @@ def test_near_copies_are_found_at_any_place_and_number() -> None:
         half = original.copy()
         half[100:] = random.integers(0, 5000, 100)
         texts.append(half)
-    first = first_of_near_copies(ShingleTable.build(texts, 13), 0.8)
+    monkeypatch.setattr("sbp_fast.pairs.shingles.HELD_DOCUMENTS", held)
+    first = first_of_near_copies(DocumentShingles(len(texts), texts.__getitem__, 13), 0.8)
     copies = np.array([50 + 41 * number + place for number in range(50) for place in range(40)])
     assert (first[copies] == np.repeat(np.arange(50), 40)).mean() > 0.999
     others = np.setdiff1d(np.arange(len(texts)), copies)

@@ -30,10 +30,10 @@ class BucketJoin:
         efforts: numbers of buckets to probe, rising; the last is all of them, which is exact.
     """
 
-    def __init__(self, vectors: np.ndarray, *, seed: int, threads: int, device: str = "cpu", first_effort: int = 8) -> None:
+    def __init__(self, vectors: np.ndarray, *, seed: int, threads: int, device: str = "cpu", first_effort: int = 4) -> None:
         self.vectors, self.threads = vectors, threads
         self.device = torch.device(device).type
-        buckets = max(1, min(len(vectors) // 8, round(2 * len(vectors) ** 0.5)))
+        buckets = max(1, min(len(vectors) // 8, round(len(vectors) ** 0.5)))
         sample = np.random.default_rng(seed).permutation(len(vectors))[: SAMPLED * buckets]
         self.centroids = train_centroids(vectors[np.sort(sample)], buckets, seed=seed, threads=threads)
         bucket = nearest_centroids(vectors, self.centroids, 1, threads=threads)[:, 0]
