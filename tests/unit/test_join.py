@@ -200,7 +200,7 @@ def test_centroids_gather_what_is_near() -> None:
 
 @pytest.mark.parametrize("overlap", [2, 3])
 def test_routed_cells_hold_no_more_than_they_may_and_find_what_one_join_finds(overlap: int, tmp_path: Any) -> None:
-    vectors = clustered_vectors(4000, per_cluster=15)
+    vectors = clustered_vectors(4000, per_cluster=15, seed=1)  # of which one cell would get too many
     stage = as_stage(vectors, tmp_path / "vectors")
     cells = route(stage, 1000, overlap, seed=0, threads=1)
     assert len(cells) == np.ceil(4000 * overlap / (0.75 * 1000)) and max(map(len, cells)) <= 1000
@@ -213,7 +213,7 @@ def test_routed_cells_hold_no_more_than_they_may_and_find_what_one_join_finds(ov
         merged.add(rows, rows[ids], scores)
     assert all(len(set(row)) == 20 for row in merged.ids.tolist())
     assert (np.diff(merged.similarities, axis=1) <= 0).all()
-    assert pair_recall(merged.ids, vectors) >= (0.97 if overlap == 2 else 0.99)
+    assert pair_recall(merged.ids, vectors) >= 0.99
 
 
 def test_few_enough_vectors_are_one_cell(tmp_path: Any) -> None:

@@ -11,7 +11,7 @@ import math
 import numba
 import numpy as np
 
-from sbp_fast.pairs.join.kmeans import balanced_prices, nearest_centroids, train_centroids
+from sbp_fast.pairs.join.kmeans import balancing_prices, nearest_centroids, train_centroids
 from sbp_fast.pairs.join.top import NOBODY, keep_best
 from sbp_fast.pairs.vectors import READ_BLOCK, Vectors
 
@@ -34,7 +34,8 @@ def route(vectors: Vectors, capacity: int, overlap: int, *, seed: int, threads: 
     sample = np.sort(np.random.default_rng(seed).permutation(len(vectors))[: SAMPLED * count])
     known = vectors[sample]
     centroids = train_centroids(known, count, seed=seed, threads=threads)
-    prices = balanced_prices(known, centroids, threads=threads)
+    most = capacity * len(known) / len(vectors)
+    prices = balancing_prices(known, centroids, overlap, most, threads=threads)
     room = np.full(count, capacity)
     members: list[list[np.ndarray]] = [[] for _ in range(count)]
     for start in range(0, len(vectors), READ_BLOCK):

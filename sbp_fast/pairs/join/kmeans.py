@@ -10,7 +10,7 @@ from sbp_fast.pairs.join.blocks import in_blocks
 
 BLOCK = 8192
 ITERATIONS = 8
-PRICE_ROUNDS, STEP = 32, 0.01  # of a price, in units of similarity, for a centroid that has e times its share
+PRICE_ROUNDS, STEP = 32, 0.01  # of a price, in units of similarity, for a centroid with e times what it may have
 
 
 def train_centroids(sample: np.ndarray, count: int, *, seed: int, threads: int) -> np.ndarray:
@@ -46,11 +46,20 @@ def nearest_centroids(
     return torch.cat([torch.zeros(0, count, dtype=torch.int64), *in_blocks(len(vectors), BLOCK, work, threads)]).numpy()
 
 
-def balanced_prices(sample: np.ndarray, centroids: np.ndarray, *, threads: int) -> np.ndarray:
-    """What each centroid must cost for all to be nearest to about equally many of `sample`. float32 [centroids]."""
+def balancing_prices(sample: np.ndarray, centroids: np.ndarray, count: int, most: float, *, threads: int) -> np.ndarray:
+    """What centroids must cost so that none is among the `count` nearest of many more than `most` of `sample`.
+
+    Those that few are near to cost nothing: a price that moved vectors there would part them from their neighbours.
+
+    Returns:
+        float32 [centroids], in units of similarity.
+    """
     prices = np.zeros(len(centroids), dtype=np.float32)
     for _ in range(PRICE_ROUNDS):
-        nearest = nearest_centroids(sample, centroids, 1, threads=threads, prices=prices)[:, 0]
-        sizes = np.bincount(nearest, minlength=len(centroids)) + 1
-        prices += np.float32(STEP) * np.log(sizes / sizes.mean()).astype(np.float32)
+        chosen = nearest_centroids(sample, centroids, count, threads=threads, prices=prices)
+        sizes = np.bincount(chosen.reshape(-1), minlength=len(centroids))
+        if sizes.max() <= most:
+            break
+        prices += np.float32(STEP) * np.log(np.maximum(sizes, 1) / most).astype(np.float32)
+        prices = np.maximum(prices, 0)
     return prices
