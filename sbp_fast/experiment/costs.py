@@ -188,9 +188,8 @@ def _pair(config: RunConfig, corpus: Corpus) -> Stage:
     documents, settings = corpus.unique_documents, config.pair
     joined = min(documents, settings.cell_documents)
     overlap = settings.cell_overlap if joined < documents else 1
-    seconds = (
-        documents * overlap * join_seconds(settings.backend, joined, _dimension(config)) + corpus.unique_tokens / SHINGLE_RATE
-    )
+    joining = documents * overlap * join_seconds(settings.backend, joined, _dimension(config))
+    seconds = joining + corpus.unique_tokens / SHINGLE_RATE
     pairs, found = documents * settings.partners_per_seed, documents * overlap * settings.neighbours
     memory = joined * 12 * _dimension(config) + documents * settings.neighbours * 48
     kept = f"{short(pairs)} pairs at most; as it runs, neighbours, and {memory / 2**30:,.0f} GiB of memory"

@@ -272,6 +272,23 @@ def test_cells_find_the_same_pairs_and_resume_where_they_were_killed(tmp_path: P
             assert (tmp_path / "resumed" / path.relative_to(tmp_path / "routed")).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize("backend", ["exact", "bucket", "hnswlib"])
+def test_threads_change_no_file(backend: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    texts = [random.integers(3, 300, 30).tolist() for _ in range(900)]
+    write_inputs(tmp_path, texts, [f"letter-{number}" for number in range(900)], clustered_vectors(900))
+    settings = {"similarity_low": 0.7, "backend": backend, "cell_documents": 500, "target_recall": 0.97, "shingle_tokens": 4}
+    files = []
+    for threads in (1, 2):
+        config, out = RunConfig.model_validate({"threads": threads, "pair": settings}), tmp_path / f"pairs-{threads}"
+        counts = pair(config, tmp_path / "corpus", tmp_path / "vectors", out, console=QUIET).counts
+        assert counts["join"]["cells"] > 1
+        files.append(
+            {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "manifest.json"}
+        )
+    assert files[0] == files[1]
+
+
 def test_examples_show_every_bin_of_similarity(tmp_path: Path) -> None:
     texts, ids = make_documents(3)
     write_inputs(tmp_path, texts, ids, make_vectors(3))
