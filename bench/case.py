@@ -53,5 +53,6 @@ class Case:
     bytes: float = 0.0
     judges: tuple[str, ...] = ()
     check: Case | None = None
-    facts: Mapping[str, float] = field(default_factory=dict)  # figures that are counted, not timed
+    facts: Mapping[str, float] = field(default_factory=dict)  # figures that are counted, not timed; read after the runs
+    long: bool = False  # minutes a run: CPU seconds of few rounds without a warm-up; its providers judge what they find
     importance: int = 0  # lower runs first where time is short

@@ -14,7 +14,17 @@ from typing import Any
 
 import torch
 
-PEERS = ("triton", "liger-kernel", "cut-cross-entropy", "xformers", "flash-attn", "quack-kernels")
+PEERS = (
+    "triton",
+    "liger-kernel",
+    "cut-cross-entropy",
+    "xformers",
+    "flash-attn",
+    "quack-kernels",
+    "hnswlib",
+    "faiss-cpu",
+    "scann-core",
+)
 
 
 def device() -> torch.device:

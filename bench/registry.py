@@ -8,6 +8,7 @@ from bench.attention import attention
 from bench.case import Case
 from bench.loss import loss
 from bench.order import order
+from bench.pairs import pairs
 from bench.plan import plan
 from bench.small import small
 
@@ -17,4 +18,5 @@ OPERATIONS: dict[str, Callable[[], Iterator[Case]]] = {
     "loss": loss,
     "small": small,
     "order": order,
+    "pairs": pairs,
 }

@@ -13,7 +13,7 @@ from bench.case import Case, Prepared, Provider, Tensors
 
 ERROR_FACTOR = 2.0  # ours may err from float64 by this many times what the plain torch operation errs
 AGREEMENT = 0.02  # relative, root mean square: two bf16 results of one operation that differ by more are not the same
-ROUNDS = 15
+ROUNDS, LONG_ROUNDS = 15, 3
 INPUT_SETS = 3
 CACHE_BYTES = 200e6  # inputs of this size do not stay in any last-level cache, so rotating them is not needed
 SEED = 1234
@@ -21,7 +21,7 @@ SEED = 1234
 
 def measure(case: Case, seconds: float = 60.0) -> dict[str, Any]:
     """One row of results; providers are timed only where ours is right, for about `seconds` at most."""
-    row: dict[str, Any] = {"shape": dict(case.shape), "unit": case.unit, "work": case.work, "facts": dict(case.facts)}
+    row: dict[str, Any] = {"shape": dict(case.shape), "unit": case.unit, "work": case.work, "facts": case.facts}
     row |= {"flops": case.flops, "bytes": case.bytes, "limits": machine.limits()}
     row["check"] = check(case.check or case)
     if not row["check"]["right"]:
@@ -29,14 +29,14 @@ def measure(case: Case, seconds: float = 60.0) -> dict[str, Any]:
     generator = torch.Generator(machine.device()).manual_seed(SEED)
     inputs = [case.inputs(generator)]
     size = sum(x.numel() * x.element_size() for x in inputs[0].values())
-    inputs += [case.inputs(generator) for _ in range(INPUT_SETS - 1) if size < CACHE_BYTES]
-    prepared, row["left_out"] = _prepare(case.providers, inputs)
-    row["disagreement"] = _disagreement(prepared)
+    inputs += [case.inputs(generator) for _ in range(INPUT_SETS - 1) if size < CACHE_BYTES and not case.long]
+    prepared, row["left_out"] = _prepare(case.providers, inputs, warm=not case.long)
+    row["disagreement"] = {} if case.long else _disagreement(prepared)
     for name, found in row["disagreement"].items():
         if not found <= AGREEMENT:
             row["left_out"][name] = f"differs from ours by {found:.3g} at this size"
             del prepared[name]
-    row |= _time(prepared, seconds)
+    row |= _time(prepared, seconds, case.long)
     return row
 
 
@@ -56,14 +56,16 @@ def check(case: Case) -> dict[str, Any]:
     return {"right": right, "judges": judges, "errors": errors, "shape": dict(case.shape)}
 
 
-def _prepare(providers: dict[str, Provider] | Any, inputs: list[Tensors]) -> tuple[dict[str, list[Prepared]], dict[str, str]]:
+def _prepare(
+    providers: dict[str, Provider] | Any, inputs: list[Tensors], warm: bool = True
+) -> tuple[dict[str, list[Prepared]], dict[str, str]]:
     """Each provider with each set of inputs, run once; and why those are left out that cannot."""
     prepared: dict[str, list[Prepared]] = {}
     left_out: dict[str, str] = {}
     for position, (name, provider) in enumerate(providers.items()):
         try:
             prepared[name] = [provider(tensors) for tensors in inputs]
-            for one in prepared[name]:
+            for one in prepared[name] if warm else ():
                 one.run()
             machine.synchronize()
         except (ValueError, ImportError, NotImplementedError, torch.OutOfMemoryError) as reason:
@@ -92,15 +94,16 @@ def _disagreement(prepared: dict[str, list[Prepared]]) -> dict[str, float]:
     return found
 
 
-def _time(prepared: dict[str, list[Prepared]], seconds: float) -> dict[str, Any]:
+def _time(prepared: dict[str, list[Prepared]], seconds: float, long: bool) -> dict[str, Any]:
     machine.settle()
     times: dict[str, list[float]] = {name: [] for name in prepared}
-    memory = {name: _memory(providers[0]) for name, providers in prepared.items()}
+    memory = {name: None if long else _memory(providers[0]) for name, providers in prepared.items()}
+    rounds, fewest = (LONG_ROUNDS, 2) if long else (ROUNDS, 5)
     started = time.perf_counter()
-    for turn in range(ROUNDS):
+    for turn in range(rounds):
         for name, providers in prepared.items():
-            times[name].append(_seconds(providers[turn % len(providers)]))
-        if turn >= 4 and time.perf_counter() - started > seconds:
+            times[name].append(_seconds(providers[turn % len(providers)], long))
+        if turn + 1 >= fewest and time.perf_counter() - started > seconds:
             break
     ours, *peers = prepared
     ratios = {peer: [theirs / mine for mine, theirs in zip(times[ours], times[peer], strict=True)] for peer in peers}
@@ -112,7 +115,12 @@ def _time(prepared: dict[str, list[Prepared]], seconds: float) -> dict[str, Any]
     }
 
 
-def _seconds(provider: Prepared) -> float:
+def _seconds(provider: Prepared, processor: bool) -> float:
+    """Of the wall clock, or of all processor cores together."""
+    if processor:
+        started = time.process_time()
+        provider.run()
+        return time.process_time() - started
     if torch.cuda.is_available():
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()

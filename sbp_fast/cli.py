@@ -169,6 +169,26 @@ def pair(
     work(config, corpus, vectors, out, console=Console(), force=force)
 
 
+@app.command(
+    epilog="Example: sbp-fast neighbours mine/pairs --corpus mine/corpus --vectors mine/vectors --text 'ships of the navy'"
+)
+def neighbours(
+    pairs: Annotated[Path, typer.Argument(help="Output of `pair` with an index: pair.backend=hnswlib or pair.keep_index.")],
+    *,
+    corpus: Corpus,
+    vectors: Annotated[Path, typer.Option(help="Output of `embed`.")],
+    text: Annotated[str, typer.Option(help="What to look for.")] = "",
+    document: Annotated[str, typer.Option(help="Or the id of a unique document.")] = "",
+    count: Annotated[int, typer.Option(min=1, help="How many to print.")] = 10,
+) -> None:
+    """Print the unique documents nearest to a text or a document: similarity, id, first words."""
+    from sbp_fast.pairs.neighbours import neighbours as work
+
+    found = work(RunConfig(), pairs, corpus=corpus, vectors=vectors, text=text, document=document, count=count)
+    for neighbour in found:
+        print(f"{neighbour.similarity:.4f}  {neighbour.id}  {' '.join(neighbour.text.split())[:100]}")
+
+
 @app.command(epilog="Example: sbp-fast synthesize demo --corpus mine/corpus --model mine/synthesizer --out mine/synthetic")
 def synthesize(
     settings: Settings,

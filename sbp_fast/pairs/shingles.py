@@ -6,12 +6,13 @@ document would share its ends with every other. Two different shingles get the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numba
 import numpy as np
 
+HELD_DOCUMENTS = 65_536  # whose shingles are held at once: half a gigabyte at a thousand tokens each
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it loses no bits
 
 
@@ -57,6 +58,30 @@ def _shared(hashes: np.ndarray, offsets: np.ndarray, first: np.ndarray, second: 
     return shared
 
 
+@numba.njit(cache=True)
+def _signatures(hashes: np.ndarray, offsets: np.ndarray, slots: int) -> np.ndarray:
+    """One-permutation MinHash (Li, Owen and Zhang, 2012): the least hash of each residue; an empty slot takes the next
+    full one's, mixed with its distance (Shrivastava and Li, 2014)."""
+    nothing = ~np.uint64(0)
+    signatures = np.full((len(offsets) - 1, slots), nothing, np.uint64)
+    for text in range(len(offsets) - 1):
+        least = signatures[text]
+        for place in range(offsets[text], offsets[text + 1]):
+            slot = hashes[place] % np.uint64(slots)
+            least[slot] = min(least[slot], hashes[place])
+        following, distance = nothing, 0
+        full = least != nothing
+        for step in range(2 * slots - 1, -1, -1):  # twice round, backwards: the second time, the next full slot is known
+            at = step % slots
+            if full[at]:
+                following, distance = least[at], 0
+            else:
+                distance += 1
+                if step < slots:
+                    least[at] = _mix(following + np.uint64(distance) * BASE)
+    return signatures
+
+
 def _hash_windows(tokens: np.ndarray | Sequence[int], width: int) -> np.ndarray:
     return window_hashes(np.array(tokens, dtype=np.uint32), width)
 
@@ -96,6 +121,14 @@ class ShingleTable:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def signatures(self, slots: int) -> np.ndarray:
+        """MinHash signatures: two texts agree in a slot with about the probability of their Jaccard similarity.
+
+        Returns:
+            uint64 [texts, slots].
+        """
+        return _signatures(self.hashes, self.offsets, slots)
+
     def containment(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For pairs of texts: the share of the first's shingles that occur in the second, and the reverse.
 
@@ -109,3 +142,46 @@ class ShingleTable:
         shared = _shared(self.hashes, self.offsets, first, second)
         sizes = np.diff(self.offsets)
         return shared / sizes[first], shared / sizes[second]
+
+
+class DocumentShingles:
+    """The shingles of more documents than memory may hold, made as they are asked for.
+
+    Args:
+        documents: how many.
+        tokens: of one document, by its number, without <begin> and <end>.
+        n: tokens in a shingle.
+    """
+
+    def __init__(self, documents: int, tokens: Callable[[int], np.ndarray], n: int) -> None:
+        self.documents, self._tokens, self.n = documents, tokens, n
+        self._whole = self._table(np.arange(documents)) if documents <= HELD_DOCUMENTS else None
+
+    def __len__(self) -> int:
+        return self.documents
+
+    def select(self, documents: np.ndarray) -> DocumentShingles:
+        """Those of some of the documents, renumbered in the order given."""
+        return DocumentShingles(len(documents), lambda number: self._tokens(int(documents[number])), self.n)
+
+    def tables(self) -> Iterator[ShingleTable]:
+        """All documents in order, `HELD_DOCUMENTS` at a time."""
+        if self._whole is not None:
+            yield self._whole
+            return
+        for start in range(0, self.documents, HELD_DOCUMENTS):
+            yield self._table(np.arange(start, min(start + HELD_DOCUMENTS, self.documents)))
+
+    def containment(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `ShingleTable.containment`; least work if the pairs stand in order."""
+        if self._whole is not None:
+            return self._whole.containment(first, second)
+        held, holding = np.zeros(len(first)), np.zeros(len(first))
+        for start in range(0, len(first), HELD_DOCUMENTS // 2):
+            part = slice(start, start + HELD_DOCUMENTS // 2)
+            documents, places = np.unique(np.concatenate([first[part], second[part]]), return_inverse=True)
+            held[part], holding[part] = self._table(documents).containment(*np.split(places, 2))
+        return held, holding
+
+    def _table(self, documents: np.ndarray) -> ShingleTable:
+        return ShingleTable.build([self._tokens(int(number)) for number in documents], self.n)

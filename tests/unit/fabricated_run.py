@@ -13,6 +13,8 @@ from sbp_fast.config import CorpusConfig, EvaluateConfig, ModelConfig, RunConfig
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.corpus.shards import Corpus, CorpusWriter
 from sbp_fast.corpus.tokenizer import Tokenizer, train_tokenizer
+from sbp_fast.files import write_json
+from sbp_fast.pairs.examples import EXAMPLES
 from sbp_fast.pairs.pairset import write_pairs
 from sbp_fast.progress import Console
 from sbp_fast.stage import Work, run_stage
@@ -193,6 +195,12 @@ def write_run(directory: Path, evaluated: dict[str, Any] | None = None) -> Path:
     return directory
 
 
+def pair_example_bin(similarity: float, fault: str | None) -> dict[str, Any]:
+    first, second = {"id": "even-1", "text": prose(1)}, {"id": "odd-2", "text": HOSTILE}
+    example = {"similarity": similarity, "fault": fault, "first": first, "second": second}
+    return {"low": similarity, "high": similarity + 0.05, "candidates": 321, "kept": 12, "examples": [example]}
+
+
 def _write_pairs(directory: Path) -> None:
     generator = np.random.default_rng(0)
     bins = np.linspace(-0.2, 1, 49)
@@ -203,12 +211,15 @@ def _write_pairs(directory: Path) -> None:
         "band": {"low": 0.4821, "high": 1.0, "low_origin": "auto"},
         "random_pair_rate": 0.001,
         "candidates": 78_208,
-        "dropped": {"exact_copies": 0, "near_copies": 214, "same_group": 1_201, "below_band": 60_411, "above_band": 0},
+        "copies": {"exact_copies": 3, "near_copies": 2, "same_vector_copies": 0},
+        "join": {"backend": "hnswlib", "cells": 1, "largest_cell": 8, "efforts": [128], "recalls": [0.998]},
+        "dropped": {"near_copies": 214, "same_group": 1_201, "below_band": 60_411, "above_band": 0},
         "recall": {"queries": 500, "pairs": 6_130, "found": 6_112, "recall": 0.9971},
         "histogram": {
             "edges": bins.tolist(),
             "nearest": np.histogram(generator.normal(0.6, 0.1, 2443), bins)[0].tolist(),
             "random": np.histogram(generator.normal(0.15, 0.1, 100_000), bins)[0].tolist(),
+            "pairs": np.histogram(generator.normal(0.62, 0.08, 5_321), bins)[0].tolist(),
         },
         "containment": {"edges": [0, 0.1, 0.2, 0.3], "pairs": [5_000, 200, 121]},
     }
@@ -216,6 +227,7 @@ def _write_pairs(directory: Path) -> None:
     def body(directory: Path) -> None:
         seeds, partners = np.array([0, 0, 1, 2, 5]), np.array([3, 1, 4, 0, 7])
         write_pairs(directory, seeds, partners, np.array([0.81, 0.64, 0.7, 0.55, 0.93]))
+        write_json(directory / EXAMPLES, [pair_example_bin(0.45, "below_band"), pair_example_bin(0.6, None)])
 
     write_stage(directory / "", "pair", counts, body)
 

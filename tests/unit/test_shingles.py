@@ -1,8 +1,9 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sbp_fast.pairs.shingles import ShingleTable, repeated_share, shingle_hashes
+from sbp_fast.pairs.shingles import DocumentShingles, ShingleTable, repeated_share, shingle_hashes
 
 TEXTS = st.lists(st.integers(0, 3), max_size=24)
 
@@ -52,3 +53,35 @@ def test_large_and_ordered_ids_stay_apart() -> None:
 def test_a_short_text_is_contained_in_its_equals_alone() -> None:
     table = ShingleTable.build([np.array(tokens) for tokens in ([5, 6], [5, 6], [4, 5, 6, 7], [5], [])], 3)
     assert table.containment([0, 0, 0, 3, 4, 4], [1, 2, 3, 0, 4, 0])[0].tolist() == [1, 0, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("held", [6, 100])
+def test_documents_held_in_parts_give_the_same_shares(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sbp_fast.pairs.shingles.HELD_DOCUMENTS", held)
+    random = np.random.default_rng(0)
+    texts = [random.integers(0, 6, random.integers(1, 60)).astype(np.uint16) for _ in range(40)]
+    table, shingles = ShingleTable.build(texts, 3), DocumentShingles(40, texts.__getitem__, 3)
+    first, second = random.integers(40, size=(2, 200))
+    assert np.array_equal(table.containment(first, second), shingles.containment(first, second))
+    few = random.permutation(40)[:20]
+    asked = random.integers(20, size=(2, 50))
+    assert np.array_equal(shingles.select(few).containment(*asked), table.containment(*few[asked]))
+    assert np.concatenate([part.hashes for part in shingles.tables()]).tolist() == table.hashes.tolist()
+
+
+def test_signatures_agree_as_often_as_texts_are_alike() -> None:
+    random = np.random.default_rng(0)
+    texts = [random.integers(0, 10_000, 400) for _ in range(60)]
+    cuts = range(400, 100, -5)
+    changed = [
+        np.concatenate([text[:cut], random.integers(0, 10_000, 400 - cut)]) for text, cut in zip(texts, cuts, strict=True)
+    ]
+    table = ShingleTable.build([*texts, *changed], 2)
+    signatures = table.signatures(128)
+    agreeing = (signatures[:60] == signatures[60:]).mean(axis=1)
+    for place in range(60):
+        mine, theirs = (set(table.hashes[table.offsets[row] : table.offsets[row + 1]].tolist()) for row in (place, place + 60))
+        jaccard = len(mine & theirs) / len(mine | theirs)
+        assert agreeing[place] == pytest.approx(jaccard, abs=5 * (0.25 / 128) ** 0.5)
+    short = ShingleTable.build([np.array([1, 2, 3]), np.array([1, 2, 3]), np.array([1, 2, 4])], 2).signatures(64)
+    assert (short[0] == short[1]).all() and 0 < (short[0] == short[2]).mean() < 1

@@ -1,0 +1,164 @@
+"""Nearest neighbours of every document among all: CPU seconds, building included, at equal recall of the pairs that count.
+
+Peers are installed apart from the project (`pip install --target`, then PYTHONPATH). Each is given the least effort that
+reaches the recall, found before the clock starts; ours finds its own within its time. One thread each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.case import Case, Prepared, Provider, Tensors
+
+Search = Callable[[np.ndarray, int], np.ndarray]
+"""Places of some vectors, and an effort -> the ids that are nearest to each, themselves mostly among them."""
+
+DIMENSION, NEIGHBOURS = 384, 32
+LOW, TARGET, QUERIES = 0.75, 0.99, 500  # the paper's band, what must be found of it, on so many sampled documents
+EFFORTS = [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
+
+
+def pairs() -> Iterator[Case]:
+    """On the CPU, where the peers are at home."""
+    if torch.cuda.is_available():
+        return
+    for importance, documents in enumerate((50_000, 200_000)):
+        yield _case(documents, importance)
+
+
+def clustered(documents: int, generator: torch.Generator) -> torch.Tensor:
+    """Unit vectors in clusters of Zipf-distributed size, each spread in 12 directions of its own, with noise in all."""
+    clusters = documents // 25
+    shares = 1 / torch.arange(1, clusters + 1) ** 0.8
+    member = torch.multinomial(shares, documents, replacement=True, generator=generator)
+    middles = torch.nn.functional.normalize(torch.randn(clusters, DIMENSION, generator=generator), dim=1)
+    directions = torch.randn(clusters, 12, DIMENSION, generator=generator) / DIMENSION**0.5
+    vectors = torch.empty(documents, DIMENSION)
+    for start in range(0, documents, 10_000):
+        own = member[start : start + 10_000]
+        away = torch.randn(len(own), 1, 12, generator=generator) @ directions[own]
+        noise = torch.randn(len(own), DIMENSION, generator=generator) / DIMENSION**0.5
+        vectors[start : start + 10_000] = middles[own] + 0.25 * (away[:, 0] + noise)
+    return torch.nn.functional.normalize(vectors, dim=1)
+
+
+def _case(documents: int, importance: int) -> Case:
+    facts: dict[str, float] = {}
+
+    def inputs(generator: torch.Generator) -> Tensors:
+        return {"vectors": clustered(documents, generator)}
+
+    providers = {
+        "auto": _ours(facts),
+        "hnswlib": _peer(_hnswlib, facts, "hnswlib"),
+        "faiss-cpu HNSW16,SQ8": _peer(_faiss, facts, "faiss-cpu HNSW16,SQ8"),
+        "scann-core": _peer(_scann, facts, "scann-core"),
+    }
+    shape = {"documents": documents, "dimension": DIMENSION, "neighbours": NEIGHBOURS, "pair recall": TARGET}
+    return Case(shape, inputs, providers, None, work=documents, unit="documents", facts=facts, importance=importance, long=True)
+
+
+def _ours(facts: dict[str, float]) -> Provider:
+    def provider(given: Tensors) -> Prepared:
+        from sbp_fast.config import PairConfig
+        from sbp_fast.pairs.join.join import choose_backend, self_join
+        from sbp_fast.pairs.join.top import products
+        from sbp_fast.progress import Console
+
+        vectors, config = given["vectors"].numpy(), PairConfig(neighbours=NEIGHBOURS, target_recall=TARGET)
+
+        def run() -> None:
+            found = self_join(
+                vectors,
+                np.arange(len(vectors)),
+                config,
+                backend=choose_backend(config, len(vectors)),
+                wanted=lambda first, second: products(vectors, first, vectors, second) >= LOW,
+                seed=0,
+                threads=1,
+                device="cpu",
+                console=Console(quiet=True),
+            )
+            facts.update({"auto: effort": found.effort, "auto: pair recall": found.recall})
+
+        return Prepared(run)
+
+    return provider
+
+
+def _peer(build: Callable[[np.ndarray], Search], facts: dict[str, float], name: str) -> Provider:
+    def provider(given: Tensors) -> Prepared:
+        vectors = given["vectors"].numpy()
+        queries, wanted = _wanted(vectors)
+        search = build(vectors)
+        for effort in EFFORTS:
+            recall = _recall(search(queries, effort), wanted)
+            if recall >= TARGET:
+                facts.update({f"{name}: effort": effort, f"{name}: pair recall": recall})
+                return Prepared(partial(_build_and_search, build, vectors, effort))
+        raise ValueError(f"finds {recall:.4f} of the pairs at most")
+
+    return provider
+
+
+def _build_and_search(build: Callable[[np.ndarray], Search], vectors: np.ndarray, effort: int) -> np.ndarray:
+    return build(vectors)(np.arange(len(vectors)), effort)
+
+
+def _wanted(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sampled documents, and the ids of their neighbours in the band, -1 for those outside."""
+    from sbp_fast.pairs.join.exact import ExactJoin
+
+    queries = np.sort(np.random.default_rng(0).permutation(len(vectors))[:QUERIES])
+    ids, scores = ExactJoin(vectors, threads=1).search(queries, NEIGHBOURS)
+    return queries, np.where(scores >= LOW, ids, -1)
+
+
+def _recall(found: np.ndarray, wanted: np.ndarray) -> float:
+    hit = [np.isin(row[row >= 0], ids).sum() for row, ids in zip(wanted, found, strict=True)]
+    return float(np.sum(hit) / (wanted >= 0).sum())
+
+
+def _hnswlib(vectors: np.ndarray) -> Search:
+    index: Any = import_module("hnswlib").Index(space="ip", dim=vectors.shape[1])
+    index.init_index(max_elements=len(vectors), M=16, ef_construction=200)
+    index.add_items(vectors, num_threads=1)
+
+    def search(rows: np.ndarray, effort: int) -> np.ndarray:
+        index.set_ef(max(effort, NEIGHBOURS + 1))
+        return index.knn_query(vectors[rows], k=NEIGHBOURS + 1, num_threads=1)[0].astype(np.int64)
+
+    return search
+
+
+def _faiss(vectors: np.ndarray) -> Search:
+    faiss: Any = import_module("faiss")
+    faiss.omp_set_num_threads(1)
+    index = faiss.index_factory(vectors.shape[1], "HNSW16,SQ8", faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = 200
+    index.train(vectors)
+    index.add(vectors)
+
+    def search(rows: np.ndarray, effort: int) -> np.ndarray:
+        index.hnsw.efSearch = effort
+        return index.search(vectors[rows], NEIGHBOURS + 1)[1]
+
+    return search
+
+
+def _scann(vectors: np.ndarray) -> Search:
+    builder = import_module("scann").scann_ops_pybind.builder(vectors, NEIGHBOURS + 1, "dot_product")
+    leaves = round(2 * len(vectors) ** 0.5)
+    tree = builder.set_n_training_threads(1).tree(leaves, 8, training_sample_size=64 * leaves)
+    searcher = tree.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(4 * NEIGHBOURS).build()
+
+    def search(rows: np.ndarray, effort: int) -> np.ndarray:
+        return np.asarray(searcher.search_batched(vectors[rows], leaves_to_search=effort)[0], dtype=np.int64)
+
+    return search

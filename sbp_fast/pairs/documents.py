@@ -1,0 +1,82 @@
+"""What pairing knows of the documents of a corpus, copies collapsed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from sbp_fast.config import PairConfig
+from sbp_fast.corpus.prepared import PreparedCorpus
+from sbp_fast.errors import UserError
+from sbp_fast.pairs.copies import Copies, first_of_equals, first_of_near_copies
+from sbp_fast.pairs.shingles import DocumentShingles
+from sbp_fast.pairs.vectors import READ_BLOCK, Vectors
+
+MINIMUM_DOCUMENTS = 16
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents that stand for themselves, and what was collapsed into them.
+
+    Attributes:
+        rows: int64 [documents], their indices in the unique corpus, ascending.
+        vectors: of each document; read as they are needed.
+        groups: int64 [documents], equal for parts of one original that must not be paired.
+        shingles: of each document.
+        copies: the documents that take no part, by their indices in the unique corpus.
+    """
+
+    rows: np.ndarray
+    vectors: Vectors
+    groups: np.ndarray
+    shingles: DocumentShingles
+    copies: Copies
+
+    @staticmethod
+    def load(prepared: PreparedCorpus, vectors: Vectors, config: PairConfig) -> Documents:
+        """Read what `prepare` and `embed` wrote, and collapse copies.
+
+        Raises:
+            UserError: too few documents, or all of them parts of one original.
+        """
+        corpus = prepared.unique
+        copies = Copies(len(corpus))
+        copies.collapse("exact", first_of_equals(corpus[row] for row in range(len(corpus))))
+        distinct = copies.representatives
+        shingles = DocumentShingles(len(distinct), lambda row: corpus[int(distinct[row])][1:-1], config.shingle_tokens)
+        copies.collapse("near", first_of_near_copies(shingles, config.collapse_containment))
+        # equal vectors of different texts: the same head, and the encoder saw no more; no index can tell them apart
+        copies.collapse("same vector", first_of_equals(_each(vectors.select(copies.representatives))))
+        rows = copies.representatives
+        shingles = shingles.select(np.searchsorted(distinct, rows))
+        if len(rows) < MINIMUM_DOCUMENTS:
+            raise UserError(
+                prepared.directory,
+                f"{len(rows)} unique documents are too few to pair",
+                f"give a corpus with at least {MINIMUM_DOCUMENTS}, or raise corpus.unique_share",
+            )
+        groups = _groups(prepared, rows) if config.exclude_same_group else np.arange(len(rows))
+        return Documents(rows, vectors.select(rows), groups, shingles, copies)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def _each(vectors: Vectors) -> Iterator[np.ndarray]:
+    for start in range(0, len(vectors), READ_BLOCK):
+        yield from vectors[np.arange(start, min(start + READ_BLOCK, len(vectors)))]
+
+
+def _groups(prepared: PreparedCorpus, rows: np.ndarray) -> np.ndarray:
+    names = [prepared.group(str(id)) for id in prepared.unique.ids[rows]]
+    groups = np.unique(names, return_inverse=True)[1]
+    if groups.max() == 0:
+        raise UserError(
+            prepared.directory,
+            f'all documents are parts of one original, "{names[0]}", by their ids',
+            "set pair.exclude_same_group to false, or corpus.group_separator to what divides your ids",
+        )
+    return groups

@@ -1,0 +1,162 @@
+"""The one way to ask for neighbours of all documents at once, whatever finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from sbp_fast.config import PairConfig
+from sbp_fast.errors import UserError
+from sbp_fast.pairs.join.bucket import BucketJoin
+from sbp_fast.pairs.join.exact import ExactJoin
+from sbp_fast.pairs.join.hnsw import HnswIndex, HnswJoin
+from sbp_fast.progress import Console, Task
+
+Backend = Literal["exact", "bucket", "hnswlib"]
+Wanted = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Of pairs of members, int64 [pairs] each, which count for recall: bool [pairs]."""
+EXACT_UP_TO = 6000  # documents; with more, buckets take less time at a pair recall of 0.99 (docs/log.md)
+REMEDIES = {"bucket": "raise pair.bucket_probes", "hnswlib": "raise pair.hnsw_links or pair.hnsw_construction"}
+
+
+class Join(Protocol):
+    """Members among whom neighbours are searched.
+
+    Attributes:
+        efforts: settings of `search`, in the order of rising cost and recall; none where the search is exact.
+    """
+
+    @property
+    def efforts(self) -> Sequence[int]: ...
+
+    def search(self, rows: np.ndarray, k: int, effort: int, task: Task | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The k other members nearest to each of the members `rows`: ids int64 and products float32, [rows, k], greatest
+        first; -1 and -inf where there are fewer."""
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """What a self-join found, and what it took.
+
+    Attributes:
+        ids: int64 [documents, k], places among the vectors, nearest first; -1 where there are fewer.
+        similarities: float32 [documents, k], inner products, the same bits in either direction; -inf where there are fewer.
+        effort: buckets probed, or width of the search; 0 where all products were computed.
+        recall: of wanted pairs that the exact search finds from sampled documents, the share found from them.
+        index: if the backend was hnswlib.
+    """
+
+    ids: np.ndarray
+    similarities: np.ndarray
+    effort: int
+    recall: float
+    index: HnswIndex | None = None
+
+
+def choose_backend(config: PairConfig, documents: int) -> Backend:
+    """What "auto" stands for with so many documents to join at once."""
+    if config.backend != "auto":
+        return config.backend
+    return "exact" if documents <= EXACT_UP_TO else "bucket"
+
+
+def self_join(
+    vectors: np.ndarray,
+    ids: np.ndarray,
+    config: PairConfig,
+    *,
+    backend: Backend,
+    wanted: Wanted,
+    seed: int,
+    threads: int,
+    device: str,
+    console: Console,
+) -> Neighbours:
+    """The `config.neighbours` nearest others of every vector, found at the least effort that reaches `config.target_recall`.
+
+    Effort is chosen by itself: from sampled documents all pairs are found exactly, and effort rises until the share of the
+    wanted ones that a search finds reaches the target.
+
+    Args:
+        vectors: float32 [documents, dimension], unit norm.
+        ids: int64 [documents], ascending: what a kept index calls them.
+        wanted: which pairs of places among `vectors` count for recall.
+        seed: draws the sample and whatever else is random.
+
+    Returns:
+        The same from any number of threads and at every rerun.
+
+    Raises:
+        UserError: no effort reaches the target.
+        ValueError: two vectors are equal and the backend is hnswlib.
+    """
+    join = _open(vectors, ids, config, backend, seed, threads, device, console)
+    exact, queries = ExactJoin(vectors, threads=threads), sampled(len(vectors), config, seed)
+    effort, recall = _tune(join, exact, config, backend, wanted, queries)
+    with console.task(f"documents joined ({backend})", len(vectors), "documents") as task:
+        found, similarities = join.search(np.arange(len(vectors)), config.neighbours, effort, task)
+    return Neighbours(found, similarities, effort, recall, join.index if isinstance(join, HnswJoin) else None)
+
+
+def sampled(documents: int, config: PairConfig, seed: int) -> np.ndarray:
+    """The documents whose neighbours are also searched exactly, int64 ascending."""
+    return np.sort(np.random.default_rng(seed).permutation(documents)[: config.recall_queries])
+
+
+def contains(found: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """For each id of each row, whether `found` has it in the same row. bool [rows, ids]."""
+    rows = np.arange(len(ids))[:, None] << 40
+    return np.isin(rows + ids, rows + found)
+
+
+def _open(
+    vectors: np.ndarray,
+    ids: np.ndarray,
+    config: PairConfig,
+    backend: Backend,
+    seed: int,
+    threads: int,
+    device: str,
+    console: Console,
+) -> Join:
+    if backend == "exact":
+        return ExactJoin(vectors, threads=threads, device=device)
+    if backend == "bucket":
+        return BucketJoin(vectors, seed=seed, threads=threads, device=device, first_effort=config.bucket_probes)
+    with console.task("documents indexed", len(vectors), "documents") as task:
+        return HnswJoin(
+            vectors,
+            ids,
+            links=config.hnsw_links,
+            construction=config.hnsw_construction,
+            seed=seed,
+            threads=threads,
+            first_effort=config.hnsw_search,
+            task=task,
+        )
+
+
+def _tune(
+    join: Join, exact: ExactJoin, config: PairConfig, backend: Backend, wanted: Wanted, queries: np.ndarray
+) -> tuple[int, float]:
+    """The least effort that reaches the target, and what it reaches."""
+    if not join.efforts:
+        return 0, 1.0
+    ids, _ = exact.search(queries, config.neighbours)
+    there = ids >= 0
+    there[there] = wanted(np.broadcast_to(queries[:, None], ids.shape)[there], ids[there])
+    recall = 1.0
+    for effort in join.efforts:
+        found, _ = join.search(queries, config.neighbours, effort)
+        recall = float(contains(found, ids)[there].mean()) if there.any() else 1.0
+        if recall >= config.target_recall:
+            return effort, recall
+    raise UserError(
+        f"pair.backend = {backend}",
+        f"finds {recall:.4f} of the pairs in the band at its greatest effort, {join.efforts[-1]}, and "
+        f"pair.target_recall is {config.target_recall}",
+        f"{REMEDIES[backend]}, take another pair.backend, or lower pair.target_recall",
+    )
