@@ -13,12 +13,11 @@ import numpy as np
 from numba import njit
 
 from sbp_fast.corpus.permutation import mix
-from sbp_fast.pairs.shingles import window_hashes
+from sbp_fast.corpus.shingles import signature, window_hashes
 
 SHINGLE_WORDS = 5
 BANDS, ROWS = 20, 6  # 99.8% of pairs with similarity 0.8 share a band, 92% with 0.7, 27% with 0.5
 FNV_OFFSET, FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
-EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 @njit(cache=True)
@@ -41,23 +40,6 @@ def word_ids(text):  # type: ignore[no-untyped-def]
         words[count] = mix(state) >> np.uint64(32)
         count += 1
     return words[:count]
-
-
-@njit(cache=True)
-def signature(hashes, slots):  # type: ignore[no-untyped-def]
-    """The least hash of each slot. uint64 [shingles], at least one -> uint64 [slots]"""
-    least = np.full(slots, EMPTY)
-    for value in hashes:
-        slot = (value >> np.uint64(32)) * np.uint64(slots) >> np.uint64(32)
-        least[slot] = min(least[slot], value)
-    dense = least.copy()
-    for slot in range(slots):
-        attempt = 0
-        while dense[slot] == EMPTY:
-            attempt += 1
-            other = mix(np.uint64(slot) << np.uint64(32) | np.uint64(attempt)) % np.uint64(slots)
-            dense[slot] = least[other]
-    return dense
 
 
 @njit(cache=True)

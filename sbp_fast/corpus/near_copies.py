@@ -17,10 +17,10 @@ from scipy.sparse.csgraph import connected_components
 
 from sbp_fast.corpus.minhash import BANDS, ROWS, SHINGLE_WORDS, band_keys, jaccard, word_ids
 from sbp_fast.corpus.selection import FACTS, Decisions, hash_runs, select
+from sbp_fast.corpus.shingles import ShingleTable
 from sbp_fast.corpus.spill import Part, Spill
 from sbp_fast.corpus.workers import run_tasks
 from sbp_fast.files import atomic_open
-from sbp_fast.pairs.shingles import ShingleTable
 
 TRAINED_ON = np.uint64(1 << 63)  # set in the rank of a document that is not held out
 WANTED = "candidates.npy"

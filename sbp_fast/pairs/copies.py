@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from sbp_fast.corpus.shingles import DocumentShingles, ShingleTable
 from sbp_fast.files import atomic_path
-from sbp_fast.pairs.shingles import DocumentShingles, ShingleTable
 
 BANDS, BAND_SLOTS = 16, 4  # texts of Jaccard similarity 0.8 share a band with probability 1 - (1 - 0.8^4)^16 = 0.9998
 COPIES = "copies.parquet"

@@ -9,9 +9,9 @@ import numpy as np
 
 from sbp_fast.config import PairConfig
 from sbp_fast.corpus.prepared import PreparedCorpus
+from sbp_fast.corpus.shingles import DocumentShingles
 from sbp_fast.errors import UserError
 from sbp_fast.pairs.copies import Copies, first_of_equals, first_of_near_copies
-from sbp_fast.pairs.shingles import DocumentShingles
 from sbp_fast.pairs.vectors import READ_BLOCK, Vectors
 
 MINIMUM_DOCUMENTS = 16

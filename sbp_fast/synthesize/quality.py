@@ -17,9 +17,9 @@ from scipy.stats import binomtest
 from sbp_fast.config import FilterConfig, RunConfig, resolve_device, resolve_threads
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.corpus.shards import Corpus
+from sbp_fast.corpus.shingles import ShingleTable, repeated_share
 from sbp_fast.pairs.copies import first_of_equals
 from sbp_fast.pairs.embed import Encoder
-from sbp_fast.pairs.shingles import ShingleTable, repeated_share
 from sbp_fast.stage import Work
 
 DUPLICATE_JACCARD = 0.6

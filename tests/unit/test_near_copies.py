@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import sbp_fast.corpus.prepare as module
 from sbp_fast.config import CorpusConfig, RunConfig
-from sbp_fast.corpus.minhash import BANDS, ROWS, SHINGLE_WORDS, band_keys, jaccard, signature, word_ids
+from sbp_fast.corpus.minhash import BANDS, ROWS, SHINGLE_WORDS, band_keys, jaccard, word_ids
 from sbp_fast.corpus.prepare import prepare
 from sbp_fast.corpus.prepared import PreparedCorpus
-from sbp_fast.pairs.shingles import shingle_hashes
+from sbp_fast.corpus.shingles import shingle_hashes, signature
 from sbp_fast.progress import Console
 
 QUIET = Console(quiet=True)

@@ -9,6 +9,7 @@ from clustered import clustered_vectors
 
 from sbp_fast.config import RunConfig
 from sbp_fast.corpus.shards import CorpusWriter
+from sbp_fast.corpus.shingles import DocumentShingles
 from sbp_fast.corpus.tokenizer import train_tokenizer
 from sbp_fast.errors import UserError
 from sbp_fast.files import read_json
@@ -18,7 +19,6 @@ from sbp_fast.pairs.join.exact import ExactJoin
 from sbp_fast.pairs.pair import pair
 from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pairs.select import cap_degrees, join_both_directions, random_pairs
-from sbp_fast.pairs.shingles import DocumentShingles
 from sbp_fast.progress import Console
 from sbp_fast.stage import Work, run_stage
 
@@ -233,7 +233,7 @@ def test_near_copies_are_found_at_any_place_and_number(held: int, monkeypatch: p
         half = original.copy()
         half[100:] = random.integers(0, 5000, 100)
         texts.append(half)
-    monkeypatch.setattr("sbp_fast.pairs.shingles.HELD_DOCUMENTS", held)
+    monkeypatch.setattr("sbp_fast.corpus.shingles.HELD_DOCUMENTS", held)
     first = first_of_near_copies(DocumentShingles(len(texts), texts.__getitem__, 13), 0.8)
     copies = np.array([50 + 41 * number + place for number in range(50) for place in range(40)])
     assert (first[copies] == np.repeat(np.arange(50), 40)).mean() > 0.999

@@ -12,16 +12,11 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
+from sbp_fast.corpus.permutation import mix
+
 HELD_DOCUMENTS = 65_536  # whose shingles are held at once: half a gigabyte at a thousand tokens each
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it loses no bits
-
-
-@numba.njit(cache=True)
-def _mix(value: np.uint64) -> np.uint64:
-    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014): a bijection of 64-bit words."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 @numba.njit(cache=True)
@@ -33,11 +28,11 @@ def window_hashes(tokens: np.ndarray, width: int) -> np.ndarray:
         leaving *= BASE
     rolling = np.uint64(0)
     for i in range(len(tokens)):
-        rolling = rolling * BASE + _mix(np.uint64(tokens[i]) + np.uint64(1))
+        rolling = rolling * BASE + mix(np.uint64(tokens[i]) + np.uint64(1))
         if i >= width:
-            rolling -= leaving * _mix(np.uint64(tokens[i - width]) + np.uint64(1))
+            rolling -= leaving * mix(np.uint64(tokens[i - width]) + np.uint64(1))
         if i >= width - 1:
-            hashes[i - width + 1] = _mix(rolling)
+            hashes[i - width + 1] = mix(rolling)
     if width == 0:
         hashes[0] = 0  # the empty text
     return hashes
@@ -59,26 +54,31 @@ def _shared(hashes: np.ndarray, offsets: np.ndarray, first: np.ndarray, second: 
 
 
 @numba.njit(cache=True)
+def signature(hashes: np.ndarray, slots: int) -> np.ndarray:
+    """MinHash by one permutation (Li, Owen and Zhang 2012): the hashes are dealt to slots, and of each the least is kept; an
+    empty slot takes that of another, chosen by its number alone (Shrivastava 2017). uint64 [shingles], at least one ->
+    uint64 [slots]"""
+    least = np.full(slots, EMPTY)
+    for value in hashes:
+        slot = (value >> np.uint64(32)) * np.uint64(slots) >> np.uint64(32)
+        least[slot] = min(least[slot], value)
+    dense = least.copy()
+    for slot in range(slots):
+        attempt = 0
+        while dense[slot] == EMPTY:
+            attempt += 1
+            other = mix(np.uint64(slot) << np.uint64(32) | np.uint64(attempt)) % np.uint64(slots)
+            dense[slot] = least[other]
+    return dense
+
+
+@numba.njit(cache=True)
 def _signatures(hashes: np.ndarray, offsets: np.ndarray, slots: int) -> np.ndarray:
-    """One-permutation MinHash (Li, Owen and Zhang, 2012): the least hash of each residue; an empty slot takes the next
-    full one's, mixed with its distance (Shrivastava and Li, 2014)."""
-    nothing = ~np.uint64(0)
-    signatures = np.full((len(offsets) - 1, slots), nothing, np.uint64)
+    """The signature of each row of a ragged array of hashes; of a row without any, all ones. uint64 [rows, slots]"""
+    signatures = np.full((len(offsets) - 1, slots), EMPTY)
     for text in range(len(offsets) - 1):
-        least = signatures[text]
-        for place in range(offsets[text], offsets[text + 1]):
-            slot = hashes[place] % np.uint64(slots)
-            least[slot] = min(least[slot], hashes[place])
-        following, distance = nothing, 0
-        full = least != nothing
-        for step in range(2 * slots - 1, -1, -1):  # twice round, backwards: the second time, the next full slot is known
-            at = step % slots
-            if full[at]:
-                following, distance = least[at], 0
-            else:
-                distance += 1
-                if step < slots:
-                    least[at] = _mix(following + np.uint64(distance) * BASE)
+        if offsets[text] < offsets[text + 1]:
+            signatures[text] = signature(hashes[offsets[text] : offsets[text + 1]], slots)
     return signatures
 
 
