@@ -186,7 +186,7 @@ def rotation(
     if frequencies is None:
         frequencies = frequencies_of(rope_base, head_width, positions.device)
     turns = positions.long().unsqueeze(-1) * frequencies  # wraps round
-    angles = turns.to(dtype) * (math.tau / 2.0**64)
+    angles = (turns.double() * (math.tau / 2.0**64)).to(dtype)  # one rounding: two would double the error of the angle
     return angles.cos(), angles.sin()
 
 

@@ -13,8 +13,10 @@ IGNORED = -100
 MODES = ["slab", "recompute"]
 
 
-def inputs(rows: int, width: int, vocabulary: int, dtype: torch.dtype, spread: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(rows)
+def inputs(
+    rows: int, width: int, vocabulary: int, dtype: torch.dtype, spread: float = 1.0, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(rows + 1000 * seed)
     hidden, weight = (torch.randn(shape, generator=generator) * spread for shape in ((rows, width), (vocabulary, width)))
     targets = torch.randint(-1, vocabulary, (rows,), generator=generator)
     return hidden.to(dtype), weight.to(dtype), targets.where(targets >= 0, IGNORED)

@@ -67,29 +67,35 @@ def plain_with_options(hidden: Tensor, weight: Tensor, targets: Tensor, **option
     return losses if options["reduction"] == "none" else losses.sum()
 
 
+JUDGED_ROWS = 12
+
+
 def check_against_plain(found: list[Tensor], plain: list[Tensor], exact: list[Tensor], few: bool = False) -> None:
     """Loss and gradients err at most twice as much as one torch op after the other does.
 
-    Where numbers are few, and always of a sum, the other's roundings may be lucky: one rounding is allowed in any case.
+    Where numbers are few, and always of sums, the other's roundings may be lucky: one rounding is allowed in any case.
     """
     for mine, theirs, right in zip(found, plain, exact, strict=True):
-        rounding = torch.finfo(mine.dtype).eps * right.square().mean().sqrt().item() if few or mine.dim() == 0 else 0
+        rounding = torch.finfo(mine.dtype).eps * right.square().mean().sqrt().item() if few or mine.dim() <= 1 else 0
         assert error(mine, right) <= 2 * max(error(theirs, right), rounding)
 
 
 def check(rows: int, width: int, vocabulary: int, mode: str, dtype: torch.dtype, tight: bool, options: dict[str, Any]) -> None:
-    """Of inputs of any shape, with NaN in the rows without loss."""
-    hidden, weight, targets = on_device(*inputs(rows, width, vocabulary, dtype, spread=0.6))
-    targets[:: max(rows - 1, 1)], targets[1:2] = vocabulary - 1, IGNORED
-    upstream = torch.randn(rows, device=DEVICE) if options["reduction"] == "none" else 0.37
-    poisoned = hidden.masked_fill((targets == IGNORED).unsqueeze(1), float("nan"))
-    loss_rows = loss_rows_of(targets.cpu(), rows).to(DEVICE) if tight else None
-    how = {"backend": "triton", "mode": mode, "slab_rows": 17, "loss_rows": loss_rows}
-    found = with_gradients(linear_cross_entropy, poisoned, weight, targets, upstream, **how, **options)
-    theirs = with_gradients(plain_with_options, hidden, weight, targets, upstream, **options)
-    exact = with_gradients(exact_cross_entropy, hidden.double(), weight.double(), targets, upstream, **options)
+    """Of inputs of any shape, with NaN in the rows without loss; of very few rows several draws, as one is judged by luck."""
+    kinds: list[list[list[Tensor]]] = [[], [], []]
+    for seed in range(-(-JUDGED_ROWS // rows)):
+        hidden, weight, targets = on_device(*inputs(rows, width, vocabulary, dtype, spread=0.6, seed=seed))
+        targets[:: max(rows - 1, 1)], targets[1:2] = vocabulary - 1, IGNORED
+        upstream = hidden[:, 0].float() if options["reduction"] == "none" else 0.37
+        poisoned = hidden.masked_fill((targets == IGNORED).unsqueeze(1), float("nan"))
+        loss_rows = loss_rows_of(targets.cpu(), rows).to(DEVICE) if tight else None
+        how = {"backend": "triton", "mode": mode, "slab_rows": 17, "loss_rows": loss_rows}
+        kinds[0].append(with_gradients(linear_cross_entropy, poisoned, weight, targets, upstream, **how, **options))
+        kinds[1].append(with_gradients(plain_with_options, hidden, weight, targets, upstream, **options))
+        kinds[2].append(with_gradients(exact_cross_entropy, hidden.double(), weight.double(), targets, upstream, **options))
+        assert torch.equal(kinds[0][-1][1][targets == IGNORED], torch.zeros_like(hidden[targets == IGNORED]))
+    found, theirs, exact = ([torch.stack(draws) for draws in zip(*kind, strict=True)] for kind in kinds)
     check_against_plain(found, theirs, exact, few=rows < 40)
-    assert torch.equal(found[1][targets == IGNORED], torch.zeros_like(hidden[targets == IGNORED]))
 
 
 OPTIONS = [
@@ -236,13 +242,15 @@ def test_tiles_of_rows_beyond_the_count_cost_nothing(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(InterpreterBuilder, "create_dot", counted)
     monkeypatch.setattr(launch, "gather", gather)
     exact = with_gradients(exact_cross_entropy, hidden, weight, targets)
+    judge = with_gradients(plain_cross_entropy, hidden, weight, targets)
     numbers = []
     for loss_rows in (loss_rows_of(targets, 21), None):
         products.clear()
         how = {"mode": "recompute", "backend": "triton", "loss_rows": loss_rows}
         found = with_gradients(linear_cross_entropy, hidden, weight, targets, **how)
         numbers.append(len(products))
-        assert all(error(mine, right) < 1e-5 for mine, right in zip(found, exact, strict=True))
+        for mine, theirs, right in zip(found, judge, exact, strict=True):
+            assert error(mine, right) <= 2 * max(error(theirs, right), error(right.float(), right))
     assert numbers[0] == numbers[1] > 0
 
 

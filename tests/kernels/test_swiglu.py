@@ -24,10 +24,10 @@ def small_blocks() -> Iterator[None]:
 
 
 def inputs(
-    shape: tuple[int, ...], width: int, dtype: torch.dtype, device: str = "cpu", spread: float = 1.0
+    shape: tuple[int, ...], width: int, dtype: torch.dtype, device: str = "cpu", spread: float = 1.0, seed: int = 0
 ) -> tuple[list[Tensor], list[Tensor]]:
     """gate_up [*shape, 2 width] and down_weight [24, width]; gradients of the product and of what it is projected to."""
-    generator = torch.Generator().manual_seed(width)
+    generator = torch.Generator().manual_seed(width + 1000 * seed)
     gate_up = torch.randn(*shape, 2 * width, generator=generator) * spread
     down_weight = torch.randn(24, width, generator=generator) * width**-0.5
     upstream = [torch.randn(*shape, size, generator=generator) for size in (width, 24)]
@@ -53,13 +53,17 @@ def exactly(leaves: list[Tensor], upstream: list[Tensor]) -> list[Tensor]:
 def test_errs_no_more_than_twice_the_plain_operation(
     rows: int, width: int, dtype: torch.dtype, slices: bool, spread: float
 ) -> None:
-    leaves, upstream = inputs((rows,), width, dtype, spread=spread)
-    used = (leaves, upstream)
-    if slices and rows:
-        used = [strided(leaves[0]), leaves[1]], [strided(upstream[0]), upstream[1]]
-    with small_blocks():
-        found = run("triton", *used)
-    check_errors(found, run("torch", leaves, upstream), exactly(leaves, upstream))
+    kinds: list[list[list[Tensor]]] = [[], [], []]
+    for seed in range(1 + 1200 // (max(rows, 1) * width)):  # a row alone is judged by luck
+        leaves, upstream = inputs((rows,), width, dtype, spread=spread, seed=seed)
+        used = (leaves, upstream)
+        if slices and rows:
+            used = [strided(leaves[0]), leaves[1]], [strided(upstream[0]), upstream[1]]
+        with small_blocks():
+            kinds[0].append(run("triton", *used))
+        kinds[1].append(run("torch", leaves, upstream))
+        kinds[2].append(exactly(leaves, upstream))
+    check_errors(*([torch.stack(draws) for draws in zip(*kind, strict=True)] for kind in kinds))
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (3, 0), (2, 3, 5), ()])
@@ -67,8 +71,7 @@ def test_any_leading_dimensions(shape: tuple[int, ...]) -> None:
     leaves, upstream = inputs(shape, 5, torch.float32)
     with small_blocks():
         found = run("triton", leaves, upstream)
-    for mine, right in zip(found, exactly(leaves, upstream), strict=True):
-        torch.testing.assert_close(mine.double(), right, rtol=1e-5, atol=1e-5)
+    check_errors(found, run("torch", leaves, upstream), exactly(leaves, upstream))
 
 
 @pytest.mark.parametrize("dtype", INTERPRETED)
