@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from bench.attention import attention
 from bench.case import Case
+from bench.corpus import corpus
 from bench.loss import loss
 from bench.order import order
 from bench.plan import plan
@@ -17,4 +18,5 @@ OPERATIONS: dict[str, Callable[[], Iterator[Case]]] = {
     "loss": loss,
     "small": small,
     "order": order,
+    "corpus": corpus,
 }

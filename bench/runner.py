@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def measure(case: Case, seconds: float = 60.0) -> dict[str, Any]:
         if not found <= AGREEMENT:
             row["left_out"][name] = f"differs from ours by {found:.3g} at this size"
             del prepared[name]
-    row |= _time(prepared, seconds)
+    row |= _time(prepared, seconds, case.clock)
     return row
 
 
@@ -92,14 +93,14 @@ def _disagreement(prepared: dict[str, list[Prepared]]) -> dict[str, float]:
     return found
 
 
-def _time(prepared: dict[str, list[Prepared]], seconds: float) -> dict[str, Any]:
+def _time(prepared: dict[str, list[Prepared]], seconds: float, clock: Callable[[], float]) -> dict[str, Any]:
     machine.settle()
     times: dict[str, list[float]] = {name: [] for name in prepared}
     memory = {name: _memory(providers[0]) for name, providers in prepared.items()}
     started = time.perf_counter()
     for turn in range(ROUNDS):
         for name, providers in prepared.items():
-            times[name].append(_seconds(providers[turn % len(providers)]))
+            times[name].append(_seconds(providers[turn % len(providers)], clock))
         if turn >= 4 and time.perf_counter() - started > seconds:
             break
     ours, *peers = prepared
@@ -112,7 +113,7 @@ def _time(prepared: dict[str, list[Prepared]], seconds: float) -> dict[str, Any]
     }
 
 
-def _seconds(provider: Prepared) -> float:
+def _seconds(provider: Prepared, clock: Callable[[], float]) -> float:
     if torch.cuda.is_available():
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -120,9 +121,9 @@ def _seconds(provider: Prepared) -> float:
         stop.record()
         stop.synchronize()
         return start.elapsed_time(stop) / 1e3
-    started = time.perf_counter()
+    started = clock()
     provider.run()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def _memory(provider: Prepared) -> int | None:

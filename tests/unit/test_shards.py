@@ -99,6 +99,13 @@ def test_a_token_outside_the_vocabulary_is_not_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_documents_of_one_corpus_have_the_same_columns(tmp_path: Path) -> None:
+    writer = CorpusWriter(tmp_path, 10, 100)
+    writer.add([1], id="a", source="s", text_bytes=0, seed=3)
+    with pytest.raises(ValueError, match="columns sample of a table that has seed"):
+        writer.add([1], id="b", source="s", text_bytes=0, sample=3)
+
+
 @pytest.fixture(params=MODES)
 def corpus(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Three shards of 200 or so tokens in blocks of 64, the values of a smaller range so that they compress."""
