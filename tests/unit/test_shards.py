@@ -201,6 +201,17 @@ def test_bytes_after_the_end_are_damage_too(corpus: Path) -> None:
         file.write_bytes(whole)
 
 
+def test_opening_finds_a_file_that_is_cut_or_missing(corpus: Path) -> None:
+    file = corpus / "tokens-00001.bin"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with pytest.raises(UserError, match=rf"{file}: \d+ bytes long instead of {len(content)}, cut in block 3;"):
+        Corpus(corpus)
+    file.unlink()
+    with pytest.raises(UserError, match=f"{file}: missing"):
+        Corpus(corpus)
+
+
 def flip_in_block(corpus: Path, block: int) -> str:
     """Damage a block of the second shard without a change of size; returns the file."""
     file = corpus / "tokens-00001.bin"
