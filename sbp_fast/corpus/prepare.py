@@ -103,6 +103,7 @@ class _Preparation:
 
     Attributes:
         files: each file to read, and whether its documents are given to be held out.
+        buckets: of the shuffled order.
     """
 
     def __init__(self, config: RunConfig, heldout: str | tuple[str, ...] | None, work: Work) -> None:
@@ -111,6 +112,7 @@ class _Preparation:
         self.files = [(file, False) for file in find_files(config.corpus.path)]
         if heldout is not None:
             self.files += [(file, True) for file in find_files(heldout)]
+        self.buckets = self._count_buckets()
         self.directory = work.directory / SPILL
         self.near_copies: NearCopies | None = None
 
@@ -120,7 +122,7 @@ class _Preparation:
             read = self._read()
             spill = Spill(self.directory)
             decisions = self._set_apart(spill, read)
-            parts = cut_parts(read["bucket"], self._buckets(), PART_BYTES)
+            parts = cut_parts(read["bucket"], self.buckets, PART_BYTES)
             if self.corpus.deduplicate == "near":
                 decisions = self._without_near_copies(decisions, parts)
             kept = _count(spill, parts, decisions)
@@ -142,7 +144,7 @@ class _Preparation:
         path = self.corpus.path
         self.console.say(f"reading {path if isinstance(path, str) else ', '.join(path)}")
         readings = [
-            Reading(self.directory, file, number, heldout, self.corpus, self.config.seed, self._buckets(), PART_BYTES)
+            Reading(self.directory, file, number, heldout, self.corpus, self.config.seed, self.buckets, PART_BYTES)
             for number, (file, heldout) in enumerate(self.files)
         ]
         total: dict[str, Any] = {"documents": 0, "sources": Counter(), "skipped": 0, "passages": 0, "bucket": Counter()}
@@ -170,7 +172,7 @@ class _Preparation:
             left -= 0 if reading.heldout else counts["documents"]
             yield counts
 
-    def _buckets(self) -> int:
+    def _count_buckets(self) -> int:
         """How many buckets the order is cut into, by the size of the input alone."""
         size = 0
         for file, _ in self.files:

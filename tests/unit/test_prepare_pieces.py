@@ -20,6 +20,7 @@ from sbp_fast.stage import Manifest
 
 QUIET = Console(quiet=True)
 FILES, DOCUMENTS = 3, 40
+LATE = "Last in the first file, and first in the last."
 
 
 @pytest.fixture
@@ -30,6 +31,7 @@ def input(tmp_path: Path) -> Path:
     for number in range(FILES):
         texts = [f"Document {i} of file {number}: {i * i * i}, {i % 7} ..." for i in range(DOCUMENTS)]
         texts += ["The same in every file.", f"Long in {number}. " * 40]
+        texts = {0: [*texts, LATE], 1: texts, 2: [LATE, *texts]}[number]
         lines = "".join(json.dumps({"text": text, "source": "ab"[number % 2]}) + "\n" for text in texts).encode()
         path = folder / (f"{number}.jsonl.gz" if number == 1 else f"{number}.jsonl")
         path.write_bytes(gzip.compress(lines, mtime=0) if number == 1 else lines)
@@ -71,7 +73,9 @@ def test_the_order_does_not_depend_on_how_it_is_cut(
             patch.setattr(module, "SMALL_PART_BYTES", small)
     assert found[0] == found[1]
     assert found[0][3]["copies_dropped"] + found[0][3]["heldout_copies_dropped"] >= 2
-    assert len(found[0][1]) + len(found[0][2]) == FILES * (DOCUMENTS + found[0][3]["passages_cut"] // FILES) + 1
+    assert len(found[0][1]) + len(found[0][2]) == FILES * (DOCUMENTS + found[0][3]["passages_cut"] // FILES) + 2
+    stay = {id for id in (*found[0][1], *found[0][2]) if id.split("/")[0] in (f"0.jsonl:{DOCUMENTS + 3}", "2.jsonl:1")}
+    assert stay == {f"0.jsonl:{DOCUMENTS + 3}"}  # of copies the first that was read
 
 
 class Killed(BaseException):
@@ -121,7 +125,7 @@ def test_what_cannot_be_used_is_skipped_counted_and_listed(input: Path, tmp_path
     assert not list(tmp_path.glob("stopped*"))
     made = prepare(configure(input, on_error="skip", workers=2), tmp_path / "skipped", console=QUIET)
     listed = [json.loads(line) for line in (tmp_path / "skipped/skipped.jsonl").read_text().splitlines()]
-    assert [entry["where"] for entry in listed] == ["0.jsonl, line 1", f"0.jsonl, line {DOCUMENTS + 4}", "2.jsonl.gz"]
+    assert [entry["where"] for entry in listed] == ["0.jsonl, line 1", f"0.jsonl, line {DOCUMENTS + 5}", "2.jsonl.gz"]
     assert "malformed JSON" in listed[0]["what"] and "empty text" in listed[1]["what"] and "cannot be read" in listed[2]["what"]
     assert made.counts["records_skipped"] == 3 and whole.counts["records_skipped"] == 0
     assert made.counts["documents"] == whole.counts["documents"]
