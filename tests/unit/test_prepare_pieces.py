@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sbp_fast.corpus.prepare as module
+from sbp_fast import stage
 from sbp_fast.config import CorpusConfig, RunConfig
 from sbp_fast.corpus.prepare import prepare
 from sbp_fast.corpus.prepared import PreparedCorpus
@@ -112,6 +113,44 @@ def test_killed_at_any_durable_step_it_goes_on_to_the_same_bytes(
         assert run(out, step) is None
         again = run(out, float("inf"))
         assert again is not None and again.files == whole.files and again.counts == whole.counts
+
+
+def test_killed_before_its_manifest_it_does_nothing_again(input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure(input, workers=1)
+    whole = prepare(config, tmp_path / "whole", console=QUIET)
+
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_finish", kill)
+        with pytest.raises(Killed):
+            prepare(config, tmp_path / "out", console=QUIET)
+    monkeypatch.setattr(module, "run_tasks", kill)
+    made = prepare(config, tmp_path / "out", console=QUIET)
+    assert made.files == whole.files and made.counts == whole.counts
+    assert not (tmp_path / "out/counts.json").exists()
+
+
+def test_a_finished_piece_is_not_written_again(input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace, begun, renamed = os.replace, [True], []
+
+    def kill_late(source: Path, target: Path) -> None:
+        name = Path(target).name
+        if begun[0] and name == "part-00002.json":
+            raise Killed
+        renamed.append(name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", kill_late)
+    with pytest.raises(Killed):
+        prepare(configure(input, workers=1), tmp_path / "out", console=QUIET)
+    begun[0] = False
+    before, renamed = set(renamed), []
+    prepare(configure(input, workers=1), tmp_path / "out", console=QUIET)
+    written = [name for name in renamed if name.startswith(("piece", "file", "part", "tokens"))]
+    assert {"tokens-00001-00000.bin", "part-00001.json", "piece-000000-000000.arrow"} <= before
+    assert not {name for name in written if not name.startswith("tokens-00002")} & before
 
 
 def test_what_cannot_be_used_is_skipped_counted_and_listed(input: Path, tmp_path: Path) -> None:
