@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import atexit
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -68,7 +67,7 @@ def corpus() -> Iterator[Case]:
         {
             "ours": write(_ours),
             "ours, from lists of ids": write(_ours, lists=True),
-            "builder as Megatron's, from lists of ids": write(_megatron, lists=True),
+            "Megatron-LM, from lists of ids": write(_megatron, lists=True),
             "MDS, hashed, a document a sample": write(_mds),
             "MDS, hashed, samples of 4096 tokens": write(_mds, sequences=True),
         },
@@ -154,18 +153,12 @@ def _ours(documents: Documents, given: Sequence[Any], compression: Compression =
 
 
 def _megatron(documents: Documents, given: Sequence[list[int]], _: Compression) -> None:
-    """Each document made an array and written, then the index: what preprocess_data.py does."""
-    directory = documents.empty("megatron")
-    with open(directory / "tokens.bin", "wb") as file:
-        for tokens in given:
-            file.write(np.array(tokens, np.uint16).tobytes(order="C"))
-        os.fsync(file.fileno())
-    lengths = list(map(len, given))
-    with open(directory / "tokens.idx", "wb") as file:
-        file.write(np.array(lengths, np.int32).tobytes())
-        file.write(np.array(list(accumulate(lengths, initial=0)), np.int64).tobytes())
-        file.write(np.arange(len(lengths) + 1).tobytes())
-        os.fsync(file.fileno())
+    """What its preprocess_data.py does with the ids of each document."""
+    library, directory = import_module("megatron.core.datasets.indexed_dataset"), documents.empty("megatron")
+    builder = library.IndexedDatasetBuilder(str(directory / "tokens.bin"), dtype=np.uint16)
+    for tokens in given:
+        builder.add_document(tokens, [len(tokens)])
+    builder.finalize(str(directory / "tokens.idx"))
 
 
 def _mds(documents: Documents, given: Sequence[np.ndarray], compression: Compression = "none") -> str:
