@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from sbp_fast.config import CorpusConfig, RunConfig, resolve_threads
 from sbp_fast.corpus.documents import EMBEDDED, find_files, fingerprint_sources
+from sbp_fast.corpus.filesystem import user_errors
 from sbp_fast.corpus.near_copies import NearCopies, find_near_copies
 from sbp_fast.corpus.selection import FACTS, Decisions, check_ids, select, set_apart
 from sbp_fast.corpus.shards import Corpus, write_index
@@ -140,7 +141,7 @@ class _Preparation:
         self._record(read, kept, unique, tokenizer, [read_json(self._part(number)) for number in range(len(parts))])
 
     def _read(self) -> dict[str, Any]:
-        """Lay all files down; the sums of what `lay_down` counts, those of the files to train on beside those of all."""
+        """Lay all files down; returns the sums of what `lay_down` counts, documents and sources of those to train on alone."""
         path = self.corpus.path
         self.console.say(f"reading {path if isinstance(path, str) else ', '.join(path)}")
         readings = [
@@ -177,7 +178,9 @@ class _Preparation:
         size = 0
         for file, _ in self.files:
             packed = file.path.endswith((".gz", ".zst", ".parquet"))
-            size += file.system.size(file.path) * (COMPRESSION_RATIO if packed else 1)
+            with user_errors(file.system, file.shown):
+                stored = file.system.size(file.path) or 0  # a store may not tell: parts are then cut further
+            size += stored * (COMPRESSION_RATIO if packed else 1)
         return max(1, min(MINIMUM_PARTS, size // SMALL_PART_BYTES), -(-size // PART_BYTES))
 
     def _set_apart(self, spill: Spill, read: dict[str, Any]) -> Decisions:
