@@ -32,7 +32,7 @@ from sbp_fast.corpus.spill import Part, Reading, Spill, cut_parts, lay_down
 from sbp_fast.corpus.tokenizer import Tokenizer, train_tokenizer
 from sbp_fast.corpus.workers import run_tasks
 from sbp_fast.corpus.writing import Writing, write_part
-from sbp_fast.errors import UserError
+from sbp_fast.errors import Unreachable, UserError
 from sbp_fast.files import atomic_open, atomic_path, hash_file, read_json, write_json
 from sbp_fast.progress import Console
 from sbp_fast.stage import Manifest, Work, run_stage
@@ -128,6 +128,8 @@ class _Preparation:
                 decisions = self._without_near_copies(decisions, parts)
             kept = _count(spill, parts, decisions)
             unique = self._unique(kept["train"])
+        except Unreachable:
+            raise
         except UserError:
             shutil.rmtree(self.directory)  # refused input is mended before the next attempt, which reads anew
             raise

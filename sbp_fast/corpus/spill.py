@@ -23,7 +23,7 @@ import xxhash
 from sbp_fast.config import CorpusConfig
 from sbp_fast.corpus.documents import Document, File, head_of, read_file
 from sbp_fast.corpus.passages import cut_passages
-from sbp_fast.errors import UserError
+from sbp_fast.errors import Unreachable, UserError
 from sbp_fast.files import atomic_open, read_json, write_json
 
 DOCUMENT_WEIGHT = 256  # bytes that a document takes in memory beside its text
@@ -93,7 +93,7 @@ def lay_down(reading: Reading) -> dict[str, Any]:
         bytes of each, DOCUMENT_WEIGHT counted for a document.
 
     Raises:
-        UserError: the first record that cannot be used, unless `on_error` is "skip".
+        UserError: the first record that cannot be used, unless `on_error` is "skip"; a store that fails, always.
     """
     done = reading.directory / f"file-{reading.number:06d}.json"
     if done.is_file():
@@ -144,7 +144,7 @@ class _Builder:
             self.close()
 
     def _skip(self, error: UserError) -> None:
-        if self.reading.config.on_error == "stop":
+        if self.reading.config.on_error == "stop" or isinstance(error, Unreachable):
             raise error
         file = self.reading.file
         where = error.where.replace(file.shown, "/".join(file.parts), 1)  # the same wherever the files lie

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -44,7 +45,7 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PART_BYTES", 12_000)
 
 
-def configure(path: Path, **corpus: Any) -> RunConfig:
+def configure(path: Path | str, **corpus: Any) -> RunConfig:
     values = {"path": str(path), "vocabulary_size": 270, "unique_share": 0.25, "passage_characters": 200, **corpus}
     return RunConfig(corpus=CorpusConfig(**values))
 
@@ -151,6 +152,33 @@ def test_a_finished_piece_is_not_written_again(input: Path, tmp_path: Path, monk
     written = [name for name in renamed if name.startswith(("piece", "file", "part", "tokens"))]
     assert {"tokens-00001-00000.bin", "part-00001.json", "piece-000000-000000.arrow"} <= before
     assert not {name for name in written if not name.startswith("tokens-00002")} & before
+
+
+def test_a_store_that_fails_is_not_skipped_and_what_was_read_stays(
+    input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(input), "/pieces", recursive=True)
+    config = configure("memory://pieces", on_error="skip", workers=1)
+    whole = prepare(config, tmp_path / "whole", console=QUIET)
+    opened, read = type(memory).open, []
+
+    def fail(self: Any, path: str, *arguments: Any, **options: Any) -> Any:
+        read.append(path)
+        if path.endswith("2.jsonl"):
+            raise RuntimeError("the store does not answer")
+        return opened(self, path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "open", fail)
+        with pytest.raises(UserError, match=r"2\.jsonl: cannot be read: the store does not answer"):
+            prepare(config, tmp_path / "out", console=QUIET)
+        assert len(read) == 3
+        with pytest.raises(UserError, match="does not answer"):
+            prepare(config, tmp_path / "out", console=QUIET)
+        assert len(read) == 4  # the files before are not read again
+    assert prepare(config, tmp_path / "out", console=QUIET).files == whole.files
+    memory.rm("/pieces", recursive=True)
 
 
 def test_what_cannot_be_used_is_skipped_counted_and_listed(input: Path, tmp_path: Path) -> None:

@@ -32,6 +32,12 @@ def square(number: int) -> int:
     return number * number
 
 
+def fail_or_sleep(seconds: int) -> None:
+    if not seconds:
+        raise UserError(seconds, "is nothing", "give more")
+    time.sleep(seconds)
+
+
 def leave(number: int) -> None:
     os._exit(number)
 
@@ -50,6 +56,13 @@ def test_the_first_mistake_is_raised_and_nothing_goes_on(workers: int) -> None:
             found.append(result)
     assert found == [1] and (caught.value.where, caught.value.remedy) == ("-2", "give a positive number")
     assert not multiprocessing.active_children()
+
+
+def test_a_mistake_does_not_wait_for_what_is_at_work() -> None:
+    begun = time.monotonic()
+    with pytest.raises(UserError):
+        list(run_tasks(fail_or_sleep, [0, 1000], 2))
+    assert time.monotonic() - begun < 500
 
 
 def test_a_worker_that_is_killed_is_noticed() -> None:
