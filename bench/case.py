@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +41,7 @@ class Case:
         work: units of useful work in one run, for rates; `unit` names them.
         flops, bytes: of useful arithmetic, and of the fewest bytes moved, for the physical limit.
         judges: providers whose errors ours is held against: the same operation as plain torch in the same dtype.
+        clock: what times a run on a CPU: seconds by the wall, or `time.process_time` for those of all cores together.
         check: a smaller case of the same operation where `exact` of this one would be too large.
     """
 
@@ -54,5 +56,6 @@ class Case:
     judges: tuple[str, ...] = ()
     check: Case | None = None
     facts: Mapping[str, float] = field(default_factory=dict)  # figures that are counted, not timed; read after the runs
-    long: bool = False  # minutes a run: CPU seconds of few rounds without a warm-up; its providers judge what they find
+    long: bool = False  # minutes a run: few rounds without a warm-up; its providers judge what they find
+    clock: Callable[[], float] = time.perf_counter
     importance: int = 0  # lower runs first where time is short

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from bench.attention import attention
 from bench.case import Case
+from bench.corpus import corpus
 from bench.loss import loss
 from bench.order import order
 from bench.pairs import pairs
@@ -19,4 +20,5 @@ OPERATIONS: dict[str, Callable[[], Iterator[Case]]] = {
     "small": small,
     "order": order,
     "pairs": pairs,
+    "corpus": corpus,
 }

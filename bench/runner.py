@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def measure(case: Case, seconds: float = 60.0) -> dict[str, Any]:
         if not found <= AGREEMENT:
             row["left_out"][name] = f"differs from ours by {found:.3g} at this size"
             del prepared[name]
-    row |= _time(prepared, seconds, case.long)
+    row |= _time(prepared, seconds, case)
     return row
 
 
@@ -94,15 +95,15 @@ def _disagreement(prepared: dict[str, list[Prepared]]) -> dict[str, float]:
     return found
 
 
-def _time(prepared: dict[str, list[Prepared]], seconds: float, long: bool) -> dict[str, Any]:
+def _time(prepared: dict[str, list[Prepared]], seconds: float, case: Case) -> dict[str, Any]:
     machine.settle()
     times: dict[str, list[float]] = {name: [] for name in prepared}
-    memory = {name: None if long else _memory(providers[0]) for name, providers in prepared.items()}
-    rounds, fewest = (LONG_ROUNDS, 2) if long else (ROUNDS, 5)
+    memory = {name: None if case.long else _memory(providers[0]) for name, providers in prepared.items()}
+    rounds, fewest = (LONG_ROUNDS, 2) if case.long else (ROUNDS, 5)
     started = time.perf_counter()
     for turn in range(rounds):
         for name, providers in prepared.items():
-            times[name].append(_seconds(providers[turn % len(providers)], long))
+            times[name].append(_seconds(providers[turn % len(providers)], case.clock))
         if turn + 1 >= fewest and time.perf_counter() - started > seconds:
             break
     ours, *peers = prepared
@@ -115,12 +116,7 @@ def _time(prepared: dict[str, list[Prepared]], seconds: float, long: bool) -> di
     }
 
 
-def _seconds(provider: Prepared, processor: bool) -> float:
-    """Of the wall clock, or of all processor cores together."""
-    if processor:
-        started = time.process_time()
-        provider.run()
-        return time.process_time() - started
+def _seconds(provider: Prepared, clock: Callable[[], float]) -> float:
     if torch.cuda.is_available():
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -128,9 +124,9 @@ def _seconds(provider: Prepared, processor: bool) -> float:
         stop.record()
         stop.synchronize()
         return start.elapsed_time(stop) / 1e3
-    started = time.perf_counter()
+    started = clock()
     provider.run()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def _memory(provider: Prepared) -> int | None:

@@ -18,4 +18,8 @@ class UserError(Exception):
         super().__init__(" ".join(line.split()))  # one line, whatever was put into it
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
-        return UserError, (self.where, self.what, self.remedy)  # so that a worker process can hand it on
+        return type(self), (self.where, self.what, self.remedy)  # so that a worker process can hand it on
+
+
+class Unreachable(UserError):
+    """What may go well at the next attempt, such as a store that does not answer: what was done so far is worth keeping."""

@@ -214,7 +214,7 @@ def _read_parquet(file: File, config: CorpusConfig) -> Iterator[Document | UserE
         wanted = [config.text_field, config.id_field, config.source_field]
         number = 0
         for batch in table.iter_batches(1024, columns=[name for name in names if name in wanted]):
-            for record in _records(batch):
+            for record in _rows(batch):
                 number += 1
                 try:
                     if record is None:
@@ -224,12 +224,12 @@ def _read_parquet(file: File, config: CorpusConfig) -> Iterator[Document | UserE
                     yield error
 
 
-def _records(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
+def _rows(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
     """The rows of a batch, None for one whose text is not UTF-8."""
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:
-        return [record for row in range(len(batch)) for record in _records(batch.slice(row, 1))] if len(batch) > 1 else [None]
+        return [record for row in range(len(batch)) for record in _rows(batch.slice(row, 1))] if len(batch) > 1 else [None]
 
 
 def _document(record: dict[str, Any], file: File, number: int | None, config: CorpusConfig) -> Document:

@@ -13,7 +13,7 @@ import xxhash
 from fsspec.core import split_protocol, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from sbp_fast.errors import UserError
+from sbp_fast.errors import Unreachable, UserError
 
 EXTRAS = {"s3": "sbp-fast[s3]", "s3a": "sbp-fast[s3]"}
 UNREADABLE = (OSError, EOFError, pa.ArrowException)  # what storage, decompression and parquet raise on damaged input
@@ -39,7 +39,7 @@ def open_system(pattern: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 @contextmanager
 def user_errors(system: fsspec.AbstractFileSystem, shown: str) -> Iterator[None]:
-    """Turn what a file system raises into a UserError about `shown`."""
+    """Turn what a file system raises into a UserError about `shown`: Unreachable where it is the store that failed."""
     # a remote store fails with whatever its client raises: the clients share no base class
     expected = UNREADABLE if isinstance(system, LocalFileSystem) else (Exception,)
     try:
@@ -47,9 +47,10 @@ def user_errors(system: fsspec.AbstractFileSystem, shown: str) -> Iterator[None]
     except UserError:
         raise
     except expected as error:
-        raise UserError(
-            shown, f"cannot be read: {error or type(error).__name__}", "check that it is whole, within reach and yours to read"
-        ) from error
+        damaged = isinstance(system, LocalFileSystem) or isinstance(error, (EOFError, pa.ArrowException))
+        kind = UserError if damaged else Unreachable
+        what = f"cannot be read: {error or type(error).__name__}"
+        raise kind(shown, what, "check that it is whole, within reach and yours to read") from error
 
 
 class Folder:

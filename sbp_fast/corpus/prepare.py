@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from sbp_fast.config import CorpusConfig, RunConfig, resolve_threads
 from sbp_fast.corpus.documents import EMBEDDED, find_files, fingerprint_sources
+from sbp_fast.corpus.filesystem import user_errors
 from sbp_fast.corpus.near_copies import NearCopies, find_near_copies
 from sbp_fast.corpus.selection import FACTS, Decisions, check_ids, select, set_apart
 from sbp_fast.corpus.shards import Corpus, write_index
@@ -31,7 +32,7 @@ from sbp_fast.corpus.spill import Part, Reading, Spill, cut_parts, lay_down
 from sbp_fast.corpus.tokenizer import Tokenizer, train_tokenizer
 from sbp_fast.corpus.workers import run_tasks
 from sbp_fast.corpus.writing import Writing, write_part
-from sbp_fast.errors import UserError
+from sbp_fast.errors import Unreachable, UserError
 from sbp_fast.files import atomic_open, atomic_path, hash_file, read_json, write_json
 from sbp_fast.progress import Console
 from sbp_fast.stage import Manifest, Work, run_stage
@@ -103,6 +104,7 @@ class _Preparation:
 
     Attributes:
         files: each file to read, and whether its documents are given to be held out.
+        buckets: of the shuffled order.
     """
 
     def __init__(self, config: RunConfig, heldout: str | tuple[str, ...] | None, work: Work) -> None:
@@ -111,6 +113,7 @@ class _Preparation:
         self.files = [(file, False) for file in find_files(config.corpus.path)]
         if heldout is not None:
             self.files += [(file, True) for file in find_files(heldout)]
+        self.buckets = self._count_buckets()
         self.directory = work.directory / SPILL
         self.near_copies: NearCopies | None = None
 
@@ -120,11 +123,13 @@ class _Preparation:
             read = self._read()
             spill = Spill(self.directory)
             decisions = self._set_apart(spill, read)
-            parts = cut_parts(read["bucket"], self._buckets(), PART_BYTES)
+            parts = cut_parts(read["bucket"], self.buckets, PART_BYTES)
             if self.corpus.deduplicate == "near":
                 decisions = self._without_near_copies(decisions, parts)
             kept = _count(spill, parts, decisions)
             unique = self._unique(kept["train"])
+        except Unreachable:
+            raise
         except UserError:
             shutil.rmtree(self.directory)  # refused input is mended before the next attempt, which reads anew
             raise
@@ -138,11 +143,11 @@ class _Preparation:
         self._record(read, kept, unique, tokenizer, [read_json(self._part(number)) for number in range(len(parts))])
 
     def _read(self) -> dict[str, Any]:
-        """Lay all files down; the sums of what `lay_down` counts, those of the files to train on beside those of all."""
+        """Lay all files down; returns the sums of what `lay_down` counts, documents and sources of those to train on alone."""
         path = self.corpus.path
         self.console.say(f"reading {path if isinstance(path, str) else ', '.join(path)}")
         readings = [
-            Reading(self.directory, file, number, heldout, self.corpus, self.config.seed, self._buckets(), PART_BYTES)
+            Reading(self.directory, file, number, heldout, self.corpus, self.config.seed, self.buckets, PART_BYTES)
             for number, (file, heldout) in enumerate(self.files)
         ]
         total: dict[str, Any] = {"documents": 0, "sources": Counter(), "skipped": 0, "passages": 0, "bucket": Counter()}
@@ -170,12 +175,14 @@ class _Preparation:
             left -= 0 if reading.heldout else counts["documents"]
             yield counts
 
-    def _buckets(self) -> int:
+    def _count_buckets(self) -> int:
         """How many buckets the order is cut into, by the size of the input alone."""
         size = 0
         for file, _ in self.files:
             packed = file.path.endswith((".gz", ".zst", ".parquet"))
-            size += file.system.size(file.path) * (COMPRESSION_RATIO if packed else 1)
+            with user_errors(file.system, file.shown):
+                stored = file.system.size(file.path) or 0  # a store may not tell: parts are then cut further
+            size += stored * (COMPRESSION_RATIO if packed else 1)
         return max(1, min(MINIMUM_PARTS, size // SMALL_PART_BYTES), -(-size // PART_BYTES))
 
     def _set_apart(self, spill: Spill, read: dict[str, Any]) -> Decisions:

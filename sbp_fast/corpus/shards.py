@@ -308,29 +308,52 @@ class CorpusWriter:
             "compression": compression,
             "block_tokens": block_tokens,
         }
+        self._clear()
+
+    def _clear(self) -> None:
+        # a list for each column: rows would be objects that the garbage collector visits
         self._documents: list[np.ndarray] = []
-        self._columns: dict[str, list[Any]] = {}
+        self._ids: list[str] = []
+        self._sources: list[str] = []
+        self._text_bytes: list[int] = []
+        self._more: dict[str, list[Any]] = {}
         self._held = 0
 
     def add(self, tokens: np.ndarray | Sequence[int], *, id: str, source: str, text_bytes: int, **columns: Any) -> None:
-        """Append a document (with its <begin> and <end>); `columns` go to its row of the table, the same for all."""
-        ids = np.asarray(tokens)
-        self._documents.append(ids)
-        row = {"id": id, "source": source, "text_bytes": text_bytes, "tokens": len(ids), **columns}
-        self._columns = self._columns or {name: [] for name in row}
-        for name, value in row.items():
-            self._columns[name].append(value)
-        self._held += len(ids)
+        """Append a document (with its <begin> and <end>); `columns` go to its row, the same ones for all.
+
+        Raises:
+            ValueError: other columns than those of the documents before.
+        """
+        if not self._documents:
+            self._more = {name: [] for name in columns}
+        elif columns.keys() != self._more.keys():
+            raise ValueError(f"columns {', '.join(columns)} of a table that has {', '.join(self._more)}")
+        document = np.asarray(tokens)
+        self._documents.append(document)
+        self._ids.append(id)
+        self._sources.append(source)
+        self._text_bytes.append(text_bytes)
+        for name, value in columns.items():
+            self._more[name].append(value)
+        self._held += len(document)
         if self._held >= self.shard_tokens:
             self._flush()
 
     def _flush(self) -> None:
         if not self._documents:
             return
+        columns = {
+            "id": self._ids,
+            "source": self._sources,
+            "text_bytes": self._text_bytes,
+            "tokens": [len(document) for document in self._documents],
+            **self._more,
+        }
         tokens = np.concatenate([document for document in self._documents if len(document)] or [np.zeros(0, np.int64)])
         name = f"{self.prefix}{len(self.shards):05d}"
-        self.shards.append(write_shard(self.directory, name, tokens, self._columns, **self._storage))
-        self._documents, self._columns, self._held = [], {}, 0
+        self.shards.append(write_shard(self.directory, name, tokens, columns, **self._storage))
+        self._clear()
 
     def finish(self) -> list[dict[str, Any]]:
         """Finish the last shard; returns the entries of all for `write_index`."""

@@ -23,7 +23,7 @@ import xxhash
 from sbp_fast.config import CorpusConfig
 from sbp_fast.corpus.documents import Document, File, head_of, read_file
 from sbp_fast.corpus.passages import cut_passages
-from sbp_fast.errors import UserError
+from sbp_fast.errors import Unreachable, UserError
 from sbp_fast.files import atomic_open, read_json, write_json
 
 DOCUMENT_WEIGHT = 256  # bytes that a document takes in memory beside its text
@@ -52,7 +52,7 @@ class Reading:
     Attributes:
         number: of the file in the order of reading.
         limit: documents to read at most.
-        piece_bytes: see `piece_weight`: a piece is closed by the document that brings it to this.
+        piece_bytes: a piece is closed by the document that brings it to this, DOCUMENT_WEIGHT counted for each.
     """
 
     directory: Path
@@ -89,11 +89,11 @@ def lay_down(reading: Reading) -> dict[str, Any]:
     """Read a file and lay it down in pieces, going on after those that an earlier attempt finished.
 
     Returns:
-        "documents" read, "passages" made of them, "skipped" records, "bytes" of text, "sources" (documents of each), and the
-        "weights" of the buckets.
+        "documents" read, "passages" made of them, "skipped" records; under "source" the documents of each, under "bucket" the
+        bytes of each, DOCUMENT_WEIGHT counted for a document.
 
     Raises:
-        UserError: the first record that cannot be used, unless `on_error` is "skip".
+        UserError: the first record that cannot be used, unless `on_error` is "skip"; a store that fails, always.
     """
     done = reading.directory / f"file-{reading.number:06d}.json"
     if done.is_file():
@@ -113,7 +113,7 @@ def lay_down(reading: Reading) -> dict[str, Any]:
 
 def _counted(total: Mapping[str, int]) -> dict[str, Any]:
     """Counters whose keys are "bucket:3" and "source:news", as dictionaries of their own."""
-    found: dict[str, Any] = {key: total.get(key, 0) for key in ("documents", "passages", "skipped", "bytes")}
+    found: dict[str, Any] = {key: total.get(key, 0) for key in ("documents", "passages", "skipped")}
     for kind in ("source", "bucket"):
         names = {key.partition(":")[2]: value for key, value in total.items() if key.startswith(f"{kind}:")}
         found[kind] = names
@@ -144,7 +144,7 @@ class _Builder:
             self.close()
 
     def _skip(self, error: UserError) -> None:
-        if self.reading.config.on_error == "stop":
+        if self.reading.config.on_error == "stop" or isinstance(error, Unreachable):
             raise error
         file = self.reading.file
         where = error.where.replace(file.shown, "/".join(file.parts), 1)  # the same wherever the files lie
@@ -174,7 +174,6 @@ class _Builder:
             self.rows[name].append(value)
         weight = len(content) + DOCUMENT_WEIGHT
         self.weight += weight
-        self.counts["bytes"] += len(content)
         self.counts[f"bucket:{place['high'] * self.reading.buckets >> KEY_BITS}"] += weight
 
     def close(self) -> None:
@@ -227,7 +226,7 @@ class Spill:
                 yield {name: table[name].to_numpy(zero_copy_only=False) for name in names}
 
     def rows(self, part: Part, names: Sequence[str] = SCHEMA.names) -> pa.Table:
-        """The named columns of a part, in the order of reading; "high" must be among them."""
+        """The named columns of a part, piece by piece, those of a piece in the shuffled order; "high" must be among them."""
         found = [SCHEMA.empty_table().select(names)]
         for path in self.pieces:
             with pa.memory_map(str(path)) as source:

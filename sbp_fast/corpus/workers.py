@@ -32,12 +32,9 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], workers
         for future in [pool.submit(function, task) for task in tasks]:
             yield future.result()
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        left = set(multiprocessing.active_children()) - others
-        for process in left:
+        for process in set(multiprocessing.active_children()) - others:
             process.terminate()
-        for process in left:
-            process.join()  # so that none still writes what the caller may now clear away
+        pool.shutdown(cancel_futures=True)  # waits for them: none may still write what the caller now clears away
         raise
     pool.shutdown()
 

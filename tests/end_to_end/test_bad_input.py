@@ -58,6 +58,28 @@ def test_a_bad_corpus(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (out / "corpus").exists()
 
 
+def test_bad_records_are_skipped_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "input.jsonl"
+    path.write_text("not JSON\n" + "".join(json.dumps({"text": f"Text {number}."}) + "\n" for number in range(200)))
+    arguments = ["prepare", "demo", *TINY, f"corpus.path={path}", "--out", str(tmp_path / "corpus")]
+    code, error = sbp_fast(capsys, monkeypatch, *arguments, "--on-error", "ignore")
+    assert (code, error.count("\n")) == (2, 1) and "corpus.on_error = ignore" in error
+    assert sbp_fast(capsys, monkeypatch, *arguments)[0] == 2
+    assert sbp_fast(capsys, monkeypatch, *arguments, "--on-error", "skip") == (0, "")
+    assert "line 1" in (tmp_path / "corpus/skipped.jsonl").read_text()
+
+
+def test_exports_that_cannot_be_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["export-tokens", str(tmp_path), "--to", "mds", "--out", str(tmp_path / "out")]
+    code, error = sbp_fast(capsys, monkeypatch, *arguments)
+    assert (code, error.count("\n")) == (2, 1) and "holds no token shards" in error
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [

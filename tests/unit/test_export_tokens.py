@@ -102,7 +102,17 @@ def test_every_document_arrives(
     assert len(list((tmp_path / "mds").glob("*.mds"))) > 1
 
 
-def test_the_project_itself_reads_its_format(tmp_path: Path) -> None:
+@pytest.mark.parametrize("vocabulary", [1 << 16, 1 << 18])
+def test_megatron_itself_reads_its_format(tmp_path: Path, vocabulary: int) -> None:
+    reader = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    corpus = make(tmp_path / "corpus", vocabulary)
+    export_tokens(tmp_path / "corpus", "megatron", tmp_path / "megatron", console=QUIET)
+    found = reader.IndexedDataset(str(tmp_path / "megatron/tokens"))
+    assert [found[i].tolist() for i in range(len(found))] == [tokens for *_, tokens in contents(corpus)]
+    assert found.document_indices.tolist() == list(range(len(corpus) + 1))
+
+
+def test_mosaic_itself_reads_its_format(tmp_path: Path) -> None:
     reader = pytest.importorskip("streaming.base.format.mds.reader")
     corpus = make(tmp_path / "corpus", 1 << 16)
     export_tokens(tmp_path / "corpus", "mds", tmp_path / "mds", console=QUIET)

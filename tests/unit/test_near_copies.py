@@ -18,7 +18,7 @@ from sbp_fast.config import CorpusConfig, RunConfig
 from sbp_fast.corpus.minhash import BANDS, ROWS, SHINGLE_WORDS, band_keys, jaccard, word_ids
 from sbp_fast.corpus.prepare import prepare
 from sbp_fast.corpus.prepared import PreparedCorpus
-from sbp_fast.corpus.shingles import shingle_hashes, signature
+from sbp_fast.corpus.shingles import shingle_hashes, signature, window_hashes
 from sbp_fast.progress import Console
 
 QUIET = Console(quiet=True)
@@ -74,6 +74,18 @@ def test_keys_of_many_texts_are_those_of_each() -> None:
     )
     assert lengths.tolist() == [len(words(text)) for text in texts] == [7, 0, 0, 1, 7]
     assert (keys[:, 0] == keys[:, 4]).all() and (keys[:, 0] != keys[:, 3]).all() and keys.shape == (BANDS, 5)
+
+
+def test_texts_share_the_keys_of_the_bands_they_agree_in() -> None:
+    texts = [[f"w{(i * i + (i % 60 == 0) * step * 7) % 997}" for i in range(300)] for step in range(6)]
+    encoded = [" ".join(text).encode() for text in texts]
+    keys, _ = band_keys(
+        np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([0, *map(len, encoded)]), SHINGLE_WORDS, BANDS, ROWS
+    )
+    least = [signature(window_hashes(word_ids(np.frombuffer(text, np.uint8)), SHINGLE_WORDS), BANDS * ROWS) for text in encoded]
+    agree = [(least[0].reshape(BANDS, ROWS) == one.reshape(BANDS, ROWS)).all(1) for one in least]
+    assert [(keys[:, 0] == keys[:, i]).tolist() for i in range(6)] == [one.tolist() for one in agree]
+    assert 0 < np.sum(agree[1:]) < 5 * BANDS
 
 
 def make(folder: Path, count: int = 60) -> dict[str, str]:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+import sbp_fast.corpus.prepare as module
 from sbp_fast.config import CorpusConfig, RunConfig
 from sbp_fast.corpus.prepare import prepare
 from sbp_fast.corpus.prepared import PreparedCorpus
@@ -120,6 +121,14 @@ def test_the_tokenizer_learns_from_the_unique_documents_alone(tmp_path: Path) ->
     train = [corpus.text(corpus.train, i) for i in range(len(corpus.train))]
     assert corpus.tokenizer.to_json() == train_tokenizer(train[: len(corpus.unique)], 270).to_json()
     assert corpus.tokenizer.to_json() != train_tokenizer(train, 270).to_json()
+
+
+def test_the_tokenizer_learns_from_a_bounded_head_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TRAINING_BYTES", 1000)
+    documents = [(str(i), f"{chr(97 + i % 26) * 3}{chr(97 + i // 26) * 3} " * 3) for i in range(400)]
+    corpus = run(configure(write_jsonl(tmp_path / "c.jsonl", documents)), tmp_path / "out")
+    head = [corpus.text(corpus.train, i) for i in range(48)]  # of 21 bytes each
+    assert corpus.tokenizer.to_json() == train_tokenizer(head, 270).to_json()
 
 
 def test_a_tokenizer_of_ones_own(tmp_path: Path) -> None:

@@ -99,6 +99,13 @@ def test_a_token_outside_the_vocabulary_is_not_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_documents_of_one_corpus_have_the_same_columns(tmp_path: Path) -> None:
+    writer = CorpusWriter(tmp_path, 10, 100)
+    writer.add([1], id="a", source="s", text_bytes=0, seed=3)
+    with pytest.raises(ValueError, match="columns sample of a table that has seed"):
+        writer.add([1], id="b", source="s", text_bytes=0, sample=3)
+
+
 @pytest.fixture(params=MODES)
 def corpus(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Three shards of 200 or so tokens in blocks of 64, the values of a smaller range so that they compress."""
@@ -192,6 +199,17 @@ def test_bytes_after_the_end_are_damage_too(corpus: Path) -> None:
         found = complaint(corpus)
         assert found and found.where == str(file)
         file.write_bytes(whole)
+
+
+def test_opening_finds_a_file_that_is_cut_or_missing(corpus: Path) -> None:
+    file = corpus / "tokens-00001.bin"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with pytest.raises(UserError, match=rf"{file}: \d+ bytes long instead of {len(content)}, cut in block 3;"):
+        Corpus(corpus)
+    file.unlink()
+    with pytest.raises(UserError, match=f"{file}: missing"):
+        Corpus(corpus)
 
 
 def flip_in_block(corpus: Path, block: int) -> str:

@@ -1,0 +1,228 @@
+"""Token shards: writing and reading beside Megatron-LM's builder, MosaicML's MDS and litdata, and finding near-copies beside
+datasketch. CPU seconds of the whole process on real text, the embedded corpus a few times over.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib import import_module
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.case import Case, Prepared, Provider, Tensors
+from sbp_fast.config import CorpusConfig, RunConfig
+from sbp_fast.corpus import blocks
+from sbp_fast.corpus.blocks import Compression
+from sbp_fast.corpus.documents import Document, find_files, read_file
+from sbp_fast.corpus.minhash import BANDS, ROWS, SHINGLE_WORDS, band_keys
+from sbp_fast.corpus.prepare import prepare
+from sbp_fast.corpus.prepared import PreparedCorpus
+from sbp_fast.corpus.shards import Corpus, CorpusWriter
+from sbp_fast.progress import Console
+
+REPEATS = 4  # of the embedded corpus, in another order each time
+SEQUENCE = 4096  # tokens of a sample where samples and not documents are stored
+WINDOWS = 400  # read at random in one run
+TEXTS = 1500  # documents that near-copies are looked for in
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What is written: uint16 tokens of each document, of all of them joined and cut, and where the files go."""
+
+    tokens: list[np.ndarray]
+    sequences: list[np.ndarray]
+    vocabulary_size: int
+    folder: Path
+
+    @property
+    def total(self) -> int:
+        return sum(map(len, self.tokens))
+
+    def empty(self, name: str) -> Path:
+        """A folder for `name`, with nothing in it."""
+        folder = self.folder / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        return folder
+
+
+def corpus() -> Iterator[Case]:
+    documents = prepared_documents()
+    write, tokens = partial(_writing, documents), documents.total
+    yield _case(
+        "write, raw",
+        tokens,
+        {
+            "ours": write(_ours),
+            "ours, from lists of ids": write(_ours, lists=True),
+            "Megatron-LM, from lists of ids": write(_megatron, lists=True),
+            "MDS, hashed, a document a sample": write(_mds),
+            "MDS, hashed, samples of 4096 tokens": write(_mds, sequences=True),
+        },
+    )
+    yield _case("write, zstd", tokens, {"ours": write(_ours, "zstd"), "MDS, hashed, a document a sample": write(_mds, "zstd")})
+    raw, packed = (_ours(documents, documents.tokens, compression) for compression in ("none", "zstd"))
+    read: dict[str, Provider] = {
+        "ours, raw, checked": _provider(partial(_read, raw)),
+        "ours, zstd, checked": _provider(partial(_read, packed)),
+        "MDS": _lazily(lambda: partial(_read_mds, Path(_mds(documents, documents.sequences)))),
+        "litdata": _lazily(lambda: _litdata(documents)),
+    }
+    yield _case("read in order, to int64", tokens, read)
+    random: dict[str, Provider] = {
+        "ours, zstd, one block kept": _provider(partial(_windows, _forgetful(packed))),
+        "ours, raw": _provider(partial(_windows, raw)),
+    }
+    yield _case("read windows of 4096 at random, to int64", WINDOWS * SEQUENCE, random)
+    texts = [document.text for document in _texts()][:TEXTS]
+    near: dict[str, Provider] = {
+        "ours": _provider(partial(_keys, [text.encode() for text in texts])),
+        "datasketch": _lazily(lambda: partial(_datasketch, texts)),
+    }
+    yield _case("MinHash keys of texts", sum(len(text.encode()) for text in texts), near, unit="bytes")
+
+
+def _case(name: str, work: int, providers: dict[str, Provider], unit: str = "tokens") -> Case:
+    shape = {"operation": name, unit: work}
+    return Case(shape, _no_inputs, providers, None, work=float(work), unit=unit, clock=time.process_time)
+
+
+def _no_inputs(_: torch.Generator) -> Tensors:
+    return {}
+
+
+def _provider(run: Callable[[], Any]) -> Provider:
+    return lambda _: Prepared(run, lambda _: {})
+
+
+def _lazily(make: Callable[[], Callable[[], Any]]) -> Provider:
+    """What needs a package that may be missing, or files that take long to write."""
+    made = cache(make)
+    return lambda _: Prepared(made(), lambda _: {})
+
+
+def _texts() -> list[Document]:
+    found = [item for file in find_files("embedded:default") for item in read_file(file, CorpusConfig())]
+    return [item for item in found if isinstance(item, Document)]
+
+
+def prepared_documents() -> Documents:
+    folder = Path(tempfile.mkdtemp(prefix="sbp-fast-bench-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    prepare(RunConfig(corpus=CorpusConfig(vocabulary_size=32_768)), folder / "prepared", console=Console(quiet=True))
+    train = PreparedCorpus(folder / "prepared").train
+    random = np.random.default_rng(0)
+    order = np.concatenate([random.permutation(len(train)) for _ in range(REPEATS)])
+    tokens = [np.array(train[document]) for document in order.tolist()]
+    joined = np.concatenate(tokens)
+    sequences = [joined[start : start + SEQUENCE] for start in range(0, len(joined) - SEQUENCE, SEQUENCE)]
+    return Documents(tokens, sequences, train.vocabulary_size, folder)
+
+
+def _writing(
+    documents: Documents,
+    write: Callable[..., Any],
+    compression: Compression = "none",
+    lists: bool = False,
+    sequences: bool = False,
+) -> Provider:
+    given: Sequence[Any] = documents.sequences if sequences else documents.tokens
+    if lists:
+        given = [tokens.tolist() for tokens in given]
+    return _provider(partial(write, documents, given, compression))
+
+
+def _ours(documents: Documents, given: Sequence[Any], compression: Compression = "none") -> Corpus:
+    directory = documents.empty(f"ours-{compression}")
+    writer = CorpusWriter(directory, documents.vocabulary_size, compression=compression)
+    for number, tokens in enumerate(given):
+        writer.add(tokens, id=str(number), source="bench", text_bytes=1)
+    return writer.close()
+
+
+def _megatron(documents: Documents, given: Sequence[list[int]], _: Compression) -> None:
+    """What its preprocess_data.py does with the ids of each document."""
+    library, directory = import_module("megatron.core.datasets.indexed_dataset"), documents.empty("megatron")
+    builder = library.IndexedDatasetBuilder(str(directory / "tokens.bin"), dtype=np.uint16)
+    for tokens in given:
+        builder.add_document(tokens, [len(tokens)])
+    builder.finalize(str(directory / "tokens.idx"))
+
+
+def _mds(documents: Documents, given: Sequence[np.ndarray], compression: Compression = "none") -> str:
+    directory = str(documents.empty(f"mds-{compression}"))
+    packing = "zstd:1" if compression == "zstd" else None
+    with import_module("streaming").MDSWriter(
+        out=directory, columns={"tokens": "ndarray:uint16"}, compression=packing, hashes=["xxh64"]
+    ) as writer:
+        for tokens in given:
+            writer.write({"tokens": tokens})
+    return directory
+
+
+def _read(opened: Corpus) -> None:
+    for block in opened.read(checked=True):
+        block.astype(np.int64)
+
+
+def _read_mds(directory: Path) -> None:
+    reader = import_module("streaming.base.format.mds.reader").MDSReader
+    for facts in json.loads((directory / "index.json").read_text())["shards"]:
+        shard = reader.from_json(str(directory), None, facts)
+        for number in range(facts["samples"]):
+            shard.get_item(number)["tokens"].astype(np.int64)
+
+
+def _litdata(documents: Documents) -> Callable[[], None]:
+    library, writing = import_module("litdata"), import_module("litdata.streaming.writer")
+    directory, loader = str(documents.empty("litdata")), library.TokensLoader(block_size=SEQUENCE)
+    writer = writing.BinaryWriter(directory, chunk_bytes="64MB", item_loader=loader)
+    for number, tokens in enumerate(documents.sequences):
+        writer[number] = torch.from_numpy(tokens)
+    writer.done()
+    writer.merge()
+
+    def run() -> None:
+        for sample in library.StreamingDataset(directory, item_loader=library.TokensLoader(block_size=SEQUENCE)):
+            sample.long()
+
+    return run
+
+
+def _windows(opened: Corpus) -> None:
+    for start in np.random.default_rng(0).integers(0, opened.tokens - SEQUENCE, WINDOWS).tolist():
+        opened.slice(start, start + SEQUENCE).astype(np.int64)
+
+
+def _forgetful(opened: Corpus) -> Corpus:
+    """The corpus with room for one unpacked block: as if it were far larger than what is kept."""
+    kept, blocks.CACHED_BYTES = blocks.CACHED_BYTES, 1
+    try:
+        return Corpus(opened.directory)
+    finally:
+        blocks.CACHED_BYTES = kept
+
+
+def _keys(texts: list[bytes]) -> None:
+    offsets = np.array([0, *accumulate(map(len, texts))])
+    band_keys(np.frombuffer(b"".join(texts), np.uint8), offsets, SHINGLE_WORDS, BANDS, ROWS)
+
+
+def _datasketch(texts: list[str]) -> None:
+    sketch = import_module("datasketch").MinHash
+    for text in texts:
+        words = text.lower().split()
+        shingles = {" ".join(words[start : start + SHINGLE_WORDS]) for start in range(len(words) - SHINGLE_WORDS + 1)}
+        sketch(num_perm=BANDS * ROWS).update_batch([shingle.encode() for shingle in shingles])

@@ -1,0 +1,92 @@
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import pytest
+
+from sbp_fast.corpus.workers import run_tasks
+from sbp_fast.errors import UserError
+
+ENDLESS = """
+import os, sys, time
+from sbp_fast.corpus.workers import run_tasks
+
+def sleep(number):
+    print(os.getpid(), flush=True)
+    time.sleep(1000)
+
+if __name__ == "__main__":
+    list(run_tasks(sleep, [1, 2], 2))
+"""
+
+
+def square(number: int) -> int:
+    time.sleep(0.2 * (number == 1))
+    if number < 0:
+        raise UserError(number, "is negative", "give a positive number")
+    return number * number
+
+
+def fail_or_sleep(seconds: int) -> None:
+    if not seconds:
+        raise UserError(seconds, "is nothing", "give more")
+    time.sleep(seconds)
+
+
+def leave(number: int) -> None:
+    os._exit(number)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_order(workers: int) -> None:
+    assert list(run_tasks(square, [1, 2, 3, 4, 5], workers)) == [1, 4, 9, 16, 25]
+    assert list(run_tasks(square, [], workers)) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_first_mistake_is_raised_and_nothing_goes_on(workers: int) -> None:
+    found: list[int] = []
+    with pytest.raises(UserError) as caught:
+        for result in run_tasks(square, [1, -2, -3, *range(100)], workers):
+            found.append(result)
+    assert found == [1] and (caught.value.where, caught.value.remedy) == ("-2", "give a positive number")
+    assert not multiprocessing.active_children()
+
+
+def test_a_mistake_does_not_wait_for_what_is_at_work() -> None:
+    begun = time.monotonic()
+    with pytest.raises(UserError):
+        list(run_tasks(fail_or_sleep, [0, 1000], 2))
+    assert time.monotonic() - begun < 500
+
+
+def test_a_worker_that_is_killed_is_noticed() -> None:
+    with pytest.raises(BrokenProcessPool):
+        list(run_tasks(leave, [3, 3], 2))
+
+
+def test_workers_end_with_the_process_that_began_them(tmp_path: Path) -> None:
+    script = tmp_path / "endless.py"
+    script.write_text(ENDLESS)
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    workers = [int(process.stdout.readline()) for _ in range(2)]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for _ in range(200):
+        if not any(alive(worker) for worker in workers):
+            return
+        time.sleep(0.05)
+    pytest.fail("workers outlived their parent")
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
