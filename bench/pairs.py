@@ -95,10 +95,9 @@ def _ours(facts: dict[str, float]) -> Provider:
 def _peer(build: Callable[[np.ndarray], Search], facts: dict[str, float], name: str) -> Provider:
     def provider(given: Tensors) -> Prepared:
         vectors = given["vectors"].numpy()
-        queries, wanted = _wanted(vectors)
-        search = build(vectors)
+        sample, search = _sample(vectors), build(vectors)
         for effort in EFFORTS:
-            recall = _recall(search(queries, effort), wanted)
+            recall = sample.recall(search(sample.rows, effort))
             if recall >= TARGET:
                 facts.update({f"{name}: effort": effort, f"{name}: pair recall": recall})
                 return Prepared(partial(_build_and_search, build, vectors, effort))
@@ -111,18 +110,15 @@ def _build_and_search(build: Callable[[np.ndarray], Search], vectors: np.ndarray
     return build(vectors)(np.arange(len(vectors)), effort)
 
 
-def _wanted(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sampled documents, and the ids of their neighbours in the band, -1 for those outside."""
+def _sample(vectors: np.ndarray) -> Any:
+    """The pairs in the band of sampled documents."""
     from sbp_fast.pairs.join.exact import ExactJoin
+    from sbp_fast.pairs.join.join import Sample
 
     queries = np.sort(np.random.default_rng(0).permutation(len(vectors))[:QUERIES])
     ids, scores = ExactJoin(vectors, threads=1).search(queries, NEIGHBOURS)
-    return queries, np.where(scores >= LOW, ids, -1)
-
-
-def _recall(found: np.ndarray, wanted: np.ndarray) -> float:
-    hit = [np.isin(row[row >= 0], ids).sum() for row, ids in zip(wanted, found, strict=True)]
-    return float(np.sum(hit) / (wanted >= 0).sum())
+    rows, columns = np.nonzero(scores >= LOW)
+    return Sample(queries[rows], ids[rows, columns])
 
 
 def _hnswlib(vectors: np.ndarray) -> Search:
