@@ -60,8 +60,8 @@ def _shared(hashes: np.ndarray, offsets: np.ndarray, first: np.ndarray, second: 
 
 @numba.njit(cache=True)
 def _signatures(hashes: np.ndarray, offsets: np.ndarray, slots: int) -> np.ndarray:
-    """One-permutation MinHash (Li, Owen and Zhang, 2012): the least hash of each residue; an empty slot takes the next
-    full one's, mixed with its distance (Shrivastava and Li, 2014)."""
+    """One-permutation MinHash (Li, Owen and Zhang, 2012): the least hash of each residue; an empty slot takes the next full
+    one's (Shrivastava and Li, 2014), without an offset, since a hash says by its residue which slot it comes from."""
     nothing = ~np.uint64(0)
     signatures = np.full((len(offsets) - 1, slots), nothing, np.uint64)
     for text in range(len(offsets) - 1):
@@ -69,16 +69,11 @@ def _signatures(hashes: np.ndarray, offsets: np.ndarray, slots: int) -> np.ndarr
         for place in range(offsets[text], offsets[text + 1]):
             slot = hashes[place] % np.uint64(slots)
             least[slot] = min(least[slot], hashes[place])
-        following, distance = nothing, 0
-        full = least != nothing
+        full, following = least != nothing, nothing
         for step in range(2 * slots - 1, -1, -1):  # twice round, backwards: the second time, the next full slot is known
             at = step % slots
-            if full[at]:
-                following, distance = least[at], 0
-            else:
-                distance += 1
-                if step < slots:
-                    least[at] = _mix(following + np.uint64(distance) * BASE)
+            following = least[at] if full[at] else following
+            least[at] = following
     return signatures
 
 
