@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check test-slow bench aot gpu clean
+.PHONY: help setup run test check test-slow test-faults bench aot gpu clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,9 @@ check: $(READY)  ## Lint, format and types
 
 test-slow: $(READY)  ## The slow tests: random kills of the whole pipeline among them
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+test-faults: $(READY)  ## Kill a training run twenty times at random, alone and as two processes; not a bit may differ
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/end_to_end/test_faults.py
 
 bench: $(READY)  ## Measure side by side what this machine can measure (OP=name for one)
 	@$(BIN)/python -m bench $(OP)

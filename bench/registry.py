@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from bench.attention import attention
 from bench.case import Case
 from bench.loss import loss
+from bench.order import order
 from bench.pairs import pairs
 from bench.plan import plan
 from bench.small import small
@@ -16,5 +17,6 @@ OPERATIONS: dict[str, Callable[[], Iterator[Case]]] = {
     "attention": attention,
     "loss": loss,
     "small": small,
+    "order": order,
     "pairs": pairs,
 }

@@ -280,9 +280,9 @@ def export(model: Annotated[Path, typer.Argument(help="A trained model's directo
 
 @app.command(name="import", epilog="Example: sbp-fast import Qwen3-0.6B --out mine/base")
 def import_command(
-    directory: Annotated[Path, typer.Argument(help="A Hugging Face Qwen3 directory on this machine.")], *, out: Out
+    directory: Annotated[Path, typer.Argument(help="A Hugging Face directory on this machine.")], *, out: Out
 ) -> None:
-    """Turn a Hugging Face Qwen3 directory into a model to start from."""
+    """Turn a Hugging Face Qwen3 or Llama directory into a model to start from."""
     from sbp_fast.model.huggingface import import_model
 
     import_model(directory, out)

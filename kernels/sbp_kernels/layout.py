@@ -177,13 +177,25 @@ def _from_tree(lengths: Sequence[int], parents: Sequence[int], *, may_split: boo
         raise ValueError(f"lengths and parents must be as many: {len(lengths)} and {len(parents)}")
     if (total := sum(lengths)) > MAXIMUM_TOKENS:
         raise ValueError(f"lengths sum to {total}, beyond int32: split the stream")
+    if lengths and min(lengths) < 1:
+        segment = next(index for index, length in enumerate(lengths) if length < 1)
+        raise ValueError(f"lengths[{segment}] is {lengths[segment]}: leave empty segments out")
     starts = np.cumsum([0, *lengths])
+    if not parents or max(parents) == min(parents) == -1:
+        first_position, end_of_descendants = np.zeros(len(lengths), np.int64), starts[1:]
+    else:
+        first_position, end_of_descendants = _walk(starts, lengths, parents)
+    positions = np.arange(starts[-1]) - np.repeat(starts[:-1] - first_position, lengths)
+    visible_until = np.repeat(end_of_descendants, lengths)
+    return PackedLayout(_int32(visible_until), _int32(positions), lengths, parents, may_split, tiles)
+
+
+def _walk(starts: np.ndarray, lengths: Sequence[int], parents: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The first position of each segment, and where its last descendant ends."""
     first_position = np.zeros(len(lengths), np.int64)
     end_of_descendants = starts[1:].copy()
     open_path: list[int] = []  # the segment before and its ancestors, root first
-    for segment, (length, parent) in enumerate(zip(lengths, parents, strict=True)):
-        if length < 1:
-            raise ValueError(f"lengths[{segment}] is {length}: leave empty segments out")
+    for segment, parent in enumerate(parents):
         while open_path and open_path[-1] != parent:
             open_path.pop()
         if parent != -1 and not open_path:
@@ -194,9 +206,7 @@ def _from_tree(lengths: Sequence[int], parents: Sequence[int], *, may_split: boo
             first_position[segment] = first_position[parent] + lengths[parent]
         end_of_descendants[open_path] = starts[segment + 1]
         open_path.append(segment)
-    positions = np.arange(starts[-1]) - np.repeat(starts[:-1] - first_position, lengths)
-    visible_until = np.repeat(end_of_descendants, lengths)
-    return PackedLayout(_int32(visible_until), _int32(positions), lengths, parents, may_split, tiles)
+    return first_position, end_of_descendants
 
 
 def _check_tokens(tokens: int) -> None:

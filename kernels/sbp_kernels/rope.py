@@ -148,7 +148,8 @@ def _plain(x: Tensor, weight: Tensor | None, rotation: tuple[Tensor, Tensor], ep
     cosine, sine = (table.unsqueeze(1) for table in rotation)
     wide = x.to(cosine.dtype)
     first, second = (wide if weight is None else plain_rms_norm(wide, weight, epsilon)).chunk(2, -1)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1).to(x.dtype)
+    rotated = [torch.addcmul(first * cosine, second, sine, value=-1), torch.addcmul(second * cosine, first, sine)]
+    return torch.cat(rotated, -1).to(x.dtype)
 
 
 def _check(

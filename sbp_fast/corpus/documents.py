@@ -27,7 +27,7 @@ from sbp_fast.files import hash_file, hash_value
 
 EMBEDDED = "embedded:"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
-EXTRAS = {"hf": "sbp-fast[hub]", "s3": "sbp-fast[s3]", "s3a": "sbp-fast[s3]"}
+EXTRAS = {"s3": "sbp-fast[s3]", "s3a": "sbp-fast[s3]"}
 DEFAULT_SOURCE = "text"
 UNREADABLE = (OSError, EOFError, pa.ArrowException)  # what storage, decompression and parquet raise on damaged input
 

@@ -130,7 +130,7 @@ def _measured(config: RunConfig, need: Need, card: str, folder: Path = MEASURED)
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if DEVICE_NAMES.get(record["environment"]["device"]) == card:
             for case in record["cases"]:
-                if case["shape"] == asked:
+                if case["shape"] == asked and "peak_memory_bytes" in case:
                     return f"measured: {_gibibytes(case['peak_memory_bytes'])} GiB"
     return "not measured"
 

@@ -101,7 +101,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()  # what is being written when a run fails is still finished
+        self._pool.shutdown()  # what is being written when a run ends or fails is still finished
 
     def clear(self, keep_in: Path) -> None:
         """After a finished run: move those that stay to `keep_in`, and drop the rest."""

@@ -99,7 +99,7 @@ class Training:
         self.totals, self.unread, self.figures, self.clock = Totals(), Counts(), DeviceFigures(), Clock()
 
     def run(self) -> Totals:
-        """Train on all steps.
+        """Train on all steps; the checkpoints stay until `checkpoints.clear`, which is for when the model is saved.
 
         Raises:
             Stopped: SIGTERM or SIGINT came; what was done is saved.
@@ -109,7 +109,6 @@ class Training:
             self.resume()
             self.model.train()
             self.take_steps()
-            self.checkpoints.clear(self.work.beside(".checkpoints"))
         return self.totals
 
     def take_steps(self) -> None:

@@ -194,6 +194,7 @@ def _fit(run: Run, model: Transformer, batches: Batches, real: Corpus, padding: 
     )
     totals = training.run()
     save_model(model, work.directory, leads=processes.leads)
+    training.checkpoints.clear(work.beside(".checkpoints"))
     if processes.leads:
         _record(run, model, totals)
     return totals

@@ -219,7 +219,6 @@ def test_a_url_that_cannot_be_opened_says_what_is_missing(monkeypatch: pytest.Mo
 
     monkeypatch.setattr("sbp_fast.corpus.documents.url_to_fs", absent)
     assert "pip install 'sbp-fast[s3]'" in refusal("s3://bucket/c.jsonl")
-    assert "pip install 'sbp-fast[hub]'" in refusal("hf://datasets/a/b")
     assert "Install s3fs" in refusal("gs://bucket")
 
 

@@ -4,7 +4,6 @@ watched from the operation that makes it, in float32 and with the kernels' own o
 import gc
 import importlib
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from sbp_fast.config import ModelConfig, ParallelConfig, TrainConfig
 from sbp_fast.experiment.costs import BANDWIDTH
@@ -25,6 +23,7 @@ from sbp_fast.model import memory
 from sbp_fast.model.flops import PEAK_FLOPS, matrix_parameters, parameters
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.train.optimizer import make_optimizers
+from sbp_fast.train.sharding import build
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CONFIG = ModelConfig(layers=2, width=48, heads=4, key_value_heads=2, head_width=16, feed_forward_width=80, context=64)
@@ -61,20 +60,11 @@ def _small_operations_run_their_kernels(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(importlib.import_module(f"sbp_kernels.{name}"), "runs_triton", lambda backend, x: True)
 
 
-def keep_products(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    kept = operation.name() in ("aten::mm", "sbp_kernels::packed_attention")
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def forward(config: ModelConfig, checkpointing: str) -> tuple[Living, Callable[[], torch.Tensor]]:
+def forward(config: ModelConfig, checkpointing: Any) -> tuple[Living, Callable[[], torch.Tensor]]:
     """A watch, and what computes the loss of one stream."""
-    model = Transformer(config, VOCABULARY)
+    parallel = ParallelConfig(activation_checkpointing=checkpointing, compile=False)
+    model = build(config, VOCABULARY, TrainConfig(precision="float32"), parallel, DEVICE, None)
     model.initialize(0)
-    model.to(DEVICE)
-    contexts = {"context_fn": partial(create_selective_checkpoint_contexts, keep_products)}
-    for block in model.layers if checkpointing != "none" else ():
-        how = contexts if checkpointing == "selective" else {}
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, **how)
     layout = PackedLayout.from_tree([20, 30, 14], [-1, 0, -1]).planned().to(DEVICE)
     tokens = torch.arange(TOKENS, device=DEVICE)
     assert layout.plan is not None

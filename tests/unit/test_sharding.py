@@ -107,7 +107,7 @@ def test_layers_in_bfloat16_keep_weights_and_moments_in_float32() -> None:
         assert all(torch.equal(local(a), b) for a, b in zip(model.parameters(), full.parameters(), strict=True))
         mine = gradients(model)
         assert {gradient.dtype for gradient in mine} == {torch.float32}
-        assert 0 < error(mine, right) <= 2 * error(plain, right)
+        assert 2 * error(gradients(full), right) < error(mine, right) <= 2 * error(plain, right)
         optimizers = make_optimizers(model, recipe)
         losses = [train_step(model, iter([stream(64, 50)] * 2), 2, optimizers, recipe, 1e-2)[0].item() for _ in range(20)]
         assert losses[-1] < losses[0] / 2
