@@ -1,10 +1,15 @@
 """Pairs of real documents, by every backend, against the definition worked out by hand."""
 
+import os
+import resource
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY
 
 from sbp_fast.config import RunConfig
 from sbp_fast.corpus.prepared import PreparedCorpus
@@ -55,3 +60,26 @@ def test_no_seed_and_no_partner_has_more_than_the_cap(tiny_config: RunConfig, ti
     pairs = PairSet(tiny_run / "pairs")
     assert max(Counter(pairs.seeds.tolist()).values()) == tiny_config.pair.partners_per_seed
     assert max(Counter(pairs.partners.tolist()).values()) == tiny_config.pair.seeds_per_partner
+
+
+def test_an_index_that_does_not_fit_on_the_disk_is_one_line_and_leaves_nothing_under_its_name(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    """hnswlib itself would say nothing."""
+    limit = 64 << 10
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    inputs = ["--corpus", str(tiny_run / "corpus"), "--vectors", str(tiny_run / "vectors"), "--out", str(tmp_path / "pairs")]
+    command = [sys.executable, "-m", "sbp_fast", "pair", "demo", *TINY, *inputs]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, preexec_fn=small_files, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "cannot be written" in done.stderr
+    assert not (tmp_path / "pairs").exists() and not list(tmp_path.rglob("*.hnsw*"))
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (
+        done.returncode == 0
+        and (tmp_path / "pairs/pairs.parquet").read_bytes() == (tiny_run / "pairs/pairs.parquet").read_bytes()
+    )
