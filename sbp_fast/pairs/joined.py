@@ -37,6 +37,7 @@ def join_cells(config: RunConfig, documents: Documents, wanted: Wanted, work: Wo
     cells = _routes(config, documents, folder)
     largest = max(map(len, cells))
     backend = choose_backend(settings, largest)
+    work.device = "cpu" if backend == "hnswlib" else resolve_device(config)
     chosen = f"{backend} (pair.backend is auto)" if settings.backend == "auto" else backend
     work.console.say(f"{len(documents)} documents in {len(cells)} cells of at most {largest}, joined by {chosen}")
     if len(cells) > 1:  # routing loses some pairs, too

@@ -15,7 +15,7 @@ from sbp_fast.pairs.join.bucket import BucketJoin
 from sbp_fast.pairs.join.cells import Merged, route
 from sbp_fast.pairs.join.exact import ExactJoin, exact_neighbours
 from sbp_fast.pairs.join.hnsw import HnswJoin
-from sbp_fast.pairs.join.join import Neighbours, choose_backend, self_join
+from sbp_fast.pairs.join.join import Neighbours, Sample, choose_backend, self_join
 from sbp_fast.pairs.join.kmeans import balancing_prices, nearest_centroids, train_centroids
 from sbp_fast.pairs.join.top import NOBODY, HeapBest, TensorBest, products
 from sbp_fast.progress import Console
@@ -154,6 +154,19 @@ def test_effort_rises_until_the_target_is_reached_or_it_is_refused(monkeypatch: 
     monkeypatch.setattr(BucketJoin, "search", lambda self, rows, k, effort: (np.zeros((len(rows), k), np.int64), None))
     with pytest.raises(UserError, match=r"pair.backend = bucket: finds 0.0.*target_recall is 0.99; .*lower pair.target_recall"):
         run(vectors, "bucket")
+
+
+def test_a_pair_counts_as_found_from_either_side() -> None:
+    sample = Sample(np.array([9, 9, 2]), np.array([4, 7, 7]))
+    assert sample.rows.tolist() == [2, 4, 7, 9]
+    found = np.array([[5, 6], [9, 0], [1, 3], [7, 8]])  # 4 has 9, and 9 has 7; nobody has the third pair
+    assert sample.recall(found) == pytest.approx(2 / 3)
+    assert Sample(np.zeros(0, np.int64), np.zeros(0, np.int64)).recall(np.zeros((0, 2), np.int64)) == 1.0
+
+
+def test_with_nothing_in_the_band_the_least_effort_will_do() -> None:
+    vectors = unit_vectors(300, 64)
+    assert [run(vectors, backend).recall for backend in BACKENDS] == [1.0, 1.0, 1.0]
 
 
 def test_auto_is_exact_for_few_and_buckets_for_many() -> None:
