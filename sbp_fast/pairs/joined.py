@@ -15,6 +15,7 @@ from sbp_fast.pairs.join.hnsw import HnswIndex
 from sbp_fast.pairs.join.join import Neighbours, Wanted, choose_backend, self_join
 from sbp_fast.stage import Work
 
+SHARE_OF_JOINS = 0.5  # in what may be lost where there are several cells
 CELLS, INDEX, ROUTES = "cells", "index", "routes.npz"
 
 
@@ -36,8 +37,12 @@ def join_cells(config: RunConfig, documents: Documents, wanted: Wanted, work: Wo
     cells = _routes(config, documents, folder)
     largest = max(map(len, cells))
     backend = choose_backend(settings, largest)
+    work.device = "cpu" if backend == "hnswlib" else resolve_device(config)
     chosen = f"{backend} (pair.backend is auto)" if settings.backend == "auto" else backend
     work.console.say(f"{len(documents)} documents in {len(cells)} cells of at most {largest}, joined by {chosen}")
+    if len(cells) > 1:  # routing loses some pairs, too
+        target = 1 - (1 - settings.target_recall) * SHARE_OF_JOINS
+        config = config.model_copy(update={"pair": settings.model_copy(update={"target_recall": target})})
     merged, took = Merged(len(documents), settings.neighbours), []
     for cell, rows in enumerate(cells):
         found, facts = folder / f"found-{cell:05d}.npz", folder / f"found-{cell:05d}.json"

@@ -15,8 +15,8 @@ from sbp_fast.pairs.join.bucket import BucketJoin
 from sbp_fast.pairs.join.cells import Merged, route
 from sbp_fast.pairs.join.exact import ExactJoin, exact_neighbours
 from sbp_fast.pairs.join.hnsw import HnswJoin
-from sbp_fast.pairs.join.join import Neighbours, choose_backend, contains, self_join
-from sbp_fast.pairs.join.kmeans import nearest_centroids, train_centroids
+from sbp_fast.pairs.join.join import Neighbours, Sample, choose_backend, self_join
+from sbp_fast.pairs.join.kmeans import balancing_prices, nearest_centroids, train_centroids
 from sbp_fast.pairs.join.top import NOBODY, HeapBest, TensorBest, products
 from sbp_fast.progress import Console
 
@@ -47,7 +47,7 @@ def pair_recall(found: np.ndarray, vectors: np.ndarray, k: int = 20) -> float:
     ids, scores = brute_force(vectors, k)
     rows, columns = np.nonzero(scores >= LOW)
     others = ids[rows, columns]
-    forward = contains(found, ids)[rows, columns]
+    forward = (found[rows] == others[:, None]).any(axis=1)
     backward = (found[others] == rows[:, None]).any(axis=1)
     assert len(rows) > len(vectors)
     return float((forward | backward).mean())
@@ -96,11 +96,13 @@ def test_threads_and_reruns_change_nothing(backend: str, monkeypatch: pytest.Mon
     monkeypatch.setattr("sbp_fast.pairs.join.bucket.QUERIES", {"cpu": 500})
     vectors = clustered_vectors(3000)
     before = torch.get_num_threads()
+    torch.set_num_threads(2)
     one, two, again = (run(vectors, backend, threads=threads) for threads in (1, 2, 1))
     for other in (two, again):
         assert (one.ids == other.ids).all() and (one.similarities == other.similarities).all()
         assert (one.effort, one.recall) == (other.effort, other.recall)
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -154,6 +156,19 @@ def test_effort_rises_until_the_target_is_reached_or_it_is_refused(monkeypatch: 
         run(vectors, "bucket")
 
 
+def test_a_pair_counts_as_found_from_either_side() -> None:
+    sample = Sample(np.array([9, 9, 2]), np.array([4, 7, 7]))
+    assert sample.rows.tolist() == [2, 4, 7, 9]
+    found = np.array([[5, 6], [9, 0], [1, 3], [7, 8]])  # 4 has 9, and 9 has 7; nobody has the third pair
+    assert sample.recall(found) == pytest.approx(2 / 3)
+    assert Sample(np.zeros(0, np.int64), np.zeros(0, np.int64)).recall(np.zeros((0, 2), np.int64)) == 1.0
+
+
+def test_with_nothing_in_the_band_the_least_effort_will_do() -> None:
+    vectors = unit_vectors(300, 64)
+    assert [run(vectors, backend).recall for backend in BACKENDS] == [1.0, 1.0, 1.0]
+
+
 def test_auto_is_exact_for_few_and_buckets_for_many() -> None:
     assert [choose_backend(PairConfig(), documents) for documents in (100, 6000, 6001)] == ["exact", "exact", "bucket"]
     assert choose_backend(PairConfig(backend="hnswlib"), 100) == "hnswlib"
@@ -196,6 +211,17 @@ def test_centroids_gather_what_is_near() -> None:
     assert (nearest == np.argsort(-scores, axis=1)[:, :3]).mean() > 0.999
     within = np.take_along_axis(scores, nearest[:, :1], axis=1).mean()
     assert within > 1.2 * (vectors @ unit_vectors(20, 32).T).max(axis=1).mean()
+
+
+def test_only_a_crowded_centroid_has_a_price() -> None:
+    centroids = unit_vectors(6, 32)
+    near = np.repeat([0, 1, 2, 3, 4, 5], [500, 100, 100, 100, 100, 100])
+    sample = centroids[near] + 3 * unit_vectors(1000, 32, seed=1)
+    sample /= np.linalg.norm(sample, axis=1, keepdims=True)
+    prices = balancing_prices(sample, centroids, 1, most=300, threads=1)
+    assert prices[0] > 0 and (prices[1:] == 0).all()
+    sizes = np.bincount(nearest_centroids(sample, centroids, 1, threads=1, prices=prices)[:, 0])
+    assert sizes[0] < 330 < np.bincount(nearest_centroids(sample, centroids, 1, threads=1)[:, 0])[0]
 
 
 @pytest.mark.parametrize("overlap", [2, 3])

@@ -83,5 +83,10 @@ def test_signatures_agree_as_often_as_texts_are_alike() -> None:
         mine, theirs = (set(table.hashes[table.offsets[row] : table.offsets[row + 1]].tolist()) for row in (place, place + 60))
         jaccard = len(mine & theirs) / len(mine | theirs)
         assert agreeing[place] == pytest.approx(jaccard, abs=5 * (0.25 / 128) ** 0.5)
+    few = [text[:12] for text in texts]  # most slots are empty
+    sparse = ShingleTable.build([*few, *[np.append(text[:6], random.integers(0, 10_000, 6)) for text in few]], 2).signatures(
+        128
+    )
+    assert (sparse[:60] == sparse[60:]).mean() == pytest.approx(5 / 17, abs=0.05)
     short = ShingleTable.build([np.array([1, 2, 3]), np.array([1, 2, 3]), np.array([1, 2, 4])], 2).signatures(64)
     assert (short[0] == short[1]).all() and 0 < (short[0] == short[2]).mean() < 1

@@ -95,7 +95,6 @@ class HnswIndex:
             OSError: the index could not be written whole; nothing is left under its name.
         """
         with atomic_path(path) as temporary:
-            temporary.touch()  # so that a folder that is missing or may not be written is an error here
             self._index.save_index(str(temporary))
             written, whole = temporary.stat().st_size, self._index.index_file_size()
             if written != whole:

@@ -78,7 +78,7 @@ def self_join(
     """The `config.neighbours` nearest others of every vector, found at the least effort that reaches `config.target_recall`.
 
     Effort is chosen by itself: from sampled documents all pairs are found exactly, and effort rises until the share of the
-    wanted ones that a search finds reaches the target.
+    wanted ones that a search finds, from either side, reaches the target.
 
     Args:
         vectors: float32 [documents, dimension], unit norm.
@@ -106,10 +106,29 @@ def sampled(documents: int, config: PairConfig, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(documents)[: config.recall_queries])
 
 
-def contains(found: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """For each id of each row, whether `found` has it in the same row. bool [rows, ids]."""
-    rows = np.arange(len(ids))[:, None] << 40
-    return np.isin(rows + ids, rows + found)
+@dataclass(frozen=True)
+class Sample:
+    """Pairs that an exact search finds from sampled documents. int64 [pairs] each."""
+
+    first: np.ndarray
+    second: np.ndarray
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The documents to search from: either end of each pair, ascending."""
+        return np.union1d(self.first, self.second)
+
+    def recall(self, found: np.ndarray) -> float:
+        """The share of the pairs that were found from either end, as a join of all documents would.
+
+        Args:
+            found: int64 [rows, k], the neighbours of `rows`.
+        """
+        if not len(self.first):
+            return 1.0
+        forward = (found[np.searchsorted(self.rows, self.first)] == self.second[:, None]).any(axis=1)
+        backward = (found[np.searchsorted(self.rows, self.second)] == self.first[:, None]).any(axis=1)
+        return float((forward | backward).mean())
 
 
 def _open(
@@ -146,12 +165,13 @@ def _tune(
     if not join.efforts:
         return 0, 1.0
     ids, _ = exact.search(queries, config.neighbours)
-    there = ids >= 0
-    there[there] = wanted(np.broadcast_to(queries[:, None], ids.shape)[there], ids[there])
+    first, second = np.repeat(queries, config.neighbours), ids.reshape(-1)
+    first, second = first[second >= 0], second[second >= 0]
+    counts = wanted(first, second)
+    sample = Sample(first[counts], second[counts])
     recall = 1.0
     for effort in join.efforts:
-        found, _ = join.search(queries, config.neighbours, effort)
-        recall = float(contains(found, ids)[there].mean()) if there.any() else 1.0
+        recall = sample.recall(join.search(sample.rows, config.neighbours, effort)[0])
         if recall >= config.target_recall:
             return effort, recall
     raise UserError(
