@@ -67,7 +67,10 @@ def _rows(record: dict[str, Any]) -> Iterator[str]:
         if not case["check"]["right"] or not case["speed_up"]:
             continue
         shape = ", ".join(f"{key} {value}" for key, value in case["shape"].items())
-        peer = min(case["speed_up"], key=lambda name: case["seconds"][name][1])
+        peers = [name for name in case["speed_up"] if not name.startswith("ours")]
+        if not peers:
+            continue
+        peer = min(peers, key=lambda name: case["seconds"][name][1])
         ours = next(iter(case["seconds"]))
         rate = f"{case['work'] / case['seconds'][ours][1]:.3g} {case['unit']}/s"
         low, middle, high = case["speed_up"][peer]
