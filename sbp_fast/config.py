@@ -184,6 +184,24 @@ class TrainConfig(Section):
     """Go back to the last checkpoint, and past the batches since, when the loss exceeds the mean of the last 128 steps by this
     many deviations (0: never)."""
 
+    @model_validator(mode="after")
+    def _streams_fill_a_step(self) -> TrainConfig:
+        if self.tokens_per_step % self.microbatch_tokens:
+            raise ValueError(
+                f"tokens_per_step = {self.tokens_per_step} is no multiple of microbatch_tokens = {self.microbatch_tokens}"
+            )
+        return self
+
+    @property
+    def streams_per_step(self) -> int:
+        """Packed streams, or microbatches, that make a step."""
+        return self.tokens_per_step // self.microbatch_tokens
+
+    @property
+    def steps(self) -> int:
+        """Of the run: its tokens to the nearest step."""
+        return max(1, round(self.tokens / self.tokens_per_step))
+
 
 class ParallelConfig(Section):
     """How training is spread over processes. Nothing here changes a result beyond rounding, so a run may go on with others."""

@@ -8,11 +8,10 @@ stored but the plan: stream number g of the run is computed from g alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 
 from sbp_fast.corpus.permutation import key_of, permute
-from sbp_fast.files import hash_value
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,6 @@ class Order:
     Attributes:
         budgets: streams read from each source in the whole run.
         epochs: how often each source is read through.
-        fingerprint: equal for two orders that read the same.
 
     Raises:
         ValueError: a name used twice, shares that do not sum to one, an empty source, or one that may not repeat and is
@@ -77,8 +75,6 @@ class Order:
             if budget > source.streams and not source.repeats:
                 found = f"which may not repeat and has {source.streams}"
                 raise ValueError(f"the plan reads {budget} streams of {source.name}, {found}")
-        plan = [{**asdict(source), "share": str(source.share)} for source in sources]
-        self.fingerprint = hash_value([plan, streams_per_step, steps, seed])
 
     @property
     def epochs(self) -> dict[str, float]:

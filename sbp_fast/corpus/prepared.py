@@ -22,12 +22,13 @@ class PreparedCorpus:
         manifest: of the stage.
 
     Raises:
-        UserError: no finished output of `prepare`, or a damaged one.
+        UserError: no finished output of `prepare`, or a damaged one as far as sizes tell: what reads one in a stage has had it
+            hashed by `run_stage`, once for all of its processes.
     """
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
-        self.manifest = Manifest.load(self.directory, "prepare")
+        self.manifest = Manifest.load(self.directory, "prepare", hashed=False)
         self.train = Corpus(self.directory / "train")
         self.unique: Corpus = self.train.prefix(self.manifest.counts["unique_documents"])
         self.heldout = Corpus(self.directory / "heldout")

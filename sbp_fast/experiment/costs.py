@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sbp_fast.config import ModelConfig, RunConfig, TrainConfig
-from sbp_fast.errors import UserError
 from sbp_fast.model.flops import PEAK_FLOPS, forward_flops, matrix_parameters, parameters, training_flops
 from sbp_fast.model.memory import optimizer_bytes
 from sbp_fast.progress import short
@@ -100,25 +99,8 @@ class Stage:
         return max(self.flops / PEAK_FLOPS[card], self.moved / BANDWIDTH[card]) / share / 3600
 
 
-def steps(recipe: TrainConfig) -> int:
-    """Optimizer steps of a training recipe."""
-    return max(1, round(recipe.tokens / recipe.tokens_per_step))
-
-
 def trained_tokens(recipe: TrainConfig) -> int:
-    return steps(recipe) * recipe.tokens_per_step
-
-
-def streams_per_step(recipe: TrainConfig, section: str) -> int:
-    """Packed streams, or microbatches, that make a step.
-
-    Raises:
-        UserError: not a whole number.
-    """
-    if recipe.tokens_per_step % recipe.microbatch_tokens:
-        found = f"{recipe.tokens_per_step} is no multiple of {section}.microbatch_tokens = {recipe.microbatch_tokens}"
-        raise UserError(f"{section}.tokens_per_step", found, "make it one")
-    return recipe.tokens_per_step // recipe.microbatch_tokens
+    return recipe.steps * recipe.tokens_per_step
 
 
 def stages(config: RunConfig) -> list[Stage]:
@@ -163,7 +145,7 @@ def _training(config: RunConfig, recipe: TrainConfig, visible: float, loss_share
     shape, vocabulary, tokens = config.model, config.corpus.vocabulary_size, trained_tokens(recipe)
     weights = 4 * parameters(shape, vocabulary)
     often = config.checkpoint.keep_every_steps
-    kept = config.checkpoint.keep + (steps(recipe) // often if often else 0)
+    kept = config.checkpoint.keep + (recipe.steps // often if often else 0)
     return {
         "tokens": tokens,
         "flops": training_flops(shape, vocabulary, tokens, tokens * visible, tokens * loss_share),

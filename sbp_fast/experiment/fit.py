@@ -8,7 +8,6 @@ from itertools import product
 
 from sbp_fast.config import RunConfig, TrainConfig
 from sbp_fast.errors import UserError
-from sbp_fast.experiment.costs import streams_per_step
 from sbp_fast.model.memory import CHECKPOINTING, StepMemory, step_memory, usable_memory
 
 NODE = 8  # GPUs of a machine; beyond one machine whole ones are added
@@ -34,7 +33,7 @@ class Need:
     @staticmethod
     def of(config: RunConfig, section: str, recipe: TrainConfig, gpus: int) -> Need:
         memory = step_memory(config.model, config.corpus.vocabulary_size, recipe, config.parallel, gpus)
-        return Need(section, recipe, gpus, streams_per_step(recipe, section), memory)
+        return Need(section, recipe, gpus, recipe.streams_per_step, memory)
 
     def fits(self, card: str) -> bool:
         return self.streams >= self.gpus and self.memory.total <= usable_memory(card)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sbp_fast.config import RunConfig
 from sbp_fast.errors import UserError
-from sbp_fast.experiment.costs import Corpus, Stage, stages, steps
+from sbp_fast.experiment.costs import Corpus, Stage, stages
 from sbp_fast.experiment.fit import Need, needs, smallest_change, with_checkpointing
 from sbp_fast.model.flops import DEVICE_NAMES, PEAK_FLOPS, parameters_by_part
 from sbp_fast.model.memory import CARD_MEMORY, CHECKPOINTING, RESERVED_BYTES, RESERVED_SHARE, usable_memory
@@ -81,7 +81,7 @@ def _training_table(needed: list[Need]) -> Table:
         table.add_row(
             need.section,
             short(recipe.tokens),
-            f"{steps(recipe):,}",
+            f"{recipe.steps:,}",
             f"{recipe.tokens_per_step:,}",
             f"{need.streams:,} of {recipe.microbatch_tokens:,}",
             f"{even}{most:,}",

@@ -121,7 +121,10 @@ def _pair(config: RunConfig, prepared: PreparedCorpus, documents: Documents, wor
 
 
 def _check_match(corpus: Path, vectors: Path) -> None:
-    if Manifest.load(vectors, "embed").inputs["corpus"] != Manifest.load(corpus, "prepare").fingerprint:
+    if (
+        Manifest.load(vectors, "embed", hashed=False).inputs["corpus"]
+        != Manifest.load(corpus, "prepare", hashed=False).fingerprint
+    ):
         raise UserError(vectors, f"not the vectors of {corpus}", "run embed on this corpus first")
 
 

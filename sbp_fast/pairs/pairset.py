@@ -24,7 +24,7 @@ class PairSet:
     """
 
     def __init__(self, directory: str | Path) -> None:
-        self.fingerprint = Manifest.load(Path(directory), "pair").fingerprint
+        self.fingerprint = Manifest.load(Path(directory), "pair", hashed=False).fingerprint
         table = pq.read_table(Path(directory) / PAIRS)
         self.seeds = table["seed"].to_numpy().astype(np.int64)
         self.partners = table["partner"].to_numpy().astype(np.int64)

@@ -39,7 +39,7 @@ def filter_documents(
 
     def body(work: Work) -> None:
         made_from = read_json(synthetic / MANIFEST)["inputs"]["corpus"]
-        if made_from != Manifest.load(corpus, "prepare").fingerprint:
+        if made_from != Manifest.load(corpus, "prepare", hashed=False).fingerprint:
             raise UserError(synthetic, f"was not made from {corpus}", "give the corpus that it was made from")
         prepared, written = PreparedCorpus(corpus), Corpus(synthetic)
         measures = Measures.of(written, prepared.unique, config.filter)
@@ -53,7 +53,7 @@ def filter_documents(
         tokens = _write(written, kept, reasons, work.directory)
         console.say(f"kept {len(kept)} of {len(written)} documents; rejected: {counts or 'none'}")
         work.record(documents=len(written), documents_kept=len(kept), tokens_kept=tokens, rejected=counts)
-        low = Manifest.load(pairs, "pair").counts["band"]["low"]
+        low = Manifest.load(pairs, "pair", hashed=False).counts["band"]["low"]
         measure_quality(config, prepared, written, kept, measures, low, work)
 
     return run_stage(

@@ -128,13 +128,11 @@ class Batches(Protocol):
     Attributes:
         steps: of the run.
         streams_per_step: each of them a `PackedBatch` of `stream_tokens` tokens.
-        fingerprint: equal for two that read the same.
     """
 
     steps: int
     streams_per_step: int
     stream_tokens: int
-    fingerprint: str
 
     def stream(self, step: int, number: int) -> PackedBatch:
         """Stream `number` of the batch of `step`, a pure function of the two."""

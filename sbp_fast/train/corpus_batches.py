@@ -7,12 +7,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from sbp_fast.config import RunConfig, TrainConfig
+from sbp_fast.config import RunConfig
 from sbp_fast.corpus.order import Order, Source
 from sbp_fast.corpus.packing import Packing
 from sbp_fast.corpus.shards import Corpus
 from sbp_fast.errors import UserError
-from sbp_fast.files import hash_value
 from sbp_fast.train.batches import NO_TARGET, REAL, SYNTHETIC, PackedBatch
 
 
@@ -31,16 +30,15 @@ class CorpusBatches:
         synthetic_share: of the streams.
 
     Raises:
-        UserError: streams that do not fill a step, or do not hold a context; less synthetic text than the least asked for.
+        UserError: streams that do not hold a context; less synthetic text than the least asked for.
     """
 
     def __init__(self, real: Corpus, synthetic: Corpus | None, config: RunConfig) -> None:
         recipe, context = config.pretrain, config.model.context
-        self.stream_tokens, self.streams_per_step = recipe.microbatch_tokens, streams_per_step(recipe, "pretrain")
+        self.stream_tokens, self.streams_per_step, self.steps = recipe.microbatch_tokens, recipe.streams_per_step, recipe.steps
         if self.stream_tokens < context:
             found = f"{self.stream_tokens} is less than model.context = {context}"
             raise UserError("pretrain.microbatch_tokens", found, "raise it to that or more")
-        self.steps = max(1, round(recipe.tokens / recipe.tokens_per_step))
         self.packed = {REAL: PackedDocuments.pack(real, self.stream_tokens, context, config.seed)}
         sources = [Source(REAL, self.packed[REAL].packing.bins, repeats=True)]
         if synthetic is not None:
@@ -51,8 +49,6 @@ class CorpusBatches:
             sources = [replace(sources[0], share=1 - share), Source(SYNTHETIC, available, repeats=False, share=share)]
         self.synthetic_share = float(1 - sources[0].share)
         self.order = Order(sources, streams_per_step=self.streams_per_step, steps=self.steps, seed=config.seed)
-        contents = [part.corpus.fingerprint for part in self.packed.values()]
-        self.fingerprint = hash_value([self.order.fingerprint, contents, self.stream_tokens, context])
 
     def stream(self, step: int, number: int) -> PackedBatch:
         if not (0 <= step < self.steps and 0 <= number < self.streams_per_step):
@@ -99,18 +95,6 @@ class PackedDocuments:
         for piece in np.flatnonzero(stops != self.corpus.offsets[np.add(documents, 1)]):  # the document goes on
             targets[lengths[: piece + 1].sum() - 1] = self.corpus.slice(stops[piece], stops[piece] + 1)[0]
         return PackedBatch.build(tokens, targets, lengths.tolist(), length=length, synthetic=synthetic, documents=documents)
-
-
-def streams_per_step(recipe: TrainConfig, section: str) -> int:
-    """How many streams make a step.
-
-    Raises:
-        UserError: not a whole number.
-    """
-    if recipe.tokens_per_step % recipe.microbatch_tokens:
-        found = f"{recipe.tokens_per_step} is no multiple of {section}.microbatch_tokens = {recipe.microbatch_tokens}"
-        raise UserError(f"{section}.tokens_per_step", found, "make it one")
-    return recipe.tokens_per_step // recipe.microbatch_tokens
 
 
 def _require_enough(config: RunConfig, share: Fraction, available: int, total: int) -> None:

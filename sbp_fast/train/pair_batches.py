@@ -10,10 +10,8 @@ from sbp_fast.corpus.order import Order, Source
 from sbp_fast.corpus.packing import Packing
 from sbp_fast.corpus.shards import Corpus
 from sbp_fast.errors import UserError
-from sbp_fast.files import hash_value
 from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.train.batches import NO_TARGET, PackedBatch
-from sbp_fast.train.corpus_batches import streams_per_step
 
 PAIRS = "pairs"
 
@@ -30,13 +28,13 @@ class PairBatches:
         epochs: how often the run reads all groups.
 
     Raises:
-        UserError: streams that do not hold a pair or do not fill a step; no partner that fits.
+        UserError: streams that do not hold a pair; no partner that fits.
     """
 
     def __init__(
         self, corpus: Corpus, pairs: PairSet, partner_token: int, recipe: TrainConfig, context: int, seed: int
     ) -> None:
-        self.stream_tokens, self.streams_per_step = recipe.microbatch_tokens, streams_per_step(recipe, "synthesizer")
+        self.stream_tokens, self.streams_per_step, self.steps = recipe.microbatch_tokens, recipe.streams_per_step, recipe.steps
         if self.stream_tokens < 2 * context:
             remedy = f"set it to at least twice model.context, {2 * context}"
             raise UserError("synthesizer.microbatch_tokens", f"{self.stream_tokens} does not hold a pair", remedy)
@@ -51,11 +49,9 @@ class PairBatches:
         self.starts, sizes = cut_groups(seeds, self.partners, lengths, context, self.stream_tokens)
         self.seeds = seeds[self.starts[:-1]]
         self.packing = Packing(sizes, self.stream_tokens, seed)
-        self.steps = max(1, round(recipe.tokens / recipe.tokens_per_step))
         source = Source(PAIRS, self.packing.bins, repeats=True)
         self.order = Order([source], streams_per_step=self.streams_per_step, steps=self.steps, seed=seed)
         self.epochs = self.order.epochs[PAIRS]
-        self.fingerprint = hash_value([self.order.fingerprint, corpus.fingerprint, pairs.fingerprint, self.stream_tokens])
 
     def stream(self, step: int, number: int) -> PackedBatch:
         if not (0 <= step < self.steps and 0 <= number < self.streams_per_step):

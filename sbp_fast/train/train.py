@@ -139,11 +139,11 @@ def pretrain(run: Run) -> None:
         wanted, planned = config.joint.maximum_synthetic_share, batches.synthetic_share
         work.console.say(f"synthetic share of the tokens: {planned:.1%} (at most {wanted:.1%} wanted; none is read twice)")
         work.record(synthetic_share={"wanted": wanted, "planned": planned})
+    _begin(run, batches, {name: packed.packing.padding_share for name, packed in batches.packed.items()})
     vocabulary_size = run.prepared.tokenizer.vocabulary_size
     model = run.build(config.model, vocabulary_size)
     model.initialize(config.seed)
-    padding = {name: packed.packing.padding_share for name, packed in batches.packed.items()}
-    totals = _fit(run, model, batches, real, padding)
+    totals = _fit(run, model, batches, real)
     sources = {"real": {"tokens": totals.real_tokens, "epochs": totals.real_tokens / real.tokens}}
     if synthetic is not None:
         epochs = totals.synthetic_tokens / max(synthetic.tokens, 1)
@@ -164,9 +164,10 @@ def tune_synthesizer(run: Run) -> None:
     batches = PairBatches(unique, PairSet(work.inputs["pairs"]), tokenizer.partner, run.recipe, context, config.seed)
     if batches.partners_too_long:
         work.console.say(f"{batches.partners_too_long} partners left out: longer than model.context = {context} tokens")
+    _begin(run, batches, {"pairs": batches.packing.padding_share})
     model = run.build(shape, vocabulary_size)
     fill(model, read_weights(start / WEIGHTS), where=start / WEIGHTS)
-    totals = _fit(run, model, batches, unique, {"pairs": batches.packing.padding_share})
+    totals = _fit(run, model, batches, unique)
     work.record(
         pairs=batches.pairs,
         epochs=batches.epochs,
@@ -175,20 +176,25 @@ def tune_synthesizer(run: Run) -> None:
     )
 
 
-def _fit(run: Run, model: Transformer, batches: Batches, real: Corpus, padding: dict[str, float]) -> Totals:
-    """Train, save the model and record what every role has to say."""
-    work, processes, recipe = run.work, run.processes, run.recipe
+def _begin(run: Run, batches: Batches, padding: dict[str, float]) -> None:
+    """Refuse what cannot run before anything large is made; say and record what "auto" became."""
+    work, processes = run.work, run.processes
     try:
-        attention = resolve_backend(recipe.attention, work.device)
+        attention = resolve_backend(run.recipe.attention, work.device)
     except ValueError as reason:
         raise UserError("attention", str(reason), "choose another, or auto") from None
-    precision = str(resolve_precision(recipe, work.device)).removeprefix("torch.")
     if batches.streams_per_step % processes.world:
         found = f"{batches.streams_per_step} streams a step for {processes.world} processes"
         raise UserError("microbatch_tokens", found, "lower it, or take a number of processes that divides the streams")
+    precision = str(resolve_precision(run.recipe, work.device)).removeprefix("torch.")
     work.console.say(f"attention: {attention}; layers in {precision}; {processes.world} process(es)")
     work.console.say("padding of the packed streams: " + ", ".join(f"{name} {share:.2%}" for name, share in padding.items()))
     work.record(role=run.role, attention=attention, precision=precision, padding_share=padding)
+
+
+def _fit(run: Run, model: Transformer, batches: Batches, real: Corpus) -> Totals:
+    """Train, save the model and record what every role has to say."""
+    work, processes, recipe = run.work, run.processes, run.recipe
     training = Training(
         model, batches, recipe, run.config, work, processes, real_epoch=real.tokens, profile_steps=run.profile_steps
     )

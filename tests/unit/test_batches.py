@@ -127,7 +127,7 @@ def test_joint_batches_repeat_no_synthetic_token_and_keep_the_share(tmp_path: Pa
 
 def test_settings_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     corpus = numbered(tmp_path / "real", [30])
-    with pytest.raises(UserError, match=r"100 is no multiple of pretrain\.microbatch_tokens"):
+    with pytest.raises(UserError, match="pretrain: tokens_per_step = 100 is no multiple of microbatch_tokens = 96"):
         CorpusBatches(corpus, None, configure(tmp_path, "pretrain={tokens_per_step=100, microbatch_tokens=96}"))
     with pytest.raises(UserError, match=r"64 is less than model\.context = 96"):
         CorpusBatches(corpus, None, configure(tmp_path, "pretrain={tokens_per_step=128, microbatch_tokens=64}"))

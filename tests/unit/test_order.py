@@ -112,12 +112,3 @@ def test_an_unusable_plan_is_refused() -> None:
     for step in (-1, 3):
         with pytest.raises(ValueError, match="of a run of 3"):
             make(Source("a", 10, True)).batch(step)
-
-
-def test_the_fingerprint_tells_plans_apart() -> None:
-    plans = [(100, 2, 3, 0), (101, 2, 3, 0), (100, 3, 3, 0), (100, 2, 4, 0), (100, 2, 3, 1), (100, 2, 3, 0)]
-    prints = [
-        Order([Source("a", streams, True)], streams_per_step=per_step, steps=steps, seed=seed).fingerprint
-        for streams, per_step, steps, seed in plans
-    ]
-    assert len(set(prints)) == len(plans) - 1 and prints[0] == prints[-1]

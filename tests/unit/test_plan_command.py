@@ -54,10 +54,13 @@ def test_neither_torch_nor_a_device_is_needed() -> None:
     [
         (["--gpu", "h300"], "choose from a100, h100, h200, b200"),
         (["--gpus", "12"], "parallel.shard_processes: 8 does not divide the 12 processes"),
-        (["pretrain.microbatch_tokens=5000"], "8388608 is no multiple of pretrain.microbatch_tokens = 5000"),
+        (["pretrain.microbatch_tokens=5000"], "pretrain: tokens_per_step = 8388608 is no multiple of microbatch_tokens = 5000"),
         (["pretrain.microbatch_tokens=2048"], "pretrain.microbatch_tokens: 2048 is less than 1 times model.context"),
         (["synthesizer.microbatch_tokens=4096"], "raise it to 8192 or more"),
-        (["synthesizer.microbatch_tokens=10000"], "16777216 is no multiple of synthesizer.microbatch_tokens = 10000"),
+        (
+            ["synthesizer.microbatch_tokens=10000"],
+            "synthesizer: tokens_per_step = 16777216 is no multiple of microbatch_tokens = 10000",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_refused(arguments: list[str], message: str) -> None:

@@ -34,7 +34,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Numbered:
     """Streams whose first token says which they are."""
 
-    steps, streams_per_step, stream_tokens, fingerprint = 5, 4, 4, ""
+    steps, streams_per_step, stream_tokens = 5, 4, 4
 
     def __init__(self) -> None:
         self.made: list[tuple[int, int, str]] = []

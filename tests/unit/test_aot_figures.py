@@ -1,0 +1,87 @@
+"""The ahead-of-time gate: what a disassembly and a report say, and how many blocks fit."""
+
+import pytest
+
+from bench.aot.binary import OPCODE, access_bytes, amd_figures, usage_of
+from bench.aot.occupancy import blocks_per_multiprocessor
+
+
+def test_opcodes_and_widths_are_read_from_a_disassembly() -> None:
+    code = """
+    .L_x_1:
+        /*1a40*/              @!P0 STL.128 [R1+0x8], R4 ;
+        /*1a50*/                   LDL.LU R2, [R1] ;
+        /*1a60*/             @!UPT UTMALDG.2D [UR8], [UR4], desc[URZ] ;
+        /*1a70*/              @P1  HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4].tnspB, R24 ;
+                                   LDL.64 R2, [R1+0x10] ;
+        /* 0x000fe200078e00ff */
+    """
+    opcodes = OPCODE.findall(code)
+    assert [name for name, _ in opcodes] == ["STL", "LDL", "UTMALDG", "HGMMA", "LDL"]
+    assert [access_bytes(suffixes) for name, suffixes in opcodes if name in ("STL", "LDL")] == [16, 4, 8]
+    assert access_bytes(".U8") == 1 and access_bytes("") == 4
+
+
+def test_a_report_of_the_disassembler_that_says_nothing_is_refused() -> None:
+    assert usage_of(" Function f:\n  REG:174 STACK:8 LOCAL:0 CONSTANT[0]:424\n")["STACK"] == 8
+    with pytest.raises(ValueError, match="no resource usage"):
+        usage_of("Resource usage:\n")
+
+
+def test_amd_figures_are_those_of_the_metadata() -> None:
+    text = """
+\tv_mfma_f32_32x32x8_bf16 a
+\tglobal_atomic_add_f32 v
+  - .agpr_count:     4
+    .group_segment_fixed_size: 256
+    .private_segment_fixed_size: 12
+    .sgpr_count:     62
+    .sgpr_spill_count: 3
+    .vgpr_count:     126
+    .vgpr_spill_count: 2
+"""
+
+    class Metadata:
+        shared, num_warps = 1024, 8
+
+    assert amd_figures("gfx942", text, Metadata) == {
+        "registers": 126,
+        "spill_bytes": 8,
+        "local_bytes": 12,
+        "shared_bytes": 1280,
+        "warps": 8,
+        "blocks": 2,
+        "instructions": {"MFMA": 1, "atomics": 1},
+        "scalar_registers": 62,
+        "scalar_spills": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("target", "warps", "registers", "shared", "columns", "expected"),
+    [
+        ("sm_90", 4, 128, 0, 0, 4),  # 65,536 registers
+        ("sm_90", 4, 129, 0, 0, 3),  # come in eights
+        ("sm_90", 8, 255, 0, 0, 1),
+        ("sm_90", 12, 168, 200 * 1024, 0, 1),
+        ("sm_90", 4, 16, 0, 0, 16),  # 2,048 threads
+        ("sm_90", 1, 16, 0, 0, 32),  # 32 blocks
+        ("sm_90", 4, 64, 113 * 1024, 0, 2),  # a kibibyte a block is the system's
+        ("sm_90", 4, 64, 113 * 1024 + 1, 0, 1),
+        ("sm_90", 4, 64, 227 * 1024, 0, 1),
+        ("sm_90", 4, 64, 227 * 1024 + 1, 0, 0),
+        ("sm_80", 4, 64, 163 * 1024, 0, 1),
+        ("sm_80", 4, 64, 163 * 1024 + 1, 0, 0),
+        ("sm_90", 32, 128, 0, 0, 0),  # 1,024 threads of 128 registers are twice too many
+        ("sm_100", 4, 64, 1024, 256, 2),
+        ("gfx942", 4, 128, 0, 0, 4),
+        ("gfx942", 4, 512, 32 * 1024, 0, 1),
+        ("gfx942", 4, 64, 32 * 1024, 0, 2),
+        ("gfx942", 4, 64, 64 * 1024 + 1, 0, 0),
+    ],
+)
+def test_blocks_on_a_multiprocessor(target: str, warps: int, registers: int, shared: int, columns: int, expected: int) -> None:
+    fits = blocks_per_multiprocessor(
+        target, warps=warps, registers=registers, shared_bytes=shared, tensor_memory_columns=columns
+    )
+    assert fits == expected
