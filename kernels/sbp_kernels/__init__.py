@@ -6,6 +6,7 @@ from sbp_kernels.layout import PackedLayout
 from sbp_kernels.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy, loss_rows_of
 from sbp_kernels.norm import RMSNorm, rms_norm
 from sbp_kernels.rope import QKNormRope, qk_norm_rope
+from sbp_kernels.sampling import sample_tokens
 from sbp_kernels.swiglu import SwiGLU, swiglu, swiglu_linear
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "qk_norm_rope",
     "resolve_backend",
     "rms_norm",
+    "sample_tokens",
     "swiglu",
     "swiglu_linear",
 ]

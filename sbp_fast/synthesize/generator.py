@@ -15,11 +15,10 @@ from typing import cast
 
 import numpy as np
 import torch
-from sbp_kernels import PackedLayout, packed_attention
+from sbp_kernels import PackedLayout, packed_attention, sample_tokens
 from torch import Tensor
 
 from sbp_fast.model.transformer import Block, Transformer
-from sbp_fast.synthesize.sampler import sample
 
 PREFILL_TOKENS = 4096
 
@@ -184,8 +183,14 @@ def generate(
     tokens_B = torch.full_like(rows_B, rule.first)
     forbidden = torch.tensor(rule.forbidden, dtype=torch.int64, device=device)
     for step in range(rule.maximum_tokens):
-        logits_BV = cache.step(tokens_B).index_fill_(1, forbidden, float("-inf"))
-        tokens_B = drawn_RT[rows_B, step] = sample(logits_BV, uniforms_RT[rows_B, step], rule.temperature, rule.top_p)
+        tokens_B, _ = sample_tokens(
+            cache.step(tokens_B),
+            uniforms_RT[rows_B, step],
+            temperature=rule.temperature,
+            top_p=rule.top_p,
+            forbidden=forbidden,
+        )
+        drawn_RT[rows_B, step] = tokens_B
         live_B = tokens_B != rule.end
         drawn, live = len(rows_B), int(live_B.sum())
         if live < drawn:

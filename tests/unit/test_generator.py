@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from sbp_kernels import PackedLayout
+from sbp_kernels import PackedLayout, sample_tokens
 
 from sbp_fast.config import ModelConfig
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.synthesize import generator
 from sbp_fast.synthesize.generator import Draft, SamplingRule, SharedSeedCache, generate
-from sbp_fast.synthesize.sampler import sample
 
 CONFIG = ModelConfig(layers=2, width=32, heads=4, key_value_heads=2, head_width=8, feed_forward_width=48, context=40)
 VOCABULARY, BEGIN, END, PARTNER = 50, 0, 1, 2
@@ -46,9 +45,9 @@ def draw_slowly(model: Transformer, seed: np.ndarray, uniforms: np.ndarray, rule
     """One document, everything computed anew for every token."""
     child = [rule.first]
     for uniform in uniforms:
-        logits = packed_logits(model, seed, child)[-1:].clone()
-        logits[:, list(rule.forbidden)] = float("-inf")
-        child.append(int(sample(logits, torch.tensor([uniform]), rule.temperature, rule.top_p)))
+        logits = packed_logits(model, seed, child)[-1:]
+        options = {"temperature": rule.temperature, "top_p": rule.top_p, "forbidden": torch.tensor(rule.forbidden)}
+        child.append(int(sample_tokens(logits, torch.tensor([uniform]), **options)[0]))
         if child[-1] == rule.end:
             return Draft(np.array(child[1:-1], np.int64), True)
     return Draft(np.array(child[1:], np.int64), False)
