@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sbp_kernels._small_ops import register, runs_triton
 
+COLDEST = 1e-30  # the inverse is a float32; none but the most probable tokens are left long before
 Drawn = tuple[Tensor, Tensor]
 # (logits, uniforms, temperature, top_p, top_k, forbidden) -> tokens, log-probabilities
 Sampler = Callable[[Tensor, Tensor, float, float, int, Tensor | None], Drawn]
@@ -56,6 +57,8 @@ def sample_tokens(
     if not temperature >= 0 or not 0 < top_p <= 1 or top_k < 0:
         found = f"temperature={temperature}, top_p={top_p}, top_k={top_k}"
         raise ValueError(f"temperature and top_k must be at least 0, top_p in (0, 1]: got {found}")
+    if temperature > 0:
+        temperature = max(temperature, COLDEST)
     return BACKENDS[_resolved(backend, logits)](logits, uniforms, float(temperature), float(top_p), top_k, forbidden)
 
 

@@ -28,7 +28,6 @@ E_0, E_1, E_2, E_3, E_4, E_5 = (
     np.float32(x)
     for x in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 )
-GREATEST = np.finfo(np.float32).max
 ROUNDING = np.float32(3 << 22)  # added to a small number, it leaves the nearest integer in the lowest bits
 ZERO, ONE, TWO, THREE, FOUR, FIVE, SIX, SEVEN = (np.float32(x) for x in range(8))
 
@@ -55,7 +54,7 @@ def sample(
             tokens[row] = _first(allowed, largest)
         else:
             if temperature != 1:
-                _weigh(allowed, largest, np.float32(min(1 / temperature, GREATEST)), weights)
+                _weigh(allowed, largest, np.float32(1 / temperature), weights)
             if 0 < top_k < vocabulary:
                 _cut(allowed, weights, ones, top_k, np.nextafter(_lowest(allowed), np.float32(-np.inf)), largest)
             if top_p < 1:
