@@ -207,22 +207,21 @@ def synthesize(
 
 @app.command(
     name="filter",
-    epilog="Example: sbp-fast filter demo --corpus mine/corpus --synthetic mine/synthetic --pairs mine/pairs --out mine/kept",
+    epilog="Example: sbp-fast filter demo --corpus mine/corpus --synthetic mine/synthetic --out mine/kept",
 )
 def filter_command(
     settings: Settings,
     *,
     corpus: Corpus,
     synthetic: Annotated[Path, typer.Option(help="Output of `synthesize`.")],
-    pairs: Annotated[Path, typer.Option(help="Output of `pair`; its band judges relevance.")],
     out: Out,
     force: Force = False,
 ) -> None:
-    """Keep the sound synthetic documents, say why each other went, and measure the quality of what is left."""
+    """Keep the sound synthetic documents, and say why each other one went."""
     config = _load(settings)
     from sbp_fast.synthesize.filter import filter_documents as work
 
-    work(config, out, corpus=corpus, synthetic=synthetic, pairs=pairs, console=Console(), force=force)
+    work(config, out, corpus=corpus, synthetic=synthetic, console=Console(), force=force)
 
 
 @app.command(epilog="Example: sbp-fast evaluate demo --corpus mine/corpus --model baseline=mine/base --out mine/evaluation")

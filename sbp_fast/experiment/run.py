@@ -77,7 +77,7 @@ def plan_stages(config: RunConfig, out: Path, console: Console, gpus: int, force
         ("pair", lambda: pair(config, corpus, vectors, pairs, **how)),
         ("synthesizer", lambda: train(synthesizer, "synthesizer", pairs=pairs, start=base)),
         ("synthesize", lambda: synthesize(config, synthetic, corpus=corpus, model=synthesizer, **how)),
-        ("filter", lambda: filter_documents(config, kept, corpus=corpus, synthetic=synthetic, pairs=pairs, **how)),
+        ("filter", lambda: filter_documents(config, kept, corpus=corpus, synthetic=synthetic, **how)),
         ("joint", lambda: train(joint, "joint", synthetic=kept)),
         ("oracle", lambda: train(oracle, "oracle")),
         ("evaluate", lambda: evaluate(config, evaluation, corpus=corpus, models=arms, **how)),
