@@ -229,12 +229,25 @@ def evaluate(
     settings: Settings,
     *,
     corpus: Corpus,
-    model: Annotated[list[str], typer.Option(help="NAME=DIRECTORY of a trained model; differences are against the first.")],
     out: Out,
+    model: Annotated[
+        list[str] | None, typer.Option(help="NAME=DIRECTORY of a trained model; differences are against the first.")
+    ] = None,
+    synthetic: Annotated[Path | None, typer.Option(help="Output of `synthesize`: measure documents, not models.")] = None,
+    kept: Annotated[Path | None, typer.Option(help="With --synthetic: output of `filter` on it.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="With --synthetic: output of `pair`; its band judges relevance.")] = None,
     force: Force = False,
 ) -> None:
-    """Measure held-out bits per byte and multiple-choice accuracy, with bootstrap intervals."""
+    """Measure models on held-out text and multiple choice (--model), or the quality of synthetic documents (--synthetic)."""
     config = _load(settings)
+    if synthetic is not None and kept is not None and pairs is not None and not model:
+        from sbp_fast.evaluate.quality import measure_quality
+
+        directories = {"corpus": corpus, "synthetic": synthetic, "kept": kept, "pairs": pairs}
+        measure_quality(config, out, **directories, console=Console(), force=force)
+        return
+    if not model or synthetic or kept or pairs:
+        raise UserError("options", "do not go together", "give --model, or --synthetic with --kept and --pairs")
     from sbp_fast.evaluate.evaluate import evaluate as work
 
     models = {}

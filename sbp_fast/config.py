@@ -284,8 +284,6 @@ class FilterConfig(Section):
     """A document goes if an earlier one that stays is so much like it: of the shingles of either, both have this share."""
     memory_gib: Annotated[float, Field(gt=0)] = 2.0
     """Of the table of real shingles; with less, the documents are read more often. No result depends on it."""
-    judged_documents: Count = 200
-    """Kept documents embedded to measure how many are unrelated to their seed."""
 
 
 class EvaluateConfig(Section):
@@ -295,6 +293,11 @@ class EvaluateConfig(Section):
     continuation_questions: Annotated[int, Field(ge=0)] = 300
     bootstrap_samples: Count = 2000
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    measured_documents: Count = 20_000
+    """Documents drawn from the synthetic, the kept and the real ones each to measure quality; the paper's duplicates are those
+    among a million. It decides the memory: some 200 bytes for each of their tokens."""
+    judged_documents: Count = 200
+    """Kept documents looked at one by one: embedded, and shown to the judge where there is one."""
 
 
 class RunConfig(Section):

@@ -11,6 +11,7 @@ from sbp_fast.config import RunConfig, diff_config, dump_config, load_config, re
 from sbp_fast.corpus.prepare import prepare
 from sbp_fast.errors import UserError
 from sbp_fast.evaluate.evaluate import evaluate
+from sbp_fast.evaluate.quality import measure_quality
 from sbp_fast.evaluate.questions import read_question_files
 from sbp_fast.experiment.report import write_report
 from sbp_fast.files import TEMPORARY_SUFFIX, atomic_open
@@ -78,6 +79,10 @@ def plan_stages(config: RunConfig, out: Path, console: Console, gpus: int, force
         ("synthesizer", lambda: train(synthesizer, "synthesizer", pairs=pairs, start=base)),
         ("synthesize", lambda: synthesize(config, synthetic, corpus=corpus, model=synthesizer, **how)),
         ("filter", lambda: filter_documents(config, kept, corpus=corpus, synthetic=synthetic, **how)),
+        (
+            "quality",
+            lambda: measure_quality(config, out / "quality", corpus=corpus, synthetic=synthetic, kept=kept, pairs=pairs, **how),
+        ),
         ("joint", lambda: train(joint, "joint", synthetic=kept)),
         ("oracle", lambda: train(oracle, "oracle")),
         ("evaluate", lambda: evaluate(config, evaluation, corpus=corpus, models=arms, **how)),

@@ -77,14 +77,16 @@ def open_synthetic(synthetic: Path, corpus: Path) -> Corpus:
     """The documents that `synthesize` wrote from `corpus`.
 
     Raises:
-        UserError: they were made from something else, or by a version that did not say why a document ended.
+        UserError: they were made from something else, or by a version that did not say how each was made.
     """
     made_from = read_json(synthetic / MANIFEST)["inputs"].get("corpus")
     if made_from != Manifest.load(corpus, "prepare", hashed=False).fingerprint:
         raise UserError(synthetic, f"was not made from {corpus}", "give the corpus that it was made from")
     written = Corpus(synthetic)
-    if "stop" not in written.column_names:
-        raise UserError(synthetic, "does not say why its documents ended", "make it again with this version of synthesize")
+    missing = {"seed", "sample", "stop", "mean_log_probability"} - set(written.column_names)
+    if missing:
+        said = f"its documents have no {', '.join(sorted(missing))}"
+        raise UserError(synthetic, said, "make it again with this version of synthesize")
     return written
 
 

@@ -59,7 +59,7 @@ def measure_alone(prepared: PreparedCorpus, table: pa.Table, tokens: np.ndarray,
     """
     lengths = table["tokens"].to_numpy()
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    repeated, in_seed = _beside_seeds(prepared, table["seed"].to_numpy(), tokens.astype(np.uint32), offsets, width)
+    repeated, in_seed = beside_seeds(prepared, table["seed"].to_numpy(), tokens.astype(np.uint32), offsets, width)
     compressed, unsound = np.ones(len(table)), np.zeros(len(table))
     for start in range(0, len(table), DECODED_AT_ONCE):
         ends = offsets[start : start + DECODED_AT_ONCE + 1]
@@ -113,7 +113,7 @@ def _unsound(characters, sound):  # type: ignore[no-untyped-def]
     return found
 
 
-def _beside_seeds(
+def beside_seeds(
     prepared: PreparedCorpus, seeds: np.ndarray, tokens: np.ndarray, offsets: np.ndarray, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """`Measures.repeated` and `Measures.in_seed`."""
