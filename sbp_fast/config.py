@@ -298,6 +298,19 @@ class EvaluateConfig(Section):
     among a million. It decides the memory: some 200 bytes for each of their tokens."""
     judged_documents: Count = 200
     """Kept documents looked at one by one: embedded, and shown to the judge where there is one."""
+    judge: Literal["none", "endpoint", "local"] = "none"
+    """What says whether a document is factual and has to do with its seed: a server that speaks as OpenAI's does, or a Hugging
+    Face directory. Without one nothing is said of facts, and relevance is measured by embeddings."""
+    judge_model: str = ""
+    """The server's name for the model, or the directory."""
+    judge_url: str = ""
+    """Of the server, up to /chat/completions: http://localhost:8000/v1."""
+    judge_key_variable: str = ""
+    """The environment variable that holds the server's key ("": none is sent)."""
+    judge_requests: Annotated[int, Field(ge=1, le=256)] = 8
+    """Questions under way at a time."""
+    judge_timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """How long one answer may take; a failed question is asked six times in all."""
 
 
 class RunConfig(Section):

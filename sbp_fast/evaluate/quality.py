@@ -21,10 +21,12 @@ from sbp_fast.corpus.shards import Corpus
 from sbp_fast.corpus.shingle_index import Batch
 from sbp_fast.corpus.shingles import repeated_share
 from sbp_fast.errors import UserError
+from sbp_fast.evaluate.judge import Judge, fingerprint_directory, open_judge
 from sbp_fast.evaluate.novelty import NOVEL_TOKENS, batch_of, known_counts, known_share, novel_rates
 from sbp_fast.evaluate.rates import DUPLICATE_JACCARD, near_duplicates, rate, same_letters, unmeasured
 from sbp_fast.evaluate.relevance import Judged, irrelevance, similarities, summarize_similarity
-from sbp_fast.files import atomic_path, read_json
+from sbp_fast.evaluate.verdicts import PROMPTS, collect_answers, judged_rates, questions, verdict_counts, verdicts_of
+from sbp_fast.files import atomic_path, hash_value, read_json
 from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.progress import Console
 from sbp_fast.stage import MANIFEST, Manifest, Work, run_stage
@@ -33,6 +35,8 @@ from sbp_fast.synthesize.measures import beside_seeds
 
 JUDGED = "judged.parquet"
 LENGTH_BINS, PROBABILITY_BINS = 24, 30
+SETTINGS = {"measured_documents", "judged_documents", "judge", "judge_model"}
+"""Of those under evaluate, what documents are measured by; the others are about models, or how a judge is reached."""
 
 
 def measure_quality(
@@ -62,20 +66,25 @@ def measure_quality(
         _check_match(corpus, synthetic, kept, pairs)
         prepared = PreparedCorpus(corpus)
         work.device = resolve_device(config)
+        judge = open_judge(config.evaluate, work.device)
         samples = Samples.draw(config, prepared, open_synthetic(synthetic, corpus), Corpus(kept))
-        _measure(config, prepared, samples, PairSet(pairs), read_json(pairs / MANIFEST)["counts"]["band"]["low"], work)
+        low = read_json(pairs / MANIFEST)["counts"]["band"]["low"]
+        _measure(config, prepared, samples, PairSet(pairs), low, judge, work)
 
-    settings = {"filter": {"shingle_tokens", "copy_containment"}, "evaluate": {"measured_documents", "judged_documents"}}
+    inputs: dict[str, Path | str] = {"corpus": corpus, "synthetic": synthetic, "kept": kept, "pairs": pairs}
+    if config.evaluate.judge == "local" and Path(config.evaluate.judge_model).is_dir():
+        inputs["judge"] = fingerprint_directory(config.evaluate.judge_model)
     return run_stage(
         "quality",
         out,
         config={
             "seed": config.seed,
             "embed": config.embed.model_dump(mode="json"),
-            "filter": config.filter.model_dump(mode="json", include=settings["filter"]),
-            "evaluate": config.evaluate.model_dump(mode="json", include=settings["evaluate"]),
+            "filter": config.filter.model_dump(mode="json", include={"shingle_tokens", "copy_containment"}),
+            "evaluate": config.evaluate.model_dump(mode="json", include=SETTINGS),
+            "prompts": hash_value(PROMPTS),
         },
-        inputs={"corpus": corpus, "synthetic": synthetic, "kept": kept, "pairs": pairs},
+        inputs=inputs,
         body=body,
         console=console,
         force=force,
@@ -121,7 +130,9 @@ class Samples:
         )
 
 
-def _measure(config: RunConfig, prepared: PreparedCorpus, samples: Samples, pairs: PairSet, low: float, work: Work) -> None:
+def _measure(
+    config: RunConfig, prepared: PreparedCorpus, samples: Samples, pairs: PairSet, low: float, judge: Judge | None, work: Work
+) -> None:
     work.console.say(f"measuring {len(samples.generated)} documents, and {len(samples.passed)} of those kept")
     copied = _copies(config, prepared, samples)
     judged = Judged.draw(samples.kept, pairs, config.evaluate.judged_documents, config.seed)
@@ -130,13 +141,22 @@ def _measure(config: RunConfig, prepared: PreparedCorpus, samples: Samples, pair
         "non_factual": unmeasured("not measured: needs a language-model judge"),
         "pair_irrelevance": irrelevance(similar, low),
     }
-    _write_judged(prepared, samples.kept, judged, similar, work.directory)
+    irrelevant, verdicts = (similar["seed"] < low).astype(np.float64), {}
+    if judge is not None:
+        asked = questions(prepared, samples.kept, judged)
+        answers = collect_answers(judge, asked, work)
+        verdicts = {rate: verdicts_of(asked, answers, rate, len(judged.documents)) for rate in PROMPTS}
+        counts = verdict_counts(judge, asked, answers)
+        work.record(judge=counts)
+        quality |= judged_rates(counts, verdicts)
+        irrelevant = verdicts["pair_irrelevance"]
+    _write_judged(prepared, samples.kept, judged, similar, verdicts, work.directory)
     work.record(
         quality=quality,
         similarity=summarize_similarity(similar, low),
         novel=copied.novel,
         lengths=_lengths(samples, config.model.context),
-        sources=_by_source(config, prepared, samples, copied, judged, similar["seed"] < low),
+        sources=_by_source(config, prepared, samples, copied, judged, irrelevant),
         stops=_shares(samples.written.column("stop")[samples.drawn]),
         log_probability=_log_probabilities(samples),
         measured={name: len(getattr(samples, name)) for name in ("generated", "passed", "heldout", "unique")},
@@ -232,15 +252,19 @@ def _shares(values: np.ndarray) -> dict[str, float]:
 
 
 def _by_source(
-    config: RunConfig, prepared: PreparedCorpus, samples: Samples, copied: Copied, judged: Judged, unlike: np.ndarray
+    config: RunConfig, prepared: PreparedCorpus, samples: Samples, copied: Copied, judged: Judged, irrelevant: np.ndarray
 ) -> dict[str, Any]:
-    """The rates among the documents whose seed is of each source."""
+    """The rates among the documents whose seed is of each source.
+
+    Args:
+        irrelevant: of each judged document 1, 0, or NaN where that is not known.
+    """
     of_seeds, limit = prepared.unique.sources, config.filter.copy_containment
     source, judged_source = of_seeds[samples.written.column("seed")[samples.drawn]], of_seeds[judged.seeds]
     lengths = np.array([len(document) - 2 for document in samples.generated])
 
     def of(name: str) -> dict[str, Any]:
-        mine, looked_at = source == name, judged_source == name
+        mine, looked_at = source == name, (judged_source == name) & ~np.isnan(irrelevant)
         return {
             "documents": int(mine.sum()),
             "mean_tokens": float(lengths[mine].mean()),
@@ -248,14 +272,19 @@ def _by_source(
             "pair_containment": float((copied.in_seed[mine] >= limit).mean()),
             "corpus_copying": float((copied.in_corpus[mine] >= limit).mean()),
             "judged": int(looked_at.sum()),
-            "pair_irrelevance": float(unlike[looked_at].mean()) if looked_at.any() else None,
+            "pair_irrelevance": float(irrelevant[looked_at].mean()) if looked_at.any() else None,
         }
 
     return {name: of(name) for name in sorted(set(source.tolist()))}
 
 
 def _write_judged(
-    prepared: PreparedCorpus, kept: Corpus, judged: Judged, similar: dict[str, np.ndarray], directory: Path
+    prepared: PreparedCorpus,
+    kept: Corpus,
+    judged: Judged,
+    similar: dict[str, np.ndarray],
+    verdicts: dict[str, np.ndarray],
+    directory: Path,
 ) -> None:
     columns = {
         "id": kept.ids[judged.documents],
@@ -265,6 +294,7 @@ def _write_judged(
         "neighbour": judged.neighbours,
         "mean_log_probability": kept.column("mean_log_probability")[judged.documents],
         **{f"similarity_{name}": values for name, values in similar.items()},
+        **{f"judged_{name}": pa.array(values == 1, mask=np.isnan(values)) for name, values in verdicts.items()},
     }
     with atomic_path(directory / JUDGED) as temporary:
         pq.write_table(pa.table(columns), temporary)

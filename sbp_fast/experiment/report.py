@@ -31,6 +31,12 @@ QUALITIES = {
 }
 
 
+JUDGED_GROUPS = {
+    "synthetic": "synthetic documents",
+    "real": "their seeds",
+    "random": "random pairs",
+    "neighbours": "true pairs",
+}
 SOURCE_RATES = ("repetition", "pair_irrelevance", "pair_containment", "corpus_copying")
 """Of those, what is known by the source of the seed."""
 
@@ -88,6 +94,7 @@ def render(
         "label": wording.metric_label,
         "qualities": QUALITIES,
         "source_rates": SOURCE_RATES,
+        "judged_groups": JUDGED_GROUPS,
     }
     metrics = wording.metric_names(results)
     return environment.get_template("report.html.jinja").render(

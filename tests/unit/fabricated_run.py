@@ -178,7 +178,7 @@ def rate(value: float | None, how: str, real: float | None = None, real_text: st
     return {"rate": value, **interval, **counts, "real_rate": real, "real_text": real_text, "how": how}
 
 
-def write_run(directory: Path, evaluated: dict[str, Any] | None = None) -> Path:
+def write_run(directory: Path, evaluated: dict[str, Any] | None = None, judge: dict[str, Any] | None = None) -> Path:
     """A whole run directory."""
     directory.mkdir(parents=True)
     (directory / "config.toml").write_text(dump_config(CONFIG))
@@ -193,6 +193,7 @@ def write_run(directory: Path, evaluated: dict[str, Any] | None = None) -> Path:
     _write_pairs(directory / "pairs")
     write_training(directory / "synthesizer", "synthesizer", 2.2e12, pairs=5_321, epochs=0.7, partners_too_long=12)
     _write_synthetic(directory, corpus)
+    _write_quality(directory / "quality", judge)
     write_training(directory / "joint", "joint", 9.2e12, synthetic=300_000)
     write_training(directory / "oracle", "oracle", 9.15e12)
     write_stage(directory / "evaluation", "evaluate", evaluated or evaluation(), flops=2.1e12)
@@ -283,10 +284,21 @@ def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
         },
         body,
     )
-    _write_quality(run / "quality")
 
 
-def _write_quality(directory: Path) -> None:
+def judge_counts() -> dict[str, Any]:
+    verdicts = {"asked": 200, "unparsable": 3, "faulty": 40, "rate": 40 / 197}
+    return {
+        "identity": {"kind": "endpoint", "model": HOSTILE, "url": "http://localhost:8000/v1", "temperature": 0},
+        "prompts": {"non_factual": f"Is it wrong? {HOSTILE}"},
+        "verdicts": {
+            "non_factual": {"synthetic": verdicts, "real": {**verdicts, "faulty": 0, "rate": None}},
+            "pair_irrelevance": dict.fromkeys(("synthetic", "random", "neighbours"), verdicts),
+        },
+    }
+
+
+def _write_quality(directory: Path, judge: dict[str, Any] | None) -> None:
     bins, fine = list(range(0, 520, 20)), np.linspace(-0.2, 1, 61)
     generator = np.random.default_rng(1)
 
@@ -329,6 +341,7 @@ def _write_quality(directory: Path) -> None:
             "sources": {source: of_source(index) for index, source in enumerate(("even", HOSTILE))},
             "stops": {"end": 0.94, "length": 0.05, "repetition": 0.01},
             "log_probability": {"mean": -2.4, "edges": [-4.0, -3.0, -2.0, -1.0], "generated": [3, 9, 4]},
+            **({"judge": judge} if judge else {}),
             "measured": {"generated": 16, "passed": 12, "heldout": 12, "unique": 8},
             "lengths": {
                 "edges": bins,
