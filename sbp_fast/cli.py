@@ -218,22 +218,21 @@ def synthesize(
 
 @app.command(
     name="filter",
-    epilog="Example: sbp-fast filter demo --corpus mine/corpus --synthetic mine/synthetic --pairs mine/pairs --out mine/kept",
+    epilog="Example: sbp-fast filter demo --corpus mine/corpus --synthetic mine/synthetic --out mine/kept",
 )
 def filter_command(
     settings: Settings,
     *,
     corpus: Corpus,
     synthetic: Annotated[Path, typer.Option(help="Output of `synthesize`.")],
-    pairs: Annotated[Path, typer.Option(help="Output of `pair`; its band judges relevance.")],
     out: Out,
     force: Force = False,
 ) -> None:
-    """Keep the sound synthetic documents, say why each other went, and measure the quality of what is left."""
+    """Keep the sound synthetic documents, and say why each other one went."""
     config = _load(settings)
     from sbp_fast.synthesize.filter import filter_documents as work
 
-    work(config, out, corpus=corpus, synthetic=synthetic, pairs=pairs, console=Console(), force=force)
+    work(config, out, corpus=corpus, synthetic=synthetic, console=Console(), force=force)
 
 
 @app.command(epilog="Example: sbp-fast evaluate demo --corpus mine/corpus --model baseline=mine/base --out mine/evaluation")
@@ -241,12 +240,25 @@ def evaluate(
     settings: Settings,
     *,
     corpus: Corpus,
-    model: Annotated[list[str], typer.Option(help="NAME=DIRECTORY of a trained model; differences are against the first.")],
     out: Out,
+    model: Annotated[
+        list[str] | None, typer.Option(help="NAME=DIRECTORY of a trained model; differences are against the first.")
+    ] = None,
+    synthetic: Annotated[Path | None, typer.Option(help="Output of `synthesize`: measure documents, not models.")] = None,
+    kept: Annotated[Path | None, typer.Option(help="With --synthetic: output of `filter` on it.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="With --synthetic: output of `pair`; its band judges relevance.")] = None,
     force: Force = False,
 ) -> None:
-    """Measure held-out bits per byte and multiple-choice accuracy, with bootstrap intervals."""
+    """Measure models on held-out text and multiple choice (--model), or the quality of synthetic documents (--synthetic)."""
     config = _load(settings)
+    if synthetic is not None and kept is not None and pairs is not None and not model:
+        from sbp_fast.evaluate.quality import measure_quality
+
+        directories = {"corpus": corpus, "synthetic": synthetic, "kept": kept, "pairs": pairs}
+        measure_quality(config, out, **directories, console=Console(), force=force)
+        return
+    if not model or synthetic or kept or pairs:
+        raise UserError("options", "do not go together", "give --model, or --synthetic with --kept and --pairs")
     from sbp_fast.evaluate.evaluate import evaluate as work
 
     models = {}

@@ -281,16 +281,29 @@ class SynthesizeConfig(Section):
 
 
 class FilterConfig(Section):
+    """What a synthetic document goes for, in the order of precedence (docs/method.md). A shingle is a run of tokens."""
+
     minimum_tokens: Count = 16
+    """A shorter document goes."""
     keep_unfinished: bool = False
     """Keep documents cut off by the length limit before their end token."""
     shingle_tokens: Count = 13
     maximum_repeated_shingles: Share = 0.0
     """Share of a document's shingles that may occur more than once in it."""
+    minimum_compression_ratio: Share = 0.25
+    """A document goes if zstd leaves less than this of its bytes; no document of the embedded corpus is below 0.32."""
+    maximum_unsound_characters: Share = 0.02
+    """Share of a document's characters that may be broken, control characters, rare symbols or one character again and again;
+    real documents of the embedded corpus have 0.003 at most."""
     copy_containment: Share = 0.3
     """A document is a copy if this share of its shingles occurs in its seed, or in any real document."""
-    judged_documents: Count = 200
-    """Kept documents embedded to measure how many are unrelated to their seed."""
+    evaluation_containment: Share = 0.1
+    """A document is contaminated if this share of its shingles occurs in the evaluation texts and in no unique document, or if
+    it holds a whole question with its answer."""
+    duplicate_similarity: Annotated[float, Field(ge=0.7, le=1)] = 0.8
+    """A document goes if an earlier one that stays is so much like it: of the shingles of either, both have this share."""
+    memory_gib: Annotated[float, Field(gt=0)] = 2.0
+    """Of the table of real shingles; with less, the documents are read more often. No result depends on it."""
 
 
 class EvaluateConfig(Section):
@@ -300,6 +313,24 @@ class EvaluateConfig(Section):
     continuation_questions: Annotated[int, Field(ge=0)] = 300
     bootstrap_samples: Count = 2000
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    measured_documents: Count = 20_000
+    """Documents drawn from the synthetic, the kept and the real ones each to measure quality; the paper's duplicates are those
+    among a million. It decides the memory: some 200 bytes for each of their tokens."""
+    judged_documents: Count = 200
+    """Kept documents looked at one by one: embedded, and shown to the judge where there is one."""
+    judge: Literal["none", "endpoint", "local"] = "none"
+    """What says whether a document is factual and has to do with its seed: a server that speaks as OpenAI's does, or a Hugging
+    Face directory. Without one nothing is said of facts, and relevance is measured by embeddings."""
+    judge_model: str = ""
+    """The server's name for the model, or the directory."""
+    judge_url: str = ""
+    """Of the server, up to /chat/completions: http://localhost:8000/v1."""
+    judge_key_variable: str = ""
+    """The environment variable that holds the server's key ("": none is sent)."""
+    judge_requests: Annotated[int, Field(ge=1, le=256)] = 8
+    """Questions under way at a time."""
+    judge_timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """How long one answer may take; a failed question is asked six times in all."""
 
 
 class RunConfig(Section):

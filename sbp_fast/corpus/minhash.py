@@ -61,13 +61,40 @@ def band_keys(text, offsets, width, bands, rows):  # type: ignore[no-untyped-def
         lengths[number] = len(words)
         if len(words) == 0:
             continue
-        least = signature(window_hashes(words, min(width, len(words))), bands * rows)
-        for band in range(bands):
-            key = np.uint64(band)
-            for row in range(rows):
-                key = mix(key ^ least[band * rows + row])
-            keys[band, number] = key
+        keys[:, number] = _keys(signature(window_hashes(words, min(width, len(words))), bands * rows), bands)
     return keys, lengths
+
+
+@njit(cache=True)
+def token_band_keys(tokens, offsets, width, bands, rows):  # type: ignore[no-untyped-def]
+    """A hash of each text's tokens, and its keys by shingles of tokens.
+
+    Args:
+        tokens: uint32, all texts one after the other, none of them empty.
+        offsets: int64 [texts + 1], where each starts.
+        width: tokens of a shingle; a text of fewer has one shingle, its whole.
+
+    Returns:
+        uint64 [1 + bands, texts].
+    """
+    keys = np.zeros((1 + bands, len(offsets) - 1), np.uint64)
+    for number in range(len(offsets) - 1):
+        text = tokens[offsets[number] : offsets[number + 1]]
+        keys[0, number] = window_hashes(text, len(text))[0]
+        keys[1:, number] = _keys(signature(window_hashes(text, min(width, len(text))), bands * rows), bands)
+    return keys
+
+
+@njit(cache=True)
+def _keys(least, bands):  # type: ignore[no-untyped-def]
+    """The slots of a signature as a key for each band. uint64 [bands * rows] -> uint64 [bands]"""
+    keys, rows = np.zeros(bands, np.uint64), len(least) // bands
+    for band in range(bands):
+        key = np.uint64(band)
+        for row in range(rows):
+            key = mix(key ^ least[band * rows + row])
+        keys[band] = key
+    return keys
 
 
 @njit(cache=True)

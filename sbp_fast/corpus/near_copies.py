@@ -6,7 +6,7 @@ place is 16 bytes for a pair of candidates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,9 @@ import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from sbp_fast.corpus.banding import candidate_pairs
 from sbp_fast.corpus.minhash import BANDS, ROWS, SHINGLE_WORDS, band_keys, jaccard, word_ids
-from sbp_fast.corpus.selection import FACTS, Decisions, hash_runs, select
+from sbp_fast.corpus.selection import FACTS, Decisions, select
 from sbp_fast.corpus.shingles import ShingleTable
 from sbp_fast.corpus.spill import Part, Spill
 from sbp_fast.corpus.workers import run_tasks
@@ -68,7 +69,7 @@ def find_near_copies(directory: Path, parts: Sequence[Part], similarity: float, 
     tasks = [Task(directory, number, part) for number, part in enumerate(parts)]
     for _ in run_tasks(_write_keys, tasks, workers):
         pass
-    pairs = _candidates(tasks)
+    pairs = candidate_pairs([task.file("keys") for task in tasks])
     with atomic_open(directory / WANTED) as file:
         np.save(file, np.unique(pairs))
     for _ in run_tasks(_write_shingles, tasks, workers):
@@ -96,7 +97,7 @@ def _text_buffers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _write_keys(task: Task) -> None:
-    """Write uint64 [1 + BANDS, documents]: ranks, then the keys of each band."""
+    """Write ranks and keys for `candidate_pairs`."""
     path = task.file("keys")
     if path.is_file():
         return
@@ -104,28 +105,6 @@ def _write_keys(task: Task) -> None:
     keys, words = band_keys(*_text_buffers(table["text"]), SHINGLE_WORDS, BANDS, ROWS)
     with atomic_open(path) as file:
         np.save(file, np.concatenate([ranks[None], keys])[:, words > 0])
-
-
-def _candidates(tasks: Sequence[Task]) -> np.ndarray:
-    """Pairs of ranks, the lower first: in each group with one key every document with the first and with the one before it."""
-    found = [np.zeros((0, 2), np.uint64)]
-    total = sum(np.load(task.file("keys"), mmap_mode="r").shape[1] for task in tasks)
-    for band in range(1, BANDS + 1):
-        for low, high in hash_runs(total):
-            keys, ranks = (np.concatenate(columns) for columns in zip(*_keys(tasks, band, low, high), strict=True))
-            order = np.lexsort((ranks, keys))
-            keys, ranks = keys[order], ranks[order]
-            again = np.flatnonzero(keys[1:] == keys[:-1]) + 1
-            first = np.searchsorted(keys, keys[again])
-            found += [np.stack([ranks[other], ranks[again]], 1) for other in (first, again - 1)]
-    return np.unique(np.concatenate(found), axis=0)
-
-
-def _keys(tasks: Sequence[Task], band: int, low: int, high: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for task in tasks:
-        stored = np.load(task.file("keys"), mmap_mode="r")
-        inside = (stored[band] >= np.uint64(low)) & (stored[band] <= np.uint64(high))
-        yield stored[band][inside], stored[0][inside]
 
 
 def _write_shingles(task: Task) -> None:

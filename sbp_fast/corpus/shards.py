@@ -24,6 +24,7 @@ from sbp_fast.files import atomic_open, atomic_path, hash_file, hash_value, pars
 FORMAT = 2
 INDEX, OFFSETS = "index.json", "offsets.bin"
 OFFSET_TYPE = np.dtype("<i8")
+BATCH_TOKENS = 1 << 22
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype:
@@ -108,22 +109,41 @@ class Corpus:
                 left -= len(block)
                 yield block
 
+    @property
+    def shard_starts(self) -> np.ndarray:
+        """The first document of each shard, then the number of all. int64 [shards + 1]"""
+        ends = np.cumsum([0, *(facts["documents"] for facts in self._shards.facts)])
+        ends = ends[: np.searchsorted(ends, len(self)) + 1]
+        return np.minimum(ends, len(self))
+
+    def shard(self, shard: int) -> tuple[pa.Table, np.ndarray]:
+        """The table of one shard's documents, and their tokens, checked."""
+        first, last = self.shard_starts[shard : shard + 2]
+        tokens = [self._reader.block(shard, number, True) for number in range(self._shards.blocks(shard))]
+        length = int(self.offsets[last] - self.offsets[first])
+        return pq.read_table(self._document_file(shard))[: last - first], np.concatenate([np.zeros(0, self.dtype), *tokens])[
+            :length
+        ]
+
     def shards(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        """One shard after the other: its table of documents, and their tokens, checked."""
-        documents = 0
-        for shard in range(len(self._shards.facts)):
-            table = pq.read_table(self._document_file(shard))[: len(self) - documents]
-            if len(table) == 0:
-                return
-            first, documents = documents, documents + len(table)
-            tokens = [self._reader.block(shard, number, True) for number in range(self._shards.blocks(shard))]
-            length = int(self.offsets[documents] - self.offsets[first])
-            yield table, np.concatenate([np.zeros(0, self.dtype), *tokens])[:length]
+        """One shard after the other."""
+        yield from map(self.shard, range(len(self.shard_starts) - 1))
+
+    def batches(self, tokens: int = BATCH_TOKENS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All documents in order, as many at a time as have about so many tokens: these, and where each document starts
+        among them, int64 [documents + 1]."""
+        start = 0
+        while start < len(self):
+            stop = int(np.searchsorted(self.offsets, self.offsets[start] + tokens, "right")) - 1
+            stop = min(max(stop, start + 1), len(self))
+            offsets = self.offsets[start : stop + 1]
+            yield self.slice(int(offsets[0]), int(offsets[-1])), offsets - offsets[0]
+            start = stop
 
     @property
     def documents(self) -> pa.Table:
         """The table of documents, one row each."""
-        return pa.table({name: self._column(name) for name in self._column_names()})
+        return pa.table({name: self._column(name) for name in self.column_names})
 
     def column(self, name: str) -> np.ndarray:
         """One column of the document table as a numpy array [documents]."""
@@ -147,7 +167,9 @@ class Corpus:
             self._columns[name] = pa.concat_tables(parts)[name] if parts else pa.chunked_array([[]])
         return self._columns[name].slice(0, len(self))
 
-    def _column_names(self) -> list[str]:
+    @property
+    def column_names(self) -> list[str]:
+        """Of the table of documents."""
         return pq.read_schema(self._document_file(0)).names if self._shards.facts else []
 
     def _document_file(self, shard: int) -> pa.BufferReader:

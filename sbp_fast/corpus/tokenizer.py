@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
@@ -55,6 +56,10 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids` without its special tokens."""
         return self._tokenizer.decode([int(id) for id in ids], skip_special_tokens=True)
+
+    def decode_batch(self, documents: Sequence[np.ndarray]) -> list[str]:
+        """The text of each document, in parallel, without special tokens."""
+        return self._tokenizer.decode_batch([ids.tolist() for ids in documents], skip_special_tokens=True)
 
     def to_json(self) -> str:
         """The content of its `tokenizer.json`."""

@@ -31,6 +31,8 @@ from sbp_fast.stage import Manifest, Work, run_stage
 
 BITS_PER_BYTE = "heldout_bits_per_byte"
 FLOPS = b"flops"
+SETTINGS = {"choices", "continuation_questions", "bootstrap_samples", "confidence"}
+"""Of those under evaluate, what models are measured by; the others are about synthetic documents."""
 
 
 def evaluate(
@@ -48,7 +50,11 @@ def evaluate(
     return run_stage(
         "evaluate",
         out,
-        config={"evaluate": config.evaluate.model_dump(mode="json"), "seed": config.seed, "arms": list(models)},
+        config={
+            "evaluate": config.evaluate.model_dump(mode="json", include=SETTINGS),
+            "seed": config.seed,
+            "arms": list(models),
+        },
         inputs={"corpus": corpus, **models, **{f"questions of {one.metric}": one.fingerprint for one in sets}},
         body=lambda work: _evaluate(config, work, prepared, sets, models),
         console=console,

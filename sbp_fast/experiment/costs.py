@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sbp_fast.config import ModelConfig, RunConfig, TrainConfig
+from sbp_fast.corpus.shingle_index import plan_passes
 from sbp_fast.model.flops import PEAK_FLOPS, forward_flops, matrix_parameters, parameters, training_flops
 from sbp_fast.model.memory import optimizer_bytes
 from sbp_fast.progress import short
@@ -21,7 +22,9 @@ DOCUMENT_TOKENS, EPOCHS, CHARACTERS_PER_TOKEN = 828, 20, 4
 # measured on one core of a server: tokens a second of Hugging Face's tokenizer, operations a second of a join by buckets,
 # seconds for which a document of 384 numbers keeps hnswlib busy among 200,000, tokens a second of 13-token shingles
 TOKENIZER_RATE, JOIN_RATE, HNSW_SECONDS, SHINGLE_RATE = 0.35e6, 22e9, 1.24e-3, 40e6
+FILTER_RATE, LOOKUP_RATE = 2e6, 10e6  # tokens a second, of the rules that need a document's text, and of shingles looked up
 PROBES = 16  # buckets that find 99% of the pairs in the band in most corpora (docs/log.md)
+SAMPLES, RUN_LENGTHS, JUDGED_BYTES = 4, 4, 100  # documents measured: synthetic, kept, held out, unique
 STORED_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
@@ -124,13 +127,8 @@ def stages(config: RunConfig) -> list[Stage]:
         _pair(config, corpus),
         _synthesizer(config, corpus),
         _synthesize(config, corpus, written, token_bytes),
-        Stage(
-            "filter",
-            written,
-            core_seconds=(written + corpus.unique_tokens) / SHINGLE_RATE,
-            disk=used * token_bytes,
-            kept="what the joint run can use",
-        ),
+        _filter(config, corpus, written, used * token_bytes),
+        _quality(config, corpus),
         Stage("joint", **pretraining),
         Stage("oracle", **pretraining),
         Stage(
@@ -155,13 +153,39 @@ def _training(config: RunConfig, recipe: TrainConfig, visible: float, loss_share
 
 
 def _embed(config: RunConfig, corpus: Corpus) -> Stage:
-    """Each document alone, all of it seeing all of it (Kaplan et al. 2020, table 1), up to `embed.maximum_tokens`."""
-    encoder = ENCODERS.get(config.embed.model, ENCODERS[QWEN])
+    """Up to `embed.maximum_tokens` of each document."""
     length, documents = min(corpus.document_tokens, config.embed.maximum_tokens), corpus.unique_documents
-    attention = 4 * encoder.layers * encoder.heads_width * length
-    flops = documents * length * (2 * encoder.parameters + attention)
+    flops = documents * _encoding_flops(config, length)
     disk = documents * (STORED_BYTES[config.embed.storage] * _dimension(config) + 8)
     return Stage("embed", documents * length, flops=flops, disk=disk, kept=f"vectors in {config.embed.storage}")
+
+
+def _encoding_flops(config: RunConfig, length: float) -> float:
+    """Of one document alone, all of it seeing all of it (Kaplan et al. 2020, table 1)."""
+    encoder = ENCODERS.get(config.embed.model, ENCODERS[QWEN])
+    return length * (2 * encoder.parameters + 4 * encoder.layers * encoder.heads_width * length)
+
+
+def _filter(config: RunConfig, corpus: Corpus, written: float, disk: float) -> Stage:
+    """Every document read and compared with its seed once, and with all real shingles in as many passes as memory asks for."""
+    _, ranges = plan_passes(int(corpus.unique_tokens), config.filter.memory_gib * 2**30)
+    seconds = written / FILTER_RATE + len(ranges) * (written + corpus.unique_tokens) / LOOKUP_RATE
+    kept = f"what the joint run can use; all is read {len(ranges):,} times with {config.filter.memory_gib:g} GiB of memory"
+    return Stage("filter", written, core_seconds=seconds, disk=disk, kept=kept)
+
+
+def _quality(config: RunConfig, corpus: Corpus) -> Stage:
+    """The judged documents, their seeds and these seeds' partners embedded; the unique tokens read for each length of runs."""
+    length, settings = min(corpus.document_tokens, config.embed.maximum_tokens), config.evaluate
+    measured = SAMPLES * settings.measured_documents * corpus.document_tokens
+    return Stage(
+        "quality",
+        measured,
+        flops=3 * settings.judged_documents * _encoding_flops(config, length),
+        core_seconds=RUN_LENGTHS * (measured + corpus.unique_tokens) / SHINGLE_RATE,
+        disk=settings.judged_documents * JUDGED_BYTES,
+        kept="what was measured of the judged documents",
+    )
 
 
 def _pair(config: RunConfig, corpus: Corpus) -> Stage:

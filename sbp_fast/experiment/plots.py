@@ -113,15 +113,11 @@ def similarity_plot(histogram: Mapping[str, Any], band: Mapping[str, Any]) -> st
     """Similarity to the nearest neighbour, of random pairs and of the pairs taken, each as a density, with the band shaded."""
 
     def draw(axes: Axes) -> None:
-        edges = np.array(histogram["edges"], np.float64)
-        axes.axvspan(band["low"], min(band["high"], edges[-1]), color=COLORS["band"], alpha=0.16, linewidth=0)
+        axes.axvspan(band["low"], min(band["high"], histogram["edges"][-1]), color=COLORS["band"], alpha=0.16, linewidth=0)
         drawn = (("random", "muted", "Random pairs"), ("nearest", "sbp", "Nearest neighbours"), ("pairs", "oracle", "Pairs"))
-        for key, color, label in drawn:
-            shares = np.array(histogram[key], np.float64)
-            axes.stairs(shares / max(shares.sum(), 1) * 100, edges, fill=True, color=COLORS[color], alpha=0.45, label=label)
+        _histograms(axes, histogram, drawn)
         axes.annotate("band", (band["low"], 0.94), (4, 0), xycoords=("data", "axes fraction"), textcoords="offset points")
         axes.set_xlabel("cosine similarity")
-        axes.set_ylabel("percent in each bin")
         axes.set_title("How similar related documents are")
         axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # room for the legend
         axes.legend(loc="upper left", labelcolor=COLORS["ink"])
@@ -129,20 +125,56 @@ def similarity_plot(histogram: Mapping[str, Any], band: Mapping[str, Any]) -> st
     return _svg("similarity", "Histogram of similarities with the band of accepted pairs", draw, (4.9, 3.0))
 
 
+def drawn_similarity_plot(similarity: Mapping[str, Any]) -> str:
+    """Similarity of synthetic documents to their seeds, between random pairs and true ones, and the low end of the band."""
+    drawn = (
+        ("random", "muted", "To another's seed"),
+        ("neighbours", "oracle", "True partner to seed"),
+        ("seed", "sbp", "To its seed"),
+    )
+
+    def draw(axes: Axes) -> None:
+        _histograms(axes, similarity["histogram"], drawn)
+        axes.axvline(similarity["low"], color=COLORS["muted"], linewidth=1, linestyle=(0, (3, 3)))
+        axes.annotate("band", (similarity["low"], 0.94), (4, 0), xycoords=("data", "axes fraction"), textcoords="offset points")
+        axes.set_xlabel("cosine similarity")
+        axes.set_title("How near a document stays to its seed")
+        axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # room for the legend
+        axes.legend(loc="upper left", labelcolor=COLORS["ink"])
+
+    return _svg("drawn-similarity", "Histogram of similarities of synthetic documents to seeds", draw, (4.9, 3.0))
+
+
+def log_probability_plot(found: Mapping[str, Any]) -> str:
+    """Mean log-probability that the synthesizer gave each document's tokens when it drew them."""
+
+    def draw(axes: Axes) -> None:
+        _histograms(axes, found, (("generated", "sbp", "Synthetic, all"),))
+        axes.set_xlabel("mean log-probability, nats a token")
+        axes.set_title("How sure the synthesizer was")
+
+    return _svg("log-probability", "Histogram of mean log-probabilities", draw, (4.9, 3.0))
+
+
 def lengths_plot(lengths: Mapping[str, Any]) -> str:
     """Lengths of synthetic and of real documents, each as percent of its documents."""
 
     def draw(axes: Axes) -> None:
-        edges = np.array(lengths["edges"], np.float64)
-        for key, color, label in (("real", "muted", "Real"), ("synthetic", "sbp", "Synthetic, kept")):
-            shares = np.array(lengths[key], np.float64)
-            axes.stairs(shares / max(shares.sum(), 1) * 100, edges, fill=True, color=COLORS[color], alpha=0.45, label=label)
+        _histograms(axes, lengths, (("real", "muted", "Real"), ("synthetic", "sbp", "Synthetic, kept")))
         axes.set_xlabel("tokens a document")
-        axes.set_ylabel("percent in each bin")
         axes.set_title("How long the documents are")
         axes.legend(loc="upper right", labelcolor=COLORS["ink"])
 
     return _svg("lengths", "Histogram of document lengths", draw, (4.9, 3.0))
+
+
+def _histograms(axes: Axes, counts: Mapping[str, Any], drawn: Sequence[tuple[str, str, str]]) -> None:
+    """Counts between "edges", each as percent of its sum: key, colour and label of each."""
+    edges = np.array(counts["edges"], np.float64)
+    for key, color, label in drawn:
+        shares = np.array(counts[key], np.float64)
+        axes.stairs(shares / max(shares.sum(), 1) * 100, edges, fill=True, color=COLORS[color], alpha=0.45, label=label)
+    axes.set_ylabel("percent in each bin")
 
 
 def _svg(name: str, description: str, draw: Callable[[Axes], None], inches: tuple[float, float]) -> str:

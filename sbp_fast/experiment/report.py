@@ -26,8 +26,19 @@ QUALITIES = {
     "non_factual": "Non-factual",
     "pair_irrelevance": "Pair-irrelevance",
     "pair_copying": "Pair-copying",
+    "pair_containment": "Pair-containment",
     "corpus_copying": "Corpus-copying",
 }
+
+
+JUDGED_GROUPS = {
+    "synthetic": "synthetic documents",
+    "real": "their seeds",
+    "random": "random pairs",
+    "neighbours": "true pairs",
+}
+SOURCE_RATES = ("repetition", "pair_irrelevance", "pair_containment", "corpus_copying")
+"""Of those, what is known by the source of the seed."""
 
 
 def write_report(run_directory: Path) -> Path:
@@ -69,8 +80,22 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": count, "flops": flops, "duration": seconds, "percent": percent, "decimal": decimal}
-    environment.globals |= {"measure": measure, "change": change, "label": wording.metric_label, "qualities": QUALITIES}
+    environment.filters |= {
+        "count": count,
+        "flops": flops,
+        "duration": seconds,
+        "percent": percent,
+        "decimal": decimal,
+        "plain": plain,
+    }
+    environment.globals |= {
+        "measure": measure,
+        "change": change,
+        "label": wording.metric_label,
+        "qualities": QUALITIES,
+        "source_rates": SOURCE_RATES,
+        "judged_groups": JUDGED_GROUPS,
+    }
     metrics = wording.metric_names(results)
     return environment.get_template("report.html.jinja").render(
         results=results,
@@ -84,18 +109,27 @@ def render(
         plots=_plots(results, metrics, curves),
         triples=triples,
         pair_examples=pair_examples,
+        real_texts=_real_texts(results["synthetic_quality"]["quality"]),
         reasons=sorted({triple["reason"] for triple in triples if triple["reason"]}),
         config=dump_config(RunConfig.model_validate(results["run"]["config"])),
     )
 
 
+def _real_texts(quality: Mapping[str, Any]) -> list[str]:
+    """Which real documents stand beside each rate."""
+    return [f"{QUALITIES[key].lower()}, {found['real_text']}" for key, found in quality.items() if found["real_text"]]
+
+
 def _plots(results: Mapping[str, Any], metrics: Sequence[str], curves: Mapping[str, Any]) -> dict[str, Any]:
+    quality = results["synthetic_quality"]
     drawn = {
         "arms": [plots.arms_plot(results["arms"], metric, wording.metric_label(metric)) for metric in metrics],
         "losses": plots.loss_plot("pretraining", "Pretraining", {arm: curves[run] for arm, run in PRETRAININGS.items()}),
         "synthesizer": plots.loss_plot("synthesizer", "Tuning the synthesizer", {"synthesizer": curves["synthesizer"]}),
         "similarity": plots.similarity_plot(results["pairs"]["histogram"], results["pairs"]["band"]),
-        "lengths": plots.lengths_plot(results["synthetic_quality"]["lengths"]),
+        "lengths": plots.lengths_plot(quality["lengths"]),
+        "drawn_similarity": plots.drawn_similarity_plot(quality["similarity"]),
+        "log_probability": plots.log_probability_plot(quality["log_probability"]),
     }
     return {name: [Markup(one) for one in svg] if isinstance(svg, list) else Markup(svg) for name, svg in drawn.items()}
 
@@ -107,6 +141,11 @@ def _data(value: float, text: str | Markup) -> Markup:
 
 def count(value: float) -> Markup:
     return _data(value, f"{value:,}" if isinstance(value, int) and value < 100_000 else short(value))
+
+
+def plain(value: float) -> Markup:
+    """A setting as it was written."""
+    return _data(value, f"{value:g}")
 
 
 def decimal(value: float, digits: int = 2) -> Markup:

@@ -25,6 +25,7 @@ STAGES = {
     "synthesizer": "synthesizer",
     "synthesize": "synthetic",
     "filter": "synthetic-kept",
+    "quality": "quality",
     "joint": "joint",
     "oracle": "oracle",
     "evaluate": "evaluation",
@@ -89,7 +90,7 @@ def collect(run_directory: str | Path) -> dict[str, Any]:
         "pairs": counts["pair"] | {"embedding": counts["embed"]},
         "synthesizer": counts["synthesizer"],
         "synthesis": counts["synthesize"],
-        "synthetic_quality": counts["filter"] | {"published": PUBLISHED},
+        "synthetic_quality": counts["filter"] | counts["quality"] | {"published": PUBLISHED},
         "ledger": _ledger(manifests),
         "totals": {
             "flops": sum(manifest.flops for manifest in manifests.values()),

@@ -11,6 +11,8 @@ from sbp_fast.config import RunConfig, diff_config, dump_config, load_config, re
 from sbp_fast.corpus.prepare import prepare
 from sbp_fast.errors import UserError
 from sbp_fast.evaluate.evaluate import evaluate
+from sbp_fast.evaluate.judge import check_judge
+from sbp_fast.evaluate.quality import measure_quality
 from sbp_fast.evaluate.questions import read_question_files
 from sbp_fast.experiment.report import write_report
 from sbp_fast.files import TEMPORARY_SUFFIX, atomic_open
@@ -44,6 +46,7 @@ def run(config: RunConfig, out: Path, *, console: Console, gpus: int = 1, force:
     """
     if config.evaluate.choices != "auto":  # read here too, so that a mistake shows before hours of training
         read_question_files(config.evaluate.choices)
+    check_judge(config.evaluate)
     claim_directory(config, out, force)
     started = time.monotonic()
     stages = plan_stages(config, out, console, gpus, force)
@@ -85,7 +88,11 @@ def plan_stages(config: RunConfig, out: Path, console: Console, gpus: int, force
         ("pair", lambda: pair(config, corpus, vectors, pairs, **how)),
         ("synthesizer", lambda: train(synthesizer, "synthesizer", pairs=pairs, start=base)),
         ("synthesize", draw),
-        ("filter", lambda: filter_documents(config, kept, corpus=corpus, synthetic=synthetic, pairs=pairs, **how)),
+        ("filter", lambda: filter_documents(config, kept, corpus=corpus, synthetic=synthetic, **how)),
+        (
+            "quality",
+            lambda: measure_quality(config, out / "quality", corpus=corpus, synthetic=synthetic, kept=kept, pairs=pairs, **how),
+        ),
         ("joint", lambda: train(joint, "joint", synthetic=kept)),
         ("oracle", lambda: train(oracle, "oracle")),
         ("evaluate", lambda: evaluate(config, evaluation, corpus=corpus, models=arms, **how)),

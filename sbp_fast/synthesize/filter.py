@@ -2,98 +2,175 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sbp_fast.config import FilterConfig, RunConfig
+from sbp_fast.config import RunConfig, resolve_threads
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.corpus.shards import Corpus, CorpusWriter
+from sbp_fast.corpus.workers import run_tasks
 from sbp_fast.errors import UserError
-from sbp_fast.files import atomic_path, read_json
+from sbp_fast.evaluate.questions import QuestionSet, question_sets
+from sbp_fast.files import atomic_path, read_json, write_json
 from sbp_fast.progress import Console
 from sbp_fast.stage import MANIFEST, Manifest, Work, run_stage
-from sbp_fast.synthesize.quality import Measures, measure_quality
+from sbp_fast.synthesize.contamination import question_texts
+from sbp_fast.synthesize.duplicates import find_duplicates
+from sbp_fast.synthesize.rules import DUPLICATE, rule_counts
+from sbp_fast.synthesize.sifting import QUESTIONS, Shard, count_known, judge_shard, judged, measure_shard
 
-REASONS = ("too_short", "unfinished", "repetition", "copies_seed", "copies_corpus", "duplicate")
-"""Why a document goes, in the order of precedence: it is counted under the first that applies."""
-REJECTED = "rejected.parquet"
+Duplicates: TypeAlias = tuple[np.ndarray, np.ndarray]
+"""As `find_duplicates` returns them."""
+REJECTED, MEASURES = "rejected.parquet", "measures"
+REJECTED_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "seed": pa.int64(),
+        "sample": pa.int64(),
+        "tokens": pa.int64(),
+        "reason": pa.string(),
+        "value": pa.float64(),
+    }
+)
 
 
 def filter_documents(
-    config: RunConfig, out: Path, *, corpus: Path, synthetic: Path, pairs: Path, console: Console, force: bool = False
+    config: RunConfig, out: Path, *, corpus: Path, synthetic: Path, console: Console, force: bool = False
 ) -> Manifest:
     """Write the kept documents of `synthetic` as a corpus of the same columns, and `rejected.parquet` with the others.
+
+    A row of the others has the document's id, seed, sample and tokens, the `reason` (the first of the rules that took it) and
+    the `value` that this rule measured.
 
     Args:
         corpus: output of `prepare`.
         synthetic: output of `synthesize` on it.
-        pairs: output of `pair` on it; the low end of its band tells a related document from an unrelated one.
 
     Raises:
         UserError: inputs that do not belong together; a filter that keeps nothing.
     """
-
-    def body(work: Work) -> None:
-        made_from = read_json(synthetic / MANIFEST)["inputs"]["corpus"]
-        if made_from != Manifest.load(corpus, "prepare", hashed=False).fingerprint:
-            raise UserError(synthetic, f"was not made from {corpus}", "give the corpus that it was made from")
-        prepared, written = PreparedCorpus(corpus), Corpus(synthetic)
-        measures = Measures.of(written, prepared.unique, config.filter)
-        reasons = judge(measures, config.filter)
-        kept = np.flatnonzero(reasons == "")
-        counts = dict(sorted(Counter(reasons[reasons != ""].tolist()).items()))
-        if not len(kept):
-            found = ", ".join(f"{number} {reason}" for reason, number in counts.items())
-            remedy = "tune the synthesizer for longer, or loosen the settings under filter."
-            raise UserError(synthetic, f"no document passes the filters: {found}", remedy)
-        tokens = _write(written, kept, reasons, work.directory)
-        console.say(f"kept {len(kept)} of {len(written)} documents; rejected: {counts or 'none'}")
-        work.record(documents=len(written), documents_kept=len(kept), tokens_kept=tokens, rejected=counts)
-        low = Manifest.load(pairs, "pair", hashed=False).counts["band"]["low"]
-        measure_quality(config, prepared, written, kept, measures, low, work)
-
+    prepared = PreparedCorpus(corpus)
+    sets = question_sets(config.evaluate, config.seed, prepared, Console(quiet=True))
     return run_stage(
         "filter",
         out,
-        config={
-            "seed": config.seed,
-            "filter": config.filter.model_dump(mode="json"),
-            "embed": config.embed.model_dump(mode="json"),
+        config={"filter": config.filter.model_dump(mode="json", exclude={"memory_gib"})},
+        inputs={
+            "corpus": corpus,
+            "synthetic": synthetic,
+            **{f"questions of {one.metric}": one.fingerprint for one in sets},
         },
-        inputs={"corpus": corpus, "synthetic": synthetic, "pairs": pairs},
-        body=body,
+        body=lambda work: _filter(config, prepared, open_synthetic(synthetic, corpus), sets, work),
         console=console,
         force=force,
     )
 
 
-def judge(measures: Measures, config: FilterConfig) -> np.ndarray:
-    """Why each document goes, "" where it stays. str [documents]."""
-    long_enough = measures.tokens >= config.shingle_tokens  # a shorter text has no shingles to be judged by
-    faults = {
-        "too_short": measures.tokens < config.minimum_tokens,
-        "unfinished": ~measures.finished & (not config.keep_unfinished),
-        "repetition": measures.repeated > config.maximum_repeated_shingles,
-        "copies_seed": (measures.in_seed >= config.copy_containment) & long_enough,
-        "copies_corpus": (measures.in_corpus >= config.copy_containment) & long_enough,
-        "duplicate": ~measures.first,
-    }
-    return np.select([faults[reason] for reason in REASONS], REASONS, default="")
+def open_synthetic(synthetic: Path, corpus: Path) -> Corpus:
+    """The documents that `synthesize` wrote from `corpus`.
+
+    Raises:
+        UserError: they were made from something else, or by a version that did not say how each was made.
+    """
+    made_from = read_json(synthetic / MANIFEST)["inputs"].get("corpus")
+    if made_from != Manifest.load(corpus, "prepare", hashed=False).fingerprint:
+        raise UserError(synthetic, f"was not made from {corpus}", "give the corpus that it was made from")
+    written = Corpus(synthetic)
+    missing = {"seed", "sample", "stop", "mean_log_probability"} - set(written.column_names)
+    if missing:
+        said = f"its documents have no {', '.join(sorted(missing))}"
+        raise UserError(synthetic, said, "make it again with this version of synthesize")
+    return written
 
 
-def _write(written: Corpus, kept: np.ndarray, reasons: np.ndarray, directory: Path) -> int:
-    """Write the kept corpus and the table of the rejected; returns the tokens kept."""
+def _filter(config: RunConfig, prepared: PreparedCorpus, written: Corpus, sets: list[QuestionSet], work: Work) -> None:
+    directory = work.directory / MEASURES
+    if not work.counted():
+        directory.mkdir(exist_ok=True)
+        shards = [
+            Shard(prepared.directory, Path(written.directory), directory, number, config.filter)
+            for number in range(len(written.shard_starts) - 1)
+        ]
+        _sift(shards, prepared, written, question_texts(sets), resolve_threads(config), work)
+        width, similarity = config.filter.shingle_tokens, config.filter.duplicate_similarity
+        duplicates = find_duplicates(written, [shard.file("keys") for shard in shards], width, similarity)
+        rejected = _count(shards, written, duplicates)
+        if rejected.total() == len(written):
+            shutil.rmtree(directory)  # of no use to the settings that mend it, and would stand in their way
+            found = ", ".join(f"{number} {reason}" for reason, number in sorted(rejected.items()))
+            remedy = "tune the synthesizer for longer, or loosen the settings under filter."
+            raise UserError(written.directory, f"no document passes the filters: {found}", remedy)
+        tokens = _write(shards, written, duplicates, work.directory)
+        kept = len(written) - rejected.total()
+        work.console.say(f"kept {kept} of {len(written)} documents; rejected: {dict(sorted(rejected.items())) or 'none'}")
+        rules = rule_counts(rejected, len(written), config.filter)
+        work.record(documents=len(written), documents_kept=kept, tokens_kept=tokens, rules=rules)
+        work.keep_counts()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _sift(
+    shards: list[Shard], prepared: PreparedCorpus, written: Corpus, questions: list[str], threads: int, work: Work
+) -> None:
+    """Find out about each document by itself, shard by shard."""
+    write_json(shards[0].directory / QUESTIONS, questions)
+    with work.console.task("documents measured", 3 * len(written), "steps") as task:
+        for step in (measure_shard, None, judge_shard):
+            if step is None:
+                count_known(shards, prepared, questions, threads, task.advance)
+                work.keep_clock()
+                continue
+            for documents, _ in zip(np.diff(written.shard_starts).tolist(), run_tasks(step, shards, threads), strict=True):
+                task.advance(documents)
+                work.keep_clock()
+
+
+def _count(shards: list[Shard], written: Corpus, duplicates: Duplicates) -> Counter[str]:
+    """How many documents go for each reason."""
+    rejected = Counter[str]()
+    for shard in shards:
+        reasons, _ = _verdicts(shard, written, duplicates)
+        rejected.update(reasons[reasons != ""].tolist())
+    return rejected
+
+
+def _verdicts(shard: Shard, written: Corpus, duplicates: Duplicates) -> tuple[np.ndarray, np.ndarray]:
+    """Why each document of a shard goes, "" where it stays, and what the rule measured."""
+    reasons, values = judged(shard)
+    documents, alike = duplicates
+    first, last = written.shard_starts[shard.number : shard.number + 2]
+    inside = slice(*np.searchsorted(documents, [first, last]))
+    reasons[documents[inside] - first], values[documents[inside] - first] = DUPLICATE, alike[inside]
+    return reasons, values
+
+
+def _write(shards: list[Shard], written: Corpus, duplicates: Duplicates, directory: Path) -> int:
+    """Write the kept documents, and the table of the others; returns the tokens kept."""
     writer = CorpusWriter(directory, written.vocabulary_size)
-    rows = written.documents.take(kept).to_pylist()
-    for document, row in zip(kept.tolist(), rows, strict=True):
-        columns = {name: value for name, value in row.items() if name != "tokens"}
-        writer.add(written[document], **columns)
-    rejected = np.flatnonzero(reasons != "")
-    table = written.documents.take(rejected).select(["id", "seed", "sample", "tokens"])
-    with atomic_path(directory / REJECTED) as temporary:
-        pq.write_table(table.append_column("reason", pa.array(reasons[rejected].tolist(), pa.string())), temporary)
+    with atomic_path(directory / REJECTED) as temporary, pq.ParquetWriter(temporary, REJECTED_SCHEMA) as others:
+        for shard in shards:
+            table, tokens = written.shard(shard.number)
+            reasons, values = _verdicts(shard, written, duplicates)
+            for document, columns in _kept(table, tokens, reasons):
+                writer.add(document, **columns)
+            gone = np.flatnonzero(reasons != "")
+            rows = table.take(gone).select(["id", "seed", "sample", "tokens"])
+            rows = rows.append_column("reason", pa.array(reasons[gone].tolist(), pa.string()))
+            others.write_table(rows.append_column("value", pa.array(values[gone])).cast(REJECTED_SCHEMA))
     return writer.close().tokens
+
+
+def _kept(table: pa.Table, tokens: np.ndarray, reasons: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """The tokens and columns of each document that stays."""
+    ends = np.cumsum(table["tokens"].to_numpy())
+    kept = np.flatnonzero(reasons == "")
+    for place, row in zip(kept.tolist(), table.take(kept).to_pylist(), strict=True):
+        length = row.pop("tokens")
+        yield tokens[ends[place] - length : ends[place]], row

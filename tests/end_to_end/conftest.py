@@ -35,7 +35,7 @@ TINY = (
     "synthesizer.microbatch_tokens=1024",
     "synthesize.shard_seeds=32",
     "filter.keep_unfinished=true",
-    "filter.judged_documents=20",
+    "evaluate.judged_documents=20",
     "evaluate.bootstrap_samples=200",
 )
 

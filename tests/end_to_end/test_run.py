@@ -20,7 +20,19 @@ from sbp_fast.experiment.run import run
 from sbp_fast.progress import Console
 from sbp_fast.stage import Manifest
 
-STAGES = ("corpus", "base", "vectors", "pairs", "synthesizer", "synthetic", "synthetic-kept", "joint", "oracle", "evaluation")
+STAGES = (
+    "corpus",
+    "base",
+    "vectors",
+    "pairs",
+    "synthesizer",
+    "synthetic",
+    "synthetic-kept",
+    "quality",
+    "joint",
+    "oracle",
+    "evaluation",
+)
 QUIET = Console(quiet=True)
 
 

@@ -13,11 +13,13 @@ from sbp_fast.config import CorpusConfig, EvaluateConfig, ModelConfig, RunConfig
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.corpus.shards import Corpus, CorpusWriter
 from sbp_fast.corpus.tokenizer import Tokenizer, train_tokenizer
+from sbp_fast.evaluate.rates import unmeasured
 from sbp_fast.files import write_json
 from sbp_fast.pairs.examples import EXAMPLES
 from sbp_fast.pairs.pairset import write_pairs
 from sbp_fast.progress import Console
 from sbp_fast.stage import Work, run_stage
+from sbp_fast.synthesize.rules import rule_counts
 
 QUIET = Console(quiet=True)
 CONFIG = RunConfig(
@@ -168,13 +170,15 @@ def evaluation(sbp: float = -0.021, oracle: float = -0.15, half: float = 0.012) 
     }
 
 
-def rate(value: float | None, how: str, real: float | None = None) -> dict[str, Any]:
+def rate(value: float | None, how: str, real: float | None = None, real_text: str = "") -> dict[str, Any]:
     if value is None:
-        return {"rate": None, "low": None, "high": None, "documents": 0, "real_rate": None, "how": how}
-    return {"rate": value, "low": value / 2, "high": value * 1.7, "documents": 900, "real_rate": real, "how": how}
+        return unmeasured(how)
+    counts = {"documents": 900, "real_documents": 472 if real_text else 0}
+    interval = {"low": value / 2, "high": value * 1.7}
+    return {"rate": value, **interval, **counts, "real_rate": real, "real_text": real_text, "how": how}
 
 
-def write_run(directory: Path, evaluated: dict[str, Any] | None = None) -> Path:
+def write_run(directory: Path, evaluated: dict[str, Any] | None = None, judge: dict[str, Any] | None = None) -> Path:
     """A whole run directory."""
     directory.mkdir(parents=True)
     (directory / "config.toml").write_text(dump_config(CONFIG))
@@ -189,6 +193,7 @@ def write_run(directory: Path, evaluated: dict[str, Any] | None = None) -> Path:
     _write_pairs(directory / "pairs")
     write_training(directory / "synthesizer", "synthesizer", 2.2e12, pairs=5_321, epochs=0.7, partners_too_long=12)
     _write_synthetic(directory, corpus)
+    _write_quality(directory / "quality", judge)
     write_training(directory / "joint", "joint", 9.2e12, synthetic=300_000)
     write_training(directory / "oracle", "oracle", 9.15e12)
     write_stage(directory / "evaluation", "evaluate", evaluated or evaluation(), flops=2.1e12)
@@ -238,7 +243,8 @@ def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
     columns: dict[str, list[Any]] = {
         "seed": [i // 2 for i in range(16)],
         "sample": [i % 2 for i in range(16)],
-        "finished": [True] * 16,
+        "stop": ["length", *["end"] * 15],
+        "mean_log_probability": [-2 - i / 16 for i in range(16)],
     }
     write_stage(
         run / "synthetic",
@@ -259,13 +265,12 @@ def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
     reasons = {0: "unfinished", 2: "repetition", 5: "copies_corpus", 9: "repetition"}
     ids = Corpus(run / "synthetic").ids
     kept = [index for index in range(16) if index not in reasons]
-    bins = list(range(0, 520, 20))
-    generator = np.random.default_rng(1)
 
     def body(directory: Path) -> None:
         chosen = {key: [values[index] for index in kept] for key, values in columns.items()}
         write_documents(directory, corpus.tokenizer, [texts[index] for index in kept], "synthetic", **chosen)
-        table = pa.table({"id": [ids[index] for index in reasons], "reason": list(reasons.values())})
+        gone = {"id": [ids[index] for index in reasons], "reason": list(reasons.values()), "value": [0.5] * len(reasons)}
+        table = pa.table(gone)
         pq.write_table(table, directory / "rejected.parquet")
 
     write_stage(
@@ -275,23 +280,86 @@ def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
             "documents": 16,
             "documents_kept": len(kept),
             "tokens_kept": 1_500,
-            "rejected": {"copies_corpus": 1, "repetition": 2, "unfinished": 1},
+            "rules": rule_counts({"copies_corpus": 1, "repetition": 2, "unfinished": 1}, 16, CONFIG.filter),
+        },
+        body,
+    )
+
+
+def judge_counts() -> dict[str, Any]:
+    verdicts = {"asked": 200, "unparsable": 3, "faulty": 40, "rate": 40 / 197}
+    return {
+        "identity": {"kind": "endpoint", "model": HOSTILE, "url": "http://localhost:8000/v1", "temperature": 0},
+        "prompts": {"non_factual": f"Is it wrong? {HOSTILE}"},
+        "verdicts": {
+            "non_factual": {"synthetic": verdicts, "real": {**verdicts, "faulty": 0, "rate": None}},
+            "pair_irrelevance": dict.fromkeys(("synthetic", "random", "neighbours"), verdicts),
+        },
+    }
+
+
+def _write_quality(directory: Path, judge: dict[str, Any] | None) -> None:
+    bins, fine = list(range(0, 520, 20)), np.linspace(-0.2, 1, 61)
+    generator = np.random.default_rng(1)
+
+    def similarities(mean: float) -> list[int]:
+        return np.histogram(generator.normal(mean, 0.1, 200), fine)[0].tolist()
+
+    write_stage(
+        directory,
+        "quality",
+        {
             "quality": {
                 "repetition": rate(
-                    0.021, "documents in which a 13-token shingle occurs more than once, before rejection", 0.012
+                    0.021,
+                    "documents in which a 13-token shingle occurs more than once, before rejection",
+                    0.012,
+                    "held-out documents",
                 ),
                 "duplicates": rate(0.0, "documents that are near-copies of another one kept"),
                 "non_factual": rate(None, "needs a judge"),
                 "pair_irrelevance": rate(0.32, "documents whose similarity to their seed lies below the band"),
                 "pair_copying": rate(0.004, "documents that contain 30% of their seed's shingles"),
-                "corpus_copying": rate(0.017, "documents with 30% of their shingles in the corpus", 0.02),
+                "pair_containment": rate(0.0041, "documents that contain 30% of their seed's shingles"),
+                "corpus_copying": rate(0.017, "documents with 30% of their shingles in the corpus", 0.02, "held-out documents"),
             },
-            "novel_shingles": {"synthetic": 0.981, "real_heldout": 0.993},
+            "similarity": {
+                "low": 0.4821,
+                "means": {"seed": 0.44, "random": 0.15, "neighbours": 0.63},
+                "below": {"seed": 0.32, "random": 0.97, "neighbours": 0.0},
+                "histogram": {
+                    "edges": fine.tolist(),
+                    "seed": similarities(0.44),
+                    "random": similarities(0.15),
+                    "neighbours": similarities(0.63),
+                },
+            },
+            "novel": [
+                {"tokens": 2, "synthetic": 0.131, "real_heldout": 0.117},
+                {"tokens": 13, "synthetic": 0.981, "real_heldout": None},
+            ],
+            "sources": {source: of_source(index) for index, source in enumerate(("even", HOSTILE))},
+            "stops": {"end": 0.94, "length": 0.05, "repetition": 0.01},
+            "log_probability": {"mean": -2.4, "edges": [-4.0, -3.0, -2.0, -1.0], "generated": [3, 9, 4]},
+            **({"judge": judge} if judge else {}),
+            "measured": {"generated": 16, "passed": 12, "heldout": 12, "unique": 8},
             "lengths": {
                 "edges": bins,
                 "synthetic": np.histogram(generator.gamma(4, 55, 900), bins)[0].tolist(),
                 "real": np.histogram(generator.gamma(9, 34, 2443), bins)[0].tolist(),
             },
         },
-        body,
+        flops=0.4e12,
     )
+
+
+def of_source(index: int) -> dict[str, Any]:
+    return {
+        "documents": 8 + index,
+        "mean_tokens": 118.75,
+        "repetition": 0.125 * index,
+        "pair_containment": 0.0625,
+        "corpus_copying": 0.03125,
+        "judged": 4,
+        "pair_irrelevance": None if index else 0.375,
+    }

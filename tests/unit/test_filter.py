@@ -1,246 +1,363 @@
 import itertools
-from collections.abc import Sequence
+import json
+import os
+import signal
+import subprocess
+import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+import zstandard
+from hypothesis import given
 from hypothesis import strategies as st
-from tiny_training import QUIET, configure, make_corpus, make_stage
+from tiny_training import QUIET, configure, make_corpus
+from written_corpus import RANDOM, Row, fresh, make_written
 
+from sbp_fast.config import FilterConfig
+from sbp_fast.corpus import shingle_index
 from sbp_fast.corpus.prepared import PreparedCorpus
-from sbp_fast.corpus.shards import Corpus, CorpusWriter
+from sbp_fast.corpus.shards import Corpus
 from sbp_fast.errors import UserError
-from sbp_fast.pairs.pairset import write_pairs
 from sbp_fast.stage import Manifest
-from sbp_fast.synthesize import quality
+from sbp_fast.synthesize import sifting
+from sbp_fast.synthesize.duplicates import find_duplicates
 from sbp_fast.synthesize.filter import REJECTED, filter_documents
-from sbp_fast.synthesize.quality import near_duplicates, rate, same_letters
+from sbp_fast.synthesize.measures import LONGEST_RUN, compression_ratios, unsound_shares
+from sbp_fast.synthesize.rules import RULES
+from sbp_fast.synthesize.sifting import Shard, count_known
 
-WIDTH, LOW = 6, 0.4
+WIDTH = 6
 OVERRIDES = (
-    "filter={minimum_tokens=10, shingle_tokens=6, copy_containment=0.2, judged_documents=4, maximum_repeated_shingles=0.0}",
+    "filter={minimum_tokens=10, shingle_tokens=6, copy_containment=0.2, minimum_compression_ratio=0.7}",
+    "filter.evaluation_containment=0.15",
 )
-RANDOM = np.random.default_rng(7)
-
-
-class FakeEncoder:
-    """Vectors that depend on the text alone; the real one has its own tests."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.dimension = 3
-
-    def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
-        return np.array([len(text) for text in texts])
-
-    def encode(self, texts: Sequence[str], progress: Any = None, *, lengths: Any = None) -> np.ndarray:
-        return np.stack([vector(text) for text in texts]).astype(np.float32)
-
-    def flops(self, lengths: np.ndarray) -> float:
-        return float(lengths.sum())
-
-
-def vector(text: str) -> np.ndarray:
-    drawn = np.random.default_rng(list(text.encode())).normal(size=3)
-    return drawn / np.linalg.norm(drawn)
-
-
-def fresh(tokens: int) -> list[int]:
-    """Tokens in an order that no real document has."""
-    return RANDOM.integers(3, 250, tokens).tolist()
+NAMES = [rule.find.__name__ for rule in RULES] + ["duplicate"]
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     directory = tmp_path_factory.mktemp("filter")
-    corpus = make_corpus(directory)
-
-    def pair_body(work: Any) -> None:
-        write_pairs(work.directory, np.array([0]), np.array([1]), np.array([0.9], np.float32))
-        work.record(band={"low": LOW, "high": 1.0, "low_origin": "auto"})
-
-    make_stage("pair", corpus, directory / "pairs", pair_body)
-    return {"directory": directory, "corpus": corpus, "pairs": directory / "pairs"}
-
-
-def make_written(inputs: dict[str, Path], out: Path, rows: list[tuple[int, list[int], bool]]) -> Path:
-    """A finished stage `synthesize` of (seed, tokens, finished)."""
-    tokenizer = PreparedCorpus(inputs["corpus"]).tokenizer
-
-    def body(work: Any) -> None:
-        writer = CorpusWriter(work.directory, tokenizer.vocabulary_size)
-        for number, (seed, tokens, finished) in enumerate(rows):
-            facts = {"id": f"synthetic/{seed}/{number}", "source": "synthetic", "text_bytes": len(tokenizer.decode(tokens))}
-            stored = [tokenizer.begin, *tokens, tokenizer.end]
-            writer.add(stored, **facts, seed=seed, sample=number, finished=finished)
-        writer.close()
-
-    return make_stage("synthesize", inputs["corpus"], out, body)
+    question = {"prompt": "Where does THE small red", "choices": ["cat", "house of 7 doors sleep"], "answer": 1}
+    (directory / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    return {"directory": directory, "corpus": make_corpus(directory)}
 
 
 def run(inputs: dict[str, Path], synthetic: Path, out: Path, *overrides: str) -> Manifest:
-    config = configure(inputs["directory"], *OVERRIDES, *overrides)
-    paths = {"corpus": inputs["corpus"], "synthetic": synthetic, "pairs": inputs["pairs"]}
-    return filter_documents(config, out, **paths, console=QUIET)
+    questions = f"evaluate.choices='{inputs['directory']}/questions.jsonl'"
+    config = configure(inputs["directory"], *OVERRIDES, questions, *overrides)
+    return filter_documents(config, out, corpus=inputs["corpus"], synthetic=synthetic, console=QUIET)
 
 
-def constructed(inputs: dict[str, Path]) -> list[tuple[str, tuple[int, list[int], bool]]]:
-    """Documents and what becomes of each; the copies lie on both sides of the threshold, 4 and 3 of 20 shingles."""
-    unique = PreparedCorpus(inputs["corpus"]).unique
+def runs(tokens: Any) -> list[tuple[int, ...]]:
+    return [tuple(int(token) for token in tokens[i : i + WIDTH]) for i in range(len(tokens) - WIDTH + 1)]
+
+
+def droning() -> list[int]:
+    """The same five tokens over and over, each time with another between, so that no shingle occurs twice."""
+    word = fresh(5)
+    return [token for between in range(35, 95) for token in (*word, between)]
+
+
+def constructed(inputs: dict[str, Path]) -> list[tuple[str, Row]]:
+    """Documents and what becomes of each; copies lie on both sides of their thresholds."""
+    prepared = PreparedCorpus(inputs["corpus"])
+    unique, tokenizer = prepared.unique, prepared.tokenizer
     longest = sorted(range(len(unique)), key=lambda i: -len(unique[i]))
     seed, other = longest[0], longest[1]
     head, foreign = (unique[i][1:-1][:9].tolist() for i in (seed, other))
-    kept, run_twice = fresh(20), fresh(12)
-    near = [*kept[:-1], 5]
+    real = {run for i in range(len(unique)) for run in runs(unique[i][1:-1])}
+    texts = (prepared.heldout[i][1:-1] for i in range(len(prepared.heldout)))
+    held = next(text[i : i + 9] for text in texts for i in range(len(text) - 8) if not real & set(runs(text[i : i + 9])))
+    kept, run_twice = fresh(30), fresh(12)
+    asked = tokenizer.encode("Where does the\nSMALL red house of 7 doors sleep")
     return [
-        ("", (seed, kept, True)),
-        ("too_short", (seed, fresh(9), False)),
-        ("", (seed, fresh(10), True)),
-        ("unfinished", (seed, [*run_twice, *run_twice], False)),
-        ("repetition", (seed, [*run_twice, *run_twice], True)),
-        ("copies_seed", (seed, [*head, *fresh(16)], True)),
-        ("copies_corpus", (seed, [*foreign, *fresh(16)], True)),
-        ("", (seed, [*head[:8], *fresh(17)], True)),
-        ("", (other, near, True)),
-        ("duplicate", (other, kept, True)),
+        ("", (seed, kept, "end")),
+        ("too_short", (seed, fresh(9), "length")),
+        ("", (seed, fresh(10), "end")),
+        ("unfinished", (seed, [*run_twice, *run_twice], "length")),
+        ("repetition", (seed, [*run_twice, *run_twice], "end")),
+        ("repetition", (seed, fresh(20), "repetition")),
+        ("compressible", (seed, droning(), "end")),
+        ("malformed", (seed, [*fresh(30), 110], "end")),
+        ("", (seed, [*fresh(60), 110], "end")),
+        ("copies_seed", (seed, [*head, *fresh(16)], "end")),
+        ("copies_corpus", (seed, [*foreign, *fresh(16)], "end")),
+        ("", (seed, [*head[:8], *fresh(17)], "end")),
+        ("contaminated", (seed, [*held.tolist(), *fresh(17)], "end")),
+        ("", (seed, [*held[:8].tolist(), *fresh(18)], "end")),
+        ("contaminated", (seed, [*fresh(60), *asked, *fresh(9)], "end")),
+        ("", (other, [*kept[:13], 5, *kept[14:]], "end")),
+        ("duplicate", (other, [*kept[:-1], 5], "end")),
+        ("duplicate", (other, kept, "end")),
     ]
 
 
 @pytest.fixture(scope="module")
 def filtered(inputs: dict[str, Path]) -> dict[str, Any]:
     cases = constructed(inputs)
-    synthetic = make_written(inputs, inputs["directory"] / "synthetic", [row for _, row in cases])
+    synthetic = make_written(inputs["corpus"], inputs["directory"] / "synthetic", [row for _, row in cases])
     out = inputs["directory"] / "kept"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quality, "Encoder", FakeEncoder)
-        manifest = run(inputs, synthetic, out)
+    manifest = run(inputs, synthetic, out)
     return {"expected": [reason for reason, _ in cases], "synthetic": synthetic, "out": out, "manifest": manifest}
 
 
 def test_each_reason_and_the_first_one_that_applies(filtered: dict[str, Any]) -> None:
     written, kept = Corpus(filtered["synthetic"]), Corpus(filtered["out"])
+    assert len(written.shard_starts) > 4
     expected: list[str] = filtered["expected"]
-    passing = [i for i, reason in enumerate(expected) if not reason]
-    assert kept.documents.to_pylist() == written.documents.take(passing).to_pylist()
-    assert [document.tolist() for document in map(kept.__getitem__, range(len(kept)))] == [written[i].tolist() for i in passing]
+    assert set(expected) == {"", *NAMES}
     rejected = pq.read_table(filtered["out"] / REJECTED).to_pylist()
     assert [row["reason"] for row in rejected] == [reason for reason in expected if reason]
     for row, i in zip(rejected, (i for i, reason in enumerate(expected) if reason), strict=True):
         facts = written.documents.slice(i, 1).to_pylist()[0]
+        row.pop("value")
         assert row == {name: facts[name] for name in ("id", "seed", "sample", "tokens")} | {"reason": expected[i]}
-    counts = filtered["manifest"].counts
-    assert counts["rejected"] == {reason: expected.count(reason) for reason in sorted(set(expected) - {""})}
-    assert (counts["documents"], counts["documents_kept"], counts["tokens_kept"]) == (10, len(kept), kept.tokens)
+    passing = [i for i, reason in enumerate(expected) if not reason]
+    assert kept.documents.to_pylist() == written.documents.take(passing).to_pylist()
+    assert [document.tolist() for document in map(kept.__getitem__, range(len(kept)))] == [written[i].tolist() for i in passing]
 
 
-def runs(tokens: np.ndarray | list[int]) -> list[tuple[int, ...]]:
-    return [tuple(int(token) for token in tokens[i : i + WIDTH]) for i in range(len(tokens) - WIDTH + 1)]
+def test_every_rule_is_counted_with_its_threshold(filtered: dict[str, Any]) -> None:
+    counts, expected = filtered["manifest"].counts, filtered["expected"]
+    kept = Corpus(filtered["out"])
+    assert (counts["documents"], counts["documents_kept"], counts["tokens_kept"]) == (len(expected), len(kept), kept.tokens)
+    assert list(counts["rules"]) == NAMES
+    for name, rule in counts["rules"].items():
+        assert (rule["rejected"], rule["share"]) == (expected.count(name), expected.count(name) / len(expected))
+    thresholds = {name: rule["threshold"] for name, rule in counts["rules"].items()}
+    assert thresholds["copies_corpus"] == thresholds["copies_seed"] == 0.2 and thresholds["contaminated"] == 0.15
+    assert (thresholds["too_short"], thresholds["unfinished"], thresholds["duplicate"]) == (10, False, 0.8)
 
 
-def test_rates_against_brute_force(inputs: dict[str, Path], filtered: dict[str, Any]) -> None:
-    prepared = PreparedCorpus(inputs["corpus"])
-    written, kept = Corpus(filtered["synthetic"]), Corpus(filtered["out"])
-    bodies, kept_bodies, unique, heldout = (
-        [corpus[i][1:-1] for i in range(len(corpus))] for corpus in (written, kept, prepared.unique, prepared.heldout)
-    )
-    real = set(itertools.chain.from_iterable(map(runs, unique)))
+def test_the_value_that_a_rule_measured_against_brute_force(inputs: dict[str, Path], filtered: dict[str, Any]) -> None:
+    prepared, written = PreparedCorpus(inputs["corpus"]), Corpus(filtered["synthetic"])
+    unique, heldout = ([runs(corpus[i][1:-1]) for i in range(len(corpus))] for corpus in (prepared.unique, prepared.heldout))
+    real = set(itertools.chain.from_iterable(unique))
+    bodies = {id: written[i][1:-1] for i, id in enumerate(written.ids)}
 
-    def share(body: np.ndarray, known: set[Any]) -> float:
-        found = set(runs(body))
+    def share(found: set[Any], known: set[Any]) -> float:
         return len(found & known) / len(found)
 
-    def twice(body: np.ndarray) -> bool:
-        return len(set(runs(body))) < len(runs(body))
-
-    def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-        return len(set(runs(a)) & set(runs(b))) / len(set(runs(a)) | set(runs(b)))
-
-    counts = filtered["manifest"].counts
-    found = counts["quality"]
-    assert found["repetition"]["rate"] == np.mean([twice(body) for body in bodies])
-    assert found["repetition"]["real_rate"] == np.mean([twice(body) for body in heldout])
-    seeds = [set(runs(unique[seed])) for seed in written.column("seed")]
-    assert found["pair_copying"]["rate"] == np.mean(
-        [share(body, seed) >= 0.2 for body, seed in zip(bodies, seeds, strict=True)]
-    )
-    assert found["corpus_copying"]["rate"] == np.mean([share(body, real) >= 0.2 for body in bodies])
-    assert found["corpus_copying"]["real_rate"] == np.mean([share(body, real) >= 0.2 for body in heldout])
-    alike = [any(jaccard(a, b) >= 0.6 for j, b in enumerate(kept_bodies) if j != i) for i, a in enumerate(kept_bodies)]
-    assert found["duplicates"]["rate"] == np.mean(alike) == 0.5
-    novel = counts["novel_shingles"]
-    assert novel["synthetic"] == pytest.approx(1 - np.mean([share(body, real) for body in kept_bodies]), abs=1e-12)
-    assert novel["real_heldout"] == pytest.approx(1 - np.mean([share(body, real) for body in heldout]), abs=1e-12)
-    assert found["non_factual"]["rate"] is None and "judge" in found["non_factual"]["how"]
-    assert sum(counts["lengths"]["synthetic"]) == len(kept) and sum(counts["lengths"]["real"]) == len(unique)
+    for row in pq.read_table(filtered["out"] / REJECTED).to_pylist():
+        body = bodies[row["id"]]
+        found, text = set(runs(body)), prepared.tokenizer.decode(body)
+        occurrences = [runs(body).count(run) for run in runs(body)]
+        asked = "of 7 doors" in text
+        expected = {
+            "too_short": len(body),
+            "unfinished": len(body),
+            "repetition": sum(count > 1 for count in occurrences) / max(len(occurrences), 1),
+            "compressible": len(zstandard.compress(text.encode())) / len(text.encode()),
+            "malformed": text.count("\N{REPLACEMENT CHARACTER}") / len(text),
+            "copies_seed": share(found, set(unique[row["seed"]])) if found else 0,
+            "copies_corpus": share(found, real) if found else 0,
+            "contaminated": 1 if asked else share(found, set(itertools.chain.from_iterable(heldout)) - real) if found else 0,
+            "duplicate": max(
+                len(found & set(runs(other))) / len(found | set(runs(other))) for id, other in bodies.items() if id != row["id"]
+            ),
+        }
+        tolerance = 0.05 if row["reason"] == "compressible" else 0  # a frame may hold its content's size
+        assert row["value"] == pytest.approx(expected[row["reason"]], abs=tolerance), row
 
 
-def test_irrelevance_compares_each_kept_document_with_its_seed(inputs: dict[str, Path], filtered: dict[str, Any]) -> None:
-    prepared, kept = PreparedCorpus(inputs["corpus"]), Corpus(filtered["out"])
-    assert len(kept) == 4  # as many as are judged, so all are
-    texts = [(prepared.text(kept, i), prepared.text(prepared.unique, int(kept.column("seed")[i]))) for i in range(4)]
-    similarity = np.array([vector(text) @ vector(seed) for text, seed in texts])
-    found = filtered["manifest"].counts["quality"]["pair_irrelevance"]
-    assert found["rate"] == np.mean(similarity < LOW) and found["rate"] not in (0, 0.5, 1)
-    assert found["mean_similarity"] == pytest.approx(similarity.mean(), abs=1e-6)
-    elsewhere = [vector(texts[i][0]) @ vector(texts[i - 2][1]) for i in range(4)]
-    assert found["mean_similarity_elsewhere"] == pytest.approx(np.mean(elsewhere), abs=1e-6)
-    assert filtered["manifest"].flops == sum(len(text) for pair in texts for text in pair)
-
-
-def test_the_interval_is_wilsons() -> None:
-    found = rate(np.array([True] * 3 + [False] * 47), "how")
-    share, documents, z = 0.06, 50, 1.959963984540054
-    middle = (share + z**2 / (2 * documents)) / (1 + z**2 / documents)
-    half = z / (1 + z**2 / documents) * np.sqrt(share * (1 - share) / documents + z**2 / (4 * documents**2))
-    assert (found["rate"], found["low"], found["high"]) == pytest.approx((share, middle - half, middle + half), abs=1e-12)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32))
-def test_near_duplicates_against_brute_force(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    originals = [random.integers(0, 4, random.integers(4, 40)) for _ in range(6)]
-    bodies = []
-    for _ in range(25):
-        body = originals[random.integers(6)].copy()
-        body[random.integers(len(body), size=random.integers(0, 4))] = random.integers(0, 4)
-        bodies.append(body)
-    sets = [{tuple(body[i : i + 3].tolist()) for i in range(len(body) - 2)} for body in bodies]
-    expected = [any(5 * len(a & b) >= 3 * len(a | b) for j, b in enumerate(sets) if j != i) for i, a in enumerate(sets)]
-    assert near_duplicates(bodies, 3).tolist() == expected
-
-
-def test_same_letters_overlook_space_and_punctuation_alone(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_what_the_real_corpus_has_too_is_no_contamination(inputs: dict[str, Path], tmp_path: Path) -> None:
     prepared = PreparedCorpus(inputs["corpus"])
-    text = prepared.text(prepared.unique, 3)
-    variants = [text, text.replace(" ", ",\n  "), text + " red", text.replace("t", "d", 1)]
-    rows = [(3, prepared.tokenizer.encode(variant), True) for variant in variants]
-    written = Corpus(make_written(inputs, tmp_path / "synthetic", [*rows, (4, rows[0][1], True)]))
-    assert same_letters(prepared, written).tolist() == [True, True, False, False, False]
+    body = prepared.unique[0][1:-1].tolist()
+    question = {"prompt": prepared.tokenizer.decode(body[:10]), "choices": ["x", prepared.tokenizer.decode(body[10:20])]}
+    (tmp_path / "questions.jsonl").write_text(json.dumps({**question, "answer": 1}) + "\n")
+    synthetic = make_written(inputs["corpus"], tmp_path / "synthetic", [(1, [*fresh(90), *body[:20]], "end")])
+    choices = f"evaluate.choices='{tmp_path}/questions.jsonl'"
+    manifest = run(inputs, synthetic, tmp_path / "out", choices, "filter.evaluation_containment=0.01")
+    assert manifest.counts["documents_kept"] == 1
 
 
-def test_unfinished_documents_stay_if_asked_for(
-    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=25), st.integers(0, 2**32))
+def test_near_duplicates_against_brute_force(families: list[int], seed: int) -> None:
+    """Families of documents whose members are far more alike than the limit, and of which no two are near it otherwise."""
+    random = np.random.default_rng(seed)
+    originals = random.integers(0, 1000, (3, 120))
+    bodies = []
+    for family in families:
+        body = originals[family].copy()
+        changed = random.integers(3)
+        body[[5, 110][:changed]] = random.integers(1000, 9000, changed)  # at most 12 of 115 shingles are others
+        bodies.append(np.concatenate([[0], body, [1]]))
+    sets = [set(runs(body[1:-1])) for body in bodies]
+    stay: list[int] = []
+    expected = []
+    for i, found in enumerate(sets):
+        alike = [len(found & sets[j]) / len(found | sets[j]) for j in stay]
+        if max(alike, default=0) >= 0.75:
+            expected.append((i, next(one for one in alike if one >= 0.75)))
+        else:
+            stay.append(i)
+    documents, values = duplicates_of(bodies, 0.75)
+    assert list(zip(documents, values, strict=True)) == expected
+
+
+def duplicates_of(bodies: list[np.ndarray], similarity: float) -> tuple[list[int], list[float]]:
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as directory:
+        files = []
+        for part in range(2):
+            numbers = [number for number in range(len(bodies)) if number % 2 == part]
+            texts = [bodies[number][1:-1] for number in numbers]
+            joined = np.concatenate([np.zeros(0, np.uint32), *texts]).astype(np.uint32)
+            keys = sifting.token_band_keys(joined, np.cumsum([0, *map(len, texts)]), WIDTH, sifting.BANDS, sifting.ROWS)
+            files.append(Path(directory) / str(part))
+            with open(files[-1], "wb") as file:
+                np.save(file, np.concatenate([np.array([numbers], np.uint64), keys]))
+        documents, values = find_duplicates(bodies, files, WIDTH, similarity)  # type: ignore[arg-type]
+    return documents.tolist(), values.tolist()
+
+
+def test_what_a_document_that_goes_stood_for_is_compared_with_what_it_went_for() -> None:
+    base = np.arange(200)
+    bodies = [np.concatenate([[0], base, [1]])] * 3
+    bodies.insert(1, np.concatenate([[0], base[:40], [1]]))
+    assert duplicates_of(bodies, 0.8) == ([2, 3], [1, 1])
+
+
+@given(st.integers(2, 9))
+def test_counts_do_not_depend_on_the_memory(inputs: dict[str, Path], filtered: dict[str, Any], passes: int) -> None:
+    from tempfile import TemporaryDirectory
+
+    prepared, synthetic = PreparedCorpus(inputs["corpus"]), filtered["synthetic"]
+    counts = []
+    for wanted in (1, passes):
+        with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+            ranges = [(number << 64) // wanted for number in range(wanted + 1)]
+            plan = [(low, high - 1) for low, high in itertools.pairwise(ranges)]
+            patch.setattr(sifting, "plan_passes", lambda positions, memory, plan=plan: (1 << 14, plan))
+            shards = [
+                Shard(inputs["corpus"], synthetic, Path(directory), number, FilterConfig(shingle_tokens=WIDTH))
+                for number in range(len(Corpus(synthetic).shard_starts) - 1)
+            ]
+            count_known(shards, prepared, ["a question of no great length"], 2, lambda documents: None)
+            counts.append([np.load(shard.file("known"))["counts"].tolist() for shard in shards])
+    assert counts[0] == counts[1]
+    assert sum(sum(row) for shard in counts[0] for row in shard) > 0
+
+
+def test_the_result_does_not_depend_on_the_memory(
+    inputs: dict[str, Path], filtered: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quality, "Encoder", FakeEncoder)
-    synthetic = make_written(inputs, tmp_path / "synthetic", [(0, fresh(20), False), (0, fresh(3), False)])
+    monkeypatch.setattr(shingle_index, "MINIMUM_SLOTS", 64)
+    tables: list[int] = []
+    zeros = np.zeros
+
+    def observed(size: Any, dtype: Any = float) -> np.ndarray:
+        tables.append(size * np.dtype(dtype).itemsize)
+        return zeros(size, dtype)
+
+    monkeypatch.setattr(shingle_index.np, "zeros", observed)
+    index = shingle_index.ShingleIndex
+    monkeypatch.setattr(sifting, "ShingleIndex", lambda *arguments: index(*arguments))
+    manifest = run(inputs, filtered["synthetic"], tmp_path / "out", f"filter.memory_gib={8 * 1024 / 2**30}")
+    assert manifest.counts == filtered["manifest"].counts
+    assert manifest.fingerprint == filtered["manifest"].fingerprint
+    assert tables.count(8 * 1024) > 3
+
+
+def test_a_killed_stage_goes_on_and_gives_the_same(inputs: dict[str, Path], filtered: dict[str, Any], tmp_path: Path) -> None:
+    script = f"""
+import os, signal
+from pathlib import Path
+import test_filter, sbp_fast.synthesize.sifting as sifting
+inputs = {{name: Path(path) for name, path in { ({name: str(path) for name, path in inputs.items()})!r}.items()}}
+counted, left = sifting._count_shard, [int(os.environ["SHARDS"])]
+def count(*arguments):
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    return counted(*arguments)
+sifting._count_shard = count
+test_filter.run(inputs, Path({str(filtered["synthetic"])!r}), Path({str(tmp_path / "out")!r}), "threads=1")
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
+    process = subprocess.run([sys.executable, "-c", script], env={**environment, "SHARDS": "2"}, check=False)
+    assert process.returncode == -signal.SIGKILL
+    measures = tmp_path / "out.partial" / "measures"
+    assert len(list(measures.glob("known-*"))) == 2
+    again = run(inputs, filtered["synthetic"], tmp_path / "out")
+    assert again.fingerprint == filtered["manifest"].fingerprint
+    assert not (tmp_path / "out" / "measures").exists()
+
+
+def test_unfinished_documents_stay_if_asked_for(inputs: dict[str, Path], tmp_path: Path) -> None:
+    synthetic = make_written(inputs["corpus"], tmp_path / "synthetic", [(0, fresh(20), "length"), (0, fresh(3), "length")])
     manifest = run(inputs, synthetic, tmp_path / "out", "filter.keep_unfinished=true")
-    assert manifest.counts["rejected"] == {"too_short": 1}
-    assert not Corpus(tmp_path / "out").column("finished")[0]
+    assert {name: rule["rejected"] for name, rule in manifest.counts["rules"].items() if rule["rejected"]} == {"too_short": 1}
+    assert Corpus(tmp_path / "out").column("stop").tolist() == ["length"]
 
 
-def test_a_filter_that_keeps_nothing_says_why(inputs: dict[str, Path], tmp_path: Path) -> None:
-    rows = [(0, fresh(3), True), (1, fresh(20), False), (2, fresh(4), True)]
-    synthetic = make_written(inputs, tmp_path / "synthetic", rows)
+def test_a_document_much_like_one_that_goes_stays(inputs: dict[str, Path], tmp_path: Path) -> None:
+    body = fresh(40)
+    synthetic = make_written(inputs["corpus"], tmp_path / "synthetic", [(0, body, "length"), (0, body[:-1], "end")])
+    manifest = run(inputs, synthetic, tmp_path / "out")
+    assert manifest.counts["rules"]["unfinished"]["rejected"] == 1 == manifest.counts["documents_kept"]
+
+
+def test_a_filter_that_keeps_nothing_says_why_and_leaves_nothing_behind(inputs: dict[str, Path], tmp_path: Path) -> None:
+    rows = [(0, fresh(3), "end"), (1, fresh(20), "length"), (2, fresh(4), "end")]
+    synthetic = make_written(inputs["corpus"], tmp_path / "synthetic", rows)
     with pytest.raises(UserError, match=r"no document passes the filters: 2 too_short, 1 unfinished.*tune the synthesizer"):
         run(inputs, synthetic, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 
 
 def test_documents_of_another_corpus_are_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
-    other = {**inputs, "corpus": make_corpus(tmp_path, "seed=1")}
-    synthetic = make_written(other, tmp_path / "synthetic", [(0, fresh(20), True)])
+    other = make_corpus(tmp_path, "seed=1")
+    synthetic = make_written(other, tmp_path / "synthetic", [(0, fresh(20), "end")])
     with pytest.raises(UserError, match="was not made from"):
         run(inputs, synthetic, tmp_path / "out")
+
+
+SOUND = ["plain text, with (punctuation); 50% off at $3 + 4 = £7\n\ttabs", "“Größe” — 文字、です。", "נ ب ñ e\u0301 £ €"]
+
+
+def test_real_text_of_many_scripts_is_sound() -> None:
+    assert unsound_shares(SOUND).tolist() == [0, 0, 0]
+
+
+def test_unsound_characters_are_counted() -> None:
+    texts = ["ab\ufffdd", "ab\x00\x1b", "♥☃ab", "-" * (LONGEST_RUN + 8), "ab" * 100, ""]
+    assert unsound_shares(texts).tolist() == [0.25, 0.5, 0.5, 8 / (LONGEST_RUN + 8), 0, 0]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=80))
+def test_unsound_characters_against_brute_force(text: str) -> None:
+    def sound(character: str) -> bool:
+        kind = unicodedata.category(character)
+        if character == "\ufffd" or kind in ("Co", "Cn", "So"):
+            return False
+        if kind == "Cc":
+            return character in "\t\n\r"
+        return kind not in ("Sm", "Sk") or character.isascii()
+
+    stretches = [len(list(group)) for _, group in itertools.groupby(text)]
+    if max(stretches, default=0) <= LONGEST_RUN:
+        assert unsound_shares([text])[0] * max(len(text), 1) == pytest.approx(sum(not sound(one) for one in text))
+
+
+def test_repetitive_text_compresses_and_short_text_does_not() -> None:
+    words = [f"w{number}" for number in RANDOM.integers(200, size=300)]
+    short, long, endless, empty = compression_ratios([" ".join(words[:4]), " ".join(words), "the same. " * 200, ""])
+    assert short > long > 0.25 > endless > 0 and empty == 1
+
+
+def test_the_thresholds_leave_the_embedded_corpus_alone() -> None:
+    import io
+
+    path = Path(shingle_index.__file__).parent / "embedded" / "default.jsonl.zst"
+    with open(path, "rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
+        lines = io.TextIOWrapper(stream, "utf-8").readlines()
+    texts = [json.loads(line)["text"] for line in lines[::10]]
+    config = FilterConfig()
+    assert compression_ratios(texts).min() > config.minimum_compression_ratio
+    assert unsound_shares(texts).max() < config.maximum_unsound_characters / 4

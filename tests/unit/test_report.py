@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated_run import HOSTILE, evaluation, prose, write_run
+from fabricated_run import HOSTILE, evaluation, judge_counts, prose, write_run
 from rich.console import Console
 
 from sbp_fast.corpus.prepared import PreparedCorpus
@@ -157,6 +157,23 @@ def test_what_was_not_measured_is_named(run: Path) -> None:
     text = (run / "report.html").read_text()
     assert "Not measured: non-factual." in text
     assert '<span class="note">not measured</span>' in text
+
+
+def test_every_rule_of_the_filters_is_shown_with_its_threshold(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    shown = text[text.index("What the filters took") : text.index("New wording")]
+    rules = json.loads((run / "results.json").read_text())["synthetic_quality"]["rules"]
+    assert len(rules) == 9 and all(f"<strong>{name.replace('_', ' ')}</strong>" in shown for name in rules)
+    assert '<data value="0.25">0.25</data>' in shown and "length" in shown and "5.0%" in shown
+
+
+def test_what_the_judge_said_is_shown_where_there_is_one(run: Path, tmp_path: Path) -> None:
+    assert "What the judge said" not in (run / "report.html").read_text()
+    text = write_report(write_run(tmp_path / "run", judge=judge_counts())).read_text()
+    page = Page(text)
+    shown = text[text.index("What the judge said") : text.index("What the filters took")]
+    assert shown.count("20.3%") == 4 and "true pairs" in shown and "Is it wrong?" in shown and "<script>" not in shown
+    assert [tag for tag, _ in page.tags].count("script") == 1
 
 
 def test_the_terminal_table_shows_every_metric_of_every_arm(run: Path) -> None:

@@ -57,11 +57,11 @@ def test_compute_is_counted_from_end_to_end(run: Path) -> None:
     assert results["matched"]["end_to_end"]["baseline_tokens"] == round(983_040 * needed / 9.1e12)
     ledger = results["ledger"]
     assert [line["stage"] for line in ledger] == [
-        *("prepare", "base", "embed", "pair", "synthesizer", "synthesize", "filter", "joint", "oracle", "evaluate")
+        *("prepare", "base", "embed", "pair", "synthesizer", "synthesize", "filter", "quality", "joint", "oracle", "evaluate")
     ]
     assert sum(line["share_of_flops"] for line in ledger) == pytest.approx(1)
     assert sum(line["share_of_seconds"] for line in ledger) == pytest.approx(1)
-    assert results["totals"]["flops"] == pytest.approx(needed + 9.15e12 + 2.1e12)
+    assert results["totals"]["flops"] == pytest.approx(needed + 9.15e12 + 2.1e12 + 0.4e12)
 
 
 def test_the_same_run_gives_the_same_file(run: Path, tmp_path: Path) -> None:
