@@ -34,7 +34,7 @@ Out = Annotated[Path, typer.Option(help="Directory to write; it must not hold an
 Corpus = Annotated[Path, typer.Option(help="Output of `prepare`.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output made from other settings or inputs.")]
 Gpus = Annotated[
-    int, typer.Option(min=1, help="Train as this many processes on this machine, one a GPU; without GPUs, on the CPU.")
+    int, typer.Option(min=1, help="Work as this many processes on this machine, one a GPU; without GPUs, on the CPU.")
 ]
 
 
@@ -196,13 +196,24 @@ def synthesize(
     corpus: Corpus,
     model: Annotated[Path, typer.Option(help="A synthesizer: output of `train --pairs`.")],
     out: Out,
+    backend: Annotated[
+        str | None, typer.Option(help="What draws: engine, transformers or vllm (as synthesize.backend).")
+    ] = None,
+    gpus: Gpus = 1,
     force: Force = False,
 ) -> None:
-    """Sample new documents, each related to a real one."""
-    config = _load(settings)
-    from sbp_fast.synthesize.synthesize import synthesize as work
+    """Sample new documents, each related to a real one.
 
-    work(config, out, corpus=corpus, model=model, console=Console(), force=force)
+    Under torchrun, on any number of machines, it takes part in the work of all processes.
+    """
+    config = _load([*settings, *([] if backend is None else [f"synthesize.backend={backend}"])])
+    from sbp_fast.config import resolve_device
+    from sbp_fast.synthesize.synthesize import synthesize as work
+    from sbp_fast.train.processes import launch, leads, world_size
+
+    if gpus > 1 and world_size() == 1:
+        raise typer.Exit(launch(sys.argv[1:], gpus, resolve_device(config)))
+    work(config, out, corpus=corpus, model=model, console=Console(quiet=not leads()), force=force)
 
 
 @app.command(

@@ -1,24 +1,30 @@
 """Operations of packed language-model training that any PyTorch stack can use; nothing here knows the trainer."""
 
 from sbp_kernels.attention import packed_attention, resolve_backend
+from sbp_kernels.decode import DecodeLayout, append_to_pages, decode_attention
 from sbp_kernels.layout import PackedLayout
 from sbp_kernels.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy, loss_rows_of
 from sbp_kernels.norm import RMSNorm, rms_norm
 from sbp_kernels.rope import QKNormRope, qk_norm_rope
+from sbp_kernels.sampling import sample_tokens
 from sbp_kernels.swiglu import SwiGLU, swiglu, swiglu_linear
 
 __all__ = [
+    "DecodeLayout",
     "LinearCrossEntropy",
     "PackedLayout",
     "QKNormRope",
     "RMSNorm",
     "SwiGLU",
+    "append_to_pages",
+    "decode_attention",
     "linear_cross_entropy",
     "loss_rows_of",
     "packed_attention",
     "qk_norm_rope",
     "resolve_backend",
     "rms_norm",
+    "sample_tokens",
     "swiglu",
     "swiglu_linear",
 ]

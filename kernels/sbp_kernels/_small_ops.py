@@ -40,7 +40,7 @@ def register(schema: str, launcher: str, fake: Callable[..., Any]) -> None:
     the device of its first argument as the current one, as Triton needs it.
     """
     name, _, _ = schema.partition("(")
-    module, _, function = launcher.partition(".")
+    module, _, function = launcher.rpartition(".")
 
     def launch(first: Tensor, *rest: Any) -> Any:
         with torch.cuda.device(first.device) if first.is_cuda else nullcontext():

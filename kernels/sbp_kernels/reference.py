@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sbp_kernels.decode.layout import DecodeLayout
 from sbp_kernels.layout import PackedLayout
 
 
@@ -26,6 +27,25 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scal
     scores = torch.einsum("ihd,jhd->hij", q, k) * (q.shape[2] ** -0.5 if scale is None else scale)
     weights = scores.masked_fill(~dense_mask(layout).to(q.device), float("-inf")).softmax(-1)
     return torch.einsum("hij,jhd->ihd", weights, v)
+
+
+def decode_attention(q: Tensor, keys: Tensor, values: Tensor, layout: DecodeLayout, scale: float | None = None) -> Tensor:
+    """Each row's newest token over its seed's tokens and its own, by dense softmax, in float64; [B, H, D]."""
+    out = torch.zeros(q.shape, dtype=torch.float64, device=q.device)
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    repeats = q.shape[1] // keys.shape[1]
+    for row, own_tokens in enumerate(layout.own_tokens.tolist()):
+        if own_tokens == 0:
+            continue
+        group = int(layout.row_group[row])
+        parts = (layout.seed_pages[group], int(layout.seed_tokens[group])), (layout.own_pages[row], own_tokens)
+        k, v = (
+            torch.cat([cache.double()[pages.long()].transpose(0, 1).flatten(1, 2)[:, :count] for pages, count in parts], 1)
+            for cache in (keys, values)
+        )
+        scores = torch.einsum("hd,htd->ht", q[row].double(), k.repeat_interleave(repeats, 0)) * scale
+        out[row] = torch.einsum("ht,htd->hd", scores.softmax(-1), v.repeat_interleave(repeats, 0))
+    return out
 
 
 def linear_cross_entropy(
@@ -98,3 +118,21 @@ def swiglu(gate_up: Tensor) -> Tensor:
 def swiglu_linear(gate_up: Tensor, down_weight: Tensor) -> Tensor:
     """[..., W], in float64."""
     return swiglu(gate_up) @ down_weight.double().T
+
+
+def sampling_probabilities(
+    logits: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0, forbidden: Tensor | None = None
+) -> Tensor:
+    """[B, V], how probable each token is to `sample_tokens`, token by token, in float64; temperature is positive."""
+    allowed = logits.double() if forbidden is None else logits.double().index_fill(1, forbidden, float("-inf"))
+    probabilities = (allowed / temperature).softmax(-1)
+    kept = torch.zeros_like(probabilities)
+    for row, ordered in enumerate(allowed.sort(descending=True, stable=True).indices.tolist()):
+        left = ordered[: top_k or len(ordered)]
+        whole, held = float(probabilities[row, left].sum()), 0.0
+        for token in left:
+            if top_p < 1 and held >= top_p * whole:
+                break
+            kept[row, token] = probabilities[row, token]
+            held += float(probabilities[row, token])
+    return kept / kept.sum(-1, keepdim=True)

@@ -235,7 +235,8 @@ def _synthesize(config: RunConfig, corpus: Corpus, written: float, token_bytes: 
     seeds, visible = written / samples, corpus.visible
     pairs = seeds * visible + written * (corpus.document_tokens + visible)
     weights = 2 * (matrix_parameters(shape) + vocabulary * shape.width)
-    read = weights / config.synthesize.batch_documents + key_value_bytes(shape) * (corpus.document_tokens / samples + visible)
+    together = 512 if config.synthesize.batch_documents == "auto" else config.synthesize.batch_documents
+    read = weights / together + key_value_bytes(shape) * (corpus.document_tokens / samples + visible)
     return Stage(
         "synthesize",
         written,

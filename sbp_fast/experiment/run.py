@@ -34,7 +34,7 @@ def run(config: RunConfig, out: Path, *, console: Console, gpus: int = 1, force:
 
     Args:
         out: the run's directory; a killed run goes on in it.
-        gpus: train as this many processes on this machine; the other stages run in one.
+        gpus: train and synthesize as this many processes on this machine; the other stages run in one.
         force: with a changed configuration, redo the stages that the change touches.
 
     Returns:
@@ -42,7 +42,7 @@ def run(config: RunConfig, out: Path, *, console: Console, gpus: int = 1, force:
 
     Raises:
         UserError: `out` holds another run or something else, or a stage refuses its input.
-        SystemExit: one of several training processes failed, and has said why.
+        SystemExit: one of several processes of a stage failed, and has said why.
     """
     if config.evaluate.choices != "auto":  # read here too, so that a mistake shows before hours of training
         read_question_files(config.evaluate.choices)
@@ -71,7 +71,15 @@ def plan_stages(config: RunConfig, out: Path, console: Console, gpus: int, force
         if gpus == 1:
             train_alone(config, directory, role=role, corpus=corpus, **inputs, **how)
         else:
-            train_together(config, out / CONFIG, directory, gpus, role=role, force=force, corpus=corpus, **inputs)
+            flags = ["--oracle"] * (role == "oracle") + ["--force"] * force
+            work_together(config, ["train", str(out / CONFIG), *flags], gpus, out=directory, corpus=corpus, **inputs)
+
+    def draw() -> None:
+        if gpus == 1:
+            synthesize(config, synthetic, corpus=corpus, model=synthesizer, **how)
+        else:
+            command = ["synthesize", str(out / CONFIG), *["--force"] * force]
+            work_together(config, command, gpus, out=synthetic, corpus=corpus, model=synthesizer)
 
     return [
         ("prepare", lambda: prepare(config, corpus, **how)),
@@ -79,7 +87,7 @@ def plan_stages(config: RunConfig, out: Path, console: Console, gpus: int, force
         ("embed", lambda: embed(config, corpus, vectors, **how)),
         ("pair", lambda: pair(config, corpus, vectors, pairs, **how)),
         ("synthesizer", lambda: train(synthesizer, "synthesizer", pairs=pairs, start=base)),
-        ("synthesize", lambda: synthesize(config, synthetic, corpus=corpus, model=synthesizer, **how)),
+        ("synthesize", draw),
         ("filter", lambda: filter_documents(config, kept, corpus=corpus, synthetic=synthetic, **how)),
         (
             "quality",
@@ -91,14 +99,11 @@ def plan_stages(config: RunConfig, out: Path, console: Console, gpus: int, force
     ]
 
 
-def train_together(
-    config: RunConfig, file: Path, directory: Path, gpus: int, *, role: Role, force: bool, **inputs: Path
-) -> None:
-    """The training stage as `gpus` processes; each is a program of its own."""
-    arguments = ["train", str(file), "--out", str(directory)]
-    for name, path in inputs.items():
+def work_together(config: RunConfig, command: list[str], gpus: int, **paths: Path) -> None:
+    """A stage as `gpus` processes; each is a program of its own."""
+    arguments = [*command]
+    for name, path in paths.items():
         arguments += [f"--{name}", str(path)]
-    arguments += ["--oracle"] * (role == "oracle") + ["--force"] * force
     code = launch(arguments, gpus, resolve_device(config))
     if code:
         raise SystemExit(code)

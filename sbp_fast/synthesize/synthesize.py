@@ -1,241 +1,198 @@
-"""The stage `synthesize`: seeds drawn uniformly from the unique documents, and new documents drawn after each of them."""
+"""The stage `synthesize`: new documents drawn after seeds, each once, by any number of processes."""
 
 from __future__ import annotations
 
-import math
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from sbp_fast.config import ModelConfig, RunConfig, resolve_device, resolve_threads
+from sbp_fast.config import RunConfig, resolve_device
 from sbp_fast.corpus.prepared import PreparedCorpus
-from sbp_fast.corpus.shards import INDEX, Corpus, CorpusWriter
-from sbp_fast.corpus.tokenizer import Tokenizer
+from sbp_fast.corpus.shards import INDEX, Corpus
 from sbp_fast.errors import UserError
-from sbp_fast.files import atomic_open
 from sbp_fast.model.flops import forward_flops
-from sbp_fast.model.saved import load_model
-from sbp_fast.model.transformer import Transformer
+from sbp_fast.model.saved import read_description
 from sbp_fast.progress import Console, Task, short
 from sbp_fast.stage import Manifest, Work, run_stage
-from sbp_fast.synthesize.generator import Draft, SamplingRule, generate
-from sbp_fast.synthesize.sampler import document_uniforms
+from sbp_fast.synthesize.backends import Drawer, Drawers, open_engine
+from sbp_fast.synthesize.engine import Draft, Seed
+from sbp_fast.synthesize.parts import PARTS, Parts
+from sbp_fast.synthesize.seeds import SeedPlan
+from sbp_fast.train.processes import Processes, joined, led
 
-PARTS = "parts"
+CLOCK_SECONDS = 5.0
 
 
-def synthesize(config: RunConfig, out: Path, *, corpus: Path, model: Path, console: Console, force: bool = False) -> Manifest:
+def synthesize(
+    config: RunConfig, out: Path, *, corpus: Path, model: Path, console: Console, force: bool = False
+) -> Manifest | None:
     """Write a corpus of synthetic documents, enough for the joint run and what the filters will take.
 
-    Its document table has the columns of any corpus and: seed (index into the unique corpus), sample (number of this
-    document among its seed's), finished (whether the model ended it, not the length limit).
+    Its document table has the columns of any corpus and: seed (index into the unique corpus), sample (number of this document
+    among its seed's), stop (why it is over: "end", "length", "repetition"), mean_log_probability (nats a token drawn, under
+    the synthesizer at temperature 1).
+
+    A process started by torchrun takes part with the others. What is drawn depends neither on how many there are nor on what
+    an earlier attempt had drawn.
 
     Args:
         corpus: output of `prepare`.
         model: directory of the synthesizer.
 
+    Returns:
+        What the stage's manifest says; None in all processes but the first.
+
     Raises:
-        UserError: a model that does not know the corpus's tokens; what `run_stage` refuses.
+        UserError: a model that does not know the corpus's tokens; memory for less than one document; a backend that cannot
+            run here; what `run_stage` refuses.
     """
-    settings = {
+    with joined(resolve_device(config)) as processes:
+
+        def body(work: Work) -> None:
+            work.device = str(processes.device)
+            _synthesize(config, PreparedCorpus(corpus), model, work, processes)
+
+        def lead(announce: Any) -> Manifest:
+            def announced(work: Work) -> None:
+                announce(work.directory)
+                body(work)
+
+            inputs: dict[str, Path | str] = {"corpus": corpus, "model": model}
+            settings = what_it_depends_on(config)
+            return run_stage("synthesize", out, config=settings, inputs=inputs, body=announced, console=console, force=force)
+
+        def follow(directory: Path) -> None:
+            body(Work(directory, out, {"corpus": corpus, "model": model}, Console(quiet=True)))
+
+        return led(processes, lead, follow)
+
+
+def what_it_depends_on(config: RunConfig) -> dict[str, Any]:
+    """The settings that the documents depend on; how many are drawn together changes none."""
+    without = {"batch_documents", "cache_gib", "vllm_python"}
+    return {
         "seed": config.seed,
-        "synthesize": config.synthesize.model_dump(mode="json"),
+        "synthesize": config.synthesize.model_dump(mode="json", exclude=without),
         "joint": config.joint.model_dump(mode="json"),
         "pretrain": {"tokens": config.pretrain.tokens},
     }
 
-    def body(work: Work) -> None:
-        torch.set_num_threads(resolve_threads(config))
-        work.device = resolve_device(config)
-        prepared = PreparedCorpus(corpus)
-        synthesizer = load_model(model, work.device)
-        if synthesizer.vocabulary_size != prepared.tokenizer.vocabulary_size:
-            known = f"a vocabulary of {synthesizer.vocabulary_size}, the corpus {prepared.tokenizer.vocabulary_size}"
-            raise UserError(model, f"has {known}", "give the synthesizer that was trained on this corpus")
-        plan = SeedPlan.make(config, prepared.unique, synthesizer.config.context)
-        if not (work.directory / INDEX).is_file():  # with it, a killed attempt had only its parts left to remove
-            _write_parts(config, plan, prepared, synthesizer, work)
-            _join_parts(plan, prepared, work)
+
+def _synthesize(config: RunConfig, prepared: PreparedCorpus, model: Path, work: Work, processes: Processes) -> None:
+    shape, vocabulary_size = read_description(model)
+    if vocabulary_size != prepared.tokenizer.vocabulary_size:
+        known = f"a vocabulary of {vocabulary_size}, the corpus {prepared.tokenizer.vocabulary_size}"
+        raise UserError(model, f"has {known}", "give the synthesizer that was trained on this corpus")
+    plan = SeedPlan.make(config, prepared.unique, shape.context)
+    if not processes.tell((work.directory / INDEX).is_file()):  # with it, a killed attempt had only its parts left to remove
+        parts = Parts(work.directory, plan, prepared, shape.context)
+        missing = processes.tell(parts.missing())
+        if missing:
+            drawers = open_engine(config, model, prepared, processes.device, processes.world)
+            _draw(plan, parts, missing[processes.rank :: processes.world], drawers, work, processes)
+        processes.gather(None)
+        if processes.leads:
+            parts.join()
+    if processes.leads:
         shutil.rmtree(work.directory / PARTS, ignore_errors=True)
-        _record(config, plan, prepared, synthesizer.config, work)
-
-    inputs = {"corpus": corpus, "model": model}
-    return run_stage("synthesize", out, config=settings, inputs=inputs, body=body, console=console, force=force)
+        _record(config, plan, prepared, model, work)
 
 
-@dataclass(frozen=True)
-class SeedPlan:
-    """Which seeds are drawn, in order, a pure function of configuration and corpus.
+def _draw(
+    plan: SeedPlan, parts: Parts, shards: list[int], drawers: Drawers, work: Work, processes: Processes
+) -> None:
+    """Draw what is missing of this process's shards, each drawer in a thread of its own."""
+    facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in drawers.facts.items())
+    work.console.say(f"{processes.world} process(es), each with {facts}")
+    seeds, total = _Shared(parts.seeds(shards)), sum(len(plan.shards[shard]) for shard in shards) * plan.samples
+    whose = "documents drawn" if processes.world == 1 else "documents drawn by the first process"
+    with work.console.task(whose, total, "documents", done=parts.drawn(shards)) as task:
+        progress = _Progress(task, work if processes.leads else None)
 
-    Attributes:
-        documents: int64 [seeds], indices into the unique corpus.
-        first_samples: int64 [seeds], number of the first of the `samples` documents drawn after each.
-        samples: documents for each seed.
-        shard_seeds: seeds of a shard.
-    """
+        def drain(drawer: Drawer) -> None:
+            torch.set_num_threads(drawers.threads)
+            try:
+                for draft in drawer.draw(seeds):
+                    parts.add(draft)
+                    progress(draft)
+            except BaseException:
+                seeds.stop()
+                raise
 
-    documents: np.ndarray
-    first_samples: np.ndarray
-    samples: int
-    shard_seeds: int
-
-    @staticmethod
-    def make(config: RunConfig, unique: Corpus, context: int) -> SeedPlan:
-        """Enough seeds for the tokens wanted, if synthetic documents are as long as real ones.
-
-        Seeds come without replacement until every document has been one; then again in another order.
-        """
-        wanted = config.synthesize.oversample * config.joint.maximum_synthetic_share * config.pretrain.tokens
-        length = float(np.minimum(np.diff(unique.offsets), context).mean())
-        samples = config.synthesize.samples_per_seed
-        seeds = max(1, math.ceil(wanted / length / samples))
-        rounds = np.arange(seeds) // len(unique)
-        orders = [np.random.default_rng([config.seed, number]).permutation(len(unique)) for number in range(rounds[-1] + 1)]
-        return SeedPlan(np.concatenate(orders)[:seeds], rounds * samples, samples, config.synthesize.shard_seeds)
-
-    @property
-    def shards(self) -> list[slice]:
-        return [slice(start, start + self.shard_seeds) for start in range(0, len(self.documents), self.shard_seeds)]
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(len(drawers.members)) as pool:
+            for finished in [pool.submit(drain, drawer) for drawer in drawers.members]:
+                finished.result()
+        torch.set_num_threads(threads)  # some libraries share the number among all threads
 
 
-def _part(work: Work, shard: int) -> Path:
-    return work.directory / PARTS / f"part-{shard:05d}.npz"
+class _Shared:
+    """Seeds that several threads take from, until one of them fails."""
 
+    def __init__(self, seeds: Iterator[Seed]) -> None:
+        self._seeds, self._lock, self._stopped = seeds, threading.Lock(), False
 
-def _write_parts(config: RunConfig, plan: SeedPlan, prepared: PreparedCorpus, model: Transformer, work: Work) -> None:
-    """Draw the documents of each shard that has no part yet."""
-    (work.directory / PARTS).mkdir(exist_ok=True)
-    rule = sampling_rule(config, prepared.tokenizer, model.config.context)
-    missing = [shard for shard in range(len(plan.shards)) if not _part(work, shard).is_file()]
-    total = len(plan.documents) * plan.samples
-    waiting = sum(len(plan.documents[plan.shards[shard]]) for shard in missing) * plan.samples
-    with work.console.task("documents written", total, "documents", done=total - waiting) as task:
-        progress = _Progress(task)
-        for shard in missing:
-            drafts = _draw_shard(config, plan, plan.shards[shard], prepared.unique, model, rule, progress)
-            tokens = np.concatenate([draft.tokens for draft in drafts])
-            lengths = np.array([len(draft.tokens) for draft in drafts])
-            finished = np.array([draft.finished for draft in drafts])
-            with atomic_open(_part(work, shard)) as file:
-                np.savez(file, tokens=tokens, lengths=lengths, finished=finished)
-            work.keep_clock()
+    def __iter__(self) -> Iterator[Seed]:
+        return self
 
+    def __next__(self) -> Seed:
+        with self._lock:
+            if self._stopped:
+                raise StopIteration
+            return next(self._seeds)
 
-def sampling_rule(config: RunConfig, tokenizer: Tokenizer, context: int) -> SamplingRule:
-    """A document follows the partner token, has no special token but its end, and at most `context` tokens."""
-    return SamplingRule(
-        first=tokenizer.partner,
-        end=tokenizer.end,
-        forbidden=(tokenizer.begin, tokenizer.partner),
-        maximum_tokens=context,
-        temperature=config.synthesize.temperature,
-        top_p=config.synthesize.top_p,
-    )
+    def stop(self) -> None:
+        self._stopped = True
 
 
 class _Progress:
-    """Shows documents as they end, with the rate of tokens."""
+    """Shows documents as they are over, with the rate of tokens."""
 
-    def __init__(self, task: Task) -> None:
-        self.task, self.tokens, self.started, self.lock = task, 0, time.monotonic(), threading.Lock()
+    def __init__(self, task: Task, work: Work | None) -> None:
+        self.task, self.work, self.tokens, self.lock = task, work, 0, threading.Lock()
+        self.started = self.kept = time.monotonic()
 
-    def __call__(self, documents: int, tokens: int) -> None:
+    def __call__(self, draft: Draft) -> None:
         with self.lock:
-            self.tokens += tokens
-            self.task.advance(documents, f"{short(self.tokens / (time.monotonic() - self.started))} tokens/s")
+            self.tokens += draft.drawn
+            now = time.monotonic()
+            self.task.advance(1, f"{short(self.tokens / (now - self.started))} tokens/s")
+            if self.work is not None and now - self.kept > CLOCK_SECONDS:
+                self.kept = now
+                self.work.keep_clock()
 
 
-def _draw_shard(
-    config: RunConfig,
-    plan: SeedPlan,
-    shard: slice,
-    unique: Corpus,
-    model: Transformer,
-    rule: SamplingRule,
-    progress: _Progress,
-) -> list[Draft]:
-    """The drafts of one shard, `plan.samples` for each of its seeds, in the order of the plan.
-
-    On a CPU its batches are drawn side by side, a thread each: a step has many small operations, and threads that share
-    these wait for each other most of the time, above all where other programs want the cores too.
-    """
-    context = model.config.context
-    documents, first_samples = plan.documents[shard], plan.first_samples[shard]
-    seeds = [unique[int(document)][:context] for document in documents]
-    by_length = np.argsort([len(seed) for seed in seeds], kind="stable")
-    together = max(1, config.synthesize.batch_documents // plan.samples)
-    batches = [by_length[start : start + together] for start in range(0, len(seeds), together)]
-
-    def draw(batch: np.ndarray) -> list[Draft]:
-        uniforms = [
-            document_uniforms(config.seed, int(documents[i]), int(first_samples[i]) + sample, rule.maximum_tokens)
-            for i in batch
-            for sample in range(plan.samples)
-        ]
-        return generate(model, [seeds[i] for i in batch], plan.samples, np.stack(uniforms), rule, progress)
-
-    threads = torch.get_num_threads()
-    workers = min(threads, len(batches)) if model.device.type == "cpu" else 1
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-        drafts = dict(zip(np.concatenate(batches).tolist(), _groups(pool.map(draw, batches), plan.samples), strict=True))
-    torch.set_num_threads(threads)  # some libraries share the number among all threads
-    return [draft for i in range(len(seeds)) for draft in drafts[i]]
-
-
-def _groups(drawn: Iterable[list[Draft]], samples: int) -> Iterator[list[Draft]]:
-    """The drafts of each seed, seed by seed."""
-    for drafts in drawn:
-        for start in range(0, len(drafts), samples):
-            yield drafts[start : start + samples]
-
-
-def _join_parts(plan: SeedPlan, prepared: PreparedCorpus, work: Work) -> None:
-    """Write all parts as one corpus."""
-    tokenizer = prepared.tokenizer
-    writer = CorpusWriter(work.directory, tokenizer.vocabulary_size)
-    for shard, seeds in enumerate(plan.shards):
-        with np.load(_part(work, shard)) as part:
-            texts = np.split(part["tokens"], np.cumsum(part["lengths"])[:-1])
-            finished = part["finished"]
-        owners = np.repeat(plan.documents[seeds], plan.samples)
-        numbers = (plan.first_samples[seeds, None] + np.arange(plan.samples)).ravel()
-        for text, seed, sample, whole in zip(texts, owners.tolist(), numbers.tolist(), finished.tolist(), strict=True):
-            writer.add(
-                [tokenizer.begin, *text, tokenizer.end],
-                id=f"synthetic/{seed}/{sample}",
-                source="synthetic",
-                text_bytes=len(tokenizer.decode(text).encode()),
-                seed=seed,
-                sample=sample,
-                finished=whole,
-            )
-    writer.close()
-
-
-def _record(config: RunConfig, plan: SeedPlan, prepared: PreparedCorpus, shape: ModelConfig, work: Work) -> None:
+def _record(config: RunConfig, plan: SeedPlan, prepared: PreparedCorpus, model: Path, work: Work) -> None:
     written = Corpus(work.directory)
-    finished = written.column("finished")
-    lengths = np.diff(written.offsets) - 2
+    stops, lengths = written.column("stop"), np.diff(written.offsets) - 2
+    drawn = lengths + (stops == "end")
+    log_probabilities = written.column("mean_log_probability")
+    settings = config.synthesize
     work.record(
         documents=len(written),
         tokens=written.tokens,
         seeds=len(plan.documents),
         samples_per_seed=plan.samples,
-        finished_share=float(finished.mean()),
-        temperature=config.synthesize.temperature,
-        top_p=config.synthesize.top_p,
+        stops={str(name): int(number) for name, number in zip(*np.unique(stops, return_counts=True), strict=True)},
+        finished_share=float((stops == "end").mean()),
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        backend=settings.backend,
         mean_tokens=float(lengths.mean()),
+        mean_log_probability=float((log_probabilities * drawn).sum() / drawn.sum()),
     )
+    shape, vocabulary_size = read_description(model)
     seeds = np.minimum(np.diff(prepared.unique.offsets), shape.context)
-    prefilled, drawn = seeds[plan.documents], lengths + finished
+    prefilled = seeds[plan.documents]
     pairs = (prefilled * (prefilled + 1) // 2).sum() + (drawn * np.repeat(prefilled, plan.samples)).sum()
     pairs += (drawn * (drawn + 1) // 2).sum()
     tokens = prefilled.sum() + drawn.sum()
-    work.flops = forward_flops(shape, written.vocabulary_size, float(tokens), float(pairs), float(drawn.sum()))
+    work.flops = forward_flops(shape, vocabulary_size, float(tokens), float(pairs), float(drawn.sum()))

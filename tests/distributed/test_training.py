@@ -13,7 +13,7 @@ from tiny_training import QUIET, SETTINGS, configure, make_corpus
 
 from sbp_fast.config import dump_config
 from sbp_fast.corpus.prepared import PreparedCorpus
-from sbp_fast.experiment.run import train_together
+from sbp_fast.experiment.run import work_together
 from sbp_fast.model.saved import load_model
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.stage import Manifest
@@ -139,11 +139,11 @@ def test_a_whole_run_trains_by_the_same_processes(home: Path, tmp_path: Path, mo
     config = configure(home, *CHANGES)
     (tmp_path / "config.toml").write_text(dump_config(config))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    inputs = {"role": "base", "force": False, "corpus": home / "corpus"}
-    train_together(config, tmp_path / "config.toml", tmp_path / "two", 2, **inputs)
+    command = ["train", str(tmp_path / "config.toml")]
+    work_together(config, command, 2, out=tmp_path / "two", corpus=home / "corpus")
     assert weights(tmp_path / "two") == weights(home / "two")
     with pytest.raises(SystemExit, match="2"):  # 4 streams a step
-        train_together(config, tmp_path / "config.toml", tmp_path / "three", 3, **inputs)
+        work_together(config, command, 3, out=tmp_path / "three", corpus=home / "corpus")
 
 
 def test_what_cannot_be_shared_out_is_refused_in_one_line(home: Path, tmp_path: Path) -> None:

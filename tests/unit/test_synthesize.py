@@ -4,21 +4,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_training import QUIET, configure, make_corpus, make_stage
+from tiny_synthesis import documents, make_inputs, settings
+from tiny_training import QUIET, configure, make_stage
 
 from sbp_fast.corpus.prepared import PreparedCorpus
-from sbp_fast.corpus.shards import Corpus, CorpusWriter
+from sbp_fast.corpus.shards import Corpus
 from sbp_fast.errors import UserError
 from sbp_fast.model.flops import forward_flops
 from sbp_fast.model.saved import load_model, save_model
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.stage import Manifest
-from sbp_fast.synthesize import synthesize as module
-from sbp_fast.synthesize.generator import generate
-from sbp_fast.synthesize.sampler import document_uniforms
-from sbp_fast.synthesize.synthesize import SeedPlan, sampling_rule, synthesize
-
-OVERRIDES = ("synthesize={samples_per_seed=3, shard_seeds=5, batch_documents=8, top_p=0.95}", "pretrain.tokens=3500")
+from sbp_fast.synthesize import parts, synthesize
+from sbp_fast.synthesize.backends import PAGE_TOKENS, sampling_rule
+from sbp_fast.synthesize.decoder import Room
+from sbp_fast.synthesize.engine import Engine, Seed
+from sbp_fast.synthesize.seeds import SEED_SAMPLERS, SeedPlan, times_before
 
 
 class Killed(BaseException):
@@ -27,19 +27,14 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    directory = tmp_path_factory.mktemp("synthesize")
-    corpus = make_corpus(directory)
-    shape = configure(directory).model.model_copy(update={"context": 30})
-    model = Transformer(shape, PreparedCorpus(corpus).tokenizer.vocabulary_size)
-    model.initialize(0)
-    model.embed_tokens.weight.data.mul_(20)
-    make_stage("train", corpus, directory / "model", lambda work: save_model(model, work.directory))
-    return {"directory": directory, "corpus": corpus, "model": directory / "model"}
+    return make_inputs(tmp_path_factory.mktemp("synthesize"))
 
 
 def run(inputs: dict[str, Path], out: Path, *overrides: str) -> Manifest:
-    config = configure(inputs["directory"], *OVERRIDES, *overrides)
-    return synthesize(config, out, corpus=inputs["corpus"], model=inputs["model"], console=QUIET)
+    config = settings(inputs["directory"], *overrides)
+    manifest = synthesize.synthesize(config, out, corpus=inputs["corpus"], model=inputs["model"], console=QUIET)
+    assert manifest is not None
+    return manifest
 
 
 @pytest.fixture(scope="module")
@@ -48,30 +43,28 @@ def unbroken(inputs: dict[str, Path]) -> Path:
     return inputs["directory"] / "unbroken"
 
 
-def test_documents_are_what_the_generator_draws_for_each_seed_alone(inputs: dict[str, Path], unbroken: Path) -> None:
-    config = configure(inputs["directory"], *OVERRIDES)
+def test_documents_are_what_the_engine_draws_for_each_seed_alone(inputs: dict[str, Path], unbroken: Path) -> None:
+    config = settings(inputs["directory"])
     prepared, model, written = PreparedCorpus(inputs["corpus"]), load_model(inputs["model"]), Corpus(unbroken)
-    tokenizer, rule = prepared.tokenizer, sampling_rule(config, prepared.tokenizer, 30)
+    tokenizer, rule = prepared.tokenizer, sampling_rule(config.synthesize, prepared, 30)
     assert (rule.first, rule.end, rule.maximum_tokens) == (tokenizer.partner, tokenizer.end, 30)
-    assert set(rule.forbidden) == {tokenizer.begin, tokenizer.partner}
+    assert (set(rule.forbidden), rule.repeated_tokens) == ({tokenizer.begin, tokenizer.partner}, 4)
     assert any(len(prepared.unique[i]) > 30 for i in range(len(prepared.unique)))  # some seeds are cut
-    for i in range(len(written)):
-        seed, sample = int(written.column("seed")[i]), int(written.column("sample")[i])
-        uniforms = document_uniforms(config.seed, seed, sample, 30)[None]
-        draft = generate(model, [prepared.unique[seed][:30]], 1, uniforms, rule)[0]
+    engine = Engine(model, rule, Room(16, 1, 9, PAGE_TOKENS, 30, 30), config.seed)
+    for i, row in enumerate(written.documents.to_pylist()):
+        (draft,) = engine.draw([Seed(0, row["seed"], prepared.unique[row["seed"]][:30], (row["sample"],))])
         assert written[i].tolist() == [tokenizer.begin, *draft.tokens.tolist(), tokenizer.end]
-        assert bool(written.column("finished")[i]) == draft.finished
-        assert written.ids[i] == f"synthetic/{seed}/{sample}"
-        assert written.text_bytes[i] == len(prepared.text(written, i).encode())
-    assert set(written.sources) == {"synthetic"}
-    assert set(written.column("finished")) == {True, False}
+        assert (row["stop"], row["mean_log_probability"]) == (draft.stop, draft.log_probability / draft.drawn)
+        assert (row["id"], row["source"]) == (f"synthetic/{row['seed']}/{row['sample']}", "synthetic")
+        assert row["text_bytes"] == len(prepared.text(written, i).encode())
+    assert set(written.column("stop")) == {"end", "length", "repetition"}
 
 
 def test_seeds_and_samples(inputs: dict[str, Path], unbroken: Path) -> None:
     written, unique = Corpus(unbroken), PreparedCorpus(inputs["corpus"]).unique
-    config = configure(inputs["directory"], *OVERRIDES)
+    config = settings(inputs["directory"])
     length = np.minimum(np.diff(unique.offsets), 30).mean()
-    wanted = config.synthesize.oversample * config.joint.maximum_synthetic_share * 3500
+    wanted = config.synthesize.oversample * config.joint.maximum_synthetic_share * config.pretrain.tokens
     assert wanted <= len(written) * length < wanted + 3 * length
     seeds = written.column("seed")[::3].tolist()
     assert len(set(seeds[: len(unique)])) == min(len(unique), len(seeds))
@@ -79,77 +72,89 @@ def test_seeds_and_samples(inputs: dict[str, Path], unbroken: Path) -> None:
     assert not list(unbroken.glob("parts*"))
 
 
-def test_more_seeds_than_documents_go_on_with_other_samples(inputs: dict[str, Path]) -> None:
+def test_uniform_seeds_take_every_document_before_any_twice(inputs: dict[str, Path]) -> None:
     unique = PreparedCorpus(inputs["corpus"]).unique
-    plan = SeedPlan.make(configure(inputs["directory"], *OVERRIDES, "pretrain.tokens=20000"), unique, 30)
+    plan = SeedPlan.make(settings(inputs["directory"], "pretrain.tokens=20480"), unique, 30)
     rounds = len(plan.documents) // len(unique)
     assert rounds >= 2
     for number in range(rounds):
         part = slice(number * len(unique), (number + 1) * len(unique))
         assert sorted(plan.documents[part].tolist()) == list(range(len(unique)))
-        assert set(plan.first_samples[part].tolist()) == {3 * number}
+        assert {plan.sample_numbers(seed) for seed in range(part.start, part.stop)} == {tuple(range(3 * number, 3 * number + 3))}
     assert plan.documents[: len(unique)].tolist() != plan.documents[len(unique) : 2 * len(unique)].tolist()
+
+
+def test_seeds_by_length_come_in_proportion_to_it() -> None:
+    lengths = np.random.default_rng(0).integers(1, 1000, 500)
+    chosen = SEED_SAMPLERS["length"](lengths, 7000, 3)
+    counts, expected = np.bincount(chosen, minlength=500), 7000 * lengths / lengths.sum()
+    assert len(chosen) == 7000 and (np.abs(counts - expected) < 1 + 1e-9).all()
+    assert chosen.tolist() == SEED_SAMPLERS["length"](lengths, 7000, 3).tolist() != SEED_SAMPLERS["length"](lengths, 7000, 4).tolist()
+    assert times_before(np.array([5, 2, 5, 5, 2])).tolist() == [0, 0, 1, 2, 1]
 
 
 def test_counts_and_operations(inputs: dict[str, Path], unbroken: Path) -> None:
     manifest, written, unique = Manifest.load(unbroken), Corpus(unbroken), PreparedCorpus(inputs["corpus"]).unique
     tokens = pairs = drawn = 0
-    for i in range(len(written)):
-        seed = min(len(unique[int(written.column("seed")[i])]), 30)
-        if written.column("sample")[i] == 0:
+    nats = 0.0
+    for i, row in enumerate(written.documents.to_pylist()):
+        seed = min(len(unique[row["seed"]]), 30)
+        if row["sample"] == 0:
             tokens += seed
             pairs += seed * (seed + 1) // 2
-        count = len(written[i]) - 2 + int(written.column("finished")[i])
+        count = len(written[i]) - 2 + (row["stop"] == "end")
         drawn += count
+        nats += row["mean_log_probability"] * count
         pairs += sum(seed + step for step in range(1, count + 1))
     shape = load_model(inputs["model"]).config
+    counts = manifest.counts
     assert manifest.flops == forward_flops(shape, written.vocabulary_size, tokens + drawn, pairs, drawn)
-    assert manifest.counts["documents"] == len(written) == 3 * manifest.counts["seeds"]
-    assert manifest.counts["tokens"] == written.tokens
-    assert manifest.counts["mean_tokens"] == pytest.approx(written.tokens / len(written) - 2)
-    assert manifest.counts["finished_share"] == written.column("finished").mean()
+    assert counts["documents"] == len(written) == 3 * counts["seeds"] == sum(counts["stops"].values())
+    assert counts["tokens"] == written.tokens
+    assert counts["mean_tokens"] == pytest.approx(written.tokens / len(written) - 2)
+    assert counts["finished_share"] == (written.column("stop") == "end").mean()
+    assert counts["mean_log_probability"] == pytest.approx(nats / drawn)
+    assert set(manifest.inputs) == {"corpus", "model"}
 
 
-@pytest.mark.parametrize("moment", ["drawing", "first part", "joining", "index", "removing"])
+@pytest.mark.parametrize("moment", ["drawing", "last document", "shard", "entry", "index", "removing"])
 def test_killed_and_rerun_gives_the_same_corpus(
     inputs: dict[str, Path], unbroken: Path, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[int] = []
-    draw = module._draw_shard
+    drawn: list[tuple[int, int]] = []
+    add = parts.Journal.add
 
-    def count(config: Any, plan: Any, shard: slice, *rest: Any) -> Any:
-        drawn.append(shard.start)
-        return draw(config, plan, shard, *rest)
+    def count(journal: Any, draft: Any) -> None:
+        drawn.append((draft.seed, draft.sample))
+        add(journal, draft)
+        if moment == "drawing" and len(drawn) == 20 and patched:
+            raise Killed
 
     def kill(*arguments: Any, **options: Any) -> None:
         raise Killed
-
-    def kill_after_two(*arguments: Any) -> Any:
-        if len(drawn) == 2:
-            raise Killed
-        return count(*arguments)
 
     def remove_some(directory: Path, **options: Any) -> None:
         next(directory.iterdir()).unlink()
         raise Killed
 
-    monkeypatch.setattr(module, "_draw_shard", count)
+    monkeypatch.setattr(parts.Journal, "add", count)
     with monkeypatch.context() as patch:
-        if moment == "drawing":
-            patch.setattr(module, "_draw_shard", kill_after_two)
-        elif moment == "first part":
-            patch.setattr(np, "savez", kill)
-        elif moment == "joining":
-            patch.setattr(CorpusWriter, "_flush", kill)
+        patched = True
+        if moment == "last document":
+            patch.setattr(parts.Parts, "_finish", kill)
+        elif moment == "shard":
+            patch.setattr("sbp_fast.corpus.shards.hash_file", kill)
+        elif moment == "entry":
+            patch.setattr(parts, "write_json", kill)
         elif moment == "index":
             patch.setattr("sbp_fast.corpus.shards.write_json", kill)
-        else:
+        elif moment == "removing":
             patch.setattr(shutil, "rmtree", remove_some)
         with pytest.raises(Killed):
             run(inputs, tmp_path / "out")
+    patched = False
     manifest = run(inputs, tmp_path / "out")
-    repeated = 1 if moment == "first part" else 0
-    assert len(drawn) - repeated == len(set(drawn)) == -(-manifest.counts["seeds"] // 5)  # no finished shard again
+    assert len(drawn) == len(set(drawn)) == manifest.counts["documents"]  # none is drawn twice
     expected = Manifest.load(unbroken)
     assert manifest.files == expected.files and manifest.fingerprint == expected.fingerprint
     assert (manifest.counts, manifest.flops) == (expected.counts, expected.flops)
@@ -161,8 +166,24 @@ def test_killed_and_rerun_gives_the_same_corpus(
 def test_documents_do_not_depend_on_shards_batches_and_threads(
     inputs: dict[str, Path], unbroken: Path, tmp_path: Path, threads: int, sizes: str
 ) -> None:
-    run(inputs, tmp_path / "out", f"threads={threads}", f"synthesize={{samples_per_seed=3, top_p=0.95, {sizes}}}")
-    assert Corpus(tmp_path / "out").fingerprint == Corpus(unbroken).fingerprint
+    changed = f"synthesize={{samples_per_seed=3, top_p=0.95, repeated_tokens=4, {sizes}}}"
+    run(inputs, tmp_path / "out", f"threads={threads}", changed)
+    assert documents(tmp_path / "out") == documents(unbroken)
+
+
+def test_what_fails_in_one_thread_ends_the_others(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = parts.Parts.add
+
+    def fail_once(self: Any, draft: Any) -> None:
+        if draft.seed == 3:
+            raise OSError(28, "No space left on device")
+        add(self, draft)
+
+    monkeypatch.setattr(parts.Parts, "add", fail_once)
+    with pytest.raises(UserError, match="free some space"):
+        run(inputs, tmp_path / "out", "threads=2")
 
 
 def test_a_model_of_another_vocabulary_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -170,3 +191,8 @@ def test_a_model_of_another_vocabulary_is_refused(inputs: dict[str, Path], tmp_p
     make_stage("train", inputs["corpus"], tmp_path / "model", lambda work: save_model(model, work.directory))
     with pytest.raises(UserError, match="vocabulary of 123, the corpus"):
         run(inputs | {"model": tmp_path / "model"}, tmp_path / "out")
+
+
+def test_memory_for_less_than_one_document_is_refused_before_anything_is_drawn(inputs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"synthesize.cache_gib: .*do not hold one seed and one document, which take .* GiB"):
+        run(inputs, tmp_path / "out", "synthesize.cache_gib=1e-5")

@@ -1,0 +1,330 @@
+"""`python -m bench.generation`: documents drawn after seeds, ours beside transformers on the same weights.
+
+Weights are random; each document ends with the same probability at every token, so lengths are as uneven as real ones. The same
+seeds are asked for everywhere; every provider draws its own documents, and what is compared is tokens a second, all reading of
+seeds included. Elsewhere than on a GPU the models are the demo's and the miniature's, and every provider has all cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench import machine
+from bench.__main__ import RESULTS
+from sbp_fast.config import ModelConfig, load_config
+from sbp_fast.experiment.costs import key_value_bytes
+from sbp_fast.model.flops import matrix_parameters
+from sbp_fast.model.huggingface import hugging_face_config, to_hugging_face
+from sbp_fast.model.transformer import Transformer
+from sbp_fast.synthesize.decoder import Room, SamplingRule
+from sbp_fast.synthesize.engine import Draft, Engine, Seed
+
+BEGIN, END, PARTNER = 0, 1, 2
+TOP_P, LOUD = 0.9, 8.0
+ROUNDS = 2
+AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 2e-2}  # of all documents' log-probability, relative
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is drawn.
+
+    Attributes:
+        mean_tokens: of a document, before the longest are cut off at `longest`.
+        rows: documents at once, for each of `engines`.
+    """
+
+    name: str
+    shape: ModelConfig
+    vocabulary_size: int
+    seeds: int
+    samples: int
+    mean_tokens: int
+    longest: int
+    rows: int
+    engines: int
+
+
+def cases() -> Iterator[Case]:
+    """The important ones first."""
+    cuda = torch.cuda.is_available()
+    for samples in (8, 1, 4) if cuda else (8, 2, 1):
+        if cuda:
+            config = load_config(["3b-200b"])
+            shape = config.model.model_copy(update={"context": 1024})
+            yield Case("3B", shape, config.corpus.vocabulary_size, 2048 // samples, samples, 512, 2048, 512, 1)
+            continue
+        threads = torch.get_num_threads()
+        for name, documents, rows in (("demo", 256, 128), ("mini", 128, 64)):
+            config = load_config([name])
+            shape, size = config.model, config.corpus.vocabulary_size
+            mean = shape.context // 4
+            yield Case(name, shape, size, documents // samples, samples, mean, shape.context, rows, threads)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.generation", description=__doc__)
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds in all")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results; default: bench/results")
+    asked = parser.parse_args()
+    ends = time.monotonic() + asked.budget
+    folder = asked.out / re.sub(r"\W+", "-", machine.device_name()).strip("-").lower()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "generation.json"
+    record: dict[str, Any] = {"operation": "generation", "environment": machine.environment(), "cases": []}
+    for case in cases():
+        if time.monotonic() > ends:
+            print(f"{case.name}, {case.samples} samples a seed left out: the time was over")
+            continue
+        record["cases"].append(measure(case, ends))
+        show(record["cases"][-1])
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+        os.replace(temporary, path)
+    print(path)
+
+
+def measure(case: Case, ends: float) -> dict[str, Any]:
+    """Tokens a second of every provider, in interleaved rounds, where what ours draws has the right probabilities."""
+    model = ending_model(case)
+    seeds = some_seeds(case)
+    drafts = Ours(model, case).draw(seeds)
+    row: dict[str, Any] = {"shape": described(case), "check": check(model, case, seeds, drafts)}
+    if not row["check"]["right"]:
+        return row
+    row["documents"] = {"mean_tokens": statistics.mean(draft.drawn for draft in drafts), "roofline": roofline(case, seeds, drafts)}
+    rates: dict[str, list[float]] = {}
+    row["left_out"] = {}
+    for turn in range(ROUNDS):
+        for name, provider in providers(model, case).items():
+            if name in row["left_out"] or (turn and time.monotonic() > ends):
+                continue
+            try:
+                draw = provider()
+                started = time.perf_counter()
+                tokens = draw(seeds)
+                machine.synchronize()
+                rates.setdefault(name, []).append(tokens / (time.perf_counter() - started))
+            except (ImportError, ValueError, NotImplementedError, RuntimeError, AttributeError) as reason:
+                if name == "ours":
+                    raise
+                row["left_out"][name] = str(reason).strip().splitlines()[0][:200]
+            gc.collect()
+    ours = rates["ours"]
+    row["tokens_per_second"] = {name: [min(found), statistics.median(found), max(found)] for name, found in rates.items()}
+    row["speed_up"] = {
+        name: sorted(mine / theirs for mine, theirs in zip(ours, found, strict=False)) for name, found in rates.items() if name != "ours"
+    }
+    return row
+
+
+def described(case: Case) -> dict[str, Any]:
+    facts = {name: value for name, value in vars(case).items() if name != "shape"}
+    return {**facts, "model": case.shape.model_dump(mode="json"), "precision": str(precision()).removeprefix("torch.")}
+
+
+def precision() -> torch.dtype:
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def ending_model(case: Case) -> Transformer:
+    """Random weights, but the end comes with probability 1 / mean_tokens everywhere.
+
+    The first number of the stream is the same for every token and layer, and only the end's row of the output reads it.
+    """
+    shape = case.shape.model_copy(update={"tied_embeddings": False})
+    with torch.device("meta"):
+        model = Transformer(shape, case.vocabulary_size)
+    model = model.to_empty(device=machine.device()).eval()
+    model.initialize(0)
+    assert model.lm_head is not None
+    with torch.no_grad():
+        model.embed_tokens.weight[:, 0] = LOUD * 0.02
+        for layer in model.layers:
+            layer.self_attn.o_proj.weight[0] = 0  # type: ignore[union-attr, index]
+            layer.mlp.down_proj.weight[0] = 0  # type: ignore[union-attr, index]
+        model.lm_head.weight[:, 0] = 0
+        model.lm_head.weight[END] = 0
+        from sbp_kernels import PackedLayout
+
+        tokens = torch.from_numpy(np.random.default_rng(0).integers(3, case.vocabulary_size, 256)).to(model.device)
+        hidden = model(tokens, PackedLayout.from_lengths([256]).to(model.device))
+        others = model.logits(hidden)[:, 3:].logsumexp(-1).mean()
+        model.lm_head.weight[END, 0] = (others - np.log(case.mean_tokens - 1)) / hidden[:, 0].mean()
+    return model.to(precision())
+
+
+def some_seeds(case: Case) -> list[Seed]:
+    """Lognormal lengths of half a context on average."""
+    random = np.random.default_rng(1)
+    lengths = random.lognormal(np.log(case.shape.context / 2) - 0.125, 0.5, case.seeds).clip(16, case.shape.context).astype(int)
+    samples = tuple(range(case.samples))
+    return [Seed(i, i, random.integers(3, case.vocabulary_size, n), samples) for i, n in enumerate(lengths)]
+
+
+class Ours:
+    """Our engine, once for each thread of a CPU."""
+
+    def __init__(self, model: Transformer, case: Case) -> None:
+        rule = SamplingRule(PARTNER, END, (BEGIN, PARTNER), case.longest, 1.0, TOP_P, repeated_tokens=0)
+        context = case.shape.context
+        room = Room(case.rows, case.samples, 0, 64, context, max(8192, context), str(precision()).removeprefix("torch."))
+        pages = 1 + case.rows * room.pages_of(case.longest) + (case.rows // case.samples + 8) * room.pages_of(context)
+        if model.device.type == "cuda":
+            page = key_value_bytes(case.shape) * room.page_tokens
+            pages = min(pages, int(0.8 * torch.cuda.mem_get_info()[0] / page))
+        self.engines = [Engine(model, rule, replace(room, pages=pages), 0) for _ in range(case.engines)]
+
+    def draw(self, seeds: list[Seed]) -> list[Draft]:
+        shares = [seeds[number :: len(self.engines)] for number in range(len(self.engines))]
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(len(shares), initializer=torch.set_num_threads, initargs=(threads // len(shares),)) as pool:
+            drafts = [draft for found in pool.map(lambda i: list(self.engines[i].draw(shares[i])), range(len(shares))) for draft in found]
+        torch.set_num_threads(threads)
+        return drafts
+
+
+Draw = Callable[[list[Seed]], int]
+
+
+def providers(model: Transformer, case: Case) -> dict[str, Callable[[], Draw]]:
+    """What makes a provider, outside of the time, and what it draws within it: the tokens drawn."""
+
+    def ours() -> Draw:
+        engines = Ours(model, case)
+        return lambda seeds: sum(draft.drawn for draft in engines.draw(seeds))
+
+    return {
+        "ours": ours,
+        "transformers, generate": lambda: padded_batches(model, case, {}),
+        "transformers, generate, static cache": lambda: padded_batches(
+            model, case, {"cache_implementation": "static", "disable_compile": True}
+        ),
+        "transformers, generate_batch": lambda: continuous_batches(model, case),
+    }
+
+
+def theirs(model: Transformer) -> Any:
+    """The same weights in transformers."""
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
+    facts = hugging_face_config(model.config, model.vocabulary_size, where=Path("bench"))
+    with model.device:
+        found = AutoModelForCausalLM.from_config(Qwen3Config(**facts), dtype=precision(), attn_implementation="sdpa")
+    found.load_state_dict(to_hugging_face(model))
+    return found.eval()
+
+
+def sampling(case: Case) -> dict[str, Any]:
+    return {
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_p": TOP_P,
+        "top_k": 0,
+        "max_new_tokens": case.longest,
+        "eos_token_id": END,
+        "pad_token_id": END,
+        "suppress_tokens": [BEGIN, PARTNER],
+    }
+
+
+def padded_batches(model: Transformer, case: Case, options: dict[str, Any]) -> Draw:
+    """Batches of seeds of like lengths, padded on the left; as many rows as all of ours together, in one thread pool."""
+    found = theirs(model)
+    together = max(1, case.rows * case.engines // case.samples)
+
+    @torch.inference_mode()
+    def draw(seeds: list[Seed]) -> int:
+        tokens, ordered = 0, sorted(seeds, key=lambda seed: len(seed.tokens))
+        for start in range(0, len(ordered), together):
+            batch = [np.append(seed.tokens, PARTNER) for seed in ordered[start : start + together]]
+            longest = max(map(len, batch))
+            ids = torch.tensor(np.stack([np.pad(one, (longest - len(one), 0)) for one in batch]), device=model.device)
+            mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in batch], device=model.device)
+            drawn = found.generate(
+                ids, attention_mask=mask, num_return_sequences=case.samples, **sampling(case), **options
+            )[:, longest:]
+            ended = (drawn == END).int()
+            tokens += int(torch.where(ended.any(1), ended.argmax(1) + 1, drawn.shape[1]).sum())
+        return tokens
+
+    return draw
+
+
+def continuous_batches(model: Transformer, case: Case) -> Draw:
+    """transformers' own continuous batching over pages."""
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    found = theirs(model)
+    found.set_attn_implementation("paged|sdpa")
+    generation = GenerationConfig(**sampling(case))
+    batching = ContinuousBatchingConfig(max_requests_per_batch=case.rows * case.engines, max_memory_percent=0.5)
+
+    def draw(seeds: list[Seed]) -> int:
+        prompts = [[*seed.tokens.tolist(), PARTNER] for seed in seeds for _ in seed.samples]
+        outputs = found.generate_batch(prompts, generation_config=generation, continuous_batching_config=batching)
+        return sum(len(output.generated_tokens) for output in outputs.values())
+
+    return draw
+
+
+@torch.inference_mode()
+def check(model: Transformer, case: Case, seeds: list[Seed], drafts: list[Draft]) -> dict[str, Any]:
+    """Whether transformers gives some of our documents the log-probability that ours says they have."""
+    found, ours, exact = theirs(model), 0.0, 0.0
+    for draft in drafts[:16]:
+        text = [*draft.tokens.tolist(), *[END] * (draft.stop == "end")]
+        whole = torch.tensor([[*seeds[draft.seed].tokens.tolist(), PARTNER, *text]], device=model.device)
+        logits = found(whole).logits[0, -len(text) - 1 : -1].float()
+        exact += float(logits.log_softmax(-1).gather(1, whole[0, -len(text) :, None]).sum())
+        ours += draft.log_probability
+    difference = abs(ours - exact) / abs(exact)
+    return {"right": difference <= AGREEMENT[precision()], "difference": difference}
+
+
+def roofline(case: Case, seeds: list[Seed], drafts: list[Draft]) -> float:
+    """Tokens a second if reading memory were all: the weights once for all rows, a seed once for its samples.
+
+    Each token reads its share of the weights and of its seed, and half of its document on average.
+    """
+    size = precision().itemsize
+    per_token = key_value_bytes(case.shape) * size // 2
+    lengths = np.array([draft.drawn for draft in drafts])
+    seed = sum(len(seeds[draft.seed].tokens) * draft.drawn for draft in drafts) / lengths.sum()
+    own = float((lengths.astype(float) ** 2).sum() / lengths.sum() / 2)
+    weights = size * (matrix_parameters(case.shape) + case.vocabulary_size * case.shape.width)
+    read = weights / case.rows + per_token * (seed / case.samples + own)
+    return machine.limits()["bytes"] / read
+
+
+def show(row: dict[str, Any]) -> None:
+    shape = row["shape"]
+    print(f"\n{shape['name']}, {shape['seeds']} seeds, {shape['samples']} samples each, on {machine.device_name()}")
+    if not row["check"]["right"]:
+        print(f"    WRONG: log-probabilities differ by {row['check']['difference']:.2g}: no speed is shown")
+        return
+    limit = row["documents"]["roofline"]
+    for name, (_, median, _) in row["tokens_per_second"].items():
+        low, *_, high = row["speed_up"].get(name, [1.0, 1.0])
+        versus = f"ours is {low:.2f} to {high:.2f} times as fast" if name in row["speed_up"] else f"{median / limit:.0%} of reading memory"
+        print(f"    {name:40}{median:>12,.0f} tokens/s  {versus}")
+    for name, reason in row["left_out"].items():
+        print(f"    {name} left out: {reason}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What draws documents: our engine, transformers or vLLM, each behind one method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from sbp_fast.config import RunConfig, SynthesizeConfig, resolve_threads
+from sbp_fast.corpus.prepared import PreparedCorpus
+from sbp_fast.errors import UserError
+from sbp_fast.model.saved import load_model
+from sbp_fast.model.transformer import Transformer
+from sbp_fast.synthesize.decoder import ROW_MULTIPLE, Room, SamplingRule
+from sbp_fast.synthesize.engine import Draft, Engine, Seed
+
+PAGE_TOKENS = 64
+PREFILL_TOKENS = 8192
+GPU_SHARE = 0.85  # of the memory that is free once the weights are there
+CPU_GIB = 4.0
+
+
+class Drawer(Protocol):
+    """Draws documents after seeds. A process may have several, each in a thread of its own."""
+
+    def draw(self, seeds: Iterable[Seed]) -> Iterator[Draft]:
+        """Every sample of every seed, in any order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Drawers:
+    """What a process draws with.
+
+    Attributes:
+        threads: that each may use for its operations.
+        facts: what "auto" became, for the record.
+    """
+
+    members: list[Drawer]
+    threads: int
+    facts: dict[str, Any]
+
+
+def open_engine(config: RunConfig, model: Path, prepared: PreparedCorpus, device: torch.device, processes: int) -> Drawers:
+    """Our engine, once on a GPU, or once for each thread of a CPU.
+
+    On a CPU a step has many small operations, and threads that share these wait for each other most of the time (docs/log.md).
+    """
+    settings = config.synthesize
+    precision = settings.precision if settings.precision != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+    synthesizer = load_model(model, device).to(getattr(torch, precision))
+    rule = sampling_rule(settings, prepared, synthesizer.config.context)
+    threads = max(1, resolve_threads(config) // processes)
+    engines = threads if device.type == "cpu" else 1
+    room = room_for(settings, synthesizer, rule, precision, engines)
+    facts = {
+        "precision": precision,
+        "cache_precision": room.precision,
+        "batch_documents": room.rows,
+        "engines": engines,
+        "pages": room.pages,
+        "page_tokens": room.page_tokens,
+    }
+    return Drawers([Engine(synthesizer, rule, room, config.seed) for _ in range(engines)], threads // engines, facts)
+
+
+def sampling_rule(settings: SynthesizeConfig, prepared: PreparedCorpus, context: int) -> SamplingRule:
+    """A document follows the partner token and has no special token but its end."""
+    tokenizer = prepared.tokenizer
+    return SamplingRule(
+        first=tokenizer.partner,
+        end=tokenizer.end,
+        forbidden=(tokenizer.begin, tokenizer.partner),
+        maximum_tokens=min(settings.maximum_tokens or context, context),
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        repeated_tokens=settings.repeated_tokens,
+    )
+
+
+def room_for(settings: SynthesizeConfig, model: Transformer, rule: SamplingRule, precision: str, engines: int) -> Room:
+    """Rows and pages of each engine: what all rows take at their longest, within the memory there is."""
+    device, shape = model.device.type, model.config
+    wanted = {"cpu": 128, "cuda": 512}[device] if settings.batch_documents == "auto" else settings.batch_documents
+    rows = -(-wanted // ROW_MULTIPLE) * ROW_MULTIPLE
+    cache = {"auto": precision, "float8": "float8_e4m3fn"}.get(settings.cache_precision, settings.cache_precision)
+    room = Room(
+        rows=rows,
+        group=settings.samples_per_seed,
+        pages=0,
+        page_tokens=PAGE_TOKENS,
+        seed_tokens=shape.context,
+        prefill_tokens=max(PREFILL_TOKENS, shape.context),
+        precision=cache,
+    )
+    own, seed = room.pages_of(rule.maximum_tokens), room.pages_of(shape.context)
+    groups = -(-rows // settings.samples_per_seed) + room.prefill_tokens // shape.context
+    most = 1 + rows * own + groups * seed
+    numbers = 2 * shape.layers * shape.key_value_heads * shape.head_width * room.page_tokens
+    page_bytes = numbers * getattr(torch, cache).itemsize
+    least = 1 + seed + own
+    memory = settings.cache_gib * 2**30 or free_bytes(model.device)
+    fitting = int(memory / engines // page_bytes)
+    if fitting < least:
+        needed = f"{least * page_bytes * engines / 2**30:.3g} GiB"
+        found = f"{memory / 2**30:.3g} GiB of keys and values do not hold one seed and one document, which take {needed}"
+        raise UserError("synthesize.cache_gib", found, "give it more, or lower synthesize.maximum_tokens")
+    return Room(**{**vars(room), "pages": min(most, fitting)})
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory that keys and values may take by default."""
+    if device.type == "cuda":
+        return GPU_SHARE * torch.cuda.mem_get_info(device)[0]
+    return CPU_GIB * 2**30

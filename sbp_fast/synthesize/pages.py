@@ -1,0 +1,67 @@
+"""Which pages of keys and values are free, and how many hold on to each of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+SCRATCH = 0
+"""The page that belongs to nobody: rows without a document write there."""
+
+
+class PagePool:
+    """Pages 1 to `pages` - 1, each free or held by one or more.
+
+    Args:
+        pages: in all, the scratch page included.
+    """
+
+    def __init__(self, pages: int) -> None:
+        self._free = list(range(pages - 1, SCRATCH, -1))
+        self._holders = np.zeros(pages, np.int64)
+
+    @property
+    def free(self) -> int:
+        """How many pages nobody holds."""
+        return len(self._free)
+
+    def take(self, count: int) -> list[int]:
+        """`count` free pages, held once each.
+
+        Raises:
+            OutOfPages: fewer are free; none is taken.
+        """
+        if count > len(self._free):
+            raise OutOfPages(f"{count} pages asked for, {len(self._free)} free")
+        pages = [self._free.pop() for _ in range(count)]
+        self._holders[pages] = 1
+        return pages
+
+    def hold(self, pages: Sequence[int]) -> None:
+        """Hold pages that are held already once more.
+
+        Raises:
+            ValueError: one that nobody holds.
+        """
+        if any(self._holders[page] == 0 for page in pages):
+            raise ValueError("a page that nobody holds may belong to another by now")
+        for page in pages:
+            self._holders[page] += 1
+
+    def release(self, pages: Sequence[int]) -> None:
+        """Let go of pages once; what nobody holds any more is free.
+
+        Raises:
+            ValueError: one that nobody holds.
+        """
+        for page in pages:
+            if self._holders[page] == 0:
+                raise ValueError(f"page {page} is released more often than it was held")
+            self._holders[page] -= 1
+            if self._holders[page] == 0:
+                self._free.append(page)
+
+
+class OutOfPages(Exception):
+    """More pages are asked for than are free."""

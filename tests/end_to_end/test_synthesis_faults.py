@@ -1,0 +1,56 @@
+"""Synthesis that is killed again and again ends with the documents of one that nobody touched, each drawn once."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from test_faults import children
+from tiny_synthesis import command, make_inputs
+
+from sbp_fast.stage import Manifest
+
+CHANGES = ("pretrain.tokens=122880", "device=cpu")
+
+
+def drawn(partial: Path) -> int:
+    """Bytes of documents that are safe so far."""
+    size = 0
+    for file in [*partial.glob("parts/*.journal"), *partial.glob("tokens-*.bin")]:
+        with suppress(FileNotFoundError):  # a journal goes when its shard is written
+            size += file.stat().st_size
+    return size
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_random_kills_lose_and_repeat_nothing(kills: int, processes: int, tmp_path: Path) -> None:
+    inputs, dice, killed = make_inputs(tmp_path), random.Random(0), 0
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(out: str) -> subprocess.Popen[bytes]:
+        arguments = [sys.executable, "-m", "sbp_fast", *command(inputs, tmp_path / out, *CHANGES), "--gpus", str(processes)]
+        return subprocess.Popen(arguments, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+
+    assert start("whole").wait() == 0
+    partial = tmp_path / "broken.partial"
+    for _ in range(10 * kills):
+        run, begun = start("broken"), drawn(partial)
+        patience = dice.randint(1, 10_000) if killed < kills else 10**12
+        while run.poll() is None and drawn(partial) < begun + patience:
+            time.sleep(0.002)
+        if run.poll() is not None:
+            assert run.returncode == 0
+            break
+        for number in children(run.pid):
+            os.kill(number, signal.SIGKILL)
+        run.wait()
+        killed += 1
+    assert killed >= kills
+    whole, broken = (Manifest.load(tmp_path / name) for name in ("whole", "broken"))
+    assert broken.files == whole.files and broken.counts == whole.counts

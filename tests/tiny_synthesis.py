@@ -1,0 +1,43 @@
+"""A corpus and a model that writes after its documents, for the tests of the stage `synthesize`."""
+
+from pathlib import Path
+
+import torch
+from tiny_training import SETTINGS, configure, make_corpus, make_stage
+
+from sbp_fast.config import RunConfig
+from sbp_fast.corpus.prepared import PreparedCorpus
+from sbp_fast.corpus.shards import Corpus
+from sbp_fast.model.saved import save_model
+from sbp_fast.model.transformer import Transformer
+
+OVERRIDES = ("synthesize={samples_per_seed=3, shard_seeds=5, batch_documents=16, top_p=0.95, repeated_tokens=4}",)
+TOKENS = "pretrain.tokens=3584"
+
+
+def make_inputs(directory: Path) -> dict[str, Path]:
+    corpus = make_corpus(directory)
+    shape = configure(directory).model.model_copy(update={"context": 30})
+    model = Transformer(shape, PreparedCorpus(corpus).tokenizer.vocabulary_size)
+    model.initialize(0)
+    with torch.no_grad():
+        model.embed_tokens.weight.mul_(20)
+    make_stage("train", corpus, directory / "model", lambda work: save_model(model, work.directory))
+    return {"directory": directory, "corpus": corpus, "model": directory / "model"}
+
+
+def settings(directory: Path, *overrides: str) -> RunConfig:
+    return configure(directory, *OVERRIDES, TOKENS, *overrides)
+
+
+def command(inputs: dict[str, Path], out: Path, *overrides: str) -> list[str]:
+    """Arguments of `sbp-fast` that mean the same as `settings`."""
+    directory = inputs["directory"]
+    values = [str(directory / "empty.toml"), f"corpus.path={directory}/documents.jsonl", *SETTINGS, *OVERRIDES, TOKENS, *overrides]
+    return ["synthesize", *values, "--corpus", str(inputs["corpus"]), "--model", str(inputs["model"]), "--out", str(out)]
+
+
+def documents(directory: Path) -> list[tuple[object, ...]]:
+    """Everything that is known of each document, and its tokens."""
+    written = Corpus(directory)
+    return [(*row.values(), written[i].tolist()) for i, row in enumerate(written.documents.to_pylist())]
