@@ -152,7 +152,7 @@ def test_samples_already_drawn_are_left_out_and_change_nothing(model: Transforme
     assert found == {key: expected[key] for key in found} and len(found) < len(expected)
 
 
-@pytest.mark.parametrize("samples", [1, 8])
+@pytest.mark.parametrize("samples", [1, 2, 8])
 def test_the_last_documents_are_brought_together(model: Transformer, samples: int) -> None:
     seeds, room = some_seeds(288 // samples, samples), replace(ROOM, rows=96, pages=1000)
     engine, sizes = Engine(model, RULE, room, RUN_SEED), []
