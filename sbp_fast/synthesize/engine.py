@@ -286,7 +286,6 @@ class Engine:
         self.rows[row] = None
         self.tables["group_rows"][group.slot, held.place] = -1
         self._changed.add("group_rows")
-        self._write("own_pages", row, [])  # a row without a document writes to the scratch page
         if row in self._begun:
             self._begun.remove(row)
         self._over.append(row)
