@@ -15,14 +15,18 @@ import torch
 from sbp_kernels import linear_cross_entropy_launch, norm_kernels, rope_kernels, swiglu_kernels
 from sbp_kernels.attention import launch as attention_kernels
 from sbp_kernels.attention.hopper_kernels import specialised_forward
+from sbp_kernels.decode import DecodeLayout
+from sbp_kernels.decode import launch as decode_kernels
 from sbp_kernels.plan import NARROW, WIDE, Tiles, capacities
 from torch import Tensor
 
 from bench.aot.compilation import TARGETS, Compilation, Requirements, launches
 
 TOKENS = 16_384
-BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-TYPE_NAMES = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}
+BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
+TYPE_NAMES = {BF16: "bf16", FP16: "fp16", FP32: "fp32", FP8: "fp8"}
+# products of warps, where tiles are too low for those of warp groups
+WARP_PRODUCTS = {"sm_80": ("HMMA",), "sm_90": ("HMMA",), "sm_100": ("HMMA",), "gfx942": ("MFMA",)}
 LOSS_PRODUCTS = ("statistics_kernel", "logit_gradient_kernel", "hidden_gradient_kernel", "weight_gradient_kernel")
 
 # Tiles were chosen for sm_90, where nothing may spill. Elsewhere this much may, and the table holds what does.
@@ -34,7 +38,7 @@ def compilations() -> Iterator[Compilation]:
     """All of them; what two launches share is listed once."""
     seen: set[tuple[str, str]] = set()
     for compilation in chain(
-        attention(), specialised_attention(), linear_cross_entropy(), rms_norm(), qk_norm_rope(), swiglu()
+        attention(), specialised_attention(), linear_cross_entropy(), rms_norm(), qk_norm_rope(), swiglu(), decode()
     ):
         fingerprint = compilation.fingerprint()
         targets = tuple(target for target in compilation.targets if (fingerprint, target) not in seen)
@@ -191,6 +195,36 @@ def swiglu() -> Iterator[Compilation]:
 def _swiglu(width: int, dtype: torch.dtype, emit: bool) -> None:
     gate_up = _empty(TOKENS, 2 * width, dtype=dtype)
     swiglu_kernels.backward(swiglu_kernels.forward(gate_up), gate_up, emit)
+
+
+def decode() -> Iterator[Compilation]:
+    """Steps of generation with the 3B model: a seed's samples in one tile of 16, 32 or 64 rows, which is too low for wgmma."""
+    for samples, width, page, dtype, stored in (
+        (1, 128, 64, BF16, BF16),
+        (4, 128, 64, BF16, BF16),
+        (8, 128, 64, BF16, BF16),
+        (8, 128, 64, BF16, FP8),
+        (8, 128, 16, BF16, BF16),
+        (8, 64, 64, BF16, BF16),
+        (8, 128, 64, FP16, FP16),
+        (8, 128, 64, FP32, FP32),
+    ):
+        kind = TYPE_NAMES[dtype] if stored == dtype else f"{TYPE_NAMES[dtype]} over pages of {TYPE_NAMES[stored]}"
+        name = f"decode, {samples} samples a seed, 24:8 heads of {width}, pages of {page} tokens, {kind}"
+        products = Requirements() if dtype == FP32 else Requirements(instructions=WARP_PRODUCTS)
+        if stored == FP8:
+            products = replace(products, impossible={"sm_80": "there is no float8"})
+        yield from launches(name, _decode, samples, width, page, dtype, stored, by_kernel={"partial_kernel": products})
+
+
+def _decode(samples: int, width: int, page: int, dtype: torch.dtype, stored: torch.dtype) -> None:
+    rows, heads, key_heads = 512, 24, 8
+    q = _empty(rows, heads, width, dtype=dtype)
+    k = _empty(rows, key_heads, width, dtype=dtype)
+    cache = _empty(16_384, key_heads, page, width, dtype=stored)
+    layout = DecodeLayout.empty(rows // samples, samples, rows, 4096 // page, 1024 // page, device="meta")
+    decode_kernels.append(k, k, cache, cache, layout.own_pages, layout.own_tokens)
+    decode_kernels.attention(q, cache, cache, *layout.tensors, 1.0)
 
 
 def _empty(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -345,6 +345,7 @@ class Engine:
             self.tables[name][: len(groups)] = values
         self.tables["own_pages"][: len(left)] = self.tables["own_pages"][left]
         self.tables["own_pages"][len(left) :] = SCRATCH
+        self.tables["row_group"][:] = 0  # of an idle row as well it must be one of the groups that are left
         self.rows[:] = [*held, *[None] * (self.room.rows - len(left))]
         self.slots[:] = [*groups, *[None] * (self.room.rows - len(groups))]
         for slot, group in enumerate(groups):

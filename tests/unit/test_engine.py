@@ -152,6 +152,17 @@ def test_samples_already_drawn_are_left_out_and_change_nothing(model: Transforme
     assert found == {key: expected[key] for key in found} and len(found) < len(expected)
 
 
+@pytest.mark.parametrize("samples", [1, 2, 8])
+def test_the_last_documents_are_brought_together(model: Transformer, samples: int) -> None:
+    seeds, room = some_seeds(288 // samples, samples), replace(ROOM, rows=96, pages=1000)
+    engine, sizes = Engine(model, RULE, room, RUN_SEED), []
+    step = engine.decoder.step
+    engine.decoder.step = lambda size: (sizes.append(size), step(size))[1]
+    found = described({(draft.seed, draft.sample): draft for draft in engine.draw(seeds)})
+    assert found == described(drawn(model, seeds))
+    assert len(set(sizes)) > 3 and sizes == sorted(sizes, reverse=True)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 40), st.integers(1, 8)), min_size=1, max_size=30),
