@@ -1,8 +1,9 @@
 """`python -m bench.generation`: documents drawn after seeds, ours beside transformers on the same weights.
 
 Weights are random; each document ends with the same probability at every token, so lengths are as uneven as real ones. The same
-seeds are asked for everywhere; every provider draws its own documents, and what is compared is tokens a second, all reading of
-seeds included. Elsewhere than on a GPU the models are the demo's and the miniature's, and every provider has all cores.
+seeds are asked for everywhere; every provider draws its own documents, and what is compared is seconds a token, all reading of
+seeds included. The limit shown is that of reading memory, or of multiplying where that is slower. Elsewhere than on a GPU the
+models are the demo's and the miniature's, and every provider has all cores.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from sbp_kernels import PackedLayout
 
 from bench import machine
-from bench.__main__ import RESULTS
+from bench.__main__ import RESULTS, show
 from sbp_fast.config import ModelConfig, load_config
 from sbp_fast.experiment.costs import key_value_bytes
 from sbp_fast.model.flops import matrix_parameters
 from sbp_fast.model.huggingface import hugging_face_config, to_hugging_face
-from sbp_fast.model.transformer import Transformer
+from sbp_fast.model.transformer import Block, Transformer
 from sbp_fast.synthesize.decoder import Room, SamplingRule
 from sbp_fast.synthesize.engine import Draft, Engine, Seed
 
@@ -91,24 +93,24 @@ def main() -> None:
             print(f"{case.name}, {case.samples} samples a seed left out: the time was over")
             continue
         record["cases"].append(measure(case, ends))
-        show(record["cases"][-1])
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(record, indent=1) + "\n")
         os.replace(temporary, path)
+    show("generation", record["cases"])
     print(path)
 
 
 def measure(case: Case, ends: float) -> dict[str, Any]:
-    """Tokens a second of every provider, in interleaved rounds, where what ours draws has the right probabilities."""
-    model = ending_model(case)
-    seeds = some_seeds(case)
+    """Seconds a token of every provider, in interleaved rounds, where what ours draws has the right probabilities."""
+    model, seeds = ending_model(case), some_seeds(case)
     drafts = Ours(model, case).draw(seeds)
-    row: dict[str, Any] = {"shape": described(case), "check": check(model, case, seeds, drafts)}
+    row: dict[str, Any] = {"shape": described(case), "unit": "tokens", "work": 1.0, "left_out": {}}
+    row |= {"flops": operations(case), "bytes": bytes_read(case, seeds, drafts), "limits": machine.limits()}
+    row |= {"facts": {"mean tokens of a document": statistics.mean(draft.drawn for draft in drafts)}}
+    row["check"] = check(model, seeds, drafts)
     if not row["check"]["right"]:
         return row
-    row["documents"] = {"mean_tokens": statistics.mean(draft.drawn for draft in drafts), "roofline": roofline(case, seeds, drafts)}
-    rates: dict[str, list[float]] = {}
-    row["left_out"] = {}
+    times: dict[str, list[float]] = {}
     for turn in range(ROUNDS):
         for name, provider in providers(model, case).items():
             if name in row["left_out"] or (turn and time.monotonic() > ends):
@@ -118,23 +120,33 @@ def measure(case: Case, ends: float) -> dict[str, Any]:
                 started = time.perf_counter()
                 tokens = draw(seeds)
                 machine.synchronize()
-                rates.setdefault(name, []).append(tokens / (time.perf_counter() - started))
-            except (ImportError, ValueError, NotImplementedError, RuntimeError, AttributeError) as reason:
+                times.setdefault(name, []).append((time.perf_counter() - started) / tokens)
+            except (ImportError, ValueError, NotImplementedError, RuntimeError, AttributeError, TypeError) as reason:
                 if name == "ours":
                     raise
                 row["left_out"][name] = str(reason).strip().splitlines()[0][:200]
             gc.collect()
-    ours = rates["ours"]
-    row["tokens_per_second"] = {name: [min(found), statistics.median(found), max(found)] for name, found in rates.items()}
-    row["speed_up"] = {
-        name: sorted(mine / theirs for mine, theirs in zip(ours, found, strict=False)) for name, found in rates.items() if name != "ours"
-    }
-    return row
+    row["seconds"] = {name: spread(found) for name, found in times.items()}
+    ratios = {name: [b / a for a, b in zip(times["ours"], found, strict=False)] for name, found in times.items()}
+    row["speed_up"] = {name: spread(found) for name, found in ratios.items() if name != "ours"}
+    return row | {"memory": dict.fromkeys(times)}
+
+
+def spread(values: list[float]) -> list[float]:
+    """The least, the median and the greatest of a few rounds."""
+    return [min(values), statistics.median(values), max(values)]
 
 
 def described(case: Case) -> dict[str, Any]:
-    facts = {name: value for name, value in vars(case).items() if name != "shape"}
-    return {**facts, "model": case.shape.model_dump(mode="json"), "precision": str(precision()).removeprefix("torch.")}
+    return {
+        "model": case.name,
+        "seeds": case.seeds,
+        "samples a seed": case.samples,
+        "rows": case.rows * case.engines,
+        "mean tokens": case.mean_tokens,
+        "at most": case.longest,
+        "precision": str(precision()).removeprefix("torch."),
+    }
 
 
 def precision() -> torch.dtype:
@@ -154,13 +166,11 @@ def ending_model(case: Case) -> Transformer:
     assert model.lm_head is not None
     with torch.no_grad():
         model.embed_tokens.weight[:, 0] = LOUD * 0.02
-        for layer in model.layers:
-            layer.self_attn.o_proj.weight[0] = 0  # type: ignore[union-attr, index]
-            layer.mlp.down_proj.weight[0] = 0  # type: ignore[union-attr, index]
+        for block in cast(list[Block], list(model.layers)):
+            block.self_attn.o_proj.weight[0] = 0
+            block.mlp.down_proj.weight[0] = 0
         model.lm_head.weight[:, 0] = 0
         model.lm_head.weight[END] = 0
-        from sbp_kernels import PackedLayout
-
         tokens = torch.from_numpy(np.random.default_rng(0).integers(3, case.vocabulary_size, 256)).to(model.device)
         hidden = model(tokens, PackedLayout.from_lengths([256]).to(model.device))
         others = model.logits(hidden)[:, 3:].logsumexp(-1).mean()
@@ -193,7 +203,11 @@ class Ours:
         shares = [seeds[number :: len(self.engines)] for number in range(len(self.engines))]
         threads = torch.get_num_threads()
         with ThreadPoolExecutor(len(shares), initializer=torch.set_num_threads, initargs=(threads // len(shares),)) as pool:
-            drafts = [draft for found in pool.map(lambda i: list(self.engines[i].draw(shares[i])), range(len(shares))) for draft in found]
+            drafts = [
+                draft
+                for found in pool.map(lambda i: list(self.engines[i].draw(shares[i])), range(len(shares)))
+                for draft in found
+            ]
         torch.set_num_threads(threads)
         return drafts
 
@@ -255,9 +269,9 @@ def padded_batches(model: Transformer, case: Case, options: dict[str, Any]) -> D
             longest = max(map(len, batch))
             ids = torch.tensor(np.stack([np.pad(one, (longest - len(one), 0)) for one in batch]), device=model.device)
             mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in batch], device=model.device)
-            drawn = found.generate(
-                ids, attention_mask=mask, num_return_sequences=case.samples, **sampling(case), **options
-            )[:, longest:]
+            drawn = found.generate(ids, attention_mask=mask, num_return_sequences=case.samples, **sampling(case), **options)[
+                :, longest:
+            ]
             ended = (drawn == END).int()
             tokens += int(torch.where(ended.any(1), ended.argmax(1) + 1, drawn.shape[1]).sum())
         return tokens
@@ -283,7 +297,7 @@ def continuous_batches(model: Transformer, case: Case) -> Draw:
 
 
 @torch.inference_mode()
-def check(model: Transformer, case: Case, seeds: list[Seed], drafts: list[Draft]) -> dict[str, Any]:
+def check(model: Transformer, seeds: list[Seed], drafts: list[Draft]) -> dict[str, Any]:
     """Whether transformers gives some of our documents the log-probability that ours says they have."""
     found, ours, exact = theirs(model), 0.0, 0.0
     for draft in drafts[:16]:
@@ -293,37 +307,23 @@ def check(model: Transformer, case: Case, seeds: list[Seed], drafts: list[Draft]
         exact += float(logits.log_softmax(-1).gather(1, whole[0, -len(text) :, None]).sum())
         ours += draft.log_probability
     difference = abs(ours - exact) / abs(exact)
-    return {"right": difference <= AGREEMENT[precision()], "difference": difference}
+    return {"right": difference <= AGREEMENT[precision()], "errors": {"log-probability": difference}}
 
 
-def roofline(case: Case, seeds: list[Seed], drafts: list[Draft]) -> float:
-    """Tokens a second if reading memory were all: the weights once for all rows, a seed once for its samples.
+def operations(case: Case) -> float:
+    """Of one token drawn, but for attention and the reading of seeds."""
+    return 2.0 * (matrix_parameters(case.shape) + case.vocabulary_size * case.shape.width)
 
-    Each token reads its share of the weights and of its seed, and half of its document on average.
-    """
+
+def bytes_read(case: Case, seeds: list[Seed], drafts: list[Draft]) -> float:
+    """By one token drawn, at the least: its share of the weights, which are read for all rows, of its seed, which is read for
+    all samples, and half of its document on average."""
     size = precision().itemsize
-    per_token = key_value_bytes(case.shape) * size // 2
-    lengths = np.array([draft.drawn for draft in drafts])
+    lengths = np.array([draft.drawn for draft in drafts], np.float64)
     seed = sum(len(seeds[draft.seed].tokens) * draft.drawn for draft in drafts) / lengths.sum()
-    own = float((lengths.astype(float) ** 2).sum() / lengths.sum() / 2)
+    own = (lengths**2).sum() / lengths.sum() / 2
     weights = size * (matrix_parameters(case.shape) + case.vocabulary_size * case.shape.width)
-    read = weights / case.rows + per_token * (seed / case.samples + own)
-    return machine.limits()["bytes"] / read
-
-
-def show(row: dict[str, Any]) -> None:
-    shape = row["shape"]
-    print(f"\n{shape['name']}, {shape['seeds']} seeds, {shape['samples']} samples each, on {machine.device_name()}")
-    if not row["check"]["right"]:
-        print(f"    WRONG: log-probabilities differ by {row['check']['difference']:.2g}: no speed is shown")
-        return
-    limit = row["documents"]["roofline"]
-    for name, (_, median, _) in row["tokens_per_second"].items():
-        low, *_, high = row["speed_up"].get(name, [1.0, 1.0])
-        versus = f"ours is {low:.2f} to {high:.2f} times as fast" if name in row["speed_up"] else f"{median / limit:.0%} of reading memory"
-        print(f"    {name:40}{median:>12,.0f} tokens/s  {versus}")
-    for name, reason in row["left_out"].items():
-        print(f"    {name} left out: {reason}")
+    return float(weights / case.rows + key_value_bytes(case.shape) * size / 2 * (seed / case.samples + own))
 
 
 if __name__ == "__main__":

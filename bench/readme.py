@@ -18,7 +18,7 @@ METRICS = {
     "continuation_accuracy": "four-way continuation",
     "capital_accuracy": "capital questions",
 }
-OPERATIONS = ("attention", "loss", "small")
+OPERATIONS = ("attention", "loss", "small", "generation")
 
 
 def main() -> None:

@@ -33,7 +33,14 @@ def settings(directory: Path, *overrides: str) -> RunConfig:
 def command(inputs: dict[str, Path], out: Path, *overrides: str) -> list[str]:
     """Arguments of `sbp-fast` that mean the same as `settings`."""
     directory = inputs["directory"]
-    values = [str(directory / "empty.toml"), f"corpus.path={directory}/documents.jsonl", *SETTINGS, *OVERRIDES, TOKENS, *overrides]
+    values = [
+        str(directory / "empty.toml"),
+        f"corpus.path={directory}/documents.jsonl",
+        *SETTINGS,
+        *OVERRIDES,
+        TOKENS,
+        *overrides,
+    ]
     return ["synthesize", *values, "--corpus", str(inputs["corpus"]), "--model", str(inputs["model"]), "--out", str(out)]
 
 

@@ -136,7 +136,9 @@ class Decoder:
         self.uniforms = torch.zeros(rows, longest, dtype=torch.float64, device=self.device)
         self.told = integers(3, rows)
         self.forbidden = torch.tensor(rule.forbidden, dtype=torch.int64, device=self.device)
+        self._state = (self.tokens, self.own_tokens, self.live, self.uniforms, self.drawn, self.runs)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
     @torch.inference_mode()
     def prefill(self, seeds: Sequence[np.ndarray], pages: Sequence[Sequence[int]]) -> None:
@@ -191,9 +193,16 @@ class Decoder:
     def move(self, rows: Sequence[int]) -> None:
         """Bring `rows` to the front, in this order; every other row becomes idle. The tables are not touched."""
         rows_B = self._send(np.array(rows, np.int64))
-        for state in (self.tokens, self.own_tokens, self.live, self.uniforms, self.drawn, self.runs):
+        for state in self._state:
             state[: len(rows)] = state[rows_B]
         self.own_tokens[len(rows) :], self.live[len(rows) :] = 0, 0
+
+    def size_for(self, rows: int) -> int:
+        """The size of a step that so many rows take: on CUDA few sizes, as each has a graph."""
+        size = -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
+        if self.device.type == "cuda":
+            size = ROW_MULTIPLE * 2 ** (size // ROW_MULTIPLE - 1).bit_length()
+        return min(size, self.room.rows)
 
     @torch.inference_mode()
     def step(self, size: int) -> StepResult:
@@ -207,21 +216,21 @@ class Decoder:
         return StepResult(self.told[:, :size])
 
     def _capture(self, size: int) -> torch.cuda.CUDAGraph:
-        """Record a step. Kernels are compiled and workspaces made by a step of idle rows beforehand."""
-        own, live = self.own_tokens.clone(), self.live.clone()
-        self.own_tokens.zero_(), self.live.zero_()
+        """Record a step. A step of idle rows beforehand compiles the kernels and makes what libraries work in."""
+        before = [state.clone() for state in self._state]
+        self.own_tokens.zero_()
+        self.live.zero_()
         self._advance(size)
+        for state, value in zip(self._state, before, strict=True):
+            state.copy_(value)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self._pool):  # one pool: the graphs never run side by side
             self._advance(size)
-        self.own_tokens.copy_(own), self.live.copy_(live)
         return graph
 
     def _advance(self, size: int) -> None:
-        layout = DecodeLayout(
-            **{name: table[:size] for name, table in self.tables.items()}, own_tokens=self.own_tokens[:size]
-        )
+        layout = DecodeLayout(**{name: table[:size] for name, table in self.tables.items()}, own_tokens=self.own_tokens[:size])
         live_B, own_B, tokens_B = self.live[:size], self.own_tokens[:size], self.tokens[:size]
         own_B += live_B
         logits_BV = self.logits(tokens_B, layout)

@@ -183,7 +183,7 @@ class Engine:
         self.tables["group_rows"][group.slot, place] = row
         self._changed |= {"seed_tokens", "row_group", "group_rows"}
         self._begun.append(row)
-        self.size = max(self.size, _padded(max(row, group.slot) + 1))
+        self.size = max(self.size, self.decoder.size_for(max(row, group.slot) + 1))
 
     def _write(self, table: str, index: int, pages: list[int]) -> None:
         self.tables[table][index] = SCRATCH
@@ -227,9 +227,9 @@ class Engine:
             for row, held in enumerate(self.rows)
             if held is not None and held.steps == len(held.pages) * page and held.steps < self.rule.maximum_tokens
         ]
-        for _, row, held in sorted(full):  # the oldest first: it always gets its page, so that work goes on
-            if self.rows[row] is held:
-                self._grow(row, held)
+        for _, row, needy in sorted(full):  # the oldest first: it always gets its page, so that work goes on
+            if self.rows[row] is needy:
+                self._grow(row, needy)
         for held in self.rows:
             if held is not None:
                 held.steps += held.steps < self.rule.maximum_tokens
@@ -308,17 +308,18 @@ class Engine:
 
     def _collect(self, told: StepResult, rows: list[Row | None]) -> Iterator[Draft]:
         """Take in what a step of these documents told; drafts of those that are over."""
-        for row, (held, token, stop, nats) in enumerate(zip(rows, *(values.tolist() for values in told.read()), strict=True)):
+        tokens, stops, log_probabilities = (values.tolist() for values in told.read())
+        for row, held in enumerate(rows):
             if held is None or self.rows[row] is not held:  # idle, over a step ago, or to be drawn again
                 continue
-            held.drawn.append(token)
-            held.log_probability += nats
-            if stop != RUNNING:
+            held.drawn.append(tokens[row])
+            held.log_probability += log_probabilities[row]
+            if stops[row] != RUNNING:
                 group = held.group
                 self._end(row, held)
                 if not group.rows and not group.waiting:
                     self._leave(group)
-                yield self._draft(held, STOPS[stop])
+                yield self._draft(held, STOPS[stops[row]])
 
     @staticmethod
     def _draft(held: Row, stop: str) -> Draft:
@@ -330,7 +331,7 @@ class Engine:
 
     def _too_wide(self) -> bool:
         """Whether fewer rows would hold the documents at work."""
-        return _padded(self._live()) < self.size
+        return self.decoder.size_for(self._live()) < self.size
 
     def _shrink(self) -> None:
         """Bring the documents left, when no sample waits, into as few rows as hold them."""
@@ -356,8 +357,4 @@ class Engine:
             self.tables["row_group"][row] = one.group.slot
             self.tables["group_rows"][one.group.slot, one.place] = row
         self._changed = set(self.tables)
-        self.size = _padded(len(left))
-
-
-def _padded(rows: int) -> int:
-    return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
+        self.size = self.decoder.size_for(len(left))

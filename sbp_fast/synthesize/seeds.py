@@ -1,4 +1,4 @@
-"""Which documents are seeds, in which order, and which samples are drawn after each: a pure function of configuration and corpus."""
+"""Which documents are seeds, in which order, and which samples are drawn after each, by settings and corpus alone."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def by_length(lengths: np.ndarray, count: int, seed: int) -> np.ndarray:
     """
     generator = np.random.default_rng([seed, 0])
     ends = np.cumsum(lengths, dtype=np.float64) / lengths.sum() * count
-    return generator.permutation(np.searchsorted(ends, np.arange(count) + generator.random(), "right").clip(max=len(lengths) - 1))
+    return generator.permutation(
+        np.searchsorted(ends, np.arange(count) + generator.random(), "right").clip(max=len(lengths) - 1)
+    )
 
 
 SEED_SAMPLERS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {"uniform": uniform, "length": by_length}

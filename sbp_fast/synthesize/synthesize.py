@@ -105,9 +105,7 @@ def _synthesize(config: RunConfig, prepared: PreparedCorpus, model: Path, work: 
         _record(config, plan, prepared, model, work)
 
 
-def _draw(
-    plan: SeedPlan, parts: Parts, shards: list[int], drawers: Drawers, work: Work, processes: Processes
-) -> None:
+def _draw(plan: SeedPlan, parts: Parts, shards: list[int], drawers: Drawers, work: Work, processes: Processes) -> None:
     """Draw what is missing of this process's shards, each drawer in a thread of its own."""
     facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in drawers.facts.items())
     work.console.say(f"{processes.world} process(es), each with {facts}")

@@ -16,9 +16,7 @@ def test_two_processes_draw_what_one_draws(tmp_path: Path) -> None:
     inputs = make_inputs(tmp_path)
     synthesize(settings(tmp_path), tmp_path / "one", corpus=inputs["corpus"], model=inputs["model"], console=QUIET)
     launcher = [sys.executable, "-m", "sbp_fast", *command(inputs, tmp_path / "two", "device=cpu"), "--gpus", "2"]
-    done = subprocess.run(
-        launcher, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-    )
+    done = subprocess.run(launcher, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 process(es)" in done.stdout and "drawn by the first process" in done.stdout
     assert documents(tmp_path / "two") == documents(tmp_path / "one")

@@ -94,7 +94,13 @@ def test_documents_equal_those_drawn_slowly(model: Transformer, rule: SamplingRu
 
 @pytest.mark.parametrize(
     "changes",
-    [{"temperature": 1.0, "top_p": 1.0}, {"temperature": 1.7, "top_p": 1.0}, {"top_p": 0.8}, {"top_k": 6, "top_p": 1.0}, {"top_k": 9}],
+    [
+        {"temperature": 1.0, "top_p": 1.0},
+        {"temperature": 1.7, "top_p": 1.0},
+        {"top_p": 0.8},
+        {"top_k": 6, "top_p": 1.0},
+        {"top_k": 9},
+    ],
 )
 def test_what_is_drawn_follows_the_exact_probabilities(model: Transformer, changes: dict[str, float]) -> None:
     rule = replace(RULE, maximum_tokens=1, **changes)
@@ -119,7 +125,10 @@ def test_log_probabilities_equal_the_training_models(model: Transformer) -> None
     for (number, _), draft in drawn(model, seeds).items():
         child = [PARTNER, *draft.tokens.tolist(), *[END] * (draft.stop == "end")]
         exact, packed = (
-            packed_logits(one, seeds[number].tokens, child[:-1]).log_softmax(-1).gather(1, torch.tensor(child[1:])[:, None]).sum()
+            packed_logits(one, seeds[number].tokens, child[:-1])
+            .log_softmax(-1)
+            .gather(1, torch.tensor(child[1:])[:, None])
+            .sum()
             for one in (double, model)
         )
         ours.append(abs(draft.log_probability - exact.item()))
@@ -217,3 +226,17 @@ def test_a_room_too_small_for_one_document_is_refused(model: Transformer) -> Non
     drawn(model, some_seeds(6), room=replace(ROOM, pages=7))  # 3 pages of a seed, 3 of a document, the scratch page
     with pytest.raises(ValueError, match="6 pages do not hold one seed and one document, which take 7"):
         Engine(model, RULE, replace(ROOM, pages=6), RUN_SEED)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_gpu_draws_what_the_cpu_draws(model: Transformer, temperature: float) -> None:
+    """In float32, by graphs of several sizes, with results that come a step late."""
+    rule, room = replace(RULE, temperature=temperature, repeated_tokens=4), replace(ROOM, rows=64, pages=40)
+    seeds = some_seeds(60)
+    texts = [
+        {key: (draft.tokens.tolist(), draft.stop) for key, draft in drawn(one, seeds, rule, room).items()}
+        for one in (model, small_model().cuda())
+    ]
+    assert texts[0] == texts[1]

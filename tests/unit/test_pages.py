@@ -55,6 +55,6 @@ def test_what_nobody_holds_can_be_neither_held_nor_released() -> None:
     pages = pool.take(2)
     pool.release(pages)
     for mistake in (pool.hold, pool.release):
-        with pytest.raises(ValueError, match="hold|held"):
+        with pytest.raises(ValueError, match=r"hold|held"):
             mistake(pages)
     assert pool.free == 3

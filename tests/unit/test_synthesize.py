@@ -80,7 +80,9 @@ def test_uniform_seeds_take_every_document_before_any_twice(inputs: dict[str, Pa
     for number in range(rounds):
         part = slice(number * len(unique), (number + 1) * len(unique))
         assert sorted(plan.documents[part].tolist()) == list(range(len(unique)))
-        assert {plan.sample_numbers(seed) for seed in range(part.start, part.stop)} == {tuple(range(3 * number, 3 * number + 3))}
+        assert {plan.sample_numbers(seed) for seed in range(part.start, part.stop)} == {
+            tuple(range(3 * number, 3 * number + 3))
+        }
     assert plan.documents[: len(unique)].tolist() != plan.documents[len(unique) : 2 * len(unique)].tolist()
 
 
@@ -89,7 +91,11 @@ def test_seeds_by_length_come_in_proportion_to_it() -> None:
     chosen = SEED_SAMPLERS["length"](lengths, 7000, 3)
     counts, expected = np.bincount(chosen, minlength=500), 7000 * lengths / lengths.sum()
     assert len(chosen) == 7000 and (np.abs(counts - expected) < 1 + 1e-9).all()
-    assert chosen.tolist() == SEED_SAMPLERS["length"](lengths, 7000, 3).tolist() != SEED_SAMPLERS["length"](lengths, 7000, 4).tolist()
+    assert (
+        chosen.tolist()
+        == SEED_SAMPLERS["length"](lengths, 7000, 3).tolist()
+        != SEED_SAMPLERS["length"](lengths, 7000, 4).tolist()
+    )
     assert times_before(np.array([5, 2, 5, 5, 2])).tolist() == [0, 0, 1, 2, 1]
 
 
