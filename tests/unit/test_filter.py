@@ -18,7 +18,8 @@ from tiny_training import QUIET, configure, make_corpus
 from written_corpus import RANDOM, Row, fresh, make_written
 
 from sbp_fast.config import FilterConfig
-from sbp_fast.corpus import shingle_index
+from sbp_fast.corpus import selection, shingle_index
+from sbp_fast.corpus.banding import candidate_pairs
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.corpus.shards import Corpus
 from sbp_fast.errors import UserError
@@ -216,11 +217,40 @@ def duplicates_of(bodies: list[np.ndarray], similarity: float) -> tuple[list[int
     return documents.tolist(), values.tolist()
 
 
-def test_what_a_document_that_goes_stood_for_is_compared_with_what_it_went_for() -> None:
+def test_equal_documents_are_met_past_others() -> None:
     base = np.arange(200)
     bodies = [np.concatenate([[0], base, [1]])] * 3
     bodies.insert(1, np.concatenate([[0], base[:40], [1]]))
     assert duplicates_of(bodies, 0.8) == ([2, 3], [1, 1])
+
+
+def test_a_document_like_one_that_goes_is_compared_with_what_that_went_for() -> None:
+    first, second, third = np.arange(122), np.arange(122), np.arange(122)
+    second[50], third[[50, 90]] = 900, (900, 901)
+    assert duplicates_of([first, second, third], 0.85) == ([1], [109 / 121])  # the third shares 103 of 127 with the first
+    assert duplicates_of([first, second, third], 0.8) == ([1, 2], [109 / 121, 103 / 127])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=12), st.integers(1, 12), st.integers(1, 4)
+)
+def test_candidates_are_the_first_and_the_one_before(keys: list[tuple[int, int]], cut: int, at_once: int) -> None:
+    from tempfile import TemporaryDirectory
+
+    expected = set()
+    for band in range(2):
+        for key in {row[band] for row in keys}:
+            group = [number for number, row in enumerate(keys) if row[band] == key]
+            expected |= {(group[0], number) for number in group[1:]} | set(itertools.pairwise(group))
+    stored = np.array([[number, *row] for number, row in enumerate(keys)], np.uint64).T
+    stored[1:] <<= np.uint64(62)
+    with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "SORTED_AT_ONCE", at_once)
+        files = [Path(directory) / name for name in "ab"]
+        for path, part in zip(files, (stored[:, :cut], stored[:, cut:]), strict=True):
+            with open(path, "wb") as file:
+                np.save(file, part)
+        assert [tuple(pair) for pair in candidate_pairs(files).tolist()] == sorted(expected)
 
 
 @given(st.integers(2, 9))
@@ -264,11 +294,17 @@ def test_the_result_does_not_depend_on_the_memory(
     assert tables.count(8 * 1024) > 3
 
 
-def test_a_killed_stage_goes_on_and_gives_the_same(inputs: dict[str, Path], filtered: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_stage_goes_on_and_gives_the_same(
+    inputs: dict[str, Path], filtered: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = len(Corpus(filtered["synthetic"]).shard_starts) - 1
+    few = f"filter.memory_gib={8 * 1024 / 2**30}"
+    monkeypatch.setattr(shingle_index, "MINIMUM_SLOTS", 64)
     script = f"""
 import os, signal
 from pathlib import Path
-import test_filter, sbp_fast.synthesize.sifting as sifting
+import test_filter, sbp_fast.corpus.shingle_index as shingle_index, sbp_fast.synthesize.sifting as sifting
+shingle_index.MINIMUM_SLOTS = 64
 inputs = {{name: Path(path) for name, path in { ({name: str(path) for name, path in inputs.items()})!r}.items()}}
 counted, left = sifting._count_shard, [int(os.environ["SHARDS"])]
 def count(*arguments):
@@ -277,14 +313,15 @@ def count(*arguments):
     left[0] -= 1
     return counted(*arguments)
 sifting._count_shard = count
-test_filter.run(inputs, Path({str(filtered["synthetic"])!r}), Path({str(tmp_path / "out")!r}), "threads=1")
+test_filter.run(inputs, Path({str(filtered["synthetic"])!r}), Path({str(tmp_path / "out")!r}), "threads=1", {few!r})
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
-    process = subprocess.run([sys.executable, "-c", script], env={**environment, "SHARDS": "2"}, check=False)
+    process = subprocess.run([sys.executable, "-c", script], env={**environment, "SHARDS": str(shards + 2)}, check=False)
     assert process.returncode == -signal.SIGKILL
     measures = tmp_path / "out.partial" / "measures"
-    assert len(list(measures.glob("known-*"))) == 2
-    again = run(inputs, filtered["synthetic"], tmp_path / "out")
+    passes = [int(np.load(path)["passes"]) for path in sorted(measures.glob("known-*"))]
+    assert passes == [2, 2] + [1] * (shards - 2)
+    again = run(inputs, filtered["synthetic"], tmp_path / "out", few)
     assert again.fingerprint == filtered["manifest"].fingerprint
     assert not (tmp_path / "out" / "measures").exists()
 
