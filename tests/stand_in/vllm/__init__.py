@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind, SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 __version__ = "0.33.0+stand.in"
 
@@ -86,9 +86,10 @@ class LLM:
         note(seed=params.seed, prompt=prompt)
         dice, tokens, reason = random.Random(params.seed), [], ""
         forbidden = {token for token, bias in params.logit_bias.items() if bias == -math.inf}
-        choices = [token for token in (*params.stop_token_ids, *range(8)) if token not in forbidden]
+        words = [token for token in range(dice.choice((6, 200))) if token not in {*forbidden, *params.stop_token_ids}]
         while not reason:
-            tokens.append(int(os.environ.get("STAND_IN_DRAWS", dice.choice(choices))))
+            drawn = dice.choice(words if dice.random() < 0.95 else params.stop_token_ids)
+            tokens.append(int(os.environ.get("STAND_IN_DRAWS", drawn)))
             reason = stop_of(tokens, len(prompt), params, self.longest)
         nats = [nats_of(token) for token in tokens]
         logprobs = [{token: Logprob(one, 1)} for token, one in zip(tokens, nats, strict=True)]
