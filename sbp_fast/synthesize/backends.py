@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,10 +12,12 @@ import torch
 from sbp_fast.config import RunConfig, SynthesizeConfig, resolve_threads
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
-from sbp_fast.model.saved import load_model
+from sbp_fast.model.huggingface import export_model
+from sbp_fast.model.saved import load_model, read_description
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.synthesize.decoder import ROW_MULTIPLE, Room, SamplingRule
 from sbp_fast.synthesize.engine import Draft, Engine, Seed
+from sbp_fast.train.processes import Processes
 
 PAGE_TOKENS = 64
 PREFILL_TOKENS = 8192
@@ -38,11 +40,58 @@ class Drawers:
     Attributes:
         threads: that each may use for its operations.
         facts: what "auto" became, for the record.
+        versions: of the package that draws, if it is not this one.
     """
 
     members: list[Drawer]
     threads: int
     facts: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def check_backend(config: RunConfig, device: torch.device) -> None:
+    """Refuse what the backend cannot do, before anything is written.
+
+    Raises:
+        UserError: naming the setting; no Python that has vLLM.
+    """
+    settings = config.synthesize
+    if settings.backend == "transformers":
+        if settings.cache_precision != "auto" or settings.cache_gib:
+            what = 'go with the backends "engine" and "vllm", not with "transformers"'
+            raise UserError("synthesize.cache_precision and cache_gib", what, "leave them out, or choose another backend")
+    elif settings.backend == "vllm":
+        from sbp_fast.synthesize.vllm_backend import check_vllm
+
+        check_vllm(settings, device)
+
+
+def open_backend(config: RunConfig, model: Path, prepared: PreparedCorpus, scratch: Path, processes: Processes) -> Drawers:
+    """What `synthesize.backend` names; all processes call this together.
+
+    Args:
+        scratch: a directory for files of the backend, which the first process may make.
+
+    Raises:
+        UserError: the backend cannot run here, or not with this model.
+    """
+    settings, device = config.synthesize, processes.device
+    if settings.backend == "engine":
+        return open_engine(config, model, prepared, device, processes.world)
+    exported = scratch / "model"
+    if processes.leads:
+        scratch.mkdir(parents=True, exist_ok=True)
+        export_model(model, prepared.directory / "tokenizer.json", exported)
+    processes.gather(None)
+    context = read_description(model)[0].context
+    rule, threads = sampling_rule(settings, prepared, context), threads_of(config, processes.world)
+    if settings.backend == "transformers":
+        from sbp_fast.synthesize.transformers_backend import open_transformers  # takes seconds
+
+        return open_transformers(config, exported, rule, device, threads)
+    from sbp_fast.synthesize.vllm_backend import open_vllm
+
+    return open_vllm(config, exported, rule, context, scratch / f"vllm-{processes.rank:05d}", device)
 
 
 def open_engine(config: RunConfig, model: Path, prepared: PreparedCorpus, device: torch.device, processes: int) -> Drawers:
@@ -51,10 +100,10 @@ def open_engine(config: RunConfig, model: Path, prepared: PreparedCorpus, device
     On a CPU a step has many small operations, and threads that share these wait for each other most of the time (docs/log.md).
     """
     settings = config.synthesize
-    precision = settings.precision if settings.precision != "auto" else "bfloat16" if device.type == "cuda" else "float32"
+    precision = model_precision(settings, device)
     synthesizer = load_model(model, device).to(getattr(torch, precision))
     rule = sampling_rule(settings, prepared, synthesizer.config.context)
-    threads = max(1, resolve_threads(config) // processes)
+    threads = threads_of(config, processes)
     engines = threads if device.type == "cpu" else 1
     room = room_for(settings, synthesizer, rule, precision, engines)
     facts = {
@@ -66,6 +115,18 @@ def open_engine(config: RunConfig, model: Path, prepared: PreparedCorpus, device
         "page_tokens": room.page_tokens,
     }
     return Drawers([Engine(synthesizer, rule, room, config.seed) for _ in range(engines)], threads // engines, facts)
+
+
+def model_precision(settings: SynthesizeConfig, device: torch.device) -> str:
+    """Name of the torch dtype that the model computes in."""
+    if settings.precision != "auto":
+        return settings.precision
+    return "bfloat16" if device.type == "cuda" else "float32"
+
+
+def threads_of(config: RunConfig, processes: int) -> int:
+    """CPU threads of each process."""
+    return max(1, resolve_threads(config) // processes)
 
 
 def sampling_rule(settings: SynthesizeConfig, prepared: PreparedCorpus, context: int) -> SamplingRule:

@@ -17,17 +17,20 @@ from sbp_fast.config import RunConfig, resolve_device
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.corpus.shards import INDEX, Corpus
 from sbp_fast.errors import UserError
+from sbp_fast.files import read_json, write_json
 from sbp_fast.model.flops import forward_flops
 from sbp_fast.model.saved import read_description
 from sbp_fast.progress import Console, Task, short
 from sbp_fast.stage import Manifest, Work, run_stage
-from sbp_fast.synthesize.backends import Drawer, Drawers, open_engine
+from sbp_fast.synthesize.backends import Drawer, Drawers, check_backend, open_backend
 from sbp_fast.synthesize.engine import Draft, Seed
 from sbp_fast.synthesize.parts import PARTS, Parts
 from sbp_fast.synthesize.seeds import SeedPlan
 from sbp_fast.train.processes import Processes, joined, led
 
 CLOCK_SECONDS = 5.0
+VERSIONS = "drawn-by.json"
+"""Versions of the packages that drew, where those are not this one: a list, one for each that was used between kills."""
 
 
 def synthesize(
@@ -39,8 +42,8 @@ def synthesize(
     among its seed's), stop (why it is over: "end", "length", "repetition"), mean_log_probability (nats a token drawn, under
     the synthesizer at temperature 1).
 
-    A process started by torchrun takes part with the others. What is drawn depends neither on how many there are nor on what
-    an earlier attempt had drawn.
+    A process started by torchrun takes part with the others. What our engine draws depends neither on how many there are nor on
+    what an earlier attempt had drawn.
 
     Args:
         corpus: output of `prepare`.
@@ -92,10 +95,14 @@ def _synthesize(config: RunConfig, prepared: PreparedCorpus, model: Path, work: 
         raise UserError(model, f"has {known}", "give the synthesizer that was trained on this corpus")
     plan = SeedPlan.make(config, prepared.unique, shape.context)
     if not processes.tell((work.directory / INDEX).is_file()):  # with it, a killed attempt had only its parts left to remove
+        if processes.leads:
+            check_backend(config, processes.device)
         parts = Parts(work.directory, plan, prepared, shape.context)
         missing = processes.tell(parts.missing())
         if missing:
-            drawers = open_engine(config, model, prepared, processes.device, processes.world)
+            drawers = open_backend(config, model, prepared, work.directory / PARTS / "backend", processes)
+            if processes.leads:
+                _keep_versions(work.directory / VERSIONS, drawers.versions)
             _draw(plan, parts, missing[processes.rank :: processes.world], drawers, work, processes)
         processes.gather(None)
         if processes.leads:
@@ -103,6 +110,17 @@ def _synthesize(config: RunConfig, prepared: PreparedCorpus, model: Path, work: 
     if processes.leads:
         shutil.rmtree(work.directory / PARTS, ignore_errors=True)
         _record(config, plan, prepared, model, work)
+
+
+def _keep_versions(path: Path, versions: dict[str, str]) -> None:
+    """Note what draws from here on."""
+    known = _versions(path)
+    if versions and versions not in known:
+        write_json(path, [*known, versions])
+
+
+def _versions(path: Path) -> list[dict[str, str]]:
+    return read_json(path) if path.is_file() else []
 
 
 def _draw(plan: SeedPlan, parts: Parts, shards: list[int], drawers: Drawers, work: Work, processes: Processes) -> None:
@@ -184,6 +202,8 @@ def _record(config: RunConfig, plan: SeedPlan, prepared: PreparedCorpus, model: 
         top_p=settings.top_p,
         top_k=settings.top_k,
         backend=settings.backend,
+        backend_versions=_versions(work.directory / VERSIONS),
+        reproducible=settings.backend == "engine",
         mean_tokens=float(lengths.mean()),
         mean_log_probability=float((log_probabilities * drawn).sum() / drawn.sum()),
     )
