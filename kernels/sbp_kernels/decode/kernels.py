@@ -21,7 +21,7 @@ def load_tokens(
     cache, pages, first, stop, page_stride, token_stride,
     PAGE: tl.constexpr, STEP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The tokens `first` on of one head of the cache as [STEP, WIDTH]; zeros past column D and, where MASKED, from `stop` on."""
+    """The tokens `first` on of one head as [STEP, WIDTH]; zeros past column D and, where MASKED, from `stop` on."""
     token = first + tl.arange(0, STEP)
     column = tl.arange(0, WIDTH)[None, :]
     if STEP <= PAGE:
@@ -133,7 +133,7 @@ def merge_kernel(
     total = tl.zeros([WIDTH], tl.float32)
     largest = tl.full([1], float("-inf"), tl.float32)
     normalizer = tl.zeros([1], tl.float32)
-    for number in range(0, of_seed + tl.cdiv(own, SPLIT)):
+    for number in range(of_seed + tl.cdiv(own, SPLIT)):
         split = tl.where(number < of_seed, number, seed_splits + number - of_seed)
         part = (row * HEADS + head) * all_splits + split
         part_largest = tl.load(statistics + part * 2)

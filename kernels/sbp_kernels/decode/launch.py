@@ -62,13 +62,16 @@ def _partial(
 
 
 def partial_options(queries: int, head_width: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Tile shape and launch options by the number of queries that share keys; float32 is for checking."""
+    """Tile shape and launch options by the number of queries that share keys; float32 is for checking.
+
+    Of five pipeline stages the page's id takes two, so that there are two buffers for keys and values.
+    """
     narrow = head_width <= 128 and dtype != torch.float32
     return {
         "ROWS": min(max(triton.next_power_of_2(queries), 16), WIDEST_TILE),
         "STEP": 64 if narrow else 32,
         "num_warps": 4,
-        "num_stages": 3 if narrow else 2,
+        "num_stages": 5 if narrow else 2,
     }
 
 
