@@ -12,7 +12,7 @@ from itertools import chain
 from unittest.mock import patch
 
 import torch
-from sbp_kernels import linear_cross_entropy_launch, norm_kernels, rope_kernels, swiglu_kernels
+from sbp_kernels import linear_cross_entropy_launch, norm_kernels, rope_kernels, sampling_kernels, swiglu_kernels
 from sbp_kernels.attention import launch as attention_kernels
 from sbp_kernels.attention.hopper_kernels import specialised_forward
 from sbp_kernels.decode import DecodeLayout
@@ -26,7 +26,7 @@ TOKENS = 16_384
 BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
 TYPE_NAMES = {BF16: "bf16", FP16: "fp16", FP32: "fp32", FP8: "fp8"}
 # products of warps, where tiles are too low for those of warp groups
-WARP_PRODUCTS = {"sm_80": ("HMMA",), "sm_90": ("HMMA",), "sm_100": ("HMMA",), "gfx942": ("MFMA",)}
+PRODUCTS = {"sm_80": ("HMMA",), "sm_90": ("HMMA",), "sm_100": ("HMMA",), "gfx942": ("MFMA",)}
 LOSS_PRODUCTS = ("statistics_kernel", "logit_gradient_kernel", "hidden_gradient_kernel", "weight_gradient_kernel")
 
 # Tiles were chosen for sm_90, where nothing may spill. Elsewhere this much may, and the table holds what does.
@@ -38,7 +38,7 @@ def compilations() -> Iterator[Compilation]:
     """All of them; what two launches share is listed once."""
     seen: set[tuple[str, str]] = set()
     for compilation in chain(
-        attention(), specialised_attention(), linear_cross_entropy(), rms_norm(), qk_norm_rope(), swiglu(), decode()
+        attention(), specialised_attention(), linear_cross_entropy(), rms_norm(), qk_norm_rope(), swiglu(), decode(), sampling()
     ):
         fingerprint = compilation.fingerprint()
         targets = tuple(target for target in compilation.targets if (fingerprint, target) not in seen)
@@ -211,10 +211,13 @@ def decode() -> Iterator[Compilation]:
     ):
         kind = TYPE_NAMES[dtype] if stored == dtype else f"{TYPE_NAMES[dtype]} over pages of {TYPE_NAMES[stored]}"
         name = f"decode, {samples} samples a seed, 24:8 heads of {width}, pages of {page} tokens, {kind}"
-        products = Requirements() if dtype == FP32 else Requirements(instructions=WARP_PRODUCTS)
-        if stored == FP8:
-            products = replace(products, impossible={"sm_80": "there is no float8"})
-        yield from launches(name, _decode, samples, width, page, dtype, stored, by_kernel={"partial_kernel": products})
+        everywhere = Requirements(impossible={"sm_80": "there is no float8"} if stored == FP8 else {})
+        products = replace(everywhere, spill_bytes=ANY_SPILLS) if dtype == FP32 else replace(everywhere, instructions=PRODUCTS)
+        by_kernel = {"partial_kernel": products, "append_kernel": everywhere}
+        for amd, targets in ((False, ("sm_80", "sm_90", "sm_100")), (True, ("gfx942",))):
+            with patch.object(decode_kernels, "AMD", amd):
+                case = (samples, width, page, dtype, stored)
+                yield from launches(f"{name}{', AMD' if amd else ''}", _decode, *case, by_kernel=by_kernel, targets=targets)
 
 
 def _decode(samples: int, width: int, page: int, dtype: torch.dtype, stored: torch.dtype) -> None:
@@ -225,6 +228,19 @@ def _decode(samples: int, width: int, page: int, dtype: torch.dtype, stored: tor
     layout = DecodeLayout.empty(rows // samples, samples, rows, 4096 // page, 1024 // page, device="meta")
     decode_kernels.append(k, k, cache, cache, layout.own_pages, layout.own_tokens)
     decode_kernels.attention(q, cache, cache, *layout.tensors, 1.0)
+
+
+def sampling() -> Iterator[Compilation]:
+    """Greedy, uncut, and with both cuts; the vocabularies of the 3B model and of Qwen3."""
+    for vocabulary, dtype in ((49_152, FP32), (151_936, FP32), (151_936, BF16), (49_152, FP16)):
+        for kind, *rule in (("greedy", 0.0, 1.0, 0), ("uncut", 1.0, 1.0, 0), ("cut", 1.0, 0.9, 50)):
+            name = f"sampling, {kind}, vocabulary {vocabulary:,}, {TYPE_NAMES[dtype]}"
+            yield from launches(name, _sampling, vocabulary, dtype, *rule)
+
+
+def _sampling(vocabulary: int, dtype: torch.dtype, temperature: float, top_p: float, top_k: int) -> None:
+    logits, uniforms = _empty(512, vocabulary, dtype=dtype), _empty(512, dtype=torch.float64)
+    sampling_kernels.sample_tokens(logits, uniforms, temperature, top_p, top_k, _empty(3, dtype=torch.int64))
 
 
 def _empty(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ from sbp_kernels.decode import DecodeLayout, append_to_pages, decode_attention
 from sbp_kernels.layout import PackedLayout
 from sbp_kernels.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy, loss_rows_of
 from sbp_kernels.norm import RMSNorm, rms_norm
+from sbp_kernels.repeats import repeats
 from sbp_kernels.rope import QKNormRope, qk_norm_rope
 from sbp_kernels.sampling import sample_tokens
 from sbp_kernels.swiglu import SwiGLU, swiglu, swiglu_linear
@@ -22,6 +23,7 @@ __all__ = [
     "loss_rows_of",
     "packed_attention",
     "qk_norm_rope",
+    "repeats",
     "resolve_backend",
     "rms_norm",
     "sample_tokens",

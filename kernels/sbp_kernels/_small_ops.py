@@ -26,11 +26,16 @@ def runs_triton(backend: str, x: Tensor) -> bool:
         raise ValueError(f"backend {backend!r} is unknown: use one of {', '.join(BACKENDS)}")
     if backend == "torch" or (backend == "auto" and (not x.is_cuda or torch.compiler.is_compiling())):
         return False
-    if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError("backend 'triton' needs CUDA tensors: move them, use backend='torch', or set TRITON_INTERPRET=1")
+    check_device(x)
     if x.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ValueError(f"the Triton kernels take bfloat16, float16 and float32: cast {x.dtype}, or use backend='torch'")
     return True
+
+
+def check_device(x: Tensor) -> None:
+    """Raises ValueError where Triton's kernels cannot run on the device of x."""
+    if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError("backend 'triton' needs CUDA tensors: move them, use backend='torch', or set TRITON_INTERPRET=1")
 
 
 def register(schema: str, launcher: str, fake: Callable[..., Any]) -> None:

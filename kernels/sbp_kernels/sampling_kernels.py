@@ -21,7 +21,7 @@ INFINITY = tl.constexpr(float("inf"))
 def block_options(vocabulary: int) -> dict[str, int]:
     """Block sizes and warps by the length of a row."""
     block = min(triton.next_power_of_2(vocabulary), 4096)
-    return {"BLOCK": block, "SEARCH_BLOCK": min(block, 1024), "PIVOTS": PIVOTS, "num_warps": 8 if block > 1024 else 4}
+    return {"BLOCK": block, "SEARCH_BLOCK": min(block, 1024), "PIVOTS": PIVOTS, "num_warps": 16 if block > 1024 else 4}
 
 
 @triton.jit
@@ -68,7 +68,7 @@ def find_cut(
         step = tl.cdiv(high - low, PIVOTS)
         pivot = low + step * (number + 1)
         sums = tl.zeros([PIVOTS, BLOCK], tl.float32)
-        for start in tl.range(0, vocabulary, BLOCK):
+        for start in tl.range(0, vocabulary, BLOCK, num_stages=3):
             token = start + tl.arange(0, BLOCK)
             key, measure = load_measures(
                 logits, allowed, token, vocabulary, largest, factor, edge, last, COUNTED, HAS_FORBIDDEN, SHIFT

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from importlib import import_module
 
 import torch
 from torch import Tensor
 
-from sbp_kernels._small_ops import register
+from sbp_kernels._small_ops import check_device, register
 from sbp_kernels.decode.layout import DecodeLayout
 
 CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
@@ -47,7 +46,7 @@ def decode_attention(
     scale = q.shape[2] ** -0.5 if scale is None else float(scale)
     if not scale > 0:
         raise ValueError(f"scale must be positive, got {scale}")
-    return BACKENDS[_resolved(backend, q, keys)](q, keys, values, layout, scale)
+    return BACKENDS[_resolved(backend, q, keys, values)](q, keys, values, layout, scale)
 
 
 def append_to_pages(keys: Tensor, values: Tensor, k: Tensor, v: Tensor, layout: DecodeLayout, *, backend: str = "auto") -> None:
@@ -67,7 +66,7 @@ def append_to_pages(keys: Tensor, values: Tensor, k: Tensor, v: Tensor, layout: 
     _check(k, keys, values, layout, "k")
     if k.shape[1] != keys.shape[1] or (v.shape, v.dtype, v.device) != (k.shape, k.dtype, k.device):
         raise ValueError(f"k and v must be [B, {keys.shape[1]}, D], alike: got {tuple(k.shape)}, {tuple(v.shape)}")
-    resolved = _resolved("torch" if backend == "auto" and not k.is_cuda else backend, k, keys)
+    resolved = _resolved("torch" if backend == "auto" and not k.is_cuda else backend, k, keys, values)
     if resolved == "triton":
         torch.ops.sbp_kernels.append_to_pages(k, v, keys, values, layout.own_pages, layout.own_tokens)
     elif resolved == "torch":
@@ -135,7 +134,7 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, DecodeLayout, float], Tens
 }
 
 
-def _resolved(backend: str, x: Tensor, keys: Tensor) -> str:
+def _resolved(backend: str, x: Tensor, keys: Tensor, values: Tensor) -> str:
     compilable = x.device.type == "cpu" and x.dtype == keys.dtype == torch.float32
     if backend == "auto":
         return "triton" if x.is_cuda else "numba" if compilable else "torch"
@@ -145,19 +144,20 @@ def _resolved(backend: str, x: Tensor, keys: Tensor) -> str:
         found = f"{x.dtype} beside {keys.dtype} on {x.device}"
         raise ValueError(f"backend 'numba' takes float32 tensors on the CPU, not {found}: use backend='torch'")
     if backend == "triton":
-        _check_triton(x, keys)
+        _check_triton(x, keys, values)
     return backend
 
 
-def _check_triton(x: Tensor, keys: Tensor) -> None:
-    if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError("backend 'triton' needs CUDA tensors: move them, use backend='torch', or set TRITON_INTERPRET=1")
+def _check_triton(x: Tensor, keys: Tensor, values: Tensor) -> None:
+    check_device(x)
     if x.dtype not in QUERY_DTYPES or keys.dtype not in CACHE_DTYPES:
         found = f"{x.dtype} beside pages of {keys.dtype}"
         raise ValueError(f"the Triton kernels take bfloat16, float16 and float32, not {found}: use backend='torch'")
     if keys.shape[2] not in PAGE_TOKENS or keys.shape[3] > 256:
         found = f"{keys.shape[2]} tokens of width {keys.shape[3]}"
         raise ValueError(f"the Triton kernels take pages of {PAGE_TOKENS} tokens up to 256 wide, not {found}")
+    if keys.stride(3) != 1 or values.stride(3) != 1:
+        raise ValueError("the D numbers of a key or value must be side by side in memory: make the pages contiguous")
     if keys.dtype == torch.float8_e4m3fn and x.is_cuda and torch.version.hip is None:
         capability = torch.cuda.get_device_capability(x.device)
         if capability < (8, 9):

@@ -15,6 +15,7 @@ from sbp_kernels.decode import kernels
 
 SPLIT_TOKENS = 512  # of a part, a multiple of every page; a constant, for a row's sums must not depend on the batch
 WIDEST_TILE = 64  # rows of queries; more of a group's take several programs
+AMD = torch.version.hip is not None
 
 
 def attention(
@@ -64,14 +65,15 @@ def _partial(
 def partial_options(queries: int, head_width: int, dtype: torch.dtype) -> dict[str, Any]:
     """Tile shape and launch options by the number of queries that share keys; float32 is for checking.
 
-    Of five pipeline stages the page's id takes two, so that there are two buffers for keys and values.
+    Of five pipeline stages the page's id takes two, so that there are two buffers for keys and values; what shared memory
+    an AMD multiprocessor has is filled by one.
     """
-    narrow = head_width <= 128 and dtype != torch.float32
+    step = 16 if dtype == torch.float32 else 64 if head_width <= 128 else 32
     return {
         "ROWS": min(max(triton.next_power_of_2(queries), 16), WIDEST_TILE),
-        "STEP": 64 if narrow else 32,
+        "STEP": step,
         "num_warps": 4,
-        "num_stages": 5 if narrow else 2,
+        "num_stages": 1 if dtype == torch.float32 else 2 if AMD else 5,
     }
 
 

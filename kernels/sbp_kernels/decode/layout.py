@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from torch import Tensor
 class DecodeLayout:
     """The pages of G groups, each a seed and up to N samples of it, and of B rows, each a sample or idle.
 
-    All tensors are int32 on one device. Their shapes are capacities and their content may be refilled in place, so that one
-    CUDA graph serves every step. Page 0 is scratch and belongs to nobody: idle rows write there. What stands in the tables
-    beyond the tokens in use is never read.
+    All tensors are int32, contiguous and on one device. Their shapes are capacities and their content may be refilled in
+    place, so that one CUDA graph serves every step. Page 0 is scratch and belongs to nobody: idle rows write there. What
+    stands in the tables beyond the tokens in use is never followed.
 
     Attributes:
         seed_pages: [G, S] page ids of each group's seed, in the order of its tokens.
@@ -44,8 +44,9 @@ class DecodeLayout:
         sizes |= {"row_group": (rows, 1), "own_pages": (rows, 2), "own_tokens": (rows, 1)}
         for name, (length, dimensions) in sizes.items():
             x = getattr(self, name)
-            if x.dtype != torch.int32 or x.device != device:
-                raise ValueError(f"{name} must be int32 on {device}: got {x.dtype} on {x.device}")
+            if x.dtype != torch.int32 or x.device != device or not x.is_contiguous():
+                found = f"{x.dtype} on {x.device}{'' if x.is_contiguous() else ', not contiguous'}"
+                raise ValueError(f"{name} must be int32 on {device}, contiguous: got {found}")
             if x.dim() != dimensions or x.shape[:1] != length:
                 shape = f"[{length[0] if length else 'any'}{', any' if dimensions == 2 else ''}]"
                 raise ValueError(f"{name} must be {shape}: got {tuple(x.shape)}")
@@ -69,9 +70,9 @@ class DecodeLayout:
         )
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """All of them, in the order of the attributes."""
-        return tuple(getattr(self, field.name) for field in fields(self))
+        return self.seed_pages, self.seed_tokens, self.group_rows, self.row_group, self.own_pages, self.own_tokens
 
     @property
     def positions(self) -> Tensor:
