@@ -181,7 +181,6 @@ class Decoder:
         rows_B = self._send(np.array(rows, np.int64))
         self.tokens[rows_B], self.own_tokens[rows_B], self.live[rows_B] = self.rule.first, 0, 1
         self.uniforms[rows_B] = self._send(uniforms)
-        self.runs[rows_B] = 0
 
     @torch.inference_mode()
     def clear(self, rows: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""The shards of a synthetic corpus while they are drawn: a journal each, and the shard itself once all its documents are there."""
+"""The shards of a synthetic corpus while they are drawn: a journal each, and the shard itself once it is complete."""
 
 from __future__ import annotations
 
