@@ -269,7 +269,8 @@ class SynthesizeConfig(Section):
     vllm_python: str = ""
     """The Python of the environment that has vLLM."""
     batch_documents: Count | Literal["auto"] = "auto"
-    """Documents drawn together by each process, or each thread of a CPU; "auto" takes 128 on a CPU, 512 on a GPU."""
+    """Documents drawn together by each process, or each thread of a CPU; "auto" takes 128 on a CPU, 512 on a GPU, 32 with
+    transformers, and leaves it to vLLM."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the model computes in; "auto" is bfloat16 on CUDA, float32 elsewhere."""
     cache_precision: Literal["auto", "float32", "bfloat16", "float8"] = "auto"

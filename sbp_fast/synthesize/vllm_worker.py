@@ -71,7 +71,7 @@ def draw(engine: Any, sampling: dict[str, Any], seeds: dict[str, np.ndarray]) ->
     prompts = [{"prompt_token_ids": tokens[place].tolist()} for place in seeds["place"]]
     rules = [parameters(sampling, int(random_seed)) for random_seed in seeds["random_seed"]]
     drawn = [request.outputs[0] for request in engine.generate(prompts, rules, use_tqdm=False)]
-    nats = [step[token].logprob for one in drawn for token, step in zip(one.token_ids, one.logprobs)]  # noqa: B905
+    nats = [step[token].logprob for one in drawn for token, step in zip(one.token_ids, one.logprobs, strict=True)]
     return {
         "tokens": np.array([token for one in drawn for token in one.token_ids], np.int32),
         "nats": np.array(nats, np.float32),

@@ -5,17 +5,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tiny_synthesis import command, documents, make_inputs, settings
+import pytest
+from tiny_synthesis import command, documents, make_inputs, make_python, settings
 from tiny_training import QUIET
 
 from sbp_fast.stage import Manifest
 from sbp_fast.synthesize.synthesize import synthesize
 
 
-def test_two_processes_draw_what_one_draws(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["engine", "vllm"])
+def test_two_processes_draw_what_one_draws(tmp_path: Path, backend: str) -> None:
     inputs = make_inputs(tmp_path)
-    synthesize(settings(tmp_path), tmp_path / "one", corpus=inputs["corpus"], model=inputs["model"], console=QUIET)
-    launcher = [sys.executable, "-m", "sbp_fast", *command(inputs, tmp_path / "two", "device=cpu"), "--gpus", "2"]
+    how = (f"synthesize.backend={backend}", f"synthesize.vllm_python={make_python(tmp_path / 'python')}", "device=cpu")
+    synthesize(settings(tmp_path, *how), tmp_path / "one", corpus=inputs["corpus"], model=inputs["model"], console=QUIET)
+    launcher = [sys.executable, "-m", "sbp_fast", *command(inputs, tmp_path / "two", *how), "--gpus", "2"]
     done = subprocess.run(launcher, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 process(es)" in done.stdout and "drawn by the first process" in done.stdout

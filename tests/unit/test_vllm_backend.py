@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_synthesis import documents, make_inputs, settings
+from tiny_synthesis import documents, make_inputs, make_python, settings
 from tiny_training import QUIET
 
 from sbp_fast.corpus.prepared import PreparedCorpus
@@ -23,8 +22,6 @@ from sbp_fast.synthesize.sampler import document_seed
 from sbp_fast.synthesize.stops import first_repetition
 from sbp_fast.synthesize.synthesize import synthesize
 
-STAND_IN = Path(__file__).parents[1] / "stand_in"
-
 
 class Killed(BaseException):
     """Stands for a SIGKILL: nothing in the program catches it."""
@@ -35,16 +32,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return make_inputs(tmp_path_factory.mktemp("vllm"))
 
 
-def make_python(path: Path, site: Path) -> Path:
-    """A Python that finds the packages in `site`."""
-    path.write_text(f'#!/bin/sh\nPYTHONPATH="{site}" exec "{sys.executable}" "$@"\n')
-    path.chmod(0o755)
-    return path
-
-
 @pytest.fixture(scope="module")
 def python(inputs: dict[str, Path]) -> Path:
-    return make_python(inputs["directory"] / "python", STAND_IN)
+    return make_python(inputs["directory"] / "python")
 
 
 @pytest.fixture
