@@ -39,13 +39,15 @@ def decode_attention(q: Tensor, keys: Tensor, values: Tensor, layout: DecodeLayo
             continue
         group = int(layout.row_group[row])
         parts = (layout.seed_pages[group], int(layout.seed_tokens[group])), (layout.own_pages[row], own_tokens)
-        k, v = (
-            torch.cat([cache.double()[pages.long()].transpose(0, 1).flatten(1, 2)[:, :count] for pages, count in parts], 1)
-            for cache in (keys, values)
-        )
+        k, v = (torch.cat([_first_tokens(cache, pages, count) for pages, count in parts], 1) for cache in (keys, values))
         scores = torch.einsum("hd,htd->ht", q[row].double(), k.repeat_interleave(repeats, 0)) * scale
         out[row] = torch.einsum("ht,htd->hd", scores.softmax(-1), v.repeat_interleave(repeats, 0))
     return out
+
+
+def _first_tokens(cache: Tensor, pages: Tensor, count: int) -> Tensor:
+    """[K, count, D] of the pages that hold so many tokens."""
+    return cache.double()[pages[: -(-count // cache.shape[2])].long()].transpose(0, 1).flatten(1, 2)[:, :count]
 
 
 def linear_cross_entropy(

@@ -21,8 +21,8 @@ def decode_attention(
 ) -> Tensor:
     """Attention of each row's newest token over the tokens of its seed and its own, the newest among them.
 
-    A row's result depends on no other row. Under "triton" and "torch" it is the same bits in every batch of the same
-    capacities, and the seed's keys and values are read once for all samples of a group under "triton". Not differentiable.
+    A row's result depends on no other row. Under "triton" it is the same bits whatever the batch holds besides, and a seed's
+    keys and values are read once for all of its samples. Not differentiable.
 
     Args:
         q: [B, H, D] queries; H is a multiple of K (grouped-query attention).
@@ -89,7 +89,6 @@ def _append_plainly(keys: Tensor, values: Tensor, k: Tensor, v: Tensor, layout: 
 
 def _plain_attention(q: Tensor, keys: Tensor, values: Tensor, layout: DecodeLayout, scale: float) -> Tensor:
     """By torch's own operations, in float32 at least: every row's pages gathered, padded and masked."""
-    pages = torch.cat([layout.seed_pages[layout.row_group], layout.own_pages], 1)
     live = layout.own_tokens > 0
     seed_tokens = layout.seed_tokens[layout.row_group].where(live, 0)
     visible = torch.cat(
@@ -98,7 +97,9 @@ def _plain_attention(q: Tensor, keys: Tensor, values: Tensor, layout: DecodeLayo
             _first(layout.own_tokens, layout.own_pages.shape[1] * keys.shape[2]),
         ],
         1,
-    ).unsqueeze(1)
+    )
+    pages = torch.cat([layout.seed_pages[layout.row_group], layout.own_pages], 1).where(visible[:, :: keys.shape[2]], 0)
+    visible = visible.unsqueeze(1)
     dtype = torch.promote_types(q.dtype, torch.float32)
     k, v = (_gathered(cache, pages).to(q.dtype).to(dtype) for cache in (keys, values))
     grouped = q.unflatten(1, (k.shape[1], -1)).to(dtype)

@@ -174,7 +174,4 @@ def converted(x, dtype: tl.constexpr):
     if dtype == tl.float8e4nv:
         x = x.to(tl.float32)
         x = tl.where(x > LARGEST_FLOAT8, LARGEST_FLOAT8, tl.where(x < -LARGEST_FLOAT8, -LARGEST_FLOAT8, x))
-        y = x.to(dtype, fp_downcast_rounding="rtne")
-    else:
-        y = x.to(dtype)
-    return y
+    return x.to(dtype)
