@@ -16,7 +16,7 @@ from typing import cast
 import numpy as np
 import torch
 from sbp_kernels import PackedLayout, packed_attention, repeats, sample_tokens
-from sbp_kernels.decode import DecodeLayout, append_to_pages, decode_attention
+from sbp_kernels.decode import DecodeLayout, append_to_pages, decode_attention, write_to_pages
 from torch import Tensor
 
 from sbp_fast.model.transformer import Block, Transformer
@@ -151,8 +151,7 @@ class Decoder:
         x_TW = self.model.embed_tokens(self._send(tokens))
         for number, (block, (keys, values)) in enumerate(zip(self.blocks, self.cache, strict=True)):
             q_THD, k_TKD, v_TKD = block.self_attn.project(block.input_layernorm(x_TW), layout.positions)
-            keys[place[0], :, place[1]] = k_TKD[: sum(lengths)].to(keys.dtype)
-            values[place[0], :, place[1]] = v_TKD[: sum(lengths)].to(values.dtype)
+            write_to_pages(keys, values, k_TKD[: sum(lengths)], v_TKD[: sum(lengths)], *place)
             if number + 1 < len(self.blocks):  # nothing reads the last layer's output
                 x_TW = x_TW + block.self_attn.output(packed_attention(q_THD, k_TKD, v_TKD, layout))
                 x_TW = x_TW + block.mlp(block.post_attention_layernorm(x_TW))

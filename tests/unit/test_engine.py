@@ -121,8 +121,15 @@ def test_log_probabilities_equal_the_training_models(model: Transformer) -> None
     seeds = some_seeds(20)
     double = Transformer(SHAPE, VOCABULARY).double()
     double.load_state_dict({name: value.double() for name, value in model.state_dict().items()})
+    check_log_probabilities(seeds, drawn(model, seeds), model, double)
+
+
+def check_log_probabilities(
+    seeds: list[Seed], drafts: dict[tuple[int, int], Draft], model: Transformer, double: Transformer
+) -> None:
+    """The drafts' error against float64 is at most twice that of the training model's own forward pass."""
     ours, plain = [], []
-    for (number, _), draft in drawn(model, seeds).items():
+    for (number, _), draft in drafts.items():
         child = [PARTNER, *draft.tokens.tolist(), *[END] * (draft.stop == "end")]
         exact, packed = (
             packed_logits(one, seeds[number].tokens, child[:-1])
@@ -134,6 +141,29 @@ def test_log_probabilities_equal_the_training_models(model: Transformer) -> None
         ours.append(abs(draft.log_probability - exact.item()))
         plain.append(abs(packed.item() - exact.item()))
     assert np.mean(ours) <= 2 * np.mean(plain)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float8_e4m3fn"])
+def test_keys_and_values_may_be_kept_in_fewer_bits(precision: str) -> None:
+    """Of one layer, in which a seed's own keys do not depend on how they are kept: as if the model itself rounded them."""
+    shape = SHAPE.model_copy(update={"layers": 1})
+    model, double = Transformer(shape, VOCABULARY), Transformer(shape, VOCABULARY).double()
+    model.initialize(0)
+    double.load_state_dict({name: value.double() for name, value in model.state_dict().items()})
+    seeds = some_seeds(20)
+    drafts = drawn(model.eval(), seeds, room=replace(ROOM, precision=precision))
+    for one in (model, double):
+        round_keys_and_values(one, getattr(torch, precision))
+    check_log_probabilities(seeds, drafts, model, double)
+
+
+def round_keys_and_values(model: Transformer, dtype: torch.dtype) -> None:
+    for block in model.layers:
+        project = block.self_attn.project
+        block.self_attn.project = lambda *x, project=project: (
+            (found := project(*x))[0],
+            *(one.to(dtype).to(found[0].dtype) for one in found[1:]),
+        )
 
 
 @pytest.mark.parametrize(

@@ -79,12 +79,26 @@ def _append_plainly(keys: Tensor, values: Tensor, k: Tensor, v: Tensor, layout: 
     newest = (layout.own_tokens - 1).clamp(min=0).long()
     place, inside = newest // keys.shape[2], newest % keys.shape[2]
     pages = layout.own_pages.gather(1, place.unsqueeze(1)).squeeze(1).where(layout.own_tokens > 0, 0)
+    write_to_pages(keys, values, k, v, pages, inside)
+
+
+def write_to_pages(keys: Tensor, values: Tensor, k: Tensor, v: Tensor, pages: Tensor, places: Tensor) -> None:
+    """Write keys and values of any tokens, such as a seed's, in place.
+
+    Args:
+        keys: [pages, K, P, D], see `decode_attention`; numbers beyond the range of float8 become its largest.
+        values: like keys.
+        k: [T, K, D].
+        v: like k.
+        pages: int64 [T], of each token.
+        places: int64 [T], of each token in its page.
+    """
     for cache, new in (keys, k), (values, v):
         if cache.dtype == torch.float8_e4m3fn:  # which has few operations of its own
             largest = torch.finfo(cache.dtype).max
             new = new.clamp(-largest, largest).to(cache.dtype).view(torch.uint8)
             cache = cache.view(torch.uint8)
-        cache[pages, :, inside] = new.to(cache.dtype)
+        cache[pages, :, places] = new.to(cache.dtype)
 
 
 def _plain_attention(q: Tensor, keys: Tensor, values: Tensor, layout: DecodeLayout, scale: float) -> Tensor:
