@@ -12,7 +12,14 @@ from itertools import chain
 from unittest.mock import patch
 
 import torch
-from sbp_kernels import linear_cross_entropy_launch, norm_kernels, rope_kernels, sampling_kernels, swiglu_kernels
+from sbp_kernels import (
+    linear_cross_entropy_launch,
+    norm_kernels,
+    repeats_kernels,
+    rope_kernels,
+    sampling_kernels,
+    swiglu_kernels,
+)
 from sbp_kernels.attention import launch as attention_kernels
 from sbp_kernels.attention.hopper_kernels import specialised_forward
 from sbp_kernels.decode import DecodeLayout
@@ -38,7 +45,15 @@ def compilations() -> Iterator[Compilation]:
     """All of them; what two launches share is listed once."""
     seen: set[tuple[str, str]] = set()
     for compilation in chain(
-        attention(), specialised_attention(), linear_cross_entropy(), rms_norm(), qk_norm_rope(), swiglu(), decode(), sampling()
+        attention(),
+        specialised_attention(),
+        linear_cross_entropy(),
+        rms_norm(),
+        qk_norm_rope(),
+        swiglu(),
+        decode(),
+        sampling(),
+        repetition(),
     ):
         fingerprint = compilation.fingerprint()
         targets = tuple(target for target in compilation.targets if (fingerprint, target) not in seen)
@@ -241,6 +256,16 @@ def sampling() -> Iterator[Compilation]:
 def _sampling(vocabulary: int, dtype: torch.dtype, temperature: float, top_p: float, top_k: int) -> None:
     logits, uniforms = _empty(512, vocabulary, dtype=dtype), _empty(512, dtype=torch.float64)
     sampling_kernels.sample_tokens(logits, uniforms, temperature, top_p, top_k, _empty(3, dtype=torch.int64))
+
+
+def repetition() -> Iterator[Compilation]:
+    """Texts of up to 1,024 tokens."""
+    yield from launches("repeats, 1,024 tokens", _repetition)
+
+
+def _repetition() -> None:
+    runs, drawn = (_empty(512, 1024, dtype=dtype) for dtype in (torch.int16, torch.int32))
+    repeats_kernels.repeats(runs, drawn, _empty(512, dtype=torch.int32), 64)
 
 
 def _empty(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -177,7 +177,7 @@ def sample_kernel(
     drawn = tl.minimum(drawn, vocabulary - 1)  # also of what is not a number
     tl.store(tokens + row, drawn.to(tl.int64))
     logit = tl.load(logits + drawn).to(tl.float32)
-    tl.store(log_probabilities + row, logit - peak - tl.log(normalizer.to(tl.float32)))
+    tl.store(log_probabilities + row, (logit - peak - tl.log(normalizer)).to(tl.float32))
 
 
 @triton.jit

@@ -115,3 +115,16 @@ def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="'triton' needs CUDA tensors"):
         repeats(runs, drawn, lengths, 2, backend="triton")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu() -> None:
+    text = torch.randint(0, 3, (300, 1500), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    states = [torch.zeros(300, 1500, dtype=torch.int16), torch.zeros(300, 1500, dtype=torch.int16, device="cuda")]
+    on_device = text.cuda()
+    for length in range(1, 1501):
+        lengths = torch.full((300,), length, dtype=torch.int32)
+        right = repeats(states[0], text, lengths, 9)
+        assert torch.equal(repeats(states[1], on_device, lengths.cuda(), 9).cpu(), right)
+    assert torch.equal(states[1].cpu(), states[0])

@@ -1,5 +1,6 @@
 """Drawing tokens, by every backend; the Triton kernel in Triton's interpreter."""
 
+from functools import partial
 from unittest import mock
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from sbp_kernels import sample_tokens, sampling, sampling_kernels
 from sbp_kernels.reference import sampling_probabilities
 from scipy.stats import chisquare
+from small_ops import check_errors
 from torch import Tensor
 
 BACKENDS = ["torch", "numba", "triton"]
@@ -158,17 +160,26 @@ def test_every_form_draws_the_same(
     forbidden = torch.from_numpy(random.integers(0, vocabulary, 2)) if vocabulary > 2 else None
     options = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "forbidden": forbidden}
     uniforms = torch.from_numpy(random.random(4))
-    mine, scores = sample_tokens(logits, uniforms, backend=backend, **options)
+    mine, _ = sample_tokens(logits, uniforms, backend=backend, **options)
     expected, _ = sample_tokens(logits.double(), uniforms, backend="torch", **options)
     assert mine.tolist() == expected.tolist()
-    check_scores(scores, logits, mine)
 
 
-def check_scores(scores: Tensor, logits: Tensor, tokens: Tensor) -> None:
-    """Log-probabilities err by no more than twice what torch's operation of float32 does, or a rounding."""
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
+def test_log_probabilities_are_those_of_the_whole_distribution(backend: str, spread: float, temperature: float) -> None:
+    logits = spread * torch.randn(64, 300, generator=torch.Generator().manual_seed(7))
+    forbidden = torch.tensor([5, 5, 200])
+    logits[:8, 200] += 5 * spread
+    options = {"temperature": temperature, "top_p": 0.5 if temperature == 0.5 else 1.0, "forbidden": forbidden}
+    check_scores(logits, *sample_tokens(logits, uniforms_of(64), backend=backend, **options))
+
+
+def check_scores(logits: Tensor, tokens: Tensor, scores: Tensor) -> None:
+    """Log-probabilities err at most twice as much as torch's operation in float32."""
     exact, plain = (x.log_softmax(-1).gather(1, tokens[:, None])[:, 0] for x in (logits.double(), logits.float()))
-    rounding = exact.abs().amax() * torch.finfo(torch.float32).eps
-    assert (scores - exact).abs().amax() <= 2 * max((plain - exact).abs().amax(), rounding)
+    check_errors([scores], [plain], [exact])
 
 
 @pytest.mark.parametrize("backend", ["numba", "triton"])
@@ -208,11 +219,30 @@ def test_strides_and_no_rows(backend: str) -> None:
     assert (tokens.shape, tokens.dtype, scores.shape, scores.dtype) == ((0,), torch.int64, (0,), torch.float32)
 
 
-def test_rows_that_are_not_numbers_end_all_the_same() -> None:
+@pytest.mark.parametrize("backend", ["numba", "triton"])
+def test_rows_that_are_not_numbers_end_all_the_same(backend: str) -> None:
     logits = torch.full((2, 70), float("nan"))
     for options in ({}, {"top_p": 0.5, "top_k": 9}):
-        tokens, _ = sample_tokens(logits, uniforms_of(2), temperature=1.0, backend="numba", **options)
+        tokens, _ = sample_tokens(logits, uniforms_of(2), temperature=1.0, backend=backend, **options)
         assert ((tokens >= 0) & (tokens < 70)).all()
+
+
+def test_logits_of_half_precision() -> None:
+    logits = torch.randn(4, 300, generator=torch.Generator().manual_seed(5)).half() * 4
+    for options in ({}, {"top_p": 0.7}, {"top_k": 20}, {"top_k": 40, "top_p": 0.9, "forbidden": torch.tensor([7])}):
+        expected, _ = sample_tokens(logits.double(), uniforms_of(4), temperature=0.8, backend="torch", **options)
+        for backend in ("torch", "triton"):
+            mine, _ = sample_tokens(logits, uniforms_of(4), temperature=0.8, backend=backend, **options)
+            assert mine.tolist() == expected.tolist()
+
+
+def test_opcheck_and_compilation() -> None:
+    logits, uniforms, forbidden = torch.randn(3, 40), uniforms_of(3), torch.tensor([4])
+    torch.library.opcheck(torch.ops.sbp_kernels.sample_tokens, (logits, uniforms, 1.0, 0.9, 5, forbidden))
+    for backend in ("torch", "triton"):
+        draw_with = partial(sample_tokens, temperature=1.0, top_p=0.9, forbidden=forbidden, backend=backend)
+        compiled = torch.compile(draw_with, fullgraph=True, backend="aot_eager")
+        assert all(map(torch.equal, compiled(logits, uniforms), draw_with(logits, uniforms)))
 
 
 def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,3 +273,21 @@ def test_auto_is_the_first_that_can_run() -> None:
     assert sampling._resolved("auto", cuda) == "triton"
     assert sampling._resolved("auto", torch.zeros(1, 2)) == "numba"
     assert sampling._resolved("auto", torch.zeros(1, 2).half()) == "torch"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocabulary", [4096, 151_936])
+def test_on_a_gpu(dtype: torch.dtype, vocabulary: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    logits = (3 * torch.randn(32, vocabulary, generator=torch.Generator().manual_seed(6))).to("cuda", dtype)
+    uniforms, forbidden = uniforms_of(32).cuda(), torch.tensor([1, vocabulary - 1], device="cuda")
+    for options in ({"temperature": 0}, {}, {"top_p": 0.9}, {"top_k": 50}, {"temperature": 0.7, "top_k": 999, "top_p": 0.8}):
+        options = {"temperature": 1.0, "forbidden": forbidden, **options}
+        expected, _ = sample_tokens(logits.double(), uniforms, backend="torch", **options)
+        mine, scores = sample_tokens(logits, uniforms, backend="triton", **options)
+        assert (mine != expected).sum() <= 1  # a uniform may fall between the roundings of a running sum
+        check_scores(logits, mine, scores)
+        again, _ = sample_tokens(logits[7:9], uniforms[7:9], backend="triton", **options)
+        assert torch.equal(again, mine[7:9])
