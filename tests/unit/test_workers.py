@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from sbp_fast.corpus.workers import run_tasks
 from sbp_fast.errors import UserError
+from sbp_fast.workers.local import LOCAL
 
 ENDLESS = """
 import os, sys, time
-from sbp_fast.corpus.workers import run_tasks
+from sbp_fast.workers.local import LOCAL
 
 def sleep(number):
     print(os.getpid(), flush=True)
     time.sleep(1000)
 
 if __name__ == "__main__":
-    list(run_tasks(sleep, [1, 2], 2))
+    list(LOCAL.run(sleep, [1, 2], 2))
 """
 
 
@@ -44,15 +44,15 @@ def leave(number: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_order(workers: int) -> None:
-    assert list(run_tasks(square, [1, 2, 3, 4, 5], workers)) == [1, 4, 9, 16, 25]
-    assert list(run_tasks(square, [], workers)) == []
+    assert list(LOCAL.run(square, [1, 2, 3, 4, 5], workers)) == [1, 4, 9, 16, 25]
+    assert list(LOCAL.run(square, [], workers)) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_first_mistake_is_raised_and_nothing_goes_on(workers: int) -> None:
     found: list[int] = []
     with pytest.raises(UserError) as caught:
-        for result in run_tasks(square, [1, -2, -3, *range(100)], workers):
+        for result in LOCAL.run(square, [1, -2, -3, *range(100)], workers):
             found.append(result)
     assert found == [1] and (caught.value.where, caught.value.remedy) == ("-2", "give a positive number")
     assert not multiprocessing.active_children()
@@ -61,13 +61,13 @@ def test_the_first_mistake_is_raised_and_nothing_goes_on(workers: int) -> None:
 def test_a_mistake_does_not_wait_for_what_is_at_work() -> None:
     begun = time.monotonic()
     with pytest.raises(UserError):
-        list(run_tasks(fail_or_sleep, [0, 1000], 2))
+        list(LOCAL.run(fail_or_sleep, [0, 1000], 2))
     assert time.monotonic() - begun < 500
 
 
 def test_a_worker_that_is_killed_is_noticed() -> None:
     with pytest.raises(BrokenProcessPool):
-        list(run_tasks(leave, [3, 3], 2))
+        list(LOCAL.run(leave, [3, 3], 2))
 
 
 def test_workers_end_with_the_process_that_began_them(tmp_path: Path) -> None:
