@@ -113,7 +113,7 @@ def spread(nodes: Sequence[Mapping[str, float]], device: str, threads: int) -> t
     cpus, gpus = _amounts(nodes, "CPU"), _amounts(nodes, "GPU")
     if device.startswith("cuda") and not sum(gpus):
         raise UserError(f"device = {device}", "the cluster has no GPU", "set it to auto, or to cpu")
-    if device.startswith("cuda") or (device == "auto" and sum(gpus)):
+    if device.startswith("cuda") or (device == "auto" and sum(gpus) > 0):
         share = min(cpu // gpu for cpu, gpu in zip(cpus, gpus, strict=True) if gpu)
         share = min(threads or share, share)
         return Place("cuda", max(1, share)), sum(gpus), {"num_gpus": 1, "num_cpus": share}
@@ -127,7 +127,8 @@ class _Actors(Generic[Tool]):
     """Actors that each hold a tool."""
 
     def __init__(self, make: Callable[[Place], Tool], place: Place, count: int, demands: dict[str, float]) -> None:
-        self.make, self.place, self.count, self.demands = make, place, count, demands
+        self.make = [ray.put(make)]  # inside a list Ray leaves it to be unpickled by the actor, once its process is ready
+        self.place, self.count, self.demands = place, count, demands
         self.actors: list[Any] = []
         self.working: dict[Any, tuple[int, Any]] = {}
         """What was asked -> the number of the task, and the actor."""
@@ -141,7 +142,7 @@ class _Actors(Generic[Tool]):
             while left and idle:
                 number, task = left.popleft()
                 actor = idle.pop(0)
-                self.working[actor.work.remote(function, task)] = number, actor
+                self.working[actor.work.remote(self.make, function, task)] = number, actor
             (ready, *_), _ = ray.wait(list(self.working))
             number, actor = self.working.pop(ready)
             done[number], amount = _result(ready)
@@ -154,8 +155,7 @@ class _Actors(Generic[Tool]):
     def _start(self, wanted: int) -> None:
         if len(self.actors) < wanted:
             actor_class = ray.remote(_Holder).options(max_restarts=RETRIES, max_task_retries=RETRIES, **self.demands)
-            make = ray.put(self.make)
-            self.actors += [actor_class.remote(os.getcwd(), [make], self.place) for _ in range(wanted - len(self.actors))]
+            self.actors += [actor_class.remote(os.getcwd(), self.place) for _ in range(wanted - len(self.actors))]
 
     def end(self) -> None:
         for actor in self.actors:
@@ -164,17 +164,17 @@ class _Actors(Generic[Tool]):
 
 
 class _Holder:
-    """An actor. What it is to hold comes inside a list: Ray then leaves it to be unpickled here, once the process is ready."""
+    """The class of an actor, which opens its tool at its first task."""
 
-    def __init__(self, directory: str, make: list[Any], place: Place) -> None:
+    def __init__(self, directory: str, place: Place) -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch is imported
         _begin(directory)
-        self.make, self.place, self.tool = make, place, None
+        self.place, self.tool = place, None
 
-    def work(self, function: Callable[[Any, Task, Advance], Result], task: Task) -> tuple[Result, float]:
+    def work(self, make: list[Any], function: Callable[[Any, Task, Advance], Result], task: Task) -> tuple[Result, float]:
         """What the function returns, and the sum of what it advanced."""
         if self.tool is None:
-            self.tool = ray.get(self.make[0])(self.place)
+            self.tool = ray.get(make[0])(self.place)
         amounts: list[float] = []
         return function(self.tool, task, amounts.append), sum(amounts)
 
@@ -205,7 +205,8 @@ def _result(reference: Any) -> Any:
     """What a task returned.
 
     Raises:
-        Exception: what the task raised, as it was; UserError for a file that its node does not see.
+        Exception: what the task raised, as it was.
+        UserError: its node does not see a file, or has not this package.
         Unreachable: its process or node was lost, and the retries with it.
     """
     try:
@@ -214,6 +215,9 @@ def _result(reference: Any) -> Any:
         if isinstance(error.cause, FileNotFoundError):
             remedy = "let all nodes see the same file system under the same paths, and start the command in it"
             raise UserError(error.cause.filename, "is not there on a node of the cluster", remedy) from error
+        if isinstance(error.cause, ray.exceptions.RaySystemError):  # could not be unpickled
+            found = f"a node does not know what to do: {str(error.cause).splitlines()[0]}"
+            raise UserError("--engine ray", found, "install the same version of sbp-fast on all nodes") from error
         raise error.cause from error
     except ray.exceptions.RayError as error:
         found = f"a task was lost {RETRIES + 1} times: {(str(error).splitlines() or [''])[0]}"

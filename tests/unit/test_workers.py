@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from sbp_fast.config import RunConfig
 from sbp_fast.errors import UserError
 from sbp_fast.workers.local import LOCAL
+from sbp_fast.workers.opening import open_workers
+from sbp_fast.workers.workers import Advance, Place
 
 ENDLESS = """
 import os, sys, time
@@ -90,3 +93,45 @@ def alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().split(")")[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_tools_are_opened_once_in_this_process_with_the_first_task() -> None:
+    opened, advanced = [], []
+
+    def make(place: Place) -> int:
+        opened.append(place)
+        return 10
+
+    def work(tool: int, task: int, advance: Advance) -> int:
+        advance(task)
+        return tool * task
+
+    with LOCAL.hold(make, RunConfig(device="cpu", threads=3)) as holders:
+        assert (holders.count, holders.place) == (1, Place("cpu", 3))
+        assert list(holders.run(work, [], advanced.append)) == opened == []
+        assert list(holders.run(work, [1, 2], advanced.append)) == [10, 20] and list(holders.run(work, [3], print)) == [30]
+    assert opened == [Place("cpu", 3)] and advanced == [1, 2]
+
+
+def test_an_engine_is_named_and_ray_is_imported_when_it_is_chosen() -> None:
+    with open_workers("local", None) as workers:
+        assert workers is LOCAL
+    for engine, address, message in [
+        ("local", "auto", "--address auto: goes with --engine ray; give that"),
+        ("slurm", None, "--engine slurm: is no engine; give local or ray"),
+    ]:
+        with pytest.raises(UserError, match=message), open_workers(engine, address):
+            pass
+    script = (
+        "import sys; import sbp_fast.cli, sbp_fast.experiment.run; from sbp_fast.workers.opening import open_workers\n"
+        "with open_workers('local', None): assert not any(name.split('.')[0] == 'ray' for name in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_without_ray_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "sbp_fast.workers.cluster", raising=False)
+    remedy = r"--engine ray: Ray is not installed; run: pip install 'sbp-fast\[ray\]'"
+    with pytest.raises(UserError, match=remedy), open_workers("ray", "auto"):
+        pass
