@@ -60,9 +60,8 @@ def note_and_square(directory: Path, number: int) -> int:
 
 
 def write_slowly(directory: Path, number: int) -> None:
-    """Fail once the other task is at work, or write as long as it is let."""
-    (directory / f"begun-{number}").touch()
-    while len(list(directory.glob("begun-*"))) < 2:
+    """Fail once the other task has written, or write as long as it is let."""
+    while not number and not (directory / "written").exists():
         time.sleep(0.01)
     if not number:
         raise UserError(number, "is nothing", "give more")
@@ -73,6 +72,16 @@ def write_slowly(directory: Path, number: int) -> None:
 
 def write_slowly_held(directory: Path, number: int, advance: Any) -> None:
     write_slowly(directory, number)
+
+
+def process_number(place: object) -> int:
+    return os.getpid()
+
+
+def slowly_first(process: int, number: int, advance: Callable[[float], object]) -> tuple[int, int]:
+    time.sleep(1.0 * (number == 1))
+    advance(number)
+    return number, process
 
 
 def die(number: int) -> None:

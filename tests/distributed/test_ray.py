@@ -21,8 +21,10 @@ from ray_tasks import (
     killed_once,
     note_and_square,
     open_fake,
+    process_number,
     read,
     return_directory,
+    slowly_first,
     square,
     temporary_name,
     write_slowly,
@@ -32,6 +34,7 @@ from tiny_synthesis import make_inputs, settings
 from tiny_training import QUIET, SETTINGS, WORDS, configure
 
 import sbp_fast.corpus.prepare as prepare_module
+from sbp_fast import cli
 from sbp_fast.config import RunConfig
 from sbp_fast.errors import Unreachable, UserError
 from sbp_fast.pairs.embed import embed
@@ -145,6 +148,25 @@ def test_after_a_mistake_nothing_is_written_any_more(cluster: str, tmp_path: Pat
     before = (tmp_path / "written").read_bytes()
     time.sleep(0.3)
     assert (tmp_path / "written").read_bytes() == before
+
+
+def test_actors_share_the_tasks_and_results_come_in_order(cluster: str) -> None:
+    advanced: list[float] = []
+    with RayWorkers().hold(process_number, RunConfig(threads=1)) as holders:
+        found = list(holders.run(slowly_first, [1, 2, 3, 4, 5, 6], advanced.append))
+        again = list(holders.run(slowly_first, [7], advanced.append))
+    assert [task for task, _ in found + again] == [1, 2, 3, 4, 5, 6, 7] and sorted(advanced) == [1, 2, 3, 4, 5, 6, 7]
+    processes = {process for _, process in found}
+    assert len(processes) == 2 and again[0][1] in processes
+
+
+def test_several_processes_do_not_share_a_cluster(inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    how = {"corpus": inputs["corpus"], "model": inputs["model"]}
+    with pytest.raises(UserError, match="options: do not go together; give --gpus, or --engine ray"):
+        cli.synthesize([str(inputs["directory"] / "empty.toml")], out=Path("out"), gpus=2, engine="ray", **how)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="options: several processes do not share a cluster"):
+        synthesize(settings(inputs["directory"]), Path("out"), console=QUIET, workers=RayWorkers(), **how)
 
 
 def test_tasks_that_write_the_same_file_do_not_write_it_together(cluster: str, tmp_path: Path) -> None:
