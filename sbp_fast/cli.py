@@ -13,6 +13,7 @@ from sbp_fast import __version__
 from sbp_fast.config import RunConfig, load_config
 from sbp_fast.errors import UserError
 from sbp_fast.progress import Console
+from sbp_fast.workers.opening import open_workers
 
 app = typer.Typer(
     help="Synthetic bootstrapped pretraining: learn how documents relate, write more of them, pretrain on both.",
@@ -35,6 +36,10 @@ Corpus = Annotated[Path, typer.Option(help="Output of `prepare`.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output made from other settings or inputs.")]
 Gpus = Annotated[
     int, typer.Option(min=1, help="Work as this many processes on this machine, one a GPU; without GPUs, on the CPU.")
+]
+EngineName = Annotated[str, typer.Option("--engine", help="What does the work: local (this machine) or ray (a cluster).")]
+Address = Annotated[
+    str | None, typer.Option(help="With --engine ray: auto (the default), HOST:PORT or ray://HOST:PORT of the cluster.")
 ]
 
 
@@ -63,6 +68,8 @@ def run(
     settings: Settings,
     out: Annotated[Path | None, typer.Option(help="The run's directory (default: runs/NAME).")] = None,
     gpus: Gpus = 1,
+    engine: EngineName = "local",
+    address: Address = None,
     force: Annotated[bool, typer.Option("--force", help="Redo the stages that a changed setting or input touches.")] = False,
 ) -> None:
     """Run the whole experiment, from documents to report; resumes where it stopped."""
@@ -74,7 +81,8 @@ def run(
 
     console, directory = Console(), out or Path("runs") / config.name
     try:
-        report = run_experiment(config, directory, console=console, gpus=gpus, force=force)
+        with open_workers(engine, address) as workers:
+            report = run_experiment(config, directory, console=console, gpus=gpus, force=force, workers=workers)
     except Stopped as stopped:
         console.say(str(stopped))
         raise typer.Exit(stopped.exit_code) from None
@@ -93,13 +101,16 @@ def prepare(
     on_error: Annotated[
         str | None, typer.Option(help="A record that cannot be used: stop, or skip and list it (as corpus.on_error).")
     ] = None,
+    engine: EngineName = "local",
+    address: Address = None,
     force: Force = False,
 ) -> None:
     """Turn documents into shuffled, checksummed token shards, and train or load their tokenizer."""
     config = _load([*settings, *([] if on_error is None else [f"corpus.on_error={on_error}"])])
     from sbp_fast.corpus.prepare import prepare as work
 
-    work(config, out, console=Console(), force=force)
+    with open_workers(engine, address) as workers:
+        work(config, out, console=Console(), force=force, workers=workers)
 
 
 @app.command(epilog="Example: sbp-fast train demo pretrain.tokens=200000 --corpus mine/corpus --out mine/base")
@@ -143,12 +154,21 @@ def train(
 @app.command(
     epilog="Example: sbp-fast embed demo embed.model=Qwen/Qwen3-Embedding-0.6B --corpus mine/corpus --out mine/vectors"
 )
-def embed(settings: Settings, *, corpus: Corpus, out: Out, force: Force = False) -> None:
+def embed(
+    settings: Settings,
+    *,
+    corpus: Corpus,
+    out: Out,
+    engine: EngineName = "local",
+    address: Address = None,
+    force: Force = False,
+) -> None:
     """Embed the unique documents as unit vectors."""
     config = _load(settings)
     from sbp_fast.pairs.embed import embed as work
 
-    work(config, corpus, out, console=Console(), force=force)
+    with open_workers(engine, address) as workers:
+        work(config, corpus, out, console=Console(), force=force, workers=workers)
 
 
 @app.command(
@@ -160,13 +180,16 @@ def pair(
     corpus: Corpus,
     vectors: Annotated[Path, typer.Option(help="Output of `embed`.")],
     out: Out,
+    engine: EngineName = "local",
+    address: Address = None,
     force: Force = False,
 ) -> None:
     """Find related documents that are not near-copies of each other."""
     config = _load(settings)
     from sbp_fast.pairs.pair import pair as work
 
-    work(config, corpus, vectors, out, console=Console(), force=force)
+    with open_workers(engine, address) as workers:
+        work(config, corpus, vectors, out, console=Console(), force=force, workers=workers)
 
 
 @app.command(
@@ -200,6 +223,8 @@ def synthesize(
         str | None, typer.Option(help="What draws: engine, transformers or vllm (as synthesize.backend).")
     ] = None,
     gpus: Gpus = 1,
+    engine: EngineName = "local",
+    address: Address = None,
     force: Force = False,
 ) -> None:
     """Sample new documents, each related to a real one.
@@ -211,9 +236,13 @@ def synthesize(
     from sbp_fast.synthesize.synthesize import synthesize as work
     from sbp_fast.train.processes import launch, leads, world_size
 
+    if gpus > 1 and engine != "local":
+        raise UserError("options", "do not go together", "give --gpus, or --engine ray, which takes the GPUs of its cluster")
     if gpus > 1 and world_size() == 1:
         raise typer.Exit(launch(sys.argv[1:], gpus, resolve_device(config)))
-    work(config, out, corpus=corpus, model=model, console=Console(quiet=not leads()), force=force)
+    with open_workers(engine, address) as workers:
+        console = Console(quiet=not leads())
+        work(config, out, corpus=corpus, model=model, console=console, force=force, workers=workers)
 
 
 @app.command(
@@ -226,13 +255,16 @@ def filter_command(
     corpus: Corpus,
     synthetic: Annotated[Path, typer.Option(help="Output of `synthesize`.")],
     out: Out,
+    engine: EngineName = "local",
+    address: Address = None,
     force: Force = False,
 ) -> None:
     """Keep the sound synthetic documents, and say why each other one went."""
     config = _load(settings)
     from sbp_fast.synthesize.filter import filter_documents as work
 
-    work(config, out, corpus=corpus, synthetic=synthetic, console=Console(), force=force)
+    with open_workers(engine, address) as workers:
+        work(config, out, corpus=corpus, synthetic=synthetic, console=Console(), force=force, workers=workers)
 
 
 @app.command(epilog="Example: sbp-fast evaluate demo --corpus mine/corpus --model baseline=mine/base --out mine/evaluation")

@@ -12,6 +12,17 @@ from typing import Any, BinaryIO
 import xxhash
 
 TEMPORARY_SUFFIX = ".tmp"
+_writer = ""
+
+
+def name_temporaries(writer: str) -> None:
+    """Put `writer` into the names of this process's temporary files from here on.
+
+    For a process beside which another may write the same file. What a killed one leaves then has a name of its own, which no
+    later attempt takes up; `run_stage` removes it.
+    """
+    global _writer
+    _writer = f".{writer}"
 
 
 def sync_directory(directory: Path) -> None:
@@ -29,7 +40,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     For libraries that insist on a file name. Where a file object will do, use `atomic_open`.
     """
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    temporary = path.with_name(path.name + _writer + TEMPORARY_SUFFIX)
     try:
         yield temporary
         with open(temporary, "rb+") as file:

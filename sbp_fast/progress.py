@@ -52,6 +52,9 @@ class Console:
         self.live = self.rich.is_terminal and not force_plain and not quiet
         self.prefix = ""
 
+    def __reduce__(self) -> tuple[type[Console], tuple[bool]]:
+        return Console, (True,)  # in another process it is silent: only one of them speaks
+
     def say(self, text: str) -> None:
         """Print one line, under the name of the stage at work."""
         self.rich.print(f"{self.prefix}{text}", markup=False)

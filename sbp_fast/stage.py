@@ -214,8 +214,12 @@ def _open_partial(partial: Path, plan: dict[str, Any], force: bool) -> None:
     partial.mkdir(exist_ok=True)
     if not (partial / PLAN).is_file():
         write_json(partial / PLAN, plan)
+    _clear_temporaries(partial)
+
+
+def _clear_temporaries(partial: Path) -> None:
     for leftover in partial.rglob(f"*{TEMPORARY_SUFFIX}"):
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)
 
 
 def _clear_untouched(partial: Path) -> None:
@@ -233,6 +237,7 @@ def _changes(found: dict[str, Any], plan: dict[str, Any]) -> list[str]:
 
 
 def _finish(work: Work, plan: dict[str, Any], out: Path) -> Manifest:
+    _clear_temporaries(work.directory)  # of a worker that was killed, whose task another one did
     bookkeeping = {work.directory / name for name in (MANIFEST, PLAN, CLOCK, COUNTS)}
     paths = sorted(path for path in work.directory.rglob("*") if path.is_file() and path not in bookkeeping)
     files = {str(path.relative_to(work.directory)): {"bytes": path.stat().st_size, "xxh3": hash_file(path)} for path in paths}

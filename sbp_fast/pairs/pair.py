@@ -10,7 +10,7 @@ import numpy as np
 
 from sbp_fast.config import PairConfig, RunConfig
 from sbp_fast.corpus.prepared import PreparedCorpus
-from sbp_fast.errors import UserError
+from sbp_fast.errors import Unreachable, UserError
 from sbp_fast.pairs.candidates import Candidates, measure_recall
 from sbp_fast.pairs.documents import Documents
 from sbp_fast.pairs.examples import write_examples
@@ -20,12 +20,23 @@ from sbp_fast.pairs.select import Verdict, cap_degrees, join_both_directions, lo
 from sbp_fast.pairs.vectors import Vectors, similarities
 from sbp_fast.progress import Console
 from sbp_fast.stage import Manifest, Work, run_stage
+from sbp_fast.workers.local import LOCAL
+from sbp_fast.workers.workers import Workers
 
 SIMILARITY_EDGES = np.linspace(-0.2, 1.0, 61).round(2)
 CONTAINMENT_EDGES = np.linspace(0.0, 1.0, 21).round(2)
 
 
-def pair(config: RunConfig, corpus: Path, vectors: Path, out: Path, *, console: Console, force: bool = False) -> Manifest:
+def pair(
+    config: RunConfig,
+    corpus: Path,
+    vectors: Path,
+    out: Path,
+    *,
+    console: Console,
+    force: bool = False,
+    workers: Workers = LOCAL,
+) -> Manifest:
     """Find the related pairs among the unique documents of a prepared corpus.
 
     Copies and near-copies are first collapsed to one representative. Of those, a pair qualifies if either document is among
@@ -45,7 +56,9 @@ def pair(config: RunConfig, corpus: Path, vectors: Path, out: Path, *, console: 
         prepared = PreparedCorpus(corpus)
         documents = Documents.load(prepared, Vectors(vectors), config.pair)
         try:
-            _pair(config, prepared, documents, work)
+            _pair(config, prepared, documents, work, workers)
+        except Unreachable:
+            raise
         except UserError:  # what was joined is of no use to the settings that mend it, and would stand in their way
             for folder in (CELLS, INDEX):
                 shutil.rmtree(work.directory / folder, ignore_errors=True)
@@ -62,7 +75,7 @@ def pair(config: RunConfig, corpus: Path, vectors: Path, out: Path, *, console: 
     )
 
 
-def _pair(config: RunConfig, prepared: PreparedCorpus, documents: Documents, work: Work) -> None:
+def _pair(config: RunConfig, prepared: PreparedCorpus, documents: Documents, work: Work, workers: Workers) -> None:
     settings = config.pair
     copies = documents.copies.counts()
     work.console.say(f"{len(documents)} documents, after " + ", ".join(f"{n} {kind}" for kind, n in copies.items()))
@@ -72,7 +85,7 @@ def _pair(config: RunConfig, prepared: PreparedCorpus, documents: Documents, wor
     def wanted(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return Candidates.weigh(documents, first, second, low).judge(low, settings).kept
 
-    merged, join = join_cells(config, documents, wanted, work)
+    merged, join = join_cells(config, documents, wanted, work, workers)
     first, second, similarity = join_both_directions(merged.ids, merged.similarities)
     candidates = Candidates.weigh(documents, first, second, low, similarity)
     verdict = candidates.judge(low, settings)

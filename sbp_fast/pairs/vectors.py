@@ -21,14 +21,15 @@ class Vectors:
     Args:
         directory: the stage's output.
         rows: int64, the rows that this view has, in its order; all of them if left out.
+        hashed: whether to hash the files; false where that was done for all processes of a stage.
 
     Raises:
         UserError: no finished `embed` stage, or a damaged one.
     """
 
-    def __init__(self, directory: str | Path, rows: np.ndarray | None = None) -> None:
+    def __init__(self, directory: str | Path, rows: np.ndarray | None = None, *, hashed: bool = True) -> None:
         self.directory = Path(directory)
-        self.manifest = Manifest.load(self.directory, "embed")
+        self.manifest = Manifest.load(self.directory, "embed", hashed=hashed)
         self._shards = [np.load(path, mmap_mode="r") for path in sorted(self.directory.glob("vectors-*.npy"))]
         self._ends = np.cumsum([len(shard) for shard in self._shards])
         self._rows = np.arange(self._ends[-1]) if rows is None else rows

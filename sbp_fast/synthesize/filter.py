@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from sbp_fast.config import RunConfig, resolve_threads
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.corpus.shards import Corpus, CorpusWriter
-from sbp_fast.corpus.workers import run_tasks
 from sbp_fast.errors import UserError
 from sbp_fast.evaluate.questions import QuestionSet, question_sets
 from sbp_fast.files import atomic_path, read_json, write_json
@@ -25,6 +24,8 @@ from sbp_fast.synthesize.contamination import question_texts
 from sbp_fast.synthesize.duplicates import find_duplicates
 from sbp_fast.synthesize.rules import DUPLICATE, rule_counts
 from sbp_fast.synthesize.sifting import QUESTIONS, Shard, count_known, judge_shard, judged, measure_shard
+from sbp_fast.workers.local import LOCAL
+from sbp_fast.workers.workers import Workers
 
 Duplicates: TypeAlias = tuple[np.ndarray, np.ndarray]
 """As `find_duplicates` returns them."""
@@ -42,7 +43,14 @@ REJECTED_SCHEMA = pa.schema(
 
 
 def filter_documents(
-    config: RunConfig, out: Path, *, corpus: Path, synthetic: Path, console: Console, force: bool = False
+    config: RunConfig,
+    out: Path,
+    *,
+    corpus: Path,
+    synthetic: Path,
+    console: Console,
+    force: bool = False,
+    workers: Workers = LOCAL,
 ) -> Manifest:
     """Write the kept documents of `synthetic` as a corpus of the same columns, and `rejected.parquet` with the others.
 
@@ -67,7 +75,7 @@ def filter_documents(
             "synthetic": synthetic,
             **{f"questions of {one.metric}": one.fingerprint for one in sets},
         },
-        body=lambda work: _filter(config, prepared, open_synthetic(synthetic, corpus), sets, work),
+        body=lambda work: _filter(config, prepared, open_synthetic(synthetic, corpus), sets, work, workers),
         console=console,
         force=force,
     )
@@ -90,7 +98,9 @@ def open_synthetic(synthetic: Path, corpus: Path) -> Corpus:
     return written
 
 
-def _filter(config: RunConfig, prepared: PreparedCorpus, written: Corpus, sets: list[QuestionSet], work: Work) -> None:
+def _filter(
+    config: RunConfig, prepared: PreparedCorpus, written: Corpus, sets: list[QuestionSet], work: Work, workers: Workers
+) -> None:
     directory = work.directory / MEASURES
     if not work.counted():
         directory.mkdir(exist_ok=True)
@@ -98,7 +108,7 @@ def _filter(config: RunConfig, prepared: PreparedCorpus, written: Corpus, sets: 
             Shard(prepared.directory, Path(written.directory), directory, number, config.filter)
             for number in range(len(written.shard_starts) - 1)
         ]
-        _sift(shards, prepared, written, question_texts(sets), resolve_threads(config), work)
+        _sift(shards, prepared, written, question_texts(sets), resolve_threads(config), work, workers)
         width, similarity = config.filter.shingle_tokens, config.filter.duplicate_similarity
         duplicates = find_duplicates(written, [shard.file("keys") for shard in shards], width, similarity)
         rejected = _count(shards, written, duplicates)
@@ -117,7 +127,13 @@ def _filter(config: RunConfig, prepared: PreparedCorpus, written: Corpus, sets: 
 
 
 def _sift(
-    shards: list[Shard], prepared: PreparedCorpus, written: Corpus, questions: list[str], threads: int, work: Work
+    shards: list[Shard],
+    prepared: PreparedCorpus,
+    written: Corpus,
+    questions: list[str],
+    threads: int,
+    work: Work,
+    workers: Workers,
 ) -> None:
     """Find out about each document by itself, shard by shard."""
     write_json(shards[0].directory / QUESTIONS, questions)
@@ -127,7 +143,7 @@ def _sift(
                 count_known(shards, prepared, questions, threads, task.advance)
                 work.keep_clock()
                 continue
-            for documents, _ in zip(np.diff(written.shard_starts).tolist(), run_tasks(step, shards, threads), strict=True):
+            for documents, _ in zip(np.diff(written.shard_starts).tolist(), workers.run(step, shards, threads), strict=True):
                 task.advance(documents)
                 work.keep_clock()
 

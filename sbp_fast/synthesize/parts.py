@@ -35,9 +35,10 @@ class Parts:
         self._lock = threading.Lock()
         (directory / PARTS).mkdir(exist_ok=True)
 
-    def missing(self) -> list[int]:
-        """Numbers of the shards that are not finished."""
-        return [shard for shard in range(len(self.plan.shards)) if not self._entry(shard).is_file()]
+    def missing(self, among: Iterable[int] | None = None) -> list[int]:
+        """Numbers of the shards that are not finished, of all or of some."""
+        shards = range(len(self.plan.shards)) if among is None else among
+        return [shard for shard in shards if not self._entry(shard).is_file()]
 
     def seeds(self, shards: Iterable[int]) -> Iterator[Seed]:
         """The seeds of these shards, with the samples that are not drawn yet; one thread may ask at a time."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class SeedPlan:
         documents = SEED_SAMPLERS[config.synthesize.seeds](lengths, count, config.seed)
         return SeedPlan(documents, times_before(documents) * samples, samples, config.synthesize.shard_seeds)
 
-    @property
+    @cached_property
     def shards(self) -> list[range]:
         """The seeds of each shard."""
         seeds = len(self.documents)

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,29 @@ from sbp_fast.model.flops import forward_flops
 from sbp_fast.model.saved import read_description
 from sbp_fast.progress import Console, Task, short
 from sbp_fast.stage import Manifest, Work, run_stage
-from sbp_fast.synthesize.backends import Drawer, Drawers, check_backend, open_backend
+from sbp_fast.synthesize.backends import Drawer, Drawers, check_backend, open_backend, open_engine
 from sbp_fast.synthesize.engine import Draft, Seed
 from sbp_fast.synthesize.parts import PARTS, Parts
 from sbp_fast.synthesize.seeds import SeedPlan
-from sbp_fast.train.processes import Processes, joined, led
+from sbp_fast.train.processes import Processes, joined, led, world_size
+from sbp_fast.workers.local import LOCAL
+from sbp_fast.workers.workers import Advance, Place, Workers
 
 CLOCK_SECONDS = 5.0
 VERSIONS = "drawn-by.json"
 """Versions of the packages that drew, where those are not this one: a list, one for each that was used between kills."""
+MOST_SHARDS = 32  # that an actor is given at once: as one chunk ends, its batch runs empty
 
 
 def synthesize(
-    config: RunConfig, out: Path, *, corpus: Path, model: Path, console: Console, force: bool = False
+    config: RunConfig,
+    out: Path,
+    *,
+    corpus: Path,
+    model: Path,
+    console: Console,
+    force: bool = False,
+    workers: Workers = LOCAL,
 ) -> Manifest | None:
     """Write a corpus of synthetic documents, enough for the joint run and what the filters will take.
 
@@ -42,8 +54,8 @@ def synthesize(
     among its seed's), stop (why it is over: "end", "length", "repetition"), mean_log_probability (nats a token drawn, under
     the synthesizer at temperature 1).
 
-    A process started by torchrun takes part with the others. What our engine draws depends neither on how many there are nor on
-    what an earlier attempt had drawn.
+    A process started by torchrun takes part with the others; workers that are not local draw in its stead. What our engine draws
+    depends neither on how many there are nor on what an earlier attempt had drawn.
 
     Args:
         corpus: output of `prepare`.
@@ -54,13 +66,15 @@ def synthesize(
 
     Raises:
         UserError: a model that does not know the corpus's tokens; memory for less than one document; a backend that cannot
-            run here; what `run_stage` refuses.
+            run here; several processes and workers that are not local; what `run_stage` refuses.
     """
-    with joined(resolve_device(config)) as processes:
+    if not workers.local and world_size() > 1:
+        raise UserError("options", "several processes do not share a cluster", "leave out --gpus and torchrun, or --engine")
+    with joined(resolve_device(config) if workers.local else "cpu") as processes:
 
         def body(work: Work) -> None:
             work.device = str(processes.device)
-            _synthesize(config, PreparedCorpus(corpus), model, work, processes)
+            _synthesize(config, PreparedCorpus(corpus), model, work, processes, workers)
 
         def lead(announce: Any) -> Manifest:
             def announced(work: Work) -> None:
@@ -88,18 +102,25 @@ def what_it_depends_on(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _synthesize(config: RunConfig, prepared: PreparedCorpus, model: Path, work: Work, processes: Processes) -> None:
+def _synthesize(
+    config: RunConfig, prepared: PreparedCorpus, model: Path, work: Work, processes: Processes, workers: Workers
+) -> None:
     shape, vocabulary_size = read_description(model)
     if vocabulary_size != prepared.tokenizer.vocabulary_size:
         known = f"a vocabulary of {vocabulary_size}, the corpus {prepared.tokenizer.vocabulary_size}"
         raise UserError(model, f"has {known}", "give the synthesizer that was trained on this corpus")
     plan = SeedPlan.make(config, prepared.unique, shape.context)
     if not processes.tell((work.directory / INDEX).is_file()):  # with it, a killed attempt had only its parts left to remove
+        if not workers.local and config.synthesize.backend != "engine":
+            found = "does not go with --engine ray"
+            raise UserError(f"synthesize.backend = {config.synthesize.backend}", found, "start it by --gpus or torchrun")
         if processes.leads:
             check_backend(config, processes.device)
         parts = Parts(work.directory, plan, prepared, shape.context)
         missing = processes.tell(parts.missing())
-        if missing:
+        if missing and not workers.local:
+            _draw_elsewhere(config, parts, missing, model, work, workers)
+        elif missing:
             drawers = open_backend(config, model, prepared, work.directory / PARTS / "backend", processes)
             if processes.leads:
                 _keep_versions(work.directory / VERSIONS, drawers.versions)
@@ -123,13 +144,14 @@ def _versions(path: Path) -> list[dict[str, str]]:
     return read_json(path) if path.is_file() else []
 
 
-def _draw(plan: SeedPlan, parts: Parts, shards: list[int], drawers: Drawers, work: Work, processes: Processes) -> None:
-    """Draw what is missing of this process's shards, each drawer in a thread of its own."""
+def _draw(plan: SeedPlan, parts: Parts, shards: list[int], drawers: Drawers, work: Work | None, processes: Processes) -> None:
+    """Draw what is missing of this process's shards, each drawer in a thread of its own; in silence without `work`."""
+    console = Console(quiet=True) if work is None else work.console
     facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in drawers.facts.items())
-    work.console.say(f"{processes.world} process(es), each with {facts}")
+    console.say(f"{processes.world} process(es), each with {facts}")
     seeds, total = _Shared(parts.seeds(shards)), sum(len(plan.shards[shard]) for shard in shards) * plan.samples
     whose = "documents drawn" if processes.world == 1 else "documents drawn by the first process"
-    with work.console.task(whose, total, "documents", done=parts.drawn(shards)) as task:
+    with console.task(whose, total, "documents", done=parts.drawn(shards)) as task:
         progress = _Progress(task, work if processes.leads else None)
 
         def drain(drawer: Drawer) -> None:
@@ -147,6 +169,55 @@ def _draw(plan: SeedPlan, parts: Parts, shards: list[int], drawers: Drawers, wor
             for finished in [pool.submit(drain, drawer) for drawer in drawers.members]:
                 finished.result()
         torch.set_num_threads(threads)  # some libraries share the number among all threads
+
+
+def _draw_elsewhere(config: RunConfig, parts: Parts, missing: list[int], model: Path, work: Work, workers: Workers) -> None:
+    """Have what is missing drawn by workers that each hold the model."""
+    make = partial(_Desk.open, config, model, parts.prepared.directory, work.directory)
+    with workers.hold(make, config) as desks:
+        work.device = desks.place.device
+        work.console.say(f"{desks.count} process(es), each with {desks.place.device}, {desks.place.threads} threads")
+        chunks = cut_chunks(missing, desks.count)
+        total = sum(len(parts.plan.shards[shard]) for shard in missing) * parts.plan.samples
+        with work.console.task("documents drawn", total, "documents", done=parts.drawn(missing)) as task:
+            for _ in desks.run(_draw_chunk, chunks, task.advance):
+                work.keep_clock()
+
+
+def cut_chunks(shards: list[int], count: int) -> list[list[int]]:
+    """What `count` workers are given one after the other: ever fewer shards, so that they end at about the same time."""
+    chunks, start = list[list[int]](), 0
+    while start < len(shards):
+        size = min(MOST_SHARDS, max(1, (len(shards) - start) // (2 * count)))
+        chunks.append(shards[start : start + size])
+        start += size
+    return chunks
+
+
+@dataclass(frozen=True)
+class _Desk:
+    """What it takes to draw any shard."""
+
+    parts: Parts
+    drawers: Drawers
+    processes: Processes
+
+    @staticmethod
+    def open(config: RunConfig, model: Path, corpus: Path, directory: Path, place: Place) -> _Desk:
+        config = config.model_copy(update={"threads": place.threads})
+        prepared, processes = PreparedCorpus(corpus), Processes(0, 1, torch.device(place.device))
+        context = read_description(model)[0].context
+        parts = Parts(directory, SeedPlan.make(config, prepared.unique, context), prepared, context)
+        drawers = open_engine(config, model, prepared, processes.device, processes.world)
+        return _Desk(parts, drawers, processes)
+
+
+def _draw_chunk(desk: _Desk, shards: list[int], advance: Advance) -> None:
+    plan, parts = desk.parts.plan, desk.parts
+    missing = parts.missing(shards)  # an actor that was lost may have finished some
+    left = sum(len(plan.shards[shard]) for shard in missing) * plan.samples - parts.drawn(missing)
+    _draw(plan, parts, missing, desk.drawers, None, desk.processes)
+    advance(left)
 
 
 class _Shared:

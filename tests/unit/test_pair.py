@@ -11,7 +11,7 @@ from sbp_fast.config import RunConfig
 from sbp_fast.corpus.shards import CorpusWriter
 from sbp_fast.corpus.shingles import DocumentShingles
 from sbp_fast.corpus.tokenizer import train_tokenizer
-from sbp_fast.errors import UserError
+from sbp_fast.errors import Unreachable, UserError
 from sbp_fast.files import read_json
 from sbp_fast.pairs import joined as joined_module
 from sbp_fast.pairs.copies import first_of_near_copies
@@ -21,6 +21,7 @@ from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pairs.select import cap_degrees, join_both_directions, random_pairs
 from sbp_fast.progress import Console
 from sbp_fast.stage import Work, run_stage
+from sbp_fast.workers.local import LocalWorkers
 
 QUIET = Console(quiet=True)
 DOCUMENTS, BEGIN, END = 60, 0, 1
@@ -256,7 +257,7 @@ def test_cells_find_the_same_pairs_and_resume_where_they_were_killed(tmp_path: P
     join, joined = joined_module._join_cell, []
 
     def join_then_die(*arguments: Any) -> Any:
-        joined.append(arguments[-1])
+        joined.append(arguments[1])
         if len(joined) == 4:
             raise KeyboardInterrupt
         return join(*arguments)
@@ -270,6 +271,17 @@ def test_cells_find_the_same_pairs_and_resume_where_they_were_killed(tmp_path: P
     for path in (tmp_path / "routed").rglob("*"):
         if path.is_file() and path.name != "manifest.json":
             assert (tmp_path / "resumed" / path.relative_to(tmp_path / "routed")).read_bytes() == path.read_bytes()
+
+
+def test_cells_are_kept_where_workers_were_lost(tmp_path: Path) -> None:
+    class Lost(LocalWorkers):
+        def hold(self, *arguments: Any) -> Any:
+            raise Unreachable("workers", "were lost", "rerun")
+
+    write_inputs(tmp_path, *make_documents(0), make_vectors(0))
+    with pytest.raises(Unreachable):
+        pair(RunConfig(), tmp_path / "corpus", tmp_path / "vectors", tmp_path / "out", console=QUIET, workers=Lost())
+    assert (tmp_path / "out.partial/cells/routes.npz").is_file()
 
 
 @pytest.mark.parametrize("backend", ["exact", "bucket", "hnswlib"])

@@ -19,6 +19,7 @@ from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
 from sbp_fast.progress import Console
 from sbp_fast.stage import Manifest
+from sbp_fast.workers.local import LocalWorkers
 
 QUIET = Console(quiet=True)
 FILES, DOCUMENTS = 3, 40
@@ -127,7 +128,7 @@ def test_killed_before_its_manifest_it_does_nothing_again(input: Path, tmp_path:
         patch.setattr(stage, "_finish", kill)
         with pytest.raises(Killed):
             prepare(config, tmp_path / "out", console=QUIET)
-    monkeypatch.setattr(module, "run_tasks", kill)
+    monkeypatch.setattr(LocalWorkers, "run", kill)
     made = prepare(config, tmp_path / "out", console=QUIET)
     assert made.files == whole.files and made.counts == whole.counts
     assert not (tmp_path / "out/counts.json").exists()

@@ -170,3 +170,13 @@ def test_atomic_open_leaves_the_old_file_when_the_writer_fails(tmp_path: Path) -
         raise RuntimeError
     assert read_json(tmp_path / "a.json") == {"old": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_a_killed_worker_left_is_no_part_of_the_output(tmp_path: Path) -> None:
+    def body(work: Work) -> None:
+        Counting()(work)
+        (work.directory / "1.txt.5a.tmp").write_text("half")
+
+    whole = stage(tmp_path / "whole", Counting())
+    assert stage(tmp_path / "out", body).files == whole.files
+    assert not (tmp_path / "out" / "1.txt.5a.tmp").exists()

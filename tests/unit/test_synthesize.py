@@ -19,6 +19,7 @@ from sbp_fast.synthesize.backends import PAGE_TOKENS, sampling_rule
 from sbp_fast.synthesize.decoder import Room
 from sbp_fast.synthesize.engine import Engine, Seed
 from sbp_fast.synthesize.seeds import SEED_SAMPLERS, SeedPlan, times_before
+from sbp_fast.workers.workers import Place
 
 
 class Killed(BaseException):
@@ -202,3 +203,11 @@ def test_a_model_of_another_vocabulary_is_refused(inputs: dict[str, Path], tmp_p
 def test_memory_for_less_than_one_document_is_refused_before_anything_is_drawn(inputs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"synthesize.cache_gib: .*do not hold one seed and one document, which take .* GiB"):
         run(inputs, tmp_path / "out", "synthesize.cache_gib=1e-5")
+
+
+def test_a_chunk_done_again_draws_only_what_is_not_finished(inputs: dict[str, Path], tmp_path: Path) -> None:
+    desk = synthesize._Desk.open(settings(inputs["directory"]), inputs["model"], inputs["corpus"], tmp_path, Place("cpu", 1))
+    drawn: list[float] = []
+    for chunk in ([0], [0, 1], [0, 1]):
+        synthesize._draw_chunk(desk, chunk, drawn.append)
+    assert drawn == [15, 15, 0] and 0 not in desk.parts.missing() and 1 not in desk.parts.missing()
