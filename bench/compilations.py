@@ -213,7 +213,7 @@ def _swiglu(width: int, dtype: torch.dtype, emit: bool) -> None:
 
 
 def decode() -> Iterator[Compilation]:
-    """Steps of generation with the 3B model: a seed's samples in one tile of 16, 32 or 64 rows, which is too low for wgmma."""
+    """Steps of generation with the 3B model: a seed's samples in one tile, here of 16 or 32 rows, too low for wgmma."""
     for samples, width, page, dtype, stored in (
         (1, 128, 64, BF16, BF16),
         (4, 128, 64, BF16, BF16),

@@ -21,8 +21,8 @@ def decode_attention(
 ) -> Tensor:
     """Attention of each row's newest token over the tokens of its seed and its own, the newest among them.
 
-    A row's result depends on no other row. Under "triton" it is the same bits whatever the batch holds besides, and a seed's
-    keys and values are read once for all of its samples. Not differentiable.
+    A row's result depends on no other row. Under "triton" it is the same bits whatever the batch holds besides, in layouts for
+    as many samples a group, and a seed's keys and values are read once for all of its samples. Not differentiable.
 
     Args:
         q: [B, H, D] queries; H is a multiple of K (grouped-query attention).
