@@ -54,8 +54,8 @@ def synthesize(
     among its seed's), stop (why it is over: "end", "length", "repetition"), mean_log_probability (nats a token drawn, under
     the synthesizer at temperature 1).
 
-    A process started by torchrun takes part with the others; workers that are not local draw in its stead. What our engine draws
-    depends neither on how many there are nor on what an earlier attempt had drawn.
+    A process started by torchrun takes part with the others; workers that are not local draw in its stead. What our engine
+    draws depends neither on how many there are nor on what an earlier attempt had drawn.
 
     Args:
         corpus: output of `prepare`.
