@@ -250,7 +250,7 @@ def sampling() -> Iterator[Compilation]:
     for vocabulary, dtype in ((49_152, FP32), (151_936, FP32), (151_936, BF16), (49_152, FP16)):
         for kind, *rule in (("greedy", 0.0, 1.0, 0), ("uncut", 1.0, 1.0, 0), ("cut", 1.0, 0.9, 50)):
             name = f"sampling, {kind}, vocabulary {vocabulary:,}, {TYPE_NAMES[dtype]}"
-            yield from launches(name, _sampling, vocabulary, dtype, *rule)
+            yield from launches(name, _sampling, vocabulary, dtype, *rule, requires=Requirements(spill_bytes=SPILLS))
 
 
 def _sampling(vocabulary: int, dtype: torch.dtype, temperature: float, top_p: float, top_k: int) -> None:

@@ -32,8 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = {name: it for name, it in compilations.items() if not asked.only or fnmatch(name, f"*{asked.only}*")}
     if asked.only and not chosen:
         sys.exit(f"error: no entry has {asked.only!r} in its name.")
-    rows = compiled(chosen, asked, console)
-    _, before = table.read(asked.table)
+    known, before = table.read(asked.table)
+    kept = unchanged(chosen, known, before) if asked.changed else {}
+    chosen = {name: it for name, it in chosen.items() if not any(key[1] == name for key in kept)}
+    rows = compiled(chosen, asked, console) if chosen else {}
     failed, worse, other = judged(chosen, rows, before)
 
     _show(console, rows, {key for key, _ in failed + worse})
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _print(console, "accepted" if asked.update else "REGRESSION", worse, "yellow" if asked.update else "red")
     _print(console, "FAILURE", failed, "red")
     wanted = {(name, target) for name, it in compilations.items() for target in it.targets}
+    rows |= kept
     new, gone = rows.keys() - before.keys(), {key for key in before if key[1:] not in wanted}
     if new or gone:
         console.print(f"{len(new)} binaries are not in the table, {len(gone)} of the table are no more", style="yellow")
@@ -52,6 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("write them down with: python -m bench.aot --update")
     console.print(f"{len(rows)} binaries, {len(failed)} failures, {len(worse)} regressions, {len(other)} other changes")
     return 1 if failed or (worse and not asked.update) else 0
+
+
+def unchanged(chosen: Mapping[str, Compilation], known: Mapping[str, str], before: Rows) -> Rows:
+    """The table's figures of the entries that stand in it whole and as they are."""
+    whole = {
+        name
+        for name, it in chosen.items()
+        if known.get(name) == it.fingerprint()
+        and all((release, name, target) in before for release in releases() for target in it.targets)
+    }
+    return {key: figures for key, figures in before.items() if key[0] in releases() and key[1] in whole}
 
 
 def compiled(chosen: Mapping[str, Compilation], asked: argparse.Namespace, console: Console) -> Rows:
@@ -128,6 +142,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", metavar="PATTERN", help="entries with this in their names; * and ? are wild")
     parser.add_argument("--target", choices=TARGETS, help="one target")
     parser.add_argument("--release", help="one release of triton")
+    parser.add_argument("--changed", action="store_true", help="entries that the table does not hold as they are")
     parser.add_argument("--update", action="store_true", help="write the table, regressions too, if nothing fails")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="to compile in at once")
     parser.add_argument("--table", type=Path, default=table.PATH, help="to compare with")

@@ -97,6 +97,20 @@ def test_the_command_compares_fails_and_updates(run: Any, capsys: pytest.Capture
     assert run() == 0
 
 
+def test_only_what_has_changed_is_compiled_if_asked(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("--update")
+    before = table.read(run.path)[1]
+    run.rows |= {("other", target): figures for (_, target), figures in list(run.rows.items())}
+    run.rows["product", "sm_90"] = changed(registers=100)  # would show if it were compiled again
+    monkeypatch.setattr(gate, "listed", lambda _: {"product": PRODUCT, "other": replace(PRODUCT, name="other", options={})})
+    assert run("--changed", "--update") == 0
+    after = table.read(run.path)[1]
+    assert {key: after[key] for key in before} == before and {name for _, name, _ in after} == {"product", "other"}
+    monkeypatch.setattr(gate, "listed", lambda _: {"product": replace(PRODUCT, options={"num_warps": 8})})
+    assert run("--changed", "--update") == 0
+    assert {figures["registers"] for key, figures in table.read(run.path)[1].items() if key[2] == "sm_90"} == {100}
+
+
 def test_a_failure_is_never_written(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     run.rows["product", "sm_90"] = changed(instructions={"HGMMA": 0})
     assert run("--update") == 1 and not run.path.exists()
