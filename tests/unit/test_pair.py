@@ -1,3 +1,4 @@
+import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from clustered import clustered_vectors
 
-from sbp_fast.config import RunConfig
+from sbp_fast.config import PairConfig, RunConfig
+from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.corpus.shards import CorpusWriter
 from sbp_fast.corpus.shingles import DocumentShingles
 from sbp_fast.corpus.tokenizer import train_tokenizer
@@ -15,10 +17,12 @@ from sbp_fast.errors import Unreachable, UserError
 from sbp_fast.files import read_json
 from sbp_fast.pairs import joined as joined_module
 from sbp_fast.pairs.copies import first_of_near_copies
+from sbp_fast.pairs.documents import Documents
 from sbp_fast.pairs.join.exact import ExactJoin
 from sbp_fast.pairs.pair import pair
 from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pairs.select import cap_degrees, join_both_directions, random_pairs
+from sbp_fast.pairs.vectors import Vectors
 from sbp_fast.progress import Console
 from sbp_fast.stage import Work, run_stage
 from sbp_fast.workers.local import LocalWorkers
@@ -271,6 +275,18 @@ def test_cells_find_the_same_pairs_and_resume_where_they_were_killed(tmp_path: P
     for path in (tmp_path / "routed").rglob("*"):
         if path.is_file() and path.name != "manifest.json":
             assert (tmp_path / "resumed" / path.relative_to(tmp_path / "routed")).read_bytes() == path.read_bytes()
+
+
+def test_documents_are_the_same_in_another_process(tmp_path: Path) -> None:
+    write_inputs(tmp_path, *make_documents(0), make_vectors(0))
+    settings = PairConfig(shingle_tokens=4)
+    here = Documents.load(PreparedCorpus(tmp_path / "corpus"), Vectors(tmp_path / "vectors"), settings)
+    there = pickle.loads(pickle.dumps(here))
+    assert len(here) < DOCUMENTS - 3 and np.array_equal(there.rows, here.rows) and np.array_equal(there.groups, here.groups)
+    assert np.array_equal(there.vectors[np.arange(len(here))], here.vectors[np.arange(len(here))])
+    first, second = np.triu_indices(len(here), 1)
+    shares = [documents.shingles.containment(first, second) for documents in (here, there)]
+    assert np.array_equal(*shares) and np.max(shares) > 0.5
 
 
 def test_cells_are_kept_where_workers_were_lost(tmp_path: Path) -> None:
