@@ -222,8 +222,8 @@ def test_strides_and_no_rows(backend: str) -> None:
 @pytest.mark.parametrize("backend", ["numba", "triton"])
 def test_rows_that_are_not_numbers_end_all_the_same(backend: str) -> None:
     logits = torch.full((2, 70), float("nan"))
-    for options in ({}, {"top_p": 0.5, "top_k": 9}):
-        tokens, _ = sample_tokens(logits, uniforms_of(2), temperature=1.0, backend=backend, **options)
+    for options in ({"temperature": 0.0}, {}, {"top_p": 0.5, "top_k": 9}):
+        tokens, _ = sample_tokens(logits, uniforms_of(2), **{"temperature": 1.0, **options}, backend=backend)
         assert ((tokens >= 0) & (tokens < 70)).all()
 
 
