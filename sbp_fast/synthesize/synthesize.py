@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from sbp_fast.model.flops import forward_flops
 from sbp_fast.model.saved import read_description
 from sbp_fast.progress import Console, Task, short
 from sbp_fast.stage import Manifest, Work, run_stage
-from sbp_fast.synthesize.backends import Drawer, Drawers, check_backend, open_backend, open_engine
+from sbp_fast.synthesize.backends import Drawer, Drawers, check_backend, open_backend
 from sbp_fast.synthesize.engine import Draft, Seed
 from sbp_fast.synthesize.parts import PARTS, Parts
 from sbp_fast.synthesize.seeds import SeedPlan
@@ -33,9 +34,9 @@ from sbp_fast.workers.local import LOCAL
 from sbp_fast.workers.workers import Advance, Place, Workers
 
 CLOCK_SECONDS = 5.0
+MOST_SHARDS = 32  # that an actor is given at once: as one chunk ends, its batch runs empty
 VERSIONS = "drawn-by.json"
 """Versions of the packages that drew, where those are not this one: a list, one for each that was used between kills."""
-MOST_SHARDS = 32  # that an actor is given at once: as one chunk ends, its batch runs empty
 
 
 def synthesize(
@@ -111,10 +112,7 @@ def _synthesize(
         raise UserError(model, f"has {known}", "give the synthesizer that was trained on this corpus")
     plan = SeedPlan.make(config, prepared.unique, shape.context)
     if not processes.tell((work.directory / INDEX).is_file()):  # with it, a killed attempt had only its parts left to remove
-        if not workers.local and config.synthesize.backend != "engine":
-            found = "does not go with --engine ray"
-            raise UserError(f"synthesize.backend = {config.synthesize.backend}", found, "start it by --gpus or torchrun")
-        if processes.leads:
+        if processes.leads and workers.local:
             check_backend(config, processes.device)
         parts = Parts(work.directory, plan, prepared, shape.context)
         missing = processes.tell(parts.missing())
@@ -176,11 +174,13 @@ def _draw_elsewhere(config: RunConfig, parts: Parts, missing: list[int], model: 
     make = partial(_Desk.open, config, model, parts.prepared.directory, work.directory)
     with workers.hold(make, config) as desks:
         work.device = desks.place.device
+        check_backend(config, torch.device(work.device))
         work.console.say(f"{desks.count} process(es), each with {desks.place.device}, {desks.place.threads} threads")
         chunks = cut_chunks(missing, desks.count)
         total = sum(len(parts.plan.shards[shard]) for shard in missing) * parts.plan.samples
         with work.console.task("documents drawn", total, "documents", done=parts.drawn(missing)) as task:
-            for _ in desks.run(_draw_chunk, chunks, task.advance):
+            for versions in desks.run(_draw_chunk, chunks, task.advance):
+                _keep_versions(work.directory / VERSIONS, versions)
                 work.keep_clock()
 
 
@@ -208,16 +208,19 @@ class _Desk:
         prepared, processes = PreparedCorpus(corpus), Processes(0, 1, torch.device(place.device))
         context = read_description(model)[0].context
         parts = Parts(directory, SeedPlan.make(config, prepared.unique, context), prepared, context)
-        drawers = open_engine(config, model, prepared, processes.device, processes.world)
+        scratch = directory / PARTS / f"backend-{uuid.uuid4().hex[:8]}"  # of this actor alone
+        drawers = open_backend(config, model, prepared, scratch, processes)
         return _Desk(parts, drawers, processes)
 
 
-def _draw_chunk(desk: _Desk, shards: list[int], advance: Advance) -> None:
+def _draw_chunk(desk: _Desk, shards: list[int], advance: Advance) -> dict[str, str]:
+    """Returns the versions of what draws."""
     plan, parts = desk.parts.plan, desk.parts
     missing = parts.missing(shards)  # an actor that was lost may have finished some
     left = sum(len(plan.shards[shard]) for shard in missing) * plan.samples - parts.drawn(missing)
     _draw(plan, parts, missing, desk.drawers, None, desk.processes)
     advance(left)
+    return desk.drawers.versions
 
 
 class _Shared:
