@@ -41,7 +41,7 @@ def test_random_kills_lose_and_repeat_nothing(kills: int, processes: int, tmp_pa
     partial = tmp_path / "broken.partial"
     for _ in range(10 * kills):
         run, begun = start("broken"), drawn(partial)
-        patience = dice.randint(1, 10_000) if killed < kills else 10**12
+        patience = dice.randint(1, 5_000) if killed < kills else 10**12
         while run.poll() is None and drawn(partial) < begun + patience:
             time.sleep(0.002)
         if run.poll() is not None:
