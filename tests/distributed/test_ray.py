@@ -30,6 +30,7 @@ from ray_tasks import (
     write_slowly,
     write_slowly_held,
 )
+from rounding import NEEDS_SAME_BITS
 from tiny_synthesis import make_inputs, settings
 from tiny_training import QUIET, SETTINGS, WORDS, configure
 
@@ -229,6 +230,7 @@ def test_embed_and_pair(cluster: str, inputs: dict[str, Path], tmp_path: Path) -
         assert facts[0] == facts[1]
 
 
+@NEEDS_SAME_BITS
 def test_synthesize_and_filter(cluster: str, inputs: dict[str, Path], tmp_path: Path) -> None:
     config = settings(inputs["directory"], "filter={minimum_tokens=2, keep_unfinished=true, maximum_unsound_characters=1.0}")
     killing = Killing(tmp_path)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rounding import NEEDS_SAME_BITS
 from tiny_synthesis import command, documents, make_inputs, make_python, settings
 from tiny_training import QUIET
 
@@ -13,6 +14,7 @@ from sbp_fast.stage import Manifest
 from sbp_fast.synthesize.synthesize import synthesize
 
 
+@NEEDS_SAME_BITS
 @pytest.mark.parametrize("backend", ["engine", "vllm"])
 def test_two_processes_draw_what_one_draws(tmp_path: Path, backend: str) -> None:
     inputs = make_inputs(tmp_path)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from rounding import NEEDS_SAME_BITS
 from test_faults import children
 from tiny_synthesis import command, make_inputs
 
@@ -27,6 +28,7 @@ def drawn(partial: Path) -> int:
     return size
 
 
+@NEEDS_SAME_BITS
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_random_kills_lose_and_repeat_nothing(kills: int, processes: int, tmp_path: Path) -> None:

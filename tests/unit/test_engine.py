@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounding import NEEDS_SAME_BITS
 from scipy.stats import chisquare
 from tiny_generation import (
     BEGIN,
@@ -166,6 +167,7 @@ def round_keys_and_values(model: Transformer, dtype: torch.dtype) -> None:
         )
 
 
+@NEEDS_SAME_BITS
 @pytest.mark.parametrize(
     "room",
     [
@@ -183,6 +185,7 @@ def test_a_document_is_the_same_bits_whatever_it_is_drawn_with(model: Transforme
     assert described(drawn(model, seeds[5:6], room=room)) == {key: expected[key] for key in ((5, 0), (5, 1), (5, 2))}
 
 
+@NEEDS_SAME_BITS
 def test_samples_already_drawn_are_left_out_and_change_nothing(model: Transformer) -> None:
     seeds = some_seeds(12, samples=4)
     expected = described(drawn(model, seeds))
@@ -191,6 +194,7 @@ def test_samples_already_drawn_are_left_out_and_change_nothing(model: Transforme
     assert found == {key: expected[key] for key in found} and len(found) < len(expected)
 
 
+@NEEDS_SAME_BITS
 @pytest.mark.parametrize("samples", [1, 2, 8])
 def test_the_last_documents_are_brought_together(model: Transformer, samples: int) -> None:
     seeds, room = some_seeds(288 // samples, samples), replace(ROOM, rows=96, pages=1000)
@@ -202,6 +206,7 @@ def test_the_last_documents_are_brought_together(model: Transformer, samples: in
     assert len(set(sizes)) > 3 and sizes == sorted(sizes, reverse=True)
 
 
+@NEEDS_SAME_BITS
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 40), st.integers(1, 8)), min_size=1, max_size=30),

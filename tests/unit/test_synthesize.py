@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rounding import NEEDS_SAME_BITS
 from tiny_synthesis import documents, make_inputs, settings
 from tiny_training import QUIET, configure, make_stage
 
@@ -44,6 +45,7 @@ def unbroken(inputs: dict[str, Path]) -> Path:
     return inputs["directory"] / "unbroken"
 
 
+@NEEDS_SAME_BITS
 def test_documents_are_what_the_engine_draws_for_each_seed_alone(inputs: dict[str, Path], unbroken: Path) -> None:
     config = settings(inputs["directory"])
     prepared, model, written = PreparedCorpus(inputs["corpus"]), load_model(inputs["model"]), Corpus(unbroken)
@@ -124,6 +126,7 @@ def test_counts_and_operations(inputs: dict[str, Path], unbroken: Path) -> None:
     assert set(manifest.inputs) == {"corpus", "model"}
 
 
+@NEEDS_SAME_BITS
 @pytest.mark.parametrize("moment", ["drawing", "last document", "shard", "entry", "index", "removing"])
 def test_killed_and_rerun_gives_the_same_corpus(
     inputs: dict[str, Path], unbroken: Path, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -167,6 +170,7 @@ def test_killed_and_rerun_gives_the_same_corpus(
     assert (manifest.counts, manifest.flops) == (expected.counts, expected.flops)
 
 
+@NEEDS_SAME_BITS
 @pytest.mark.parametrize(
     ("threads", "sizes"), [(2, "shard_seeds=1000, batch_documents=2"), (1, "shard_seeds=7, batch_documents=500")]
 )
