@@ -157,7 +157,7 @@ class Engine:
             if not self.ready and not self._read_seeds(source, len(free)):
                 break
             group = self.ready[0]
-            while free and group.waiting and self.pool.free > self._live():
+            while free and group.waiting and self.pool.free > self._live():  # so that what begins has its page this step
                 self._begin(group, free.pop(0))
             if group.waiting:
                 break
@@ -286,8 +286,6 @@ class Engine:
         self.rows[row] = None
         self.tables["group_rows"][group.slot, held.place] = -1
         self._changed.add("group_rows")
-        if row in self._begun:
-            self._begun.remove(row)
         self._over.append(row)
 
     def _send(self) -> None:
