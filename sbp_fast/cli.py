@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from sbp_fast import __version__
-from sbp_fast.config import RunConfig, load_config
+from sbp_fast.config import RunConfig
+from sbp_fast.config_files import load_config
 from sbp_fast.errors import UserError
 from sbp_fast.progress import Console
 from sbp_fast.workers.opening import open_workers

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sbp_fast import __version__
-from sbp_fast.config import diff_config
+from sbp_fast.config_files import diff_config
 from sbp_fast.errors import UserError
 from sbp_fast.files import TEMPORARY_SUFFIX, hash_file, hash_value, read_json, sync_directory, write_json
 from sbp_fast.progress import Console

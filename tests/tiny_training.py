@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sbp_fast.config import RunConfig, load_config
+from sbp_fast.config import RunConfig
+from sbp_fast.config_files import load_config
 from sbp_fast.corpus.prepare import prepare
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.corpus.shards import Corpus, CorpusWriter

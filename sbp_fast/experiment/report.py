@@ -10,7 +10,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sbp_fast.config import RunConfig, dump_config
+from sbp_fast.config import RunConfig
+from sbp_fast.config_files import dump_config
 from sbp_fast.experiment import plots, wording
 from sbp_fast.experiment.results import STAGES, write_results
 from sbp_fast.experiment.triples import collect_triples

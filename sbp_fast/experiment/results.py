@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sbp_fast import __version__
-from sbp_fast.config import load_config
+from sbp_fast.config_files import load_config
 from sbp_fast.errors import UserError
 from sbp_fast.files import read_json, write_json
 from sbp_fast.stage import MANIFEST, Manifest

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sbp_fast.config import RunConfig, diff_config, dump_config, load_config, resolve_device
+from sbp_fast.config import RunConfig, resolve_device
+from sbp_fast.config_files import diff_config, dump_config, load_config
 from sbp_fast.corpus.prepare import prepare
 from sbp_fast.errors import UserError
 from sbp_fast.evaluate.evaluate import evaluate

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_training import QUIET, SETTINGS, configure, make_corpus
 
-from sbp_fast.config import dump_config
+from sbp_fast.config_files import dump_config
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.experiment.run import work_together
 from sbp_fast.model.saved import load_model

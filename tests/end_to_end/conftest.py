@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sbp_fast.config import RunConfig, load_config
+from sbp_fast.config import RunConfig
+from sbp_fast.config_files import load_config
 from sbp_fast.experiment.run import run
 from sbp_fast.progress import Console
 

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sbp_fast.config import CorpusConfig, EvaluateConfig, ModelConfig, RunConfig, dump_config
+from sbp_fast.config import CorpusConfig, EvaluateConfig, ModelConfig, RunConfig
+from sbp_fast.config_files import dump_config
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.corpus.shards import Corpus, CorpusWriter
 from sbp_fast.corpus.tokenizer import Tokenizer, train_tokenizer

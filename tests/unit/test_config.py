@@ -6,7 +6,8 @@ from typing import get_args
 import pytest
 from sbp_kernels.attention.api import BACKENDS
 
-from sbp_fast.config import AttentionBackend, RunConfig, diff_config, dump_config, find_config, load_config
+from sbp_fast.config import AttentionBackend, RunConfig
+from sbp_fast.config_files import diff_config, dump_config, find_config, load_config
 from sbp_fast.errors import UserError
 
 SHIPPED = sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("*.toml"))

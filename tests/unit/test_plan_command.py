@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from sbp_fast.cli import app
-from sbp_fast.config import RunConfig, load_config
+from sbp_fast.config import RunConfig
+from sbp_fast.config_files import load_config
 from sbp_fast.errors import UserError
 from sbp_fast.experiment import plan
 from sbp_fast.experiment.costs import QWEN, Corpus, Stage, key_value_bytes, stages
@@ -44,7 +45,7 @@ def test_every_shipped_configuration_fits_where_it_is_meant_to_run(name: str) ->
 
 
 def test_neither_torch_nor_a_device_is_needed() -> None:
-    code = "from sbp_fast.experiment.plan import *; from sbp_fast.config import *; import sys\n"
+    code = "from sbp_fast.experiment.plan import *; from sbp_fast.config_files import *; import sys\n"
     code += "plan_tables(load_config(['3b-1t']), 64, 'h100'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

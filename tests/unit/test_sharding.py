@@ -15,7 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sbp_fast.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig, load_config
+from sbp_fast.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig
+from sbp_fast.config_files import load_config
 from sbp_fast.errors import UserError
 from sbp_fast.model.flops import parameters
 from sbp_fast.model.transformer import Transformer
