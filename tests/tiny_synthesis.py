@@ -3,14 +3,19 @@
 import sys
 from pathlib import Path
 
+import pytest
 import torch
-from tiny_training import SETTINGS, configure, make_corpus, make_stage
+from tiny_training import QUIET, SETTINGS, configure, make_corpus, make_stage
 
 from sbp_fast.config import RunConfig
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.corpus.shards import Corpus
 from sbp_fast.model.saved import save_model
 from sbp_fast.model.transformer import Transformer
+from sbp_fast.stage import Manifest
+from sbp_fast.synthesize.engine import Draft
+from sbp_fast.synthesize.journal import Journal
+from sbp_fast.synthesize.synthesize import synthesize
 
 OVERRIDES = ("synthesize={samples_per_seed=3, shard_seeds=5, batch_documents=16, top_p=0.95, repeated_tokens=4}",)
 TOKENS = "pretrain.tokens=3584"
@@ -29,6 +34,33 @@ def make_inputs(directory: Path) -> dict[str, Path]:
 
 def settings(directory: Path, *overrides: str) -> RunConfig:
     return configure(directory, *OVERRIDES, TOKENS, *overrides)
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing in the program catches it."""
+
+
+def run(inputs: dict[str, Path], out: Path, *overrides: str) -> Manifest:
+    """The stage, alone and in this process."""
+    config = settings(inputs["directory"], *overrides)
+    manifest = synthesize(config, out, corpus=inputs["corpus"], model=inputs["model"], console=QUIET)
+    assert manifest is not None
+    return manifest
+
+
+def note_drawn(monkeypatch: pytest.MonkeyPatch, kill_at: int = 0) -> list[tuple[int, int]]:
+    """Seed and sample of each document as it is kept from now on; `Killed` is raised after so many of them."""
+    drawn: list[tuple[int, int]] = []
+    add = Journal.add
+
+    def note(journal: Journal, draft: Draft) -> None:
+        add(journal, draft)
+        drawn.append((draft.seed, draft.sample))
+        if len(drawn) == kill_at:
+            raise Killed
+
+    monkeypatch.setattr(Journal, "add", note)
+    return drawn
 
 
 def command(inputs: dict[str, Path], out: Path, *overrides: str) -> list[str]:

@@ -67,6 +67,10 @@ class Parts:
             if self._is_whole(shard):
                 self._finish(shard)
 
+    def documents(self, shards: Iterable[int]) -> int:
+        """How many documents these shards will have."""
+        return sum(len(self.plan.shards[shard]) for shard in shards) * self.plan.samples
+
     def drawn(self, shards: Iterable[int]) -> int:
         """Documents of unfinished shards that earlier attempts have drawn."""
         found = 0
@@ -87,7 +91,7 @@ class Parts:
         write_index(self.directory, entries, vocabulary_size=self.prepared.tokenizer.vocabulary_size)
 
     def _is_whole(self, shard: int) -> bool:
-        return len(self._journals[shard].drafts) == len(self.plan.shards[shard]) * self.plan.samples
+        return len(self._journals[shard].drafts) == self.documents([shard])
 
     def _finish(self, shard: int) -> None:
         """Write the shard, in the order of its seeds and samples, and forget its journal."""

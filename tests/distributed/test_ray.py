@@ -41,8 +41,9 @@ from sbp_fast.errors import Unreachable, UserError
 from sbp_fast.pairs.embed import embed
 from sbp_fast.pairs.pair import pair
 from sbp_fast.stage import Manifest
+from sbp_fast.synthesize.drawing import cut_chunks
 from sbp_fast.synthesize.filter import filter_documents
-from sbp_fast.synthesize.synthesize import cut_chunks, synthesize
+from sbp_fast.synthesize.synthesize import synthesize
 from sbp_fast.workers.local import LOCAL
 from sbp_fast.workers.workers import Holders, Place, Workers
 

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 from rounding import NEEDS_SAME_BITS
-from tiny_synthesis import command, documents, make_inputs, make_python, settings
-from tiny_training import QUIET
+from tiny_synthesis import command, documents, make_inputs, make_python, run
 
 from sbp_fast.stage import Manifest
-from sbp_fast.synthesize.synthesize import synthesize
 
 
 @NEEDS_SAME_BITS
@@ -19,7 +17,7 @@ from sbp_fast.synthesize.synthesize import synthesize
 def test_two_processes_draw_what_one_draws(tmp_path: Path, backend: str) -> None:
     inputs = make_inputs(tmp_path)
     how = (f"synthesize.backend={backend}", f"synthesize.vllm_python={make_python(tmp_path / 'python')}", "device=cpu")
-    synthesize(settings(tmp_path, *how), tmp_path / "one", corpus=inputs["corpus"], model=inputs["model"], console=QUIET)
+    run(inputs, tmp_path / "one", *how)
     launcher = [sys.executable, "-m", "sbp_fast", *command(inputs, tmp_path / "two", *how), "--gpus", "2"]
     done = subprocess.run(launcher, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

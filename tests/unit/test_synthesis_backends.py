@@ -8,40 +8,25 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_synthesis import documents, make_inputs, settings
-from tiny_training import QUIET
+from tiny_synthesis import Killed, documents, make_inputs, note_drawn, run, settings
 from transformers import AutoModelForCausalLM
 
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.corpus.shards import Corpus
 from sbp_fast.errors import UserError
 from sbp_fast.model.huggingface import export_model
-from sbp_fast.stage import Manifest
-from sbp_fast.synthesize import parts
 from sbp_fast.synthesize.backends import sampling_rule
 from sbp_fast.synthesize.decoder import SamplingRule
 from sbp_fast.synthesize.engine import Seed
 from sbp_fast.synthesize.stops import cut, first_repetition, make_draft
-from sbp_fast.synthesize.synthesize import synthesize
 from sbp_fast.synthesize.transformers_backend import TransformersDrawer
 
 TRANSFORMERS = "synthesize.backend=transformers"
 
 
-class Killed(BaseException):
-    """Stands for a SIGKILL: nothing in the program catches it."""
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return make_inputs(tmp_path_factory.mktemp("backends"))
-
-
-def run(inputs: dict[str, Path], out: Path, *overrides: str) -> Manifest:
-    config = settings(inputs["directory"], *overrides)
-    manifest = synthesize(config, out, corpus=inputs["corpus"], model=inputs["model"], console=QUIET)
-    assert manifest is not None
-    return manifest
 
 
 @pytest.fixture(scope="module")
@@ -151,16 +136,7 @@ def test_first_tokens_come_from_the_nucleus_of_the_most_probable(inputs: dict[st
 def test_killed_and_rerun_draws_every_document_once(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[tuple[int, int]] = []
-    add = parts.Journal.add
-
-    def count(journal: Any, draft: Any) -> None:
-        add(journal, draft)
-        drawn.append((draft.seed, draft.sample))
-        if len(drawn) == 20:
-            raise Killed
-
-    monkeypatch.setattr(parts.Journal, "add", count)
+    drawn = note_drawn(monkeypatch, kill_at=20)
     how = (TRANSFORMERS, "synthesize.batch_documents=8")
     with pytest.raises(Killed):
         run(inputs, tmp_path / "out", *how)

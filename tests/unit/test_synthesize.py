@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 from rounding import NEEDS_SAME_BITS
-from tiny_synthesis import documents, make_inputs, settings
-from tiny_training import QUIET, configure, make_stage
+from tiny_synthesis import Killed, documents, make_inputs, note_drawn, run, settings
+from tiny_training import configure, make_stage
 
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.corpus.shards import Corpus
@@ -15,7 +15,7 @@ from sbp_fast.model.flops import forward_flops
 from sbp_fast.model.saved import load_model, save_model
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.stage import Manifest
-from sbp_fast.synthesize import parts, synthesize
+from sbp_fast.synthesize import drawing, parts
 from sbp_fast.synthesize.backends import PAGE_TOKENS, sampling_rule
 from sbp_fast.synthesize.decoder import Room
 from sbp_fast.synthesize.engine import Engine, Seed
@@ -23,20 +23,9 @@ from sbp_fast.synthesize.seeds import SEED_SAMPLERS, SeedPlan, times_before
 from sbp_fast.workers.workers import Place
 
 
-class Killed(BaseException):
-    """Stands for a SIGKILL: nothing in the program catches it."""
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return make_inputs(tmp_path_factory.mktemp("synthesize"))
-
-
-def run(inputs: dict[str, Path], out: Path, *overrides: str) -> Manifest:
-    config = settings(inputs["directory"], *overrides)
-    manifest = synthesize.synthesize(config, out, corpus=inputs["corpus"], model=inputs["model"], console=QUIET)
-    assert manifest is not None
-    return manifest
 
 
 @pytest.fixture(scope="module")
@@ -131,14 +120,7 @@ def test_counts_and_operations(inputs: dict[str, Path], unbroken: Path) -> None:
 def test_killed_and_rerun_gives_the_same_corpus(
     inputs: dict[str, Path], unbroken: Path, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[tuple[int, int]] = []
-    add = parts.Journal.add
-
-    def count(journal: Any, draft: Any) -> None:
-        drawn.append((draft.seed, draft.sample))
-        add(journal, draft)
-        if moment == "drawing" and len(drawn) == 20 and patched:
-            raise Killed
+    drawn = note_drawn(monkeypatch, kill_at=20 if moment == "drawing" else 0)
 
     def kill(*arguments: Any, **options: Any) -> None:
         raise Killed
@@ -147,9 +129,7 @@ def test_killed_and_rerun_gives_the_same_corpus(
         next(directory.iterdir()).unlink()
         raise Killed
 
-    monkeypatch.setattr(parts.Journal, "add", count)
     with monkeypatch.context() as patch:
-        patched = True
         if moment == "last document":
             patch.setattr(parts.Parts, "_finish", kill)
         elif moment == "shard":
@@ -162,7 +142,6 @@ def test_killed_and_rerun_gives_the_same_corpus(
             patch.setattr(shutil, "rmtree", remove_some)
         with pytest.raises(Killed):
             run(inputs, tmp_path / "out")
-    patched = False
     manifest = run(inputs, tmp_path / "out")
     assert len(drawn) == len(set(drawn)) == manifest.counts["documents"]  # none is drawn twice
     expected = Manifest.load(unbroken)
@@ -210,8 +189,8 @@ def test_memory_for_less_than_one_document_is_refused_before_anything_is_drawn(i
 
 
 def test_a_chunk_done_again_draws_only_what_is_not_finished(inputs: dict[str, Path], tmp_path: Path) -> None:
-    desk = synthesize._Desk.open(settings(inputs["directory"]), inputs["model"], inputs["corpus"], tmp_path, Place("cpu", 1))
+    tool = drawing._Tool.open(settings(inputs["directory"]), inputs["model"], inputs["corpus"], tmp_path, Place("cpu", 1))
     drawn: list[float] = []
     for chunk in ([0], [0, 1], [0, 1]):
-        synthesize._draw_chunk(desk, chunk, drawn.append)
-    assert drawn == [15, 15, 0] and 0 not in desk.parts.missing() and 1 not in desk.parts.missing()
+        drawing._draw_chunk(tool, chunk, drawn.append)
+    assert drawn == [15, 15, 0] and 0 not in tool.parts.missing() and 1 not in tool.parts.missing()

@@ -10,21 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_synthesis import documents, make_inputs, make_python, settings
-from tiny_training import QUIET
+from tiny_synthesis import Killed, documents, make_inputs, make_python, note_drawn
+from tiny_synthesis import run as run_stage
 
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.corpus.shards import Corpus
 from sbp_fast.errors import UserError
 from sbp_fast.stage import Manifest
-from sbp_fast.synthesize import parts, vllm_backend
+from sbp_fast.synthesize import vllm_backend
 from sbp_fast.synthesize.sampler import document_seed
 from sbp_fast.synthesize.stops import first_repetition
-from sbp_fast.synthesize.synthesize import synthesize
-
-
-class Killed(BaseException):
-    """Stands for a SIGKILL: nothing in the program catches it."""
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +36,8 @@ def python(inputs: dict[str, Path]) -> Path:
 def run(inputs: dict[str, Path], python: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Manifest]:
     monkeypatch.setattr(vllm_backend, "FILE_DOCUMENTS", 7)  # two seeds and the first sample of a third make a file
 
-    def run(out: Path, *overrides: str) -> Manifest:
-        backend = ("synthesize.backend=vllm", f"synthesize.vllm_python={python}")
-        config = settings(inputs["directory"], *backend, *overrides)
-        manifest = synthesize(config, out, corpus=inputs["corpus"], model=inputs["model"], console=QUIET)
-        assert manifest is not None
-        return manifest
-
-    return run
+    backend = ("synthesize.backend=vllm", f"synthesize.vllm_python={python}")
+    return lambda out, *overrides: run_stage(inputs, out, *backend, *overrides)
 
 
 def calls(log: Path) -> list[dict[str, Any]]:
@@ -96,16 +85,7 @@ def test_killed_and_rerun_asks_for_what_is_missing_alone(
     run: Callable[..., Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path / "unbroken")
-    drawn: list[tuple[int, int]] = []
-    add = parts.Journal.add
-
-    def count(journal: Any, draft: Any) -> None:
-        add(journal, draft)
-        drawn.append((draft.seed, draft.sample))
-        if len(drawn) == 20:
-            raise Killed
-
-    monkeypatch.setattr(parts.Journal, "add", count)
+    drawn = note_drawn(monkeypatch, kill_at=20)
     with pytest.raises(Killed):
         run(tmp_path / "out")
     monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "log"))
