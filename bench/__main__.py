@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import re
 import time
 from pathlib import Path
 from typing import Any
 
-from bench import machine
+from bench import machine, records
 from bench.registry import OPERATIONS
 from bench.runner import measure
 
-RESULTS = Path(__file__).parent / "results"
-
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser = records.parser("bench", __doc__)
     parser.add_argument("operations", nargs="*", metavar="OPERATION", help=f"of {', '.join(OPERATIONS)}; all by default")
-    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds in all; the important cases come first")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results; default: bench/results")
     asked = parser.parse_args()
     unknown = set(asked.operations) - OPERATIONS.keys()
     if unknown:
         parser.error(f"no operation {', '.join(sorted(unknown))}: choose from {', '.join(OPERATIONS)}")
     ends = time.monotonic() + asked.budget
-    folder = asked.out / re.sub(r"\W+", "-", machine.device_name()).strip("-").lower()
-    folder.mkdir(parents=True, exist_ok=True)
     names = asked.operations or list(OPERATIONS)
     for index, name in enumerate(names):
         share = (ends - time.monotonic()) / (len(names) - index)
-        run(name, folder / f"{name}.json", share)
+        run(name, records.path_of(asked.out, name), share)
     if machine.device().type == "cpu":
         print("Left out on this machine, which has no GPU: the kernels in Triton, and every peer that needs CUDA.")
 
@@ -40,15 +30,13 @@ def main() -> None:
 def run(name: str, path: Path, seconds: float) -> None:
     """Measure the operation's cases, the important ones first, for about `seconds`; what is written so far stays."""
     ends = time.monotonic() + seconds
-    record: dict[str, Any] = {"operation": name, "environment": machine.environment(), "cases": []}
+    record = records.record_of(name)
     cases = sorted(OPERATIONS[name](), key=lambda case: case.importance)
     for case in cases:
         if time.monotonic() > ends:
             break
         record["cases"].append(measure(case))
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(temporary, path)
+        records.save(path, record)
     show(name, record["cases"])
     if len(record["cases"]) < len(cases):
         print(f"{len(cases) - len(record['cases'])} of {len(cases)} cases of {name} left out: the time was over")

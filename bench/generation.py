@@ -8,11 +8,7 @@ models are the demo's and the miniature's, and every provider has all cores.
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
-import os
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -25,9 +21,10 @@ import numpy as np
 import torch
 from sbp_kernels import PackedLayout
 
-from bench import machine
-from bench.__main__ import RESULTS, show
-from sbp_fast.config import ModelConfig, load_config
+from bench import machine, records
+from bench.__main__ import show
+from sbp_fast.config import ModelConfig
+from sbp_fast.config_files import load_config
 from sbp_fast.experiment.costs import key_value_bytes
 from sbp_fast.model.flops import matrix_parameters
 from sbp_fast.model.huggingface import hugging_face_config, to_hugging_face
@@ -81,23 +78,15 @@ def cases() -> Iterator[Case]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.generation", description=__doc__)
-    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds in all")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results; default: bench/results")
-    asked = parser.parse_args()
+    asked = records.parser("bench.generation", __doc__).parse_args()
     ends = time.monotonic() + asked.budget
-    folder = asked.out / re.sub(r"\W+", "-", machine.device_name()).strip("-").lower()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "generation.json"
-    record: dict[str, Any] = {"operation": "generation", "environment": machine.environment(), "cases": []}
+    path, record = records.path_of(asked.out, "generation"), records.record_of("generation")
     for case in cases():
         if time.monotonic() > ends:
             print(f"{case.name}, {case.samples} samples a seed left out: the time was over")
             continue
         record["cases"].append(measure(case, ends))
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(temporary, path)
+        records.save(path, record)
     show("generation", record["cases"])
     print(path)
 

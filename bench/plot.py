@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -11,7 +10,8 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-RESULTS = Path(__file__).parent / "results"
+from bench.records import RESULTS
+
 PARITY = 1.0
 
 

@@ -7,17 +7,13 @@ Elsewhere it is the demo's model, which shows that the bench works and nothing o
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
-import os
 import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -30,10 +26,10 @@ from sbp_kernels.norm import rms_norm
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from bench import machine
-from bench.__main__ import RESULTS
+from bench import machine, records
 from bench.mixes import Forest, documents, shared_seeds
-from sbp_fast.config import RunConfig, load_config
+from sbp_fast.config import RunConfig
+from sbp_fast.config_files import load_config
 from sbp_fast.model import transformer
 from sbp_fast.model.flops import palm_flops, peak_flops, training_flops
 from sbp_fast.train.batches import NO_TARGET, Counts, PackedBatch
@@ -53,24 +49,16 @@ KINDS = {  # of device time, by the names of the kernels
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.training", description=__doc__)
-    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds in all")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results; default: bench/results")
-    asked = parser.parse_args()
+    asked = records.parser("bench.training", __doc__).parse_args()
     ends = time.monotonic() + asked.budget
-    folder = asked.out / re.sub(r"\W+", "-", machine.device_name()).strip("-").lower()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "training.json"
-    record: dict[str, Any] = {"operation": "training", "environment": machine.environment(), "cases": []}
+    path, record = records.path_of(asked.out, "training"), records.record_of("training")
     for name, run in runs():
         if time.monotonic() > ends:
             print(f"{name} left out: the time was over")
             continue
         record["cases"].append({"variant": name} | run())
         show(record["cases"][-1])
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(temporary, path)
+        records.save(path, record)
     print(path)
 
 
