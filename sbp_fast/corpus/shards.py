@@ -119,11 +119,9 @@ class Corpus:
     def shard(self, shard: int) -> tuple[pa.Table, np.ndarray]:
         """The table of one shard's documents, and their tokens, checked."""
         first, last = self.shard_starts[shard : shard + 2]
-        tokens = [self._reader.block(shard, number, True) for number in range(self._shards.blocks(shard))]
-        length = int(self.offsets[last] - self.offsets[first])
-        return pq.read_table(self._document_file(shard))[: last - first], np.concatenate([np.zeros(0, self.dtype), *tokens])[
-            :length
-        ]
+        blocks = [self._reader.block(shard, number, True) for number in range(self._shards.blocks(shard))]
+        tokens = np.concatenate([np.zeros(0, self.dtype), *blocks])
+        return pq.read_table(self._document_file(shard))[: last - first], tokens[: self.offsets[last] - self.offsets[first]]
 
     def shards(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
         """One shard after the other."""

@@ -116,11 +116,7 @@ def similarity_plot(histogram: Mapping[str, Any], band: Mapping[str, Any]) -> st
         axes.axvspan(band["low"], min(band["high"], histogram["edges"][-1]), color=COLORS["band"], alpha=0.16, linewidth=0)
         drawn = (("random", "muted", "Random pairs"), ("nearest", "sbp", "Nearest neighbours"), ("pairs", "oracle", "Pairs"))
         _histograms(axes, histogram, drawn)
-        axes.annotate("band", (band["low"], 0.94), (4, 0), xycoords=("data", "axes fraction"), textcoords="offset points")
-        axes.set_xlabel("cosine similarity")
-        axes.set_title("How similar related documents are")
-        axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # room for the legend
-        axes.legend(loc="upper left", labelcolor=COLORS["ink"])
+        _label_similarities(axes, "How similar related documents are", band["low"])
 
     return _svg("similarity", "Histogram of similarities with the band of accepted pairs", draw, (4.9, 3.0))
 
@@ -136,13 +132,17 @@ def drawn_similarity_plot(similarity: Mapping[str, Any]) -> str:
     def draw(axes: Axes) -> None:
         _histograms(axes, similarity["histogram"], drawn)
         axes.axvline(similarity["low"], color=COLORS["muted"], linewidth=1, linestyle=(0, (3, 3)))
-        axes.annotate("band", (similarity["low"], 0.94), (4, 0), xycoords=("data", "axes fraction"), textcoords="offset points")
-        axes.set_xlabel("cosine similarity")
-        axes.set_title("How near a document stays to its seed")
-        axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # room for the legend
-        axes.legend(loc="upper left", labelcolor=COLORS["ink"])
+        _label_similarities(axes, "How near a document stays to its seed", similarity["low"])
 
     return _svg("drawn-similarity", "Histogram of similarities of synthetic documents to seeds", draw, (4.9, 3.0))
+
+
+def _label_similarities(axes: Axes, title: str, low: float) -> None:
+    axes.annotate("band", (low, 0.94), (4, 0), xycoords=("data", "axes fraction"), textcoords="offset points")
+    axes.set_xlabel("cosine similarity")
+    axes.set_title(title)
+    axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(loc="upper left", labelcolor=COLORS["ink"])
 
 
 def log_probability_plot(found: Mapping[str, Any]) -> str:
