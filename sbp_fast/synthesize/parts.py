@@ -33,7 +33,6 @@ class Parts:
         self.directory, self.plan, self.prepared, self.context = directory, plan, prepared, context
         self._journals: dict[int, Journal] = {}
         self._lock = threading.Lock()
-        (directory / PARTS).mkdir(exist_ok=True)
 
     def missing(self, among: Iterable[int] | None = None) -> list[int]:
         """Numbers of the shards that are not finished, of all or of some."""
@@ -56,6 +55,7 @@ class Parts:
 
     def _open(self, shard: int) -> set[tuple[int, int]]:
         """What earlier attempts have drawn of a shard."""
+        (self.directory / PARTS).mkdir(exist_ok=True)  # not before: a stage that is refused leaves nothing
         self._journals[shard] = Journal(self._journal(shard))
         return set(self._journals[shard].drafts)
 

@@ -186,6 +186,7 @@ def test_a_model_of_another_vocabulary_is_refused(inputs: dict[str, Path], tmp_p
 def test_memory_for_less_than_one_document_is_refused_before_anything_is_drawn(inputs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"synthesize.cache_gib: .*do not hold one seed and one document, which take .* GiB"):
         run(inputs, tmp_path / "out", "synthesize.cache_gib=1e-5")
+    assert not list(tmp_path.iterdir())  # nothing is begun that mended settings would contradict
 
 
 def test_a_chunk_done_again_draws_only_what_is_not_finished(inputs: dict[str, Path], tmp_path: Path) -> None:
