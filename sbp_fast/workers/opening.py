@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from sbp_fast.errors import UserError
 from sbp_fast.workers.local import LOCAL
@@ -25,6 +27,7 @@ def open_workers(engine: str, address: str | None) -> Iterator[Workers]:
             raise UserError(f"--address {address}", "goes with --engine ray", "give that, or leave the address out")
         yield LOCAL
     elif engine == "ray":
+        _send_token()
         try:
             from sbp_fast.workers.cluster import connect
         except ModuleNotFoundError as error:
@@ -35,3 +38,10 @@ def open_workers(engine: str, address: str | None) -> Iterator[Workers]:
             yield workers
     else:
         raise UserError(f"--engine {engine}", "is no engine", "give local or ray")
+
+
+def _send_token() -> None:
+    """Have Ray send its token where there is one, as `ray start` asks for it then; read when Ray is first imported."""
+    there = (Path.home() / ".ray" / "auth_token").is_file() or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if there:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -254,7 +254,9 @@ def test_the_driver_killed_and_restarted(cluster: str, tmp_path: Path) -> None:
 
     def start(out: str, *engine: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "driver.py", str(PART_BYTES), "prepare", "empty.toml", *settings, "--out", out, *engine]
-        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+        # as from a shell: this process's Ray has put how it authenticates into its environment
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, env=environment)
 
     assert start("whole").wait() == 0
     process = start("broken", "--engine", "ray", "--address", cluster)
