@@ -114,6 +114,8 @@ class PairConfig(Section):
     """Drop pairs within one original document (see `corpus.group_separator`)."""
     partners_per_seed: Count = 8
     seeds_per_partner: Count = 8
+    memory_gib: Annotated[float, Field(gt=0)] = 2.0
+    """For candidates, in each process; the pairs do not depend on it. A cell takes what its vectors take three times."""
 
 
 class ModelConfig(Section):

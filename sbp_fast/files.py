@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import xxhash
 
 TEMPORARY_SUFFIX = ".tmp"
@@ -57,6 +58,18 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
     """Open `path` for binary writing; the file appears under its name only when whole and on disk."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         yield file
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as numpy does, atomically."""
+
+    class Written:
+        """No file to numpy, which would write past Python and then not say that the disk is full."""
+
+        write = staticmethod(lambda part: file.write(part))
+
+    with atomic_open(path) as file:
+        np.save(Written(), array, allow_pickle=False)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -20,7 +20,7 @@ from sbp_fast.corpus.minhash import BANDS, ROWS, SHINGLE_WORDS, band_keys, jacca
 from sbp_fast.corpus.selection import FACTS, Decisions, select
 from sbp_fast.corpus.shingles import ShingleTable
 from sbp_fast.corpus.spill import Part, Spill
-from sbp_fast.files import atomic_open
+from sbp_fast.files import atomic_open, save_array
 from sbp_fast.workers.workers import Workers
 
 TRAINED_ON = np.uint64(1 << 63)  # set in the rank of a document that is not held out
@@ -70,8 +70,7 @@ def find_near_copies(directory: Path, parts: Sequence[Part], similarity: float, 
     for _ in workers.run(_write_keys, tasks, processes):
         pass
     pairs = candidate_pairs([task.file("keys") for task in tasks])
-    with atomic_open(directory / WANTED) as file:
-        np.save(file, np.unique(pairs))
+    save_array(directory / WANTED, np.unique(pairs))
     for _ in workers.run(_write_shingles, tasks, processes):
         pass
     return _confirm(_Shingles(tasks), pairs, similarity)
@@ -103,8 +102,7 @@ def _write_keys(task: Task) -> None:
         return
     table, ranks = _rows(task, ["text"])
     keys, words = band_keys(*_text_buffers(table["text"]), SHINGLE_WORDS, BANDS, ROWS)
-    with atomic_open(path) as file:
-        np.save(file, np.concatenate([ranks[None], keys])[:, words > 0])
+    save_array(path, np.concatenate([ranks[None], keys])[:, words > 0])
 
 
 def _write_shingles(task: Task) -> None:

@@ -16,7 +16,7 @@ from sbp_fast.config import CorpusConfig
 from sbp_fast.corpus.documents import Document, File, read_file
 from sbp_fast.corpus.spill import KEY_BITS, Spill, hash_name
 from sbp_fast.errors import UserError
-from sbp_fast.files import atomic_open
+from sbp_fast.files import save_array
 
 MINIMUM_HELDOUT = 8
 SORTED_AT_ONCE = 1 << 24  # hashes
@@ -92,8 +92,7 @@ class Decisions:
     def save(self, directory: Path) -> None:
         """Keep them for the processes that write."""
         for field in fields(self):
-            with atomic_open(directory / f"{field.name}.npy") as file:
-                np.save(file, getattr(self, field.name))
+            save_array(directory / f"{field.name}.npy", getattr(self, field.name))
 
     def of(self, facts: Mapping[str, np.ndarray]) -> np.ndarray:
         """The hashed name of each document's original. uint64 [documents]"""

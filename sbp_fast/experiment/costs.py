@@ -24,6 +24,7 @@ DOCUMENT_TOKENS, EPOCHS, CHARACTERS_PER_TOKEN = 828, 20, 4
 TOKENIZER_RATE, JOIN_RATE, HNSW_SECONDS, SHINGLE_RATE = 0.35e6, 22e9, 1.24e-3, 40e6
 FILTER_RATE, LOOKUP_RATE = 2e6, 10e6  # tokens a second, of the rules that need a document's text, and of shingles looked up
 PROBES = 16  # buckets that find 99% of the pairs in the band in most corpora (docs/log.md)
+PAIRED_BYTES, FOUND_BYTES, CANDIDATE_BYTES = 70, 8, 41  # of a document in memory; of a neighbour in a cell, and of all, on disk
 SAMPLES, RUN_LENGTHS, JUDGED_BYTES = 4, 4, 100  # documents measured: synthetic, kept, held out, unique
 STORED_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
@@ -190,16 +191,17 @@ def _quality(config: RunConfig, corpus: Corpus) -> Stage:
 
 def _pair(config: RunConfig, corpus: Corpus) -> Stage:
     """As many pairs as the caps on partners let through, in three numbers of four bytes each; while it runs, what each cell
-    found, in an id and a similarity of twelve bytes."""
+    found, in a place and a similarity of eight bytes, and the candidates as they are gathered and as they were judged."""
     documents, settings = corpus.unique_documents, config.pair
     joined = min(documents, settings.cell_documents)
     overlap = settings.cell_overlap if joined < documents else 1
     joining = documents * overlap * join_seconds(settings.backend, joined, _dimension(config))
     seconds = joining + corpus.unique_tokens / SHINGLE_RATE
-    pairs, found = documents * settings.partners_per_seed, documents * overlap * settings.neighbours
-    memory = joined * 12 * _dimension(config) + documents * settings.neighbours * 48
-    kept = f"{short(pairs)} pairs at most; as it runs, neighbours, and {memory / 2**30:,.0f} GiB of memory"
-    return Stage("pair", corpus.unique_tokens, core_seconds=seconds, disk=pairs * 12 + found * 12, kept=kept)
+    pairs, found = documents * settings.partners_per_seed, documents * settings.neighbours
+    memory = documents * PAIRED_BYTES + max(joined * 12 * _dimension(config), settings.memory_gib * 2**30)
+    kept = f"{short(pairs)} pairs at most; as it runs, candidates, and {memory / 2**30:,.0f} GiB of memory"
+    disk = pairs * 12 + found * (overlap * FOUND_BYTES + CANDIDATE_BYTES)
+    return Stage("pair", corpus.unique_tokens, core_seconds=seconds, disk=disk, kept=kept)
 
 
 def join_seconds(backend: str, documents: float, dimension: int) -> float:

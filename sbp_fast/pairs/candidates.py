@@ -1,10 +1,9 @@
-"""Candidate pairs with what decides over them, and how many of those that count were found."""
+"""Candidate pairs with what decides over them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -12,13 +11,13 @@ from sbp_fast.config import PairConfig
 from sbp_fast.pairs.documents import Documents
 from sbp_fast.pairs.join.exact import exact_neighbours
 from sbp_fast.pairs.join.join import sampled
-from sbp_fast.pairs.select import Verdict, judge
+from sbp_fast.pairs.select import FAULTLESS, judge
 from sbp_fast.pairs.vectors import READ_BLOCK, Vectors, similarities
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pairs of documents, each once, with what decides over them; arrays of [candidates].
+    """Pairs of documents with what decides over them; arrays of [candidates].
 
     Attributes:
         scores: float32, cosine similarity.
@@ -45,44 +44,32 @@ class Candidates:
         containment[open_question] = np.maximum(*documents.shingles.containment(first[open_question], second[open_question]))
         return Candidates(first, second, scores, containment, same_group)
 
-    def places(self, first: np.ndarray, second: np.ndarray, documents: int) -> np.ndarray:
-        """Where pairs stand that are among these, which stand in order of (first, second). int64 [pairs]."""
-        keys = np.minimum(first, second) * documents + np.maximum(first, second)
-        return np.searchsorted(self.first * documents + self.second, keys)
+    def judge(self, low: float, config: PairConfig) -> np.ndarray:
+        """The first fault of each (see `select.judge`), int8."""
+        return judge(self.scores, self.same_group, self.containment, low, config)
 
-    def judge(self, low: float, config: PairConfig) -> Verdict:
-        return judge(
-            {
-                "below_band": self.scores < low,
-                "above_band": self.scores > config.similarity_high,
-                "same_group": self.same_group,
-                "near_copies": self.containment >= config.near_copy_containment,
-            }
-        )
-
-    def nearest_eligible(self, config: PairConfig, documents: int) -> np.ndarray:
-        """Similarity of each document's nearest that is neither of its group nor a near-copy, where there is one."""
+    def nearest_eligible(self, config: PairConfig) -> tuple[np.ndarray, np.ndarray]:
+        """The documents with one here that is neither of their group nor a near-copy, int64 ascending, and the similarity of
+        the nearest such, float32."""
         eligible = ~self.same_group & (self.containment < config.near_copy_containment)
-        nearest = np.full(documents, -np.inf, dtype=np.float32)
-        for end in (self.first, self.second):
-            np.maximum.at(nearest, end[eligible], self.scores[eligible])
-        return nearest[np.isfinite(nearest)]
+        ends, scores = np.append(self.first[eligible], self.second[eligible]), np.tile(self.scores[eligible], 2)
+        order = np.lexsort((-scores, ends))
+        documents, nearest = np.unique(ends[order], return_index=True)
+        return documents, scores[order][nearest]
 
 
-def measure_recall(documents: Documents, found: Candidates, low: float, config: PairConfig, seed: int) -> dict[str, Any]:
-    """Of the pairs that an exact search of sampled documents finds and that qualify, how many are among the candidates."""
+def sampled_pairs(documents: Documents, low: float, config: PairConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs that an exact search of sampled documents finds and that qualify: what should be found.
+
+    Returns:
+        The two documents of each, int64 [pairs]; a pair found from both of its documents comes twice.
+    """
     queries = sampled(len(documents), config, seed)
     others, scores = exact_neighbours(documents.vectors[queries], queries, _blocks(documents.vectors), config.neighbours)
     there = others >= 0
     exact = Candidates.weigh(documents, queries[np.nonzero(there)[0]], others[there], low, scores[there])
-    wanted = exact.judge(low, config).kept
-    first, second = exact.first[wanted], exact.second[wanted]
-    known = np.isin(
-        np.minimum(first, second) * len(documents) + np.maximum(first, second),
-        found.first * len(documents) + found.second,
-    )
-    share = float(known.mean()) if len(known) else 1.0
-    return {"queries": len(queries), "pairs": len(known), "found": int(known.sum()), "recall": share}
+    wanted = exact.judge(low, config) == FAULTLESS
+    return exact.first[wanted], exact.second[wanted]
 
 
 def _blocks(vectors: Vectors) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from sbp_fast.corpus.banding import candidate_pairs
 from sbp_fast.corpus.shingles import DocumentShingles, ShingleTable
-from sbp_fast.files import atomic_path
+from sbp_fast.files import atomic_path, save_array
 
 BANDS, BAND_SLOTS = 16, 4  # texts of Jaccard similarity 0.8 share a band with probability 1 - (1 - 0.8^4)^16 = 0.9998
 COPIES = "copies.parquet"
 KINDS = ("exact", "near", "same vector")
+NONE = -1
 
 
 class Copies:
@@ -26,17 +28,17 @@ class Copies:
 
     Attributes:
         representative: int64 [documents], the one that stands for each; most stand for themselves.
-        kind: str [documents], why a document was collapsed; empty where it was not.
+        kind: int8 [documents], why a document was collapsed, as its place among `KINDS`; `NONE` where it was not.
     """
 
     def __init__(self, documents: int) -> None:
         self.representative = np.arange(documents)
-        self.kind = np.full(documents, "", dtype="<U16")
+        self.kind = np.full(documents, NONE, np.int8)
 
     @property
     def representatives(self) -> np.ndarray:
         """The documents that stand for themselves, int64 ascending."""
-        return np.flatnonzero(self.kind == "")
+        return np.flatnonzero(self.kind == NONE)
 
     def collapse(self, kind: str, first: np.ndarray) -> None:
         """Collapse some of the present representatives.
@@ -45,39 +47,57 @@ class Copies:
             first: int64 [representatives], which of them each is to be replaced by; itself where it stays.
         """
         rows = self.representatives
-        self.kind[rows[first != np.arange(len(rows))]] = kind
+        self.kind[rows[first != np.arange(len(rows))]] = KINDS.index(kind)
         into = np.arange(len(self.representative))
         into[rows] = rows[first]
         self.representative = into[self.representative]
 
     def counts(self) -> dict[str, int]:
-        return {f"{kind.replace(' ', '_')}_copies": int((self.kind == kind).sum()) for kind in KINDS}
+        return {f"{kind.replace(' ', '_')}_copies": int((self.kind == number).sum()) for number, kind in enumerate(KINDS)}
 
     def write(self, directory: Path) -> None:
         """Write `copies.parquet`: a row for each document that was collapsed."""
-        rows = np.flatnonzero(self.kind != "")
-        columns = {"document": rows, "representative": self.representative[rows], "kind": self.kind[rows].tolist()}
+        rows = np.flatnonzero(self.kind != NONE)
+        kinds = pa.DictionaryArray.from_arrays(self.kind[rows], KINDS).cast(pa.string())
+        columns = {"document": rows, "representative": self.representative[rows], "kind": kinds}
         with atomic_path(directory / COPIES) as temporary:
             pq.write_table(pa.table(columns), temporary)
 
 
 def first_of_equals(rows: Iterable[np.ndarray]) -> np.ndarray:
     """For each of some arrays, the index of the first with the same content. int64 [arrays]."""
-    seen: dict[bytes, int] = {}
-    digests = (xxhash.xxh3_128_digest(np.ascontiguousarray(row).tobytes()) for row in rows)
-    return np.array([seen.setdefault(digest, row) for row, digest in enumerate(digests)], dtype=np.int64)
+    digests = bytearray()
+    for row in rows:
+        digests += xxhash.xxh3_128_digest(np.ascontiguousarray(row).tobytes())
+    high, low = np.frombuffer(digests, "<u8").reshape(-1, 2).T
+    order = np.lexsort((low, high))  # equals in the order in which they came
+    starts = np.append(True, (np.diff(high[order]) != 0) | (np.diff(low[order]) != 0))[: len(order)]
+    first = np.empty_like(order)
+    first[order] = order[starts][np.cumsum(starts) - 1]
+    return first
 
 
-def first_of_near_copies(shingles: DocumentShingles, share: float) -> np.ndarray:
+def first_of_near_copies(shingles: DocumentShingles, share: float, folder: Path) -> np.ndarray:
     """For each text the first representative that it is a near-copy of, or itself. int64 [texts].
 
     Two texts are near-copies if each holds at least `share` of the other's shingles. A text is a representative if it is a
     near-copy of none before it, so every other one is a near-copy of its representative itself, not of a chain.
 
-    Candidates are texts that agree in a band of their MinHash signatures (Broder, 1997; Indyk and Motwani, 1998) with the
-    first text that has it, which keeps them linear in the number of texts; all are confirmed by counting shingles.
+    Candidates are texts that agree in a band of their MinHash signatures (Broder, 1997; Indyk and Motwani, 1998), see
+    `candidate_pairs`; all are confirmed by counting shingles.
+
+    Args:
+        folder: where the keys of the bands are laid down.
     """
-    first, second = _band_candidates(np.concatenate([_bands(table) for table in shingles.tables()]))
+    files, done = [], 0
+    for number, table in enumerate(shingles.tables()):
+        numbers = np.arange(done, done + len(table), dtype=np.uint64)
+        files.append(folder / f"bands-{number:05d}.npy")
+        save_array(files[-1], np.concatenate([numbers[None], _bands(table).T]))
+        done += len(table)
+    first, second = candidate_pairs(files).astype(np.int64).T
+    for path in files:
+        path.unlink()
     held, holding = shingles.containment(first, second)
     near = np.minimum(held, holding) >= share
     representative = np.arange(len(shingles))
@@ -93,15 +113,3 @@ def _bands(table: ShingleTable) -> np.ndarray:
     slots = table.signatures(BANDS * BAND_SLOTS).reshape(len(table) * BANDS, BAND_SLOTS)
     weights = np.uint64(0x9E3779B97F4A7C15) ** np.arange(1, BAND_SLOTS + 1, dtype=np.uint64)
     return (slots * weights).sum(axis=1).reshape(len(table), BANDS)
-
-
-def _band_candidates(bands: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct pairs, first < second, of which the first is the earliest text with one of the second's bands."""
-    texts = len(bands)
-    keys = [np.zeros(0, dtype=np.int64)]
-    for band in bands.T:
-        _, earliest, group = np.unique(band, return_index=True, return_inverse=True)
-        keys.append(earliest[group] * texts + np.arange(texts))
-    pairs = np.unique(np.concatenate(keys))
-    first, second = pairs // max(texts, 1), pairs % max(texts, 1)
-    return first[first < second], second[first < second]

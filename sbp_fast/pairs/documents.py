@@ -12,6 +12,7 @@ import numpy as np
 from sbp_fast.config import PairConfig
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.corpus.shingles import DocumentShingles
+from sbp_fast.corpus.spill import hash_name
 from sbp_fast.errors import UserError
 from sbp_fast.pairs.copies import Copies, first_of_equals, first_of_near_copies
 from sbp_fast.pairs.vectors import READ_BLOCK, Vectors
@@ -26,7 +27,7 @@ class Documents:
     Attributes:
         rows: int64 [documents], their indices in the unique corpus, ascending.
         vectors: of each document; read as they are needed.
-        groups: int64 [documents], equal for parts of one original that must not be paired.
+        groups: uint64 [documents], equal for parts of one original that must not be paired.
         shingles: of each document.
         copies: the documents that take no part, by their indices in the unique corpus.
         prepared: what they are documents of.
@@ -40,8 +41,11 @@ class Documents:
     prepared: PreparedCorpus
 
     @staticmethod
-    def load(prepared: PreparedCorpus, vectors: Vectors, config: PairConfig) -> Documents:
+    def load(prepared: PreparedCorpus, vectors: Vectors, config: PairConfig, folder: Path) -> Documents:
         """Read what `prepare` and `embed` wrote, and collapse copies.
+
+        Args:
+            folder: for what does not stay in memory on the way.
 
         Raises:
             UserError: too few documents, or all of them parts of one original.
@@ -51,7 +55,7 @@ class Documents:
         copies.collapse("exact", first_of_equals(corpus[row] for row in range(len(corpus))))
         distinct = copies.representatives
         shingles = DocumentShingles(len(distinct), lambda row: corpus[int(distinct[row])][1:-1], config.shingle_tokens)
-        copies.collapse("near", first_of_near_copies(shingles, config.collapse_containment))
+        copies.collapse("near", first_of_near_copies(shingles, config.collapse_containment, folder))
         # equal vectors of different texts: the same head, and the encoder saw no more; no index can tell them apart
         copies.collapse("same vector", first_of_equals(_each(vectors.select(copies.representatives))))
         rows = copies.representatives
@@ -62,7 +66,7 @@ class Documents:
                 f"{len(rows)} unique documents are too few to pair",
                 f"give a corpus with at least {MINIMUM_DOCUMENTS}, or raise corpus.unique_share",
             )
-        groups = _groups(prepared, rows) if config.exclude_same_group else np.arange(len(rows))
+        groups = _groups(prepared, rows) if config.exclude_same_group else rows.astype(np.uint64)
         return Documents(rows, vectors.select(rows), groups, shingles, copies, prepared)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -85,12 +89,13 @@ def _each(vectors: Vectors) -> Iterator[np.ndarray]:
 
 
 def _groups(prepared: PreparedCorpus, rows: np.ndarray) -> np.ndarray:
-    names = [prepared.group(str(id)) for id in prepared.unique.ids[rows]]
-    groups = np.unique(names, return_inverse=True)[1]
-    if groups.max() == 0:
+    """The hashed name of each document's original. Two with one hash would merely not be paired."""
+    names = prepared.unique.ids
+    groups = np.fromiter((hash_name(prepared.group(str(names[row])), 0) for row in rows), np.uint64, len(rows))
+    if (groups == groups[0]).all():
         raise UserError(
             prepared.directory,
-            f'all documents are parts of one original, "{names[0]}", by their ids',
+            f'all documents are parts of one original, "{prepared.group(str(names[rows[0]]))}", by their ids',
             "set pair.exclude_same_group to false, or corpus.group_separator to what divides your ids",
         )
     return groups

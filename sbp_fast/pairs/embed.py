@@ -17,7 +17,7 @@ import torch
 from sbp_fast.config import EmbedConfig, RunConfig
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
-from sbp_fast.files import atomic_open
+from sbp_fast.files import save_array
 from sbp_fast.pairs.vectors import write_vectors
 from sbp_fast.progress import Console
 from sbp_fast.stage import Manifest, Work, run_stage
@@ -175,7 +175,7 @@ def _embed_shard(tool: tuple[Encoder, PreparedCorpus], shard: _Shard, advance: A
     texts = [prepared.text(prepared.unique, row) for row in shard.rows]
     lengths = encoder.count_tokens(texts)
     vectors = encoder.encode(texts, advance, lengths=lengths)
-    _save(shard.lengths, lengths)
+    save_array(shard.lengths, lengths)
     write_vectors(shard.vectors, vectors, shard.config.storage)  # last: the shard is finished
 
 
@@ -229,8 +229,3 @@ def _resolve(name: str) -> tuple[str, bool]:
 
 def _count(parameters: Any) -> int:
     return sum(parameter.numel() for parameter in parameters)
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with atomic_open(path) as file:
-        np.save(file, array)

@@ -2,51 +2,71 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
-from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.files import write_json
-from sbp_fast.pairs.candidates import Candidates
 from sbp_fast.pairs.documents import Documents
-from sbp_fast.pairs.select import Verdict
+from sbp_fast.pairs.pairing import Pairing
+from sbp_fast.pairs.select import FAULTLESS, FAULTS
 
 EXAMPLES = "examples.json"
 EDGES = np.linspace(0.0, 1.0, 21).round(2)
 PER_BIN, SHOWN = 3, 240  # examples of a bin, characters of a document
 
 
-def write_examples(
-    directory: Path, prepared: PreparedCorpus, documents: Documents, candidates: Candidates, verdict: Verdict
-) -> None:
+def write_examples(pairing: Pairing) -> None:
     """Write `examples.json`: for each bin of similarity that has candidates, how many there are and a few of them.
 
     A bin is {"low", "high", "candidates", "kept", "examples"}; an example is {"similarity", "fault" (None if the pair
     qualifies), "first", "second"}, each of the two an {"id", "text"} with the document's first characters. The same
     candidates give the same file.
     """
-    bins = np.clip(np.digitize(candidates.scores, EDGES) - 1, 0, len(EDGES) - 2)
+    counts = np.stack([_count(pairing, number) for number in range(len(pairing.ranges))])  # [ranges, candidates | kept, bins]
     found = []
-    for bin in np.unique(bins):
-        members = np.flatnonzero(bins == bin)
-        chosen = members[np.linspace(0, len(members) - 1, min(PER_BIN, len(members))).astype(int)]  # spread over the corpus
+    for bin in np.flatnonzero(counts[:, 0].sum(axis=0)):
+        ends = np.cumsum(counts[:, 0, bin])
+        total = int(ends[-1])
+        chosen = np.linspace(0, total - 1, min(PER_BIN, total)).astype(int)  # spread over the corpus
+        ranges = np.searchsorted(ends, chosen, "right")
+        rows = [
+            _member(pairing, number, int(bin), place - (ends[number] - counts[number, 0, bin]))
+            for number, place in zip(ranges.tolist(), chosen.tolist(), strict=True)
+        ]
         found.append(
             {
                 "low": float(EDGES[bin]),
                 "high": float(EDGES[bin + 1]),
-                "candidates": len(members),
-                "kept": int(verdict.kept[members].sum()),
-                "examples": [_example(prepared, documents, candidates, verdict, int(pair)) for pair in chosen],
+                "candidates": total,
+                "kept": int(counts[:, 1, bin].sum()),
+                "examples": [_example(pairing.documents, row) for row in rows],
             }
         )
-    write_json(directory / EXAMPLES, found)
+    write_json(pairing.directory / EXAMPLES, found)
 
 
-def _example(
-    prepared: PreparedCorpus, documents: Documents, candidates: Candidates, verdict: Verdict, pair: int
-) -> dict[str, object]:
-    rows = [int(documents.rows[end[pair]]) for end in (candidates.first, candidates.second)]
-    first, second = ({"id": str(prepared.unique.ids[row]), "text": prepared.text(prepared.unique, row)[:SHOWN]} for row in rows)
-    fault = next((name for name, found in verdict.dropped.items() if found[pair]), None)
-    return {"similarity": float(candidates.scores[pair]), "fault": fault, "first": first, "second": second}
+def _bins(scores: np.ndarray) -> np.ndarray:
+    return np.clip(np.digitize(scores, EDGES) - 1, 0, len(EDGES) - 2)
+
+
+def _count(pairing: Pairing, number: int) -> np.ndarray:
+    """How many candidates of a range fall into each bin, and how many of them are without a fault. int64 [2, bins]"""
+    rows = np.load(pairing.file("judged", number), mmap_mode="r")
+    bins = _bins(rows["score"])
+    kept = bins[rows["fault"] == FAULTLESS]
+    return np.stack([np.bincount(part, minlength=len(EDGES) - 1) for part in (bins, kept)])
+
+
+def _member(pairing: Pairing, number: int, bin: int, place: int) -> np.void:
+    """The candidate of a range that comes after `place` others of its bin."""
+    rows = np.load(pairing.file("judged", number), mmap_mode="r")
+    return rows[np.flatnonzero(_bins(rows["score"]) == bin)[place]]
+
+
+def _example(documents: Documents, row: np.void) -> dict[str, object]:
+    prepared = documents.prepared
+    unique = [int(documents.rows[row[end]]) for end in ("first", "second")]
+    first, second = (
+        {"id": str(prepared.unique.ids[one]), "text": prepared.text(prepared.unique, one)[:SHOWN]} for one in unique
+    )
+    fault = None if row["fault"] == FAULTLESS else FAULTS[row["fault"]]
+    return {"similarity": float(row["score"]), "fault": fault, "first": first, "second": second}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +14,20 @@ import numpy as np
 from sbp_fast.config import PairConfig, RunConfig
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.errors import Unreachable, UserError
-from sbp_fast.pairs.candidates import Candidates, measure_recall
+from sbp_fast.pairs.capped import cap_degrees, taken_pairs, write_turns
 from sbp_fast.pairs.documents import Documents
 from sbp_fast.pairs.examples import write_examples
-from sbp_fast.pairs.joined import CELLS, INDEX, join_cells
+from sbp_fast.pairs.gathered import gather
+from sbp_fast.pairs.joined import INDEX, join_cells
+from sbp_fast.pairs.judged import facts_path, judge_range, measured_recall, nearest_eligible, sum_facts, write_sampled
+from sbp_fast.pairs.pairing import WORK, Pairing
 from sbp_fast.pairs.pairset import write_pairs
-from sbp_fast.pairs.select import Verdict, cap_degrees, join_both_directions, low_cut_off, random_pairs
+from sbp_fast.pairs.select import FAULTS, low_cut_off, random_pairs
 from sbp_fast.pairs.vectors import Vectors, similarities
 from sbp_fast.progress import Console
 from sbp_fast.stage import Manifest, Work, run_stage
 from sbp_fast.workers.local import LOCAL
-from sbp_fast.workers.workers import Workers
+from sbp_fast.workers.workers import Advance, Holders, Workers
 
 SIMILARITY_EDGES = np.linspace(-0.2, 1.0, 61).round(2)
 CONTAINMENT_EDGES = np.linspace(0.0, 1.0, 21).round(2)
@@ -52,22 +58,25 @@ def pair(
     """
 
     def body(work: Work) -> None:
-        _check_match(corpus, vectors)
-        prepared = PreparedCorpus(corpus)
-        documents = Documents.load(prepared, Vectors(vectors), config.pair)
-        try:
-            _pair(config, prepared, documents, work, workers)
-        except Unreachable:
-            raise
-        except UserError:  # what was joined is of no use to the settings that mend it, and would stand in their way
-            for folder in (CELLS, INDEX):
-                shutil.rmtree(work.directory / folder, ignore_errors=True)
-            raise
+        if not work.counted():
+            _check_match(corpus, vectors)
+            (work.directory / WORK).mkdir(exist_ok=True)
+            try:
+                documents = Documents.load(PreparedCorpus(corpus), Vectors(vectors), config.pair, work.directory / WORK)
+                _pair(config, documents, work, workers)
+            except Unreachable:
+                raise
+            except UserError:  # what was joined is of no use to the settings that mend it, and would stand in their way
+                for folder in (WORK, INDEX):
+                    shutil.rmtree(work.directory / folder, ignore_errors=True)
+                raise
+            work.keep_counts()
+        shutil.rmtree(work.directory / WORK, ignore_errors=True)
 
     return run_stage(
         "pair",
         out,
-        config={"pair": config.pair.model_dump(mode="json"), "seed": config.seed},
+        config={"pair": config.pair.model_dump(mode="json", exclude={"memory_gib"}), "seed": config.seed},
         inputs={"corpus": corpus, "vectors": vectors},
         body=body,
         console=console,
@@ -75,62 +84,92 @@ def pair(
     )
 
 
-def _pair(config: RunConfig, prepared: PreparedCorpus, documents: Documents, work: Work, workers: Workers) -> None:
-    settings = config.pair
+def _pair(config: RunConfig, documents: Documents, work: Work, workers: Workers) -> None:
     copies = documents.copies.counts()
     work.console.say(f"{len(documents)} documents, after " + ", ".join(f"{n} {kind}" for kind, n in copies.items()))
     random = similarities(documents.vectors, *random_pairs(documents.groups, np.random.default_rng(config.seed)))
-    low, origin = _low(settings, random, work.console)
-
-    def wanted(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return Candidates.weigh(documents, first, second, low).judge(low, settings).kept
-
-    merged, join = join_cells(config, documents, wanted, work, workers)
-    first, second, similarity = join_both_directions(merged.ids, merged.similarities)
-    candidates = Candidates.weigh(documents, first, second, low, similarity)
-    verdict = candidates.judge(low, settings)
-    nearest = candidates.nearest_eligible(settings, len(documents))
-    if not verdict.kept.any():
-        raise _no_pairs(verdict, nearest, low, settings)
-    recall = measure_recall(documents, candidates, low, settings, config.seed)
-    _check_recall(recall, join, settings)
-
-    kept = np.flatnonzero(verdict.kept)
-    seeds, partners, scores, capped = cap_degrees(
-        candidates.first[kept],
-        candidates.second[kept],
-        candidates.scores[kept],
-        settings.partners_per_seed,
-        settings.seeds_per_partner,
-    )
-    write_pairs(work.directory, documents.rows[seeds], documents.rows[partners], scores)
+    low, origin = _low(config.pair, random, work.console)
+    with workers.hold(partial(Pairing, config, documents, low, work.directory, work.console), config) as holders:
+        pairing = Pairing(config, documents, low, work.directory, work.console, holders.place)
+        join = join_cells(pairing, holders, work)
+        facts = _judge(pairing, holders, work)
+        nearest = nearest_eligible(pairing)
+        if not facts["candidates"] - sum(facts[fault] for fault in FAULTS):
+            raise _no_pairs(facts, nearest, low, config.pair)
+        recall = measured_recall(pairing, facts["found"])
+        _check_recall(recall, join, config.pair)
+        _run(write_turns, pairing.files("sizes"), holders, work)
+    capped = cap_degrees(pairing)
+    taken = _write_pairs(pairing)
     documents.copies.write(work.directory)
-    write_examples(work.directory, prepared, documents, candidates, verdict)
-    copied = candidates.containment[candidates.places(seeds, partners, len(documents))]
+    write_examples(pairing)
     work.record(
         documents=len(documents) + sum(copies.values()),
         copies=copies,
-        pairs=len(seeds),
-        seeds=len(np.unique(seeds)),
-        band={"low": low, "high": settings.similarity_high, "low_origin": origin},
+        pairs=taken["pairs"],
+        seeds=taken["seeds"],
+        band={"low": low, "high": config.pair.similarity_high, "low_origin": origin},
         random_pair_rate=float(np.mean(random >= low)),
         join=join,
-        candidates=2 * len(candidates.first),
-        dropped={**{fault: 2 * int(found.sum()) for fault, found in verdict.dropped.items()}, **capped},
+        candidates=2 * facts["candidates"],
+        dropped={**{fault: 2 * facts[fault] for fault in FAULTS}, **capped},
         recall=recall,
         histogram={
             "edges": SIMILARITY_EDGES.tolist(),
-            "nearest": _histogram(nearest, SIMILARITY_EDGES),
-            "random": _histogram(random, SIMILARITY_EDGES),
-            "pairs": _histogram(scores, SIMILARITY_EDGES),
+            "nearest": _histogram(nearest, SIMILARITY_EDGES).tolist(),
+            "random": _histogram(random, SIMILARITY_EDGES).tolist(),
+            "pairs": taken["similarities"].tolist(),
         },
-        containment={"edges": CONTAINMENT_EDGES.tolist(), "pairs": _histogram(copied, CONTAINMENT_EDGES)},
+        containment={"edges": CONTAINMENT_EDGES.tolist(), "pairs": taken["containments"].tolist()},
     )
-    shutil.rmtree(work.directory / CELLS)
     work.console.say(
-        f"{len(seeds)} pairs, {len(np.unique(seeds))} of {len(documents)} documents have a partner, "
+        f"{taken['pairs']} pairs, {taken['seeds']} of {len(documents)} documents have a partner, "
         f"{recall['recall']:.4f} of the pairs in the band found"
     )
+
+
+def _judge(pairing: Pairing, holders: Holders[Pairing], work: Work) -> Counter[str]:
+    """Gather and judge the candidates of all ranges; returns the sums of what was counted of each."""
+    edges, judged = pairing.files("edges"), [facts_path(pairing, number) for number in range(len(pairing.ranges))]
+    edges[0].parent.mkdir(exist_ok=True)
+    if not all(path.is_file() for path in judged):
+        _run(gather, edges, holders, work)
+        write_sampled(pairing)
+        with work.console.task("candidates judged", len(pairing.documents), "documents") as task:
+            _run(judge_range, judged, holders, work, task.advance)
+    for path in edges:  # as large as what was judged
+        path.unlink(missing_ok=True)
+    return sum_facts(pairing)
+
+
+def _run(
+    function: Callable[[Pairing, int, Advance], None],
+    markers: Sequence[Path],
+    holders: Holders[Pairing],
+    work: Work,
+    advance: Advance = lambda amount: None,
+) -> None:
+    """Do the task of every range whose marker is not there yet."""
+    missing = [number for number, marker in enumerate(markers) if not marker.is_file()]
+    for _ in holders.run(function, missing, advance):
+        work.keep_clock()
+
+
+def _write_pairs(pairing: Pairing) -> dict[str, Any]:
+    """Write the pairs that the caps leave; returns how many, of how many seeds, and their histograms."""
+    counts: dict[str, Any] = {"pairs": 0, "seeds": 0, "similarities": 0, "containments": 0}
+
+    def parts() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for rows in taken_pairs(pairing):
+            counts["pairs"] += len(rows)
+            counts["seeds"] += len(np.unique(rows["seed"]))
+            counts["similarities"] += _histogram(rows["score"], SIMILARITY_EDGES)
+            counts["containments"] += _histogram(rows["containment"], CONTAINMENT_EDGES)
+            unique = pairing.documents.rows
+            yield unique[rows["seed"]], unique[rows["partner"]], rows["score"]
+
+    write_pairs(pairing.directory, parts())
+    return counts
 
 
 def _check_match(corpus: Path, vectors: Path) -> None:
@@ -160,8 +199,8 @@ def _check_recall(recall: dict[str, Any], join: dict[str, Any], config: PairConf
         )
 
 
-def _no_pairs(verdict: Verdict, nearest: np.ndarray, low: float, config: PairConfig) -> UserError:
-    groups, copies = (int(verdict.dropped[fault].sum()) for fault in ("same_group", "near_copies"))
+def _no_pairs(facts: Counter[str], nearest: np.ndarray, low: float, config: PairConfig) -> UserError:
+    groups, copies = facts["same_group"], facts["near_copies"]
     lost = f"{groups} within one original and {copies} near-copies were dropped" if groups or copies else ""
     reached = (
         f"the nearest neighbours that may be paired have {np.median(nearest):.3f} at the median and {nearest.max():.3f} at most"
@@ -176,6 +215,6 @@ def _no_pairs(verdict: Verdict, nearest: np.ndarray, low: float, config: PairCon
     )
 
 
-def _histogram(values: np.ndarray, edges: np.ndarray) -> list[int]:
+def _histogram(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Counts per bin; what lies outside is counted in the outermost bins."""
-    return np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0].tolist()
+    return np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from sbp_fast.files import atomic_path
 from sbp_fast.stage import Manifest
 
 PAIRS = "pairs.parquet"
+SCHEMA = pa.schema([("seed", pa.int32()), ("partner", pa.int32()), ("score", pa.float32())])
+ROW_GROUP = 1 << 20
 
 
 class PairSet:
@@ -39,13 +42,19 @@ class PairSet:
         return [(int(self.seeds[start]), part) for start, part in zip(starts, np.split(self.partners, starts[1:]), strict=True)]
 
 
-def write_pairs(directory: Path, seeds: np.ndarray, partners: np.ndarray, scores: np.ndarray) -> None:
-    """Write pairs in the order of `PairSet`, atomically."""
-    order = np.lexsort((partners, -scores, seeds))
-    columns = {
-        "seed": seeds[order].astype(np.int32),
-        "partner": partners[order].astype(np.int32),
-        "score": scores[order].astype(np.float32),
-    }
-    with atomic_path(directory / PAIRS) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+def write_pairs(directory: Path, parts: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+    """Write pairs, atomically.
+
+    Args:
+        parts: seeds, partners and scores, [pairs] each, over all parts in the order of `PairSet`. How the pairs are cut into
+            parts changes nothing.
+    """
+    with atomic_path(directory / PAIRS) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
+        held = SCHEMA.empty_table()
+        for part in parts:
+            held = pa.concat_tables([held, pa.table(list(part), names=SCHEMA.names).cast(SCHEMA)])
+            while len(held) >= ROW_GROUP:
+                writer.write_table(held[:ROW_GROUP])
+                held = held[ROW_GROUP:]
+        if len(held):
+            writer.write_table(held)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from sbp_fast.files import atomic_open
+from sbp_fast.files import save_array
 from sbp_fast.pairs.join.top import products
 from sbp_fast.stage import Manifest
 
@@ -66,8 +66,7 @@ def write_vectors(path: Path, vectors: np.ndarray, storage: Storage) -> None:
     if storage == "int8":
         greatest = np.abs(vectors).max(axis=1, keepdims=True)
         vectors = np.rint(vectors * (127 / np.maximum(greatest, 1e-12)))
-    with atomic_open(path) as file:
-        np.save(file, vectors.astype(storage))
+    save_array(path, vectors.astype(storage))
 
 
 def similarities(vectors: Vectors, first: np.ndarray, second: np.ndarray) -> np.ndarray:

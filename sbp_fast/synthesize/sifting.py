@@ -15,7 +15,7 @@ from sbp_fast.corpus.minhash import BANDS, ROWS, token_band_keys
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.corpus.shards import Corpus
 from sbp_fast.corpus.shingle_index import Batch, ShingleIndex, plan_passes, shingle_positions
-from sbp_fast.files import atomic_open, read_json
+from sbp_fast.files import atomic_open, read_json, save_array
 from sbp_fast.synthesize.contamination import QuestionFinder, evaluation_batches
 from sbp_fast.synthesize.measures import Measures, measure_alone
 from sbp_fast.synthesize.rules import judge
@@ -133,8 +133,7 @@ def judge_shard(shard: Shard) -> None:
     joined = np.concatenate([np.zeros(0, np.uint32), *kept]).astype(np.uint32)
     keys = token_band_keys(joined, np.cumsum([0, *map(len, kept)]), shard.config.shingle_tokens, BANDS, ROWS)
     numbers = (written.shard_starts[shard.number] + passing).astype(np.uint64)
-    with atomic_open(shard.file("keys")) as file:
-        np.save(file, np.concatenate([numbers[None], keys]))
+    save_array(shard.file("keys"), np.concatenate([numbers[None], keys]))
 
 
 def judged(shard: Shard) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,7 @@
 import pickle
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from sbp_fast.pairs.documents import Documents
 from sbp_fast.pairs.join.exact import ExactJoin
 from sbp_fast.pairs.pair import pair
 from sbp_fast.pairs.pairset import PairSet
-from sbp_fast.pairs.select import cap_degrees, join_both_directions, random_pairs
+from sbp_fast.pairs.select import random_pairs, take_in_turn, turns
 from sbp_fast.pairs.vectors import Vectors
 from sbp_fast.progress import Console
 from sbp_fast.stage import Work, run_stage
@@ -157,13 +159,58 @@ def test_caps_hold_and_drop_nothing_for_which_there_is_room(tmp_path: Path) -> N
     assert all(partners_of[seed] == 4 or seeds_of[partner] == 3 for seed, partner in left_out)
 
 
-def test_every_seed_gets_its_best_partner_before_any_gets_its_second() -> None:
-    a, b, c, hub = 0, 1, 2, 3
-    first, second, scores = np.array([a, a, c]), np.array([b, hub, hub]), np.array([0.9, 0.8, 0.7], np.float32)
-    seeds, partners, kept_scores, capped = cap_degrees(first, second, scores, 2, 1)
-    kept = dict(zip(zip(seeds.tolist(), partners.tolist(), strict=True), kept_scores.tolist(), strict=True))
-    assert kept == pytest.approx({(a, b): 0.9, (b, a): 0.9, (c, hub): 0.7, (hub, c): 0.7})
-    assert capped == {"seed_cap": 0, "partner_cap": 2}
+def capped_by_hand(pairs: PairSet, most_partners: int, most_seeds: int) -> set[tuple[int, int]]:
+    """Of all ordered pairs those that the caps leave, every seed's best first, of them the most similar first."""
+    turn = [place for _, partners in pairs.groups() for place in range(len(partners))]
+    ordered = sorted(zip(turn, (-pairs.scores).tolist(), pairs.seeds.tolist(), pairs.partners.tolist(), strict=True))
+    partners_of, seeds_of, taken = Counter[int](), Counter[int](), set()
+    for _, _, seed, partner in ordered:
+        if partners_of[seed] < most_partners and seeds_of[partner] < most_seeds:
+            partners_of[seed] += 1
+            seeds_of[partner] += 1
+            taken.add((seed, partner))
+    return taken
+
+
+@pytest.mark.parametrize("memory_gib", [2.0, 1e-4])
+def test_caps_take_every_seeds_best_partner_before_any_second(memory_gib: float, tmp_path: Path) -> None:
+    write_inputs(tmp_path, *make_documents(6), make_vectors(6))
+    everything, _ = run_pair(tmp_path, "all", similarity_low=0.2, **UNCAPPED)
+    caps = {**UNCAPPED, "partners_per_seed": 5, "seeds_per_partner": 3}
+    pairs, counts = run_pair(tmp_path, "capped", similarity_low=0.2, memory_gib=memory_gib, **caps)
+    expected = capped_by_hand(everything, 5, 3)
+    assert as_set(pairs) == expected and len(pairs) == len(expected) > 100
+    assert counts["dropped"]["seed_cap"] > 0 and counts["dropped"]["partner_cap"] > 0
+
+
+def test_the_seed_is_what_was_full_where_both_were() -> None:
+    partners_of, seeds_of = np.array([1, 0, 0], np.int32), np.array([0, 2, 0], np.int32)
+    outcome = take_in_turn(np.array([0, 2, 2, 2]), np.array([1, 1, 0, 0]), partners_of, seeds_of, 1, 2)
+    assert outcome.tolist() == [1, 2, 0, 1]
+    assert partners_of.tolist() == [1, 0, 1] and seeds_of.tolist() == [1, 2, 0]
+    assert turns(np.array([0, 0, 3, 3, 3, 9])).tolist() == [0, 1, 0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("backend", ["exact", "hnswlib"])
+@pytest.mark.parametrize("memory_gib", [1e-6, 2e-4, 6e-4])
+def test_ranges_of_documents_change_no_file(backend: str, memory_gib: float, tmp_path: Path) -> None:
+    write_inputs(tmp_path, *make_documents(3), make_vectors(3))
+    settings = {"backend": backend, "similarity_low": 0.2, "near_copy_containment": 0.3, "neighbours": 20}
+    whole, counts = run_pair(tmp_path, "whole", **settings)
+    cut, cut_counts = run_pair(tmp_path, "cut", memory_gib=memory_gib, **settings)
+    assert cut_counts == counts and counts["dropped"]["partner_cap"] > 0
+    assert cut.fingerprint == whole.fingerprint
+    with pytest.raises(UserError, match="was made from something else"):
+        run_pair(tmp_path, "whole", **{**settings, "neighbours": 19})
+
+
+def test_more_pairs_than_a_row_group_holds_are_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sbp_fast.pairs.pairset.ROW_GROUP", 7)
+    write_inputs(tmp_path, *make_documents(3), make_vectors(3))
+    for name, memory_gib in (("whole", 2.0), ("cut", 1e-4)):
+        run_pair(tmp_path, name, similarity_low=0.2, memory_gib=memory_gib)
+    assert (tmp_path / "whole/pairs.parquet").read_bytes() == (tmp_path / "cut/pairs.parquet").read_bytes()
+    assert pq.ParquetFile(tmp_path / "cut/pairs.parquet").metadata.num_row_groups > 10
 
 
 def test_automatic_cut_off_is_what_the_given_share_of_random_pairs_exceeds(tmp_path: Path) -> None:
@@ -226,7 +273,7 @@ def test_copies_are_collapsed_into_the_first_and_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("held", [300, 65_536])
-def test_near_copies_are_found_at_any_place_and_number(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_copies_are_found_at_any_place_and_number(held: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     originals = [random.integers(0, 5000, 200) for _ in range(50)]
     texts = [*originals]
@@ -239,7 +286,7 @@ def test_near_copies_are_found_at_any_place_and_number(held: int, monkeypatch: p
         half[100:] = random.integers(0, 5000, 100)
         texts.append(half)
     monkeypatch.setattr("sbp_fast.corpus.shingles.HELD_DOCUMENTS", held)
-    first = first_of_near_copies(DocumentShingles(len(texts), texts.__getitem__, 13), 0.8)
+    first = first_of_near_copies(DocumentShingles(len(texts), texts.__getitem__, 13), 0.8, tmp_path)
     copies = np.array([50 + 41 * number + place for number in range(50) for place in range(40)])
     assert (first[copies] == np.repeat(np.arange(50), 40)).mean() > 0.999
     others = np.setdiff1d(np.arange(len(texts)), copies)
@@ -261,7 +308,7 @@ def test_cells_find_the_same_pairs_and_resume_where_they_were_killed(tmp_path: P
     join, joined = joined_module._join_cell, []
 
     def join_then_die(*arguments: Any) -> Any:
-        joined.append(arguments[1])
+        joined.append(arguments[1].number)
         if len(joined) == 4:
             raise KeyboardInterrupt
         return join(*arguments)
@@ -280,7 +327,7 @@ def test_cells_find_the_same_pairs_and_resume_where_they_were_killed(tmp_path: P
 def test_documents_are_the_same_in_another_process(tmp_path: Path) -> None:
     write_inputs(tmp_path, *make_documents(0), make_vectors(0))
     settings = PairConfig(shingle_tokens=4)
-    here = Documents.load(PreparedCorpus(tmp_path / "corpus"), Vectors(tmp_path / "vectors"), settings)
+    here = Documents.load(PreparedCorpus(tmp_path / "corpus"), Vectors(tmp_path / "vectors"), settings, tmp_path)
     there = pickle.loads(pickle.dumps(here))
     assert len(here) < DOCUMENTS - 3 and np.array_equal(there.rows, here.rows) and np.array_equal(there.groups, here.groups)
     assert np.array_equal(there.vectors[np.arange(len(here))], here.vectors[np.arange(len(here))])
@@ -289,15 +336,61 @@ def test_documents_are_the_same_in_another_process(tmp_path: Path) -> None:
     assert np.array_equal(*shares) and np.max(shares) > 0.5
 
 
-def test_cells_are_kept_where_workers_were_lost(tmp_path: Path) -> None:
-    class Lost(LocalWorkers):
-        def hold(self, *arguments: Any) -> Any:
-            raise Unreachable("workers", "were lost", "rerun")
+class Losing(LocalWorkers):
+    """Workers that are lost, by `error`, at the task `number` of a function."""
 
+    def __init__(self, function: str, number: int, error: BaseException) -> None:
+        self.function, self.number, self.error, self.done = function, number, error, Counter[str]()
+
+    @contextmanager
+    def hold(self, make: Any, config: RunConfig) -> Iterator[Any]:
+        with super().hold(make, config) as holders:
+            run = holders.run
+
+            def counted(function: Any, tasks: Any, advance: Any) -> Iterator[Any]:
+                for result in run(function, tasks, advance):
+                    if (function.__name__, self.done[function.__name__]) == (self.function, self.number):
+                        raise self.error
+                    self.done[function.__name__] += 1
+                    yield result
+
+            holders.run = counted
+            yield holders
+
+
+@pytest.mark.parametrize("function", ["_join_cell", "gather", "judge_range", "write_turns"])
+@pytest.mark.parametrize("error", [Unreachable("workers", "were lost", "rerun"), KeyboardInterrupt()])
+def test_what_is_done_is_not_done_again_where_workers_were_lost(function: str, error: BaseException, tmp_path: Path) -> None:
     write_inputs(tmp_path, *make_documents(0), make_vectors(0))
-    with pytest.raises(Unreachable):
-        pair(RunConfig(), tmp_path / "corpus", tmp_path / "vectors", tmp_path / "out", console=QUIET, workers=Lost())
-    assert (tmp_path / "out.partial/cells/routes.npz").is_file()
+    settings = {"similarity_low": 0.2, "memory_gib": 1e-4, "cell_documents": 30, "target_recall": 0.5, "shingle_tokens": 4}
+    config = RunConfig.model_validate({"threads": 1, "pair": settings})
+    inputs = tmp_path / "corpus", tmp_path / "vectors"
+    whole = Losing("", 0, error)
+    expected = pair(config, *inputs, tmp_path / "whole", console=QUIET, workers=whole)
+    assert min(whole.done[name] for name in ("_join_cell", "gather", "judge_range", "write_turns")) >= 3
+    broken, again = Losing(function, 1, error), Losing("", 0, error)
+    with pytest.raises(type(error)):
+        pair(config, *inputs, tmp_path / "out", console=QUIET, workers=broken)
+    # the task at which the workers were lost had left its files
+    manifest = pair(config, *inputs, tmp_path / "out", console=QUIET, workers=again)
+    assert broken.done + again.done + Counter({function: 1}) == whole.done
+    assert manifest.fingerprint == expected.fingerprint and manifest.counts == expected.counts
+
+
+def test_with_another_memory_a_killed_stage_goes_on_from_its_cells(tmp_path: Path) -> None:
+    write_inputs(tmp_path, *make_documents(0), make_vectors(0))
+    inputs, manifests = (tmp_path / "corpus", tmp_path / "vectors"), {}
+    for out, memory_gib, workers in (
+        ("whole", 2.0, Losing("", 0, KeyboardInterrupt())),
+        ("broken", 1e-4, Losing("judge_range", 2, KeyboardInterrupt())),
+        ("broken", 2e-4, again := Losing("", 0, KeyboardInterrupt())),
+    ):
+        settings = {"similarity_low": 0.2, "memory_gib": memory_gib, "shingle_tokens": 4}
+        config = RunConfig.model_validate({"threads": 1, "pair": settings})
+        with suppress(KeyboardInterrupt):
+            manifests[out] = pair(config, *inputs, tmp_path / out, console=QUIET, workers=workers)
+    assert again.done["_join_cell"] == 0 and again.done["judge_range"] > 1
+    assert manifests["broken"].fingerprint == manifests["whole"].fingerprint
 
 
 @pytest.mark.parametrize("backend", ["exact", "bucket", "hnswlib"])
@@ -365,10 +458,7 @@ def test_what_cannot_be_paired_is_explained(tmp_path: Path) -> None:
         run_pair(tmp_path / "other")
 
 
-def test_selection_helpers() -> None:
-    ids, scores = np.array([[1, 3], [2, -1], [1, -1], [0, -1]]), np.array([[7, 5], [6, -1], [6, -1], [5, -1]], np.float32)
-    found = (part.tolist() for part in join_both_directions(ids, scores))
-    assert list(zip(*found, strict=True)) == [(0, 1, 7), (0, 3, 5), (1, 2, 6)]
+def test_random_pairs_are_of_different_originals() -> None:
     groups = np.array([0, 0, 1, 2])
     drawn = Counter(zip(*(end.tolist() for end in random_pairs(groups, np.random.default_rng(0))), strict=True))
     assert set(drawn) == {(a, b) for a in range(4) for b in range(4) if groups[a] != groups[b]}

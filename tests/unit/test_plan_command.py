@@ -126,7 +126,10 @@ def test_embedding_and_pairing_are_counted_by_document() -> None:
     documents = Corpus.guess(config).unique_documents
     embed, pair = stage(config, "embed"), stage(config, "pair")
     assert embed.flops == documents * 512 * (2 * 440_467_456 + 4 * 28 * 2048 * 512)
-    assert embed.disk == documents * (2 * 1024 + 8) and pair.disk == documents * (8 + 3 * 200) * 12
+    assert embed.disk == documents * (2 * 1024 + 8) and pair.disk == pytest.approx(
+        documents * (8 * 12 + 200 * (3 * 8 + 20 + 21))
+    )
+    assert f"{(documents * 70 + 1e6 * 12 * 1024) / 2**30:,.0f} GiB of memory" in pair.kept
     assert stage(load_config(["3b-200b"], ["embed.maximum_tokens=512", "embed.model=other"]), "embed") == embed
     assert config.embed.model == QWEN
     hashing = Corpus.guess(config).unique_tokens / 40e6

@@ -2,9 +2,12 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sbp_fast.errors import UserError
@@ -170,6 +173,26 @@ def test_atomic_open_leaves_the_old_file_when_the_writer_fails(tmp_path: Path) -
         raise RuntimeError
     assert read_json(tmp_path / "a.json") == {"old": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_an_array_that_does_not_fit_on_the_disk_says_so(tmp_path: Path) -> None:
+    """numpy itself writes past Python, and raises an error that tells no full disk from anything else."""
+    program = """
+import pathlib, resource, sys
+import numpy as np
+from sbp_fast.files import save_array
+path = pathlib.Path(sys.argv[1])
+save_array(path / "small.npy", np.arange(10.0)[::-1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    save_array(path / "large.npy", np.zeros(100_000))
+except OSError as error:
+    sys.exit(error.errno)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, check=False)
+    assert done.returncode == errno.EFBIG, done.stderr
+    assert np.load(tmp_path / "small.npy").tolist() == list(range(9, -1, -1))
+    assert [path.name for path in tmp_path.iterdir()] == ["small.npy"]
 
 
 def test_what_a_killed_worker_left_is_no_part_of_the_output(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from sbp_fast.pairs.join.top import NOBODY, keep_best
 from sbp_fast.pairs.vectors import READ_BLOCK, Vectors
 
 SAMPLED = 256  # vectors a cell that the router is trained on
+RANKED = 8  # cells looked at for each that a vector goes to, before all are
 FILLED = 0.75  # of a cell's room, on average: the rest is for cells that the balance does not make equal
 
 
@@ -40,21 +41,36 @@ def route(vectors: Vectors, capacity: int, overlap: int, *, seed: int, threads: 
     members: list[list[np.ndarray]] = [[] for _ in range(count)]
     for start in range(0, len(vectors), READ_BLOCK):
         rows = np.arange(start, min(start + READ_BLOCK, len(vectors)))
-        ranked = nearest_centroids(vectors[rows], centroids, count, threads=threads, prices=prices)
-        chosen = _take_room(ranked, overlap, room)
-        for cell in range(count):
-            members[cell].append(rows[(chosen == cell).any(axis=1)])
+        chosen = _choose(vectors[rows], centroids, overlap, prices, room, threads)
+        order = np.argsort(chosen, axis=None, kind="stable")
+        ends = np.searchsorted(chosen.reshape(-1)[order], np.arange(count), "right")
+        for cell, part in enumerate(np.split(rows[order // overlap], ends[:-1])):
+            members[cell].append(part)
     return [np.concatenate(parts) for parts in members]
 
 
+def _choose(
+    vectors: np.ndarray, centroids: np.ndarray, overlap: int, prices: np.ndarray, room: np.ndarray, threads: int
+) -> np.ndarray:
+    """The nearest `overlap` cells with room of each vector, whose room is taken. int64 [vectors, overlap]"""
+    chosen = np.full((len(vectors), overlap), NOBODY)
+    for ranks in (min(len(centroids), RANKED * overlap), len(centroids)):
+        short = np.flatnonzero(chosen[:, -1] == NOBODY)  # of all in the first turn; few find the nearest cells full
+        if len(short):
+            ranked = nearest_centroids(vectors[short], centroids, ranks, threads=threads, prices=prices)
+            chosen[short] = _take_room(ranked, chosen[short], room)
+    return chosen
+
+
 @numba.njit(cache=True)
-def _take_room(ranked: np.ndarray, overlap: int, room: np.ndarray) -> np.ndarray:
-    """The first `overlap` cells of each row's ranking that have room, which is taken. int64 [rows, overlap]."""
-    chosen = np.full((len(ranked), overlap), -1, np.int64)
+def _take_room(ranked: np.ndarray, chosen: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Fill up each row of `chosen` with the first cells of its ranking that have room and are not yet in it."""
     for row in range(len(ranked)):
-        taken = 0
+        taken = (chosen[row] != NOBODY).sum()
         for cell in ranked[row]:
-            if taken < overlap and room[cell] > 0:
+            if taken == chosen.shape[1]:
+                break
+            if room[cell] > 0 and not (chosen[row] == cell).any():
                 chosen[row, taken] = cell
                 room[cell] -= 1
                 taken += 1
