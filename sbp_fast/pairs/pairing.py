@@ -26,7 +26,7 @@ from sbp_fast.progress import Console
 from sbp_fast.workers.workers import Place
 
 WORK = "work"
-NEIGHBOUR_BYTES = 256  # that one of a document takes at the peak of a task, if no pair is found twice and half are kept (docs/log.md)
+NEIGHBOUR_BYTES = 256  # a document's neighbour in any task, where no pair is found twice and half are kept (docs/log.md)
 
 
 @dataclass(frozen=True)
