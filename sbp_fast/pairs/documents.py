@@ -90,12 +90,13 @@ def _each(vectors: Vectors) -> Iterator[np.ndarray]:
 
 def _groups(prepared: PreparedCorpus, rows: np.ndarray) -> np.ndarray:
     """The hashed name of each document's original. Two with one hash would merely not be paired."""
-    names = prepared.unique.ids
-    groups = np.fromiter((hash_name(prepared.group(str(names[row])), 0) for row in rows), np.uint64, len(rows))
+    ids = (str(id) for part in prepared.unique.column_parts("id") for id in part)
+    groups = np.fromiter((hash_name(prepared.group(id), 0) for id in ids), np.uint64, len(prepared.unique))[rows]
     if (groups == groups[0]).all():
+        original = prepared.group(prepared.unique.id(int(rows[0])))
         raise UserError(
             prepared.directory,
-            f'all documents are parts of one original, "{prepared.group(str(names[rows[0]]))}", by their ids',
+            f'all documents are parts of one original, "{original}", by their ids',
             "set pair.exclude_same_group to false, or corpus.group_separator to what divides your ids",
         )
     return groups

@@ -63,10 +63,8 @@ def _member(pairing: Pairing, number: int, bin: int, place: int) -> np.void:
 
 
 def _example(documents: Documents, row: np.void) -> dict[str, object]:
-    prepared = documents.prepared
-    unique = [int(documents.rows[row[end]]) for end in ("first", "second")]
-    first, second = (
-        {"id": str(prepared.unique.ids[one]), "text": prepared.text(prepared.unique, one)[:SHOWN]} for one in unique
-    )
+    prepared, unique = documents.prepared, documents.prepared.unique
+    ends = [int(documents.rows[row[end]]) for end in ("first", "second")]
+    first, second = ({"id": unique.id(end), "text": prepared.text(unique, end)[:SHOWN]} for end in ends)
     fault = None if row["fault"] == FAULTLESS else FAULTS[row["fault"]]
     return {"similarity": float(row["score"]), "fault": fault, "first": first, "second": second}

@@ -68,6 +68,11 @@ def test_what_is_written_is_read(
     assert [prefix[i].tolist() for i in range(len(prefix))] == documents[:count]
     assert prefix.tokens == sum(map(len, documents[:count])) and list(prefix.ids) == list(corpus.ids[:count])
     assert sum(map(len, prefix.read())) == prefix.tokens and len(prefix.documents) == count
+    assert (
+        [prefix.id(number) for number in range(count)]
+        == np.concatenate([*prefix.column_parts("id")]).tolist()
+        == list(prefix.ids)
+    )
     with pytest.raises(IndexError):
         prefix[count]
     shutil.rmtree(directory)
