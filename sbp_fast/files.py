@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,23 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
     """Open `path` for binary writing; the file appears under its name only when whole and on disk."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         yield file
+
+
+def link(source: Path, path: Path) -> None:
+    """Give a finished file a second name, atomically; where the file system cannot, `path` becomes a copy.
+
+    For files that are only ever replaced, never written into.
+    """
+    temporary = path.with_name(path.name + _writer + TEMPORARY_SUFFIX)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        with atomic_path(path) as copy:
+            shutil.copyfile(source, copy)
+    else:
+        os.replace(temporary, path)
+        temporary.unlink(missing_ok=True)  # still there if `path` was this file before
+        sync_directory(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
