@@ -70,7 +70,8 @@ def test_another_corpus_is_added_and_asked_together_with_the_first(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = PreparedCorpus(tiny_run / "corpus")
-    records = [{"id": f"more-{row}", "text": first.text(first.train, row)} for row in range(200, 260)]  # not unique ones
+    others = range(len(first.unique), len(first.unique) + 60)
+    records = [{"id": f"more-{row}", "text": first.text(first.train, row)} for row in others]
     (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, records)))
     more, settings = tmp_path / "more", [*TINY, f"corpus.path={tmp_path / 'more.jsonl'}", "corpus.unique_share=1"]
     inputs = ["--corpus", more / "corpus", "--vectors", more / "vectors"]
@@ -88,9 +89,9 @@ def test_another_corpus_is_added_and_asked_together_with_the_first(
     corpora = [*[tiny_run / "corpus"] * len(first.unique), *[more / "corpus"] * len(second.unique)]
     for own in (0, len(first.unique) + 5):
         scores = matrix @ matrix[own]
-        expected = [[ids[row], str(corpora[row])] for row in np.argsort(-scores) if row != own][:8]
+        expected = [[ids[row], str(corpora[row])] for row in np.argsort(-scores) if row != own][:40]
         found = ask(
-            tiny_run, capsys, monkeypatch, *map(str, inputs), "--document", ids[own], "--count", "8", pairs=more / "index"
+            tiny_run, capsys, monkeypatch, *map(str, inputs), "--document", ids[own], "--count", "40", pairs=more / "index"
         )
         assert found[0] == 0 and [line.split()[1:3] for line in found[1]] == expected
         assert len({corpus for _, corpus in expected}) == 2
