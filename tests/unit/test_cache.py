@@ -126,6 +126,15 @@ def test_a_damaged_file_is_fetched_anew_and_damage_in_the_store_still_found(
         path.unlink()
     with pytest.raises(UserError, match=r"memory://cached/tokens-00001.bin: block \d"):
         everything(Corpus(remote))
+    assert len(held(tmp_path / "cache")) == 7
+
+
+def test_a_damaged_block_is_not_there(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path, LIMIT)
+    cache.keep(*block(0))
+    (path,) = held(tmp_path)
+    path.write_bytes(bytes(1000))
+    assert cache.read(block(0)[0], 1000) is None and not path.exists()
 
 
 def test_the_longest_unused_go_when_the_bound_is_passed(tmp_path: Path) -> None:
