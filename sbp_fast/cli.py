@@ -193,24 +193,42 @@ def pair(
         work(config, corpus, vectors, out, console=Console(), force=force, workers=workers)
 
 
-@app.command(
-    epilog="Example: sbp-fast neighbours mine/pairs --corpus mine/corpus --vectors mine/vectors --text 'ships of the navy'"
-)
-def neighbours(
-    pairs: Annotated[Path, typer.Argument(help="Output of `pair` with an index: pair.backend=hnswlib or pair.keep_index.")],
+@app.command(epilog="Example: sbp-fast index demo --to mine/pairs --corpus more/corpus --vectors more/vectors --out more/index")
+def index(
+    settings: Settings,
     *,
+    to: Annotated[Path, typer.Option(help="Output of `pair` with an index, or of an earlier `index`; it stays as it is.")],
     corpus: Corpus,
-    vectors: Annotated[Path, typer.Option(help="Output of `embed`.")],
+    vectors: Annotated[Path, typer.Option(help="Output of `embed` on --corpus, with the settings of those in the index.")],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Add the unique documents of another corpus to an index that `pair` kept."""
+    config = _load(settings)
+    from sbp_fast.pairs.index import index as work
+
+    work(config, to, corpus, vectors, out, console=Console(), force=force)
+
+
+@app.command(epilog="Example: sbp-fast neighbours mine/pairs --corpus mine/corpus --text 'ships of the navy'")
+def neighbours(
+    index: Annotated[
+        Path, typer.Argument(help="Output of `pair` with an index (pair.backend=hnswlib or pair.keep_index), or of `index`.")
+    ],
+    *,
+    corpus: Annotated[list[Path], typer.Option(help="Output of `prepare`; once for each corpus in the index.")],
+    vectors: Annotated[list[Path] | None, typer.Option(help="With --document: output of `embed` on its corpus.")] = None,
     text: Annotated[str, typer.Option(help="What to look for.")] = "",
     document: Annotated[str, typer.Option(help="Or the id of a unique document.")] = "",
     count: Annotated[int, typer.Option(min=1, help="How many to print.")] = 10,
 ) -> None:
-    """Print the unique documents nearest to a text or a document: similarity, id, first words."""
+    """Print the unique documents nearest to a text or a document: similarity, id, corpus if there are several, first words."""
     from sbp_fast.pairs.neighbours import neighbours as work
 
-    found = work(RunConfig(), pairs, corpus=corpus, vectors=vectors, text=text, document=document, count=count)
+    found = work(RunConfig(), index, corpora=corpus, vectors=vectors or (), text=text, document=document, count=count)
     for neighbour in found:
-        print(f"{neighbour.similarity:.4f}  {neighbour.id}  {' '.join(neighbour.text.split())[:100]}")
+        place = f"  {neighbour.corpus}" if len(corpus) > 1 else ""
+        print(f"{neighbour.similarity:.4f}  {neighbour.id}{place}  {' '.join(neighbour.text.split())[:100]}")
 
 
 @app.command(epilog="Example: sbp-fast synthesize demo --corpus mine/corpus --model mine/synthesizer --out mine/synthetic")

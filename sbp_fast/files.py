@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,23 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
     with atomic_open(path) as file:
         np.save(Written(), array, allow_pickle=False)
+
+
+def link(source: Path, path: Path) -> None:
+    """Give a finished file a second name, atomically; where the file system cannot, `path` becomes a copy.
+
+    For files that are only ever replaced, never written into.
+    """
+    temporary = path.with_name(path.name + _writer + TEMPORARY_SUFFIX)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        with atomic_path(path) as copy:
+            shutil.copyfile(source, copy)
+    else:
+        os.replace(temporary, path)
+        temporary.unlink(missing_ok=True)  # still there if `path` was this file before
+        sync_directory(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

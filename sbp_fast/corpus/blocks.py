@@ -14,6 +14,7 @@ import numpy as np
 import xxhash
 import zstandard
 
+from sbp_fast.corpus.cache import BlockCache, open_cache
 from sbp_fast.corpus.filesystem import REMAKE, Folder
 from sbp_fast.errors import UserError
 
@@ -63,15 +64,20 @@ class Shards:
         facts = self.facts[shard]
         return np.frombuffer(self.folder.read_checked(f"blocks-{facts['name']}.bin", facts["blocks_xxh3"]), TABLE)
 
-    def read_block(self, shard: int, number: int, table: np.ndarray) -> np.ndarray:
-        """A block by a ranged read, checked.
+    def read_block(self, shard: int, number: int, table: np.ndarray, cache: BlockCache | None = None) -> np.ndarray:
+        """A block by a ranged read, checked, or from the cache.
 
         Raises:
             UserError: naming the file and the block that is not as it was written.
         """
         start, stop = int(table["end"][number - 1]) if number else 0, int(table["end"][number])
-        stored = self.folder.read(self.tokens_file(shard), start, stop)
-        self.check(stored, shard, number, table)
+        xxh3 = int(table["xxh3"][number])
+        stored = cache.read(xxh3, stop - start) if cache is not None else None
+        if stored is None:
+            stored = self.folder.read(self.tokens_file(shard), start, stop)
+            self.check(stored, shard, number, table)
+            if cache is not None:
+                cache.keep(xxh3, stored)
         raw = zstandard.ZstdDecompressor().decompress(stored) if self.compression == "zstd" else stored
         return np.frombuffer(raw, self.dtype)
 
@@ -153,13 +159,15 @@ class MappedTokens:
 
 
 class BlockTokens:
-    """Compressed or remote tokens: a block is read, checked and unpacked when first touched, and the last ones stay."""
+    """Compressed or remote tokens: a block is read, checked and unpacked when first touched, and the last ones stay in memory;
+    on disk, too, where they are remote and a cache is asked for (see `cache.py`)."""
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
+        self._cache = None if shards.folder.local else open_cache()
         self._table = lru_cache(MAPPED_FILES)(shards.read_table)
-        cached = max(1, CACHED_BYTES // (shards.block_tokens * shards.dtype.itemsize))
-        self._block = lru_cache(cached)(lambda shard, number: shards.read_block(shard, number, self._table(shard)))
+        held = max(1, CACHED_BYTES // (shards.block_tokens * shards.dtype.itemsize))
+        self._block = lru_cache(held)(lambda shard, number: self.block(shard, number, True))
 
     def slice(self, shard: int, start: int, stop: int) -> np.ndarray:
         size = self._shards.block_tokens
@@ -170,4 +178,4 @@ class BlockTokens:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def block(self, shard: int, number: int, checked: bool) -> np.ndarray:
-        return self._shards.read_block(shard, number, self._table(shard))
+        return self._shards.read_block(shard, number, self._table(shard), self._cache)

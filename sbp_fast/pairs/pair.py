@@ -20,6 +20,7 @@ from sbp_fast.pairs.examples import write_examples
 from sbp_fast.pairs.gathered import gather
 from sbp_fast.pairs.joined import INDEX, join_cells
 from sbp_fast.pairs.judged import facts_path, judge_range, measured_recall, nearest_eligible, sum_facts, write_sampled
+from sbp_fast.pairs.kept import Member, embedding_of, write_members
 from sbp_fast.pairs.pairing import WORK, Pairing
 from sbp_fast.pairs.pairset import write_pairs
 from sbp_fast.pairs.select import FAULTS, low_cut_off, random_pairs
@@ -62,8 +63,11 @@ def pair(
             _check_match(corpus, vectors)
             (work.directory / WORK).mkdir(exist_ok=True)
             try:
-                documents = Documents.load(PreparedCorpus(corpus), Vectors(vectors), config.pair, work.directory / WORK)
+                known = Vectors(vectors, hashed=False)
+                documents = Documents.load(PreparedCorpus(corpus), known, config.pair, work.directory / WORK)
                 _pair(config, documents, work, workers)
+                if (work.directory / INDEX).is_dir():
+                    write_members(work.directory, [Member.of(known)], embedding_of(known))
             except Unreachable:
                 raise
             except UserError:  # what was joined is of no use to the settings that mend it, and would stand in their way

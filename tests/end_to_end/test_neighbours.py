@@ -1,11 +1,13 @@
 """Asking the index that a run kept."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY
 
 from sbp_fast.cli import main
 from sbp_fast.corpus.prepared import PreparedCorpus
@@ -18,7 +20,13 @@ def ask(
 ) -> tuple[int, list[str], str]:
     """Exit code, lines printed, and what was printed to standard error."""
     inputs = [str(pairs or run / "pairs"), "--corpus", str(run / "corpus"), "--vectors", str(run / "vectors")]
-    monkeypatch.setattr(sys, "argv", ["sbp-fast", "neighbours", *inputs, *options])
+    return command(capsys, monkeypatch, "neighbours", *inputs, *options)
+
+
+def command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object
+) -> tuple[int, list[str], str]:
+    monkeypatch.setattr(sys, "argv", ["sbp-fast", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
         main()
     printed = capsys.readouterr()
@@ -56,3 +64,39 @@ def test_what_cannot_be_asked_is_explained(
     ):
         code, _, error = ask(tiny_run, capsys, monkeypatch, *options, pairs=pairs)
         assert (code, error.count("\n")) == (2, 1) and words in error, error
+
+
+def test_another_corpus_is_added_and_asked_together_with_the_first(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = PreparedCorpus(tiny_run / "corpus")
+    others = range(len(first.unique), len(first.unique) + 60)
+    records = [{"id": f"more-{row}", "text": first.text(first.train, row)} for row in others]
+    (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, records)))
+    more, settings = tmp_path / "more", [*TINY, f"corpus.path={tmp_path / 'more.jsonl'}", "corpus.unique_share=1"]
+    inputs = ["--corpus", more / "corpus", "--vectors", more / "vectors"]
+    for arguments in (
+        ["prepare", "demo", *settings, "--out", more / "corpus"],
+        ["embed", "demo", *settings, *inputs[:2], "--out", more / "vectors"],
+        ["index", "demo", "--to", tiny_run / "pairs", *inputs, "--out", more / "index"],
+    ):
+        code, lines, error = command(capsys, monkeypatch, *arguments)
+        assert code == 0, error
+    second = PreparedCorpus(more / "corpus")
+    assert f"{len(second.unique)} documents to add, 0 left out" in " ".join(lines)
+    matrices = [known[np.arange(len(known))] for known in (Vectors(tiny_run / "vectors"), Vectors(more / "vectors"))]
+    ids, matrix = [*first.unique.ids, *second.unique.ids], np.concatenate(matrices)
+    corpora = [*[tiny_run / "corpus"] * len(first.unique), *[more / "corpus"] * len(second.unique)]
+    for own in (0, len(first.unique) + 5):
+        scores = matrix @ matrix[own]
+        expected = [[ids[row], str(corpora[row])] for row in np.argsort(-scores) if row != own][:40]
+        found = ask(
+            tiny_run, capsys, monkeypatch, *map(str, inputs), "--document", ids[own], "--count", "40", pairs=more / "index"
+        )
+        assert found[0] == 0 and [line.split()[1:3] for line in found[1]] == expected
+        assert len({corpus for _, corpus in expected}) == 2
+    text = ["--corpus", tiny_run / "corpus", *inputs[:2], "--text", second.text(second.unique, 7), "--count", 1]
+    code, (line,), _ = command(capsys, monkeypatch, "neighbours", more / "index", *text)  # no vectors: a text needs none
+    assert code == 0 and line.split()[1:3] == [second.unique.ids[7], str(more / "corpus")]
+    code, _, error = command(capsys, monkeypatch, "index", "demo", "--to", more / "index", *inputs, "--out", tmp_path / "again")
+    assert (code, error.count("\n")) == (2, 1) and "more/corpus: is already in the index" in error

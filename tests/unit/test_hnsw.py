@@ -40,6 +40,21 @@ def test_the_same_vectors_give_the_same_file(saved: Path, tmp_path: Path) -> Non
     assert (tmp_path / "cell.hnsw").read_bytes() == saved.read_bytes()
 
 
+def test_what_is_added_to_a_loaded_index_makes_the_same_file_at_each_run(saved: Path, tmp_path: Path) -> None:
+    more = clustered_vectors(1500, seed=50)
+    for name in ("first", "second"):
+        grown = HnswIndex.load(saved)
+        grown.add(more, 6000 + np.arange(1500))
+        grown.save(tmp_path / name)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+    loaded = HnswIndex.load(tmp_path / "first")
+    blocks = list(loaded.items())
+    assert len(blocks) > 1 and np.concatenate([ids for ids, _ in blocks]).tolist() == [*IDS, *range(6000, 7500)]
+    assert (np.concatenate([vectors for _, vectors in blocks]) == np.concatenate([VECTORS, more])).all()
+    own = np.concatenate([loaded.ask(part, 1, search=128, threads=1)[0] for part in (VECTORS, more)])[:, 0]
+    assert (own == [*IDS, *range(6000, 7500)]).mean() > 0.99
+
+
 def test_any_damage_is_found(saved: Path, tmp_path: Path) -> None:
     content, generator = saved.read_bytes(), np.random.default_rng(0)
     path = tmp_path / "cell.hnsw"

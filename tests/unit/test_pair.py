@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from clustered import clustered_vectors
 
-from sbp_fast.config import PairConfig, RunConfig
+from sbp_fast.config import EmbedConfig, PairConfig, RunConfig
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.corpus.shards import CorpusWriter
 from sbp_fast.corpus.shingles import DocumentShingles
@@ -70,7 +70,8 @@ def write_inputs(directory: Path, texts: list[list[int]], ids: list[str], vector
     corpus, out = directory / "corpus", directory / "vectors"
     config = {"corpus": {"group_separator": "/"}}
     run_stage("prepare", corpus, config=config, inputs={}, body=write_corpus, console=QUIET)
-    run_stage("embed", out, config={}, inputs={"corpus": corpus}, body=write_vectors, console=QUIET)
+    embed = {"embed": EmbedConfig().model_dump(mode="json")}
+    run_stage("embed", out, config=embed, inputs={"corpus": corpus}, body=write_vectors, console=QUIET)
     return corpus, out
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sbp_fast.errors import UserError
-from sbp_fast.files import atomic_open, read_json, write_json
+from sbp_fast.files import atomic_open, link, read_json, write_json
 from sbp_fast.progress import Console
 from sbp_fast.stage import Manifest, Work, run_stage
 
@@ -203,3 +203,19 @@ def test_what_a_killed_worker_left_is_no_part_of_the_output(tmp_path: Path) -> N
     whole = stage(tmp_path / "whole", Counting())
     assert stage(tmp_path / "out", body).files == whole.files
     assert not (tmp_path / "out" / "1.txt.5a.tmp").exists()
+
+
+def test_a_second_name_is_the_same_file_or_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"whole")
+    for name in ("linked", "linked"):  # twice: as after a kill
+        link(source, tmp_path / name)
+    assert (tmp_path / "linked").stat().st_ino == source.stat().st_ino
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    link(source, tmp_path / "copied")
+    assert (tmp_path / "copied").read_bytes() == b"whole" and (tmp_path / "copied").stat().st_ino != source.stat().st_ino
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copied", "linked", "source"]

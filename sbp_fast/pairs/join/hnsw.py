@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 import hnswlib
@@ -47,12 +48,33 @@ class HnswIndex:
             raise ValueError("equal vectors: collapse copies before they are indexed")
         index = hnswlib.Index(space="ip", dim=vectors.shape[1])
         index.init_index(max_elements=len(vectors), M=links, ef_construction=construction, random_seed=seed)
+        built = HnswIndex(index)
+        built.add(vectors, ids, task)
+        return built
+
+    def add(self, vectors: np.ndarray, ids: np.ndarray, task: Task | None = None) -> None:
+        """Put more `vectors` in under `ids`, none of which the index has; links and construction stay as it was built with.
+
+        What one loaded index becomes by it is the same at each run.
+
+        Args:
+            vectors: float32 [documents, dimension], unit norm, no two equal, and none equal to one that the index has.
+        """
+        whole = len(self) + len(vectors)
+        if whole > self._index.get_max_elements():
+            self._index.resize_index(whole)
         for start in range(0, len(vectors), INSERT_BLOCK):
             block = slice(start, start + INSERT_BLOCK)
-            index.add_items(vectors[block], ids[block], num_threads=1)
+            self._index.add_items(vectors[block], ids[block], num_threads=1)
             if task is not None:
                 task.advance(len(ids[block]))
-        return HnswIndex(index)
+
+    def items(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All that it has, a block at a time: ids int64 [n], ascending, and vectors as they came, float32 [n, dimension]."""
+        ids = np.sort(np.array(self._index.get_ids_list(), dtype=np.int64))
+        for start in range(0, len(ids), INSERT_BLOCK):
+            block = ids[start : start + INSERT_BLOCK]
+            yield block, self._index.get_items(block, return_type="numpy")
 
     def __len__(self) -> int:
         return int(self._index.get_current_count())
@@ -101,7 +123,7 @@ class HnswIndex:
                 raise OSError(errno.ENOSPC, f"only {written} of {whole} bytes were written", str(path))
             digest = hash_file(temporary)
         facts = {"documents": len(self), "dimension": self.dimension, "bytes": whole, "xxh3": digest}
-        write_json(_facts_path(path), facts)
+        write_json(facts_path(path), facts)
 
     @staticmethod
     def load(path: Path) -> HnswIndex:
@@ -110,12 +132,11 @@ class HnswIndex:
         Raises:
             UserError: no index, or one that is damaged.
         """
-        facts_path = _facts_path(path)
-        if not (path.is_file() and facts_path.is_file()):
+        if not (path.is_file() and facts_path(path).is_file()):
             raise UserError(path, "no index lies here", "rerun pair with pair.keep_index=true")
-        facts = read_json(facts_path)
+        facts = read_json(facts_path(path))
         if path.stat().st_size != facts["bytes"] or hash_file(path) != facts["xxh3"]:
-            raise UserError(path, "damaged since it was written", "rerun the pair stage with --force")
+            raise UserError(path, "damaged since it was written", "rerun the stage that wrote it with --force")
         index = hnswlib.Index(space="ip", dim=facts["dimension"])
         index.load_index(str(path))
         return HnswIndex(index)
@@ -165,5 +186,6 @@ class HnswJoin:
         return collect(map(work, range(0, len(rows), SEARCH_BLOCK)), k, task)
 
 
-def _facts_path(path: Path) -> Path:
+def facts_path(path: Path) -> Path:
+    """Where the facts of an index lie that `save` wrote: `documents`, `dimension`, `bytes`, `xxh3`. They come last."""
     return path.with_name(path.name + ".json")
