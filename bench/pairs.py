@@ -109,7 +109,7 @@ def _peer(build: Callable[[np.ndarray], Search], facts: dict[str, float], name: 
         vectors = given["vectors"].numpy()
         sample, search = _sample(vectors), build(vectors)
         for effort in EFFORTS:
-            recall = sample.recall(search(sample.rows, effort))
+            recall, _ = sample.recall(search(sample.rows, effort))
             if recall >= TARGET:
                 facts.update({f"{name}: effort": effort, f"{name}: pair recall": recall})
                 return Prepared(partial(_build_and_search, build, vectors, effort))

@@ -38,7 +38,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def configured(path: str, pairs: dict[str, Any], threads: int = 1) -> RunConfig:
     corpus = {"path": path, "unique_share": 1.0, "maximum_documents": DOCUMENTS, "vocabulary_size": 4096}
-    corpus |= {"passage_characters": 1600} if path.startswith("embedded") else {}
+    corpus |= {"passage_characters": 2400} if path.startswith("embedded") else {}
     return RunConfig.model_validate(
         {"threads": threads, "corpus": corpus, "embed": {"maximum_tokens": 64}, "pair": {**UNCAPPED, **pairs}}
     )

@@ -160,8 +160,31 @@ def test_a_pair_counts_as_found_from_either_side() -> None:
     sample = Sample(np.array([9, 9, 2]), np.array([4, 7, 7]))
     assert sample.rows.tolist() == [2, 4, 7, 9]
     found = np.array([[5, 6], [9, 0], [1, 3], [7, 8]])  # 4 has 9, and 9 has 7; nobody has the third pair
-    assert sample.recall(found) == pytest.approx(2 / 3)
-    assert Sample(np.zeros(0, np.int64), np.zeros(0, np.int64)).recall(np.zeros((0, 2), np.int64)) == 1.0
+    share, at_least = sample.recall(found)
+    assert share == pytest.approx(2 / 3)
+    deviation = ((2 - 2 * 2 / 3) ** 2 + (0 - 2 / 3) ** 2) ** 0.5 / 3  # document 9 has both of its pairs, document 2 not its one
+    assert at_least == pytest.approx(share - 1.645 * deviation)
+    assert Sample(np.zeros(0, np.int64), np.zeros(0, np.int64)).recall(np.zeros((0, 2), np.int64)) == (1.0, 1.0)
+
+
+def test_the_least_that_is_reached_is_less_in_nineteen_of_twenty_samples() -> None:
+    """Of 4,000 documents with 1 to 40 pairs, those of one are found or missed together."""
+    random = np.random.default_rng(0)
+    pairs, chance = random.integers(1, 41, 4000), random.beta(30, 0.4, 4000)
+    hits = random.binomial(pairs, chance)
+    whole, above = hits.sum() / pairs.sum(), 0
+    for _ in range(400):
+        sample = np.sort(random.permutation(4000)[:500])
+        first = np.repeat(sample, pairs[sample])
+        found = np.concatenate([np.arange(count) < hit for count, hit in zip(pairs[sample], hits[sample], strict=True)])
+        second = np.full(len(first), 4000)
+        drawn = Sample(first, np.where(found, second, 4001))
+        answers = np.full((len(drawn.rows), 1), 4000)
+        answers[drawn.rows >= 4000] = -1
+        share, at_least = drawn.recall(answers)
+        assert share == found.mean()
+        above += at_least > whole
+    assert 0.02 < above / 400 < 0.1
 
 
 def test_with_nothing_in_the_band_the_least_effort_will_do() -> None:

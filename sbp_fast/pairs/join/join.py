@@ -19,6 +19,7 @@ Backend = Literal["exact", "bucket", "hnswlib"]
 Wanted = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Of pairs of members, int64 [pairs] each, which count for recall: bool [pairs]."""
 EXACT_UP_TO = 6000  # documents; with more, buckets take less time at a pair recall of 0.99 (docs/log.md)
+CONFIDENT = 1.645  # deviations, which a normal variable exceeds in one case of twenty
 REMEDIES = {"bucket": "raise pair.bucket_probes", "hnswlib": "raise pair.hnsw_links or pair.hnsw_construction"}
 
 
@@ -78,7 +79,7 @@ def self_join(
     """The `config.neighbours` nearest others of every vector, found at the least effort that reaches `config.target_recall`.
 
     Effort is chosen by itself: from sampled documents all pairs are found exactly, and effort rises until the share of the
-    wanted ones that a search finds, from either side, reaches the target.
+    wanted ones that a search finds, from either side, reaches the target with a confidence of 95% (`Sample.recall`).
 
     Args:
         vectors: float32 [documents, dimension], unit norm.
@@ -118,17 +119,24 @@ class Sample:
         """The documents to search from: either end of each pair, ascending."""
         return np.union1d(self.first, self.second)
 
-    def recall(self, found: np.ndarray) -> float:
+    def recall(self, found: np.ndarray) -> tuple[float, float]:
         """The share of the pairs that were found from either end, as a join of all documents would.
 
         Args:
             found: int64 [rows, k], the neighbours of `rows`.
+
+        Returns:
+            The share, and what that of all documents reaches with a confidence of 95%: pairs of one sampled document are found
+            or missed together, so the deviation is that of a ratio of sums over documents (Cochran 1977, section 6.3).
         """
         if not len(self.first):
-            return 1.0
+            return 1.0, 1.0
         forward = (found[np.searchsorted(self.rows, self.first)] == self.second[:, None]).any(axis=1)
         backward = (found[np.searchsorted(self.rows, self.second)] == self.first[:, None]).any(axis=1)
-        return float((forward | backward).mean())
+        hit = forward | backward
+        share = float(hit.mean())
+        beyond = np.bincount(self.first, hit - share)  # of each document, found beyond its share
+        return share, share - CONFIDENT * float(np.sqrt(np.square(beyond).sum())) / len(hit)
 
 
 def _open(
@@ -161,7 +169,7 @@ def _open(
 def _tune(
     join: Join, exact: ExactJoin, config: PairConfig, backend: Backend, wanted: Wanted, queries: np.ndarray
 ) -> tuple[int, float]:
-    """The least effort that reaches the target, and what it reaches."""
+    """The least effort that surely reaches the target, and what it reaches."""
     if not join.efforts:
         return 0, 1.0
     ids, _ = exact.search(queries, config.neighbours)
@@ -171,8 +179,8 @@ def _tune(
     sample = Sample(first[counts], second[counts])
     recall = 1.0
     for effort in join.efforts:
-        recall = sample.recall(join.search(sample.rows, config.neighbours, effort)[0])
-        if recall >= config.target_recall:
+        recall, at_least = sample.recall(join.search(sample.rows, config.neighbours, effort)[0])
+        if at_least >= config.target_recall:
             return effort, recall
     raise UserError(
         f"pair.backend = {backend}",
