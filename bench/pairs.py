@@ -17,8 +17,8 @@ import torch
 
 from bench.case import Case, Prepared, Provider, Tensors
 
-Search = Callable[[np.ndarray, int], np.ndarray]
-"""Places of some vectors, and an effort -> the ids that are nearest to each, themselves mostly among them."""
+Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+"""Places of some vectors, and an effort -> the ids that are nearest to each, themselves mostly among them, and products."""
 
 DIMENSION, NEIGHBOURS = 384, 32
 LOW, TARGET, QUERIES = 0.75, 0.99, 500  # the paper's band, what must be found of it, on so many sampled documents
@@ -109,7 +109,7 @@ def _peer(build: Callable[[np.ndarray], Search], facts: dict[str, float], name: 
         vectors = given["vectors"].numpy()
         sample, search = _sample(vectors), build(vectors)
         for effort in EFFORTS:
-            recall, _ = sample.recall(search(sample.rows, effort))
+            recall, _ = sample.recall(*search(sample.rows, effort))
             if recall >= TARGET:
                 facts.update({f"{name}: effort": effort, f"{name}: pair recall": recall})
                 return Prepared(partial(_build_and_search, build, vectors, effort))
@@ -118,8 +118,8 @@ def _peer(build: Callable[[np.ndarray], Search], facts: dict[str, float], name: 
     return provider
 
 
-def _build_and_search(build: Callable[[np.ndarray], Search], vectors: np.ndarray, effort: int) -> np.ndarray:
-    return build(vectors)(np.arange(len(vectors)), effort)
+def _build_and_search(build: Callable[[np.ndarray], Search], vectors: np.ndarray, effort: int) -> None:
+    build(vectors)(np.arange(len(vectors)), effort)
 
 
 def _sample(vectors: np.ndarray) -> Any:
@@ -130,7 +130,7 @@ def _sample(vectors: np.ndarray) -> Any:
     queries = np.sort(np.random.default_rng(0).permutation(len(vectors))[:QUERIES])
     ids, scores = ExactJoin(vectors, threads=1).search(queries, NEIGHBOURS)
     rows, columns = np.nonzero(scores >= LOW)
-    return Sample(queries[rows], ids[rows, columns])
+    return Sample(queries[rows], ids[rows, columns], scores[rows, columns])
 
 
 def _hnswlib(vectors: np.ndarray) -> Search:
@@ -138,9 +138,10 @@ def _hnswlib(vectors: np.ndarray) -> Search:
     index.init_index(max_elements=len(vectors), M=16, ef_construction=200)
     index.add_items(vectors, num_threads=1)
 
-    def search(rows: np.ndarray, effort: int) -> np.ndarray:
+    def search(rows: np.ndarray, effort: int) -> tuple[np.ndarray, np.ndarray]:
         index.set_ef(max(effort, NEIGHBOURS + 1))
-        return index.knn_query(vectors[rows], k=NEIGHBOURS + 1, num_threads=1)[0].astype(np.int64)
+        ids, distances = index.knn_query(vectors[rows], k=NEIGHBOURS + 1, num_threads=1)
+        return ids.astype(np.int64), 1 - distances
 
     return search
 
@@ -153,9 +154,10 @@ def _faiss(vectors: np.ndarray) -> Search:
     index.train(vectors)
     index.add(vectors)
 
-    def search(rows: np.ndarray, effort: int) -> np.ndarray:
+    def search(rows: np.ndarray, effort: int) -> tuple[np.ndarray, np.ndarray]:
         index.hnsw.efSearch = effort
-        return index.search(vectors[rows], NEIGHBOURS + 1)[1]
+        products, ids = index.search(vectors[rows], NEIGHBOURS + 1)
+        return ids, products
 
     return search
 
@@ -166,7 +168,8 @@ def _scann(vectors: np.ndarray) -> Search:
     tree = builder.set_n_training_threads(1).tree(leaves, 8, training_sample_size=64 * leaves)
     searcher = tree.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(4 * NEIGHBOURS).build()
 
-    def search(rows: np.ndarray, effort: int) -> np.ndarray:
-        return np.asarray(searcher.search_batched(vectors[rows], leaves_to_search=effort)[0], dtype=np.int64)
+    def search(rows: np.ndarray, effort: int) -> tuple[np.ndarray, np.ndarray]:
+        ids, products = searcher.search_batched(vectors[rows], leaves_to_search=effort)
+        return np.asarray(ids, dtype=np.int64), np.asarray(products)
 
     return search

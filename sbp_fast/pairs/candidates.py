@@ -10,7 +10,7 @@ import numpy as np
 from sbp_fast.config import PairConfig
 from sbp_fast.pairs.documents import Documents
 from sbp_fast.pairs.join.exact import exact_neighbours
-from sbp_fast.pairs.join.join import sampled
+from sbp_fast.pairs.join.join import Sample, sampled
 from sbp_fast.pairs.select import FAULTLESS, judge
 from sbp_fast.pairs.vectors import READ_BLOCK, Vectors, similarities
 
@@ -58,18 +58,14 @@ class Candidates:
         return documents, scores[order][nearest]
 
 
-def sampled_pairs(documents: Documents, low: float, config: PairConfig, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs that an exact search of sampled documents finds and that qualify: what should be found.
-
-    Returns:
-        The two documents of each, int64 [pairs]; a pair found from both of its documents comes twice.
-    """
+def sampled_pairs(documents: Documents, low: float, config: PairConfig, seed: int) -> Sample:
+    """The pairs that an exact search of sampled documents finds and that qualify: what should be found."""
     queries = sampled(len(documents), config, seed)
     others, scores = exact_neighbours(documents.vectors[queries], queries, _blocks(documents.vectors), config.neighbours)
     there = others >= 0
     exact = Candidates.weigh(documents, queries[np.nonzero(there)[0]], others[there], low, scores[there])
     wanted = exact.judge(low, config) == FAULTLESS
-    return exact.first[wanted], exact.second[wanted]
+    return Sample(exact.first[wanted], exact.second[wanted], exact.scores[wanted])
 
 
 def _blocks(vectors: Vectors) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sbp_fast.files import save_array
 from sbp_fast.pairs.join.cells import Merged
 from sbp_fast.pairs.join.top import NOBODY
 from sbp_fast.pairs.joined import cell_sizes, found_path, members_path
@@ -25,9 +26,11 @@ def in_order(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def gather(pairing: Pairing, number: int, advance: Advance) -> None:
-    """Write the pairs that the documents of a range found, by (first, second), each once."""
+    """Write the pairs that the documents of a range found, by (first, second), each once; and how far each document's search
+    reached, float32 [documents of the range]: the similarity of its last neighbour, -inf where it has fewer than k."""
     start, stop = pairing.ranges[number]
     merged = _merge(pairing, start, stop)
+    save_array(pairing.file("reach", number), merged.similarities[:, -1])
     there = merged.ids.reshape(-1) != NOBODY
     own = np.repeat(np.arange(start, stop), merged.ids.shape[1])[there]
     first, second, places = _each_once(own, merged.ids.reshape(-1)[there], len(pairing.documents))
@@ -44,6 +47,17 @@ def gathered(pairing: Pairing, number: int) -> tuple[np.ndarray, np.ndarray, np.
     edges = read_all_between(pairing.files("edges"), EDGE, "first", *pairing.ranges[number])
     first, second, places = _each_once(edges["first"], edges["second"], len(pairing.documents))
     return first, second, edges["similarity"][places]
+
+
+def reach(pairing: Pairing, documents: np.ndarray) -> np.ndarray:
+    """How far the search of some documents reached (see `gather`). float32"""
+    starts = np.array([start for start, _ in pairing.ranges])
+    ranges = np.searchsorted(starts, documents, "right") - 1
+    found = np.empty(len(documents), np.float32)
+    for number in np.unique(ranges):
+        here = ranges == number
+        found[here] = np.load(pairing.file("reach", number), mmap_mode="r")[documents[here] - starts[number]]
+    return found
 
 
 def _merge(pairing: Pairing, start: int, stop: int) -> Merged:

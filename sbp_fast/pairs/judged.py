@@ -10,7 +10,8 @@ import numpy as np
 
 from sbp_fast.files import read_json, write_json
 from sbp_fast.pairs.candidates import Candidates, sampled_pairs
-from sbp_fast.pairs.gathered import gathered, in_order
+from sbp_fast.pairs.gathered import gathered, in_order, reach
+from sbp_fast.pairs.join.join import chance_weight
 from sbp_fast.pairs.pairing import WORK, Pairing
 from sbp_fast.pairs.select import FAULTLESS, FAULTS
 from sbp_fast.pairs.tables import read_between, write_rows
@@ -19,14 +20,16 @@ from sbp_fast.workers.workers import Advance
 JUDGED = np.dtype([("first", "<i8"), ("second", "<i8"), ("score", "<f4"), ("fault", "i1")])
 DIRECTED = np.dtype([("seed", "<i8"), ("partner", "<i8"), ("score", "<f4"), ("containment", "<f8")])
 NEAREST = np.dtype([("document", "<i8"), ("similarity", "<f4")])
-SAMPLED = np.dtype([("first", "<i8"), ("second", "<i8")])
+SAMPLED = np.dtype([("first", "<i8"), ("second", "<i8"), ("weight", "<f8")])
 
 
 def write_sampled(pairing: Pairing) -> None:
-    """Write the pairs that should be found, by their first document."""
-    first, second = in_order(*sampled_pairs(pairing.documents, pairing.low, pairing.settings, pairing.config.seed))
+    """Write the pairs that should be found, by their first document; after all ranges are gathered."""
+    sample = sampled_pairs(pairing.documents, pairing.low, pairing.settings, pairing.config.seed)
+    weight = chance_weight(sample.similarities, reach(pairing, sample.second))
+    first, second = in_order(sample.first, sample.second)
     order = np.argsort(first, kind="stable")
-    write_rows(_sampled_path(pairing), SAMPLED, first=first[order], second=second[order])
+    write_rows(_sampled_path(pairing), SAMPLED, first=first[order], second=second[order], weight=weight[order])
 
 
 def _sampled_path(pairing: Pairing) -> Path:
@@ -53,25 +56,28 @@ def judge_range(pairing: Pairing, number: int, advance: Advance) -> None:
     wanted = read_between(_sampled_path(pairing), "first", *pairing.ranges[number])
     pairs = first * len(pairing.documents) + second
     found = np.isin(wanted["first"] * len(pairing.documents) + wanted["second"], pairs)
-    facts = {"candidates": len(first), "found": int(found.sum())}
+    facts: dict[str, float] = {"candidates": len(first), "found": int(found.sum())}
+    facts["weight_found"] = float(wanted["weight"][found].sum())
     facts |= {name: int((fault == place).sum()) for place, name in enumerate(FAULTS)}
     write_json(facts_path(pairing, number), facts)  # last: it marks the range as judged
     advance(np.diff(pairing.ranges[number]).item())
 
 
 def sum_facts(pairing: Pairing) -> Counter[str]:
-    """Of all ranges: `candidates`, `found` of the sampled pairs, and how many have each of `FAULTS` first."""
+    """Of all ranges: `candidates`, how many of them have each of `FAULTS` first, and of the sampled pairs `found` and
+    `weight_found`."""
     total: Counter[str] = Counter()
     for number in range(len(pairing.ranges)):
         total.update(read_json(facts_path(pairing, number)))
     return total
 
 
-def measured_recall(pairing: Pairing, found: int) -> dict[str, Any]:
-    """Of the sampled pairs, how many are among the candidates."""
-    sampled = len(np.load(_sampled_path(pairing), mmap_mode="r"))
+def measured_recall(pairing: Pairing, facts: Counter[str]) -> dict[str, Any]:
+    """Of the sampled pairs, how many are among the candidates, and of all pairs the share that this means."""
+    sampled = np.load(_sampled_path(pairing))
     queries = min(pairing.settings.recall_queries, len(pairing.documents))
-    return {"queries": queries, "pairs": sampled, "found": found, "recall": found / sampled if sampled else 1.0}
+    share = facts["weight_found"] / float(sampled["weight"].sum()) if len(sampled) else 1.0
+    return {"queries": queries, "pairs": len(sampled), "found": facts["found"], "recall": share}
 
 
 def nearest_eligible(pairing: Pairing) -> np.ndarray:

@@ -100,7 +100,7 @@ def _pair(config: RunConfig, documents: Documents, work: Work, workers: Workers)
         nearest = nearest_eligible(pairing)
         if not facts["candidates"] - sum(facts[fault] for fault in FAULTS):
             raise _no_pairs(facts, nearest, low, config.pair)
-        recall = measured_recall(pairing, facts["found"])
+        recall = measured_recall(pairing, facts)
         _check_recall(recall, join, config.pair)
         _run(write_turns, pairing.files("sizes"), holders, work)
     capped = cap_degrees(pairing)

@@ -151,40 +151,49 @@ def test_effort_rises_until_the_target_is_reached_or_it_is_refused(monkeypatch: 
     vectors = clustered_vectors(3000)
     little, much = (run(vectors, "bucket", bucket_probes=1, target_recall=target) for target in (0.5, 0.999))
     assert little.effort < much.effort and 0.5 <= little.recall < 0.999 <= much.recall
-    monkeypatch.setattr(BucketJoin, "search", lambda self, rows, k, effort: (np.zeros((len(rows), k), np.int64), None))
+    monkeypatch.setattr(
+        BucketJoin, "search", lambda self, rows, k, effort: (np.zeros((len(rows), k), np.int64), np.zeros((len(rows), k)))
+    )
     with pytest.raises(UserError, match=r"pair.backend = bucket: finds 0.0.*target_recall is 0.99; .*lower pair.target_recall"):
         run(vectors, "bucket")
 
 
-def test_a_pair_counts_as_found_from_either_side() -> None:
-    sample = Sample(np.array([9, 9, 2]), np.array([4, 7, 7]))
+def test_a_pair_counts_as_found_from_either_side_and_half_if_it_is_drawn_from_both() -> None:
+    sample = Sample(np.array([9, 9, 2]), np.array([4, 7, 7]), np.array([0.9, 0.6, 0.5], np.float32))
     assert sample.rows.tolist() == [2, 4, 7, 9]
     found = np.array([[5, 6], [9, 0], [1, 3], [7, 8]])  # 4 has 9, and 9 has 7; nobody has the third pair
-    share, at_least = sample.recall(found)
-    assert share == pytest.approx(2 / 3)
-    deviation = ((2 - 2 * 2 / 3) ** 2 + (0 - 2 / 3) ** 2) ** 0.5 / 3  # document 9 has both of its pairs, document 2 not its one
-    assert at_least == pytest.approx(share - 1.645 * deviation)
-    assert Sample(np.zeros(0, np.int64), np.zeros(0, np.int64)).recall(np.zeros((0, 2), np.int64)) == (1.0, 1.0)
+    similarities = np.array([[0.9, 0.8], [0.9, 0.8], [0.8, 0.7], [0.6, 0.5]], np.float32)  # 9 is among the nearest of 4
+    share, at_least = sample.recall(found, similarities)
+    assert share == pytest.approx(1.5 / 2.5)
+    deviation = 2**0.5 * (0 - 0.6) / -2.5  # document 9 has 0.6 more than its share, document 2 as much less
+    assert at_least == pytest.approx(share - 2 * deviation)
+    nothing = Sample(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+    assert nothing.recall(np.zeros((0, 2), np.int64), np.zeros((0, 2), np.float32)) == (1.0, 1.0)
 
 
-def test_the_least_that_is_reached_is_less_in_nineteen_of_twenty_samples() -> None:
-    """Of 4,000 documents with 1 to 40 pairs, those of one are found or missed together."""
-    random = np.random.default_rng(0)
-    pairs, chance = random.integers(1, 41, 4000), random.beta(30, 0.4, 4000)
-    hits = random.binomial(pairs, chance)
-    whole, above = hits.sum() / pairs.sum(), 0
-    for _ in range(400):
-        sample = np.sort(random.permutation(4000)[:500])
-        first = np.repeat(sample, pairs[sample])
-        found = np.concatenate([np.arange(count) < hit for count, hit in zip(pairs[sample], hits[sample], strict=True)])
-        second = np.full(len(first), 4000)
-        drawn = Sample(first, np.where(found, second, 4001))
-        answers = np.full((len(drawn.rows), 1), 4000)
-        answers[drawn.rows >= 4000] = -1
-        share, at_least = drawn.recall(answers)
-        assert share == found.mean()
+@pytest.mark.parametrize("effort", [1, 2])
+def test_what_sampled_documents_say_is_true_of_all(effort: int) -> None:
+    """Of many samples the mean share is that of all pairs, and with the margin few are above it."""
+    vectors, k, low = clustered_vectors(3000, per_cluster=60, seed=3), 12, 0.4
+    ids, scores = ExactJoin(vectors, threads=1).search(np.arange(3000), k)
+    join = BucketJoin(vectors, seed=0, threads=1)
+    found, products = join.search(np.arange(3000), k, effort)
+    inside = scores >= low
+    directed = {(a, int(b)) for a in range(3000) for b in ids[a][inside[a]]}
+    reached = {(a, int(b)) for a in range(3000) for b in found[a]}
+    pairs = {(min(pair), max(pair)) for pair in directed}
+    whole = np.mean([pair in reached or pair[::-1] in reached for pair in pairs])
+    assert 0.5 < whole < 0.999 and 1.1 * len(pairs) < len(directed) < 1.9 * len(pairs)  # mutual ones and others
+    random, shares, above = np.random.default_rng(0), [], 0
+    for _ in range(200):
+        first = np.sort(random.permutation(3000)[:300])
+        rows = np.repeat(first, inside[first].sum(1))
+        sample = Sample(rows, ids[first][inside[first]], scores[first][inside[first]])
+        share, at_least = sample.recall(found[sample.rows], products[sample.rows])
+        shares.append(share)
         above += at_least > whole
-    assert 0.02 < above / 400 < 0.1
+    assert np.mean(shares) == pytest.approx(whole, abs=0.1 * (1 - whole))
+    assert above / 200 < 0.15
 
 
 def test_with_nothing_in_the_band_the_least_effort_will_do() -> None:

@@ -19,7 +19,7 @@ Backend = Literal["exact", "bucket", "hnswlib"]
 Wanted = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Of pairs of members, int64 [pairs] each, which count for recall: bool [pairs]."""
 EXACT_UP_TO = 6000  # documents; with more, buckets take less time at a pair recall of 0.99 (docs/log.md)
-CONFIDENT = 1.645  # deviations, which a normal variable exceeds in one case of twenty
+MARGIN = 2.0  # standard errors, by which the recall of a sample must be beyond the target
 REMEDIES = {"bucket": "raise pair.bucket_probes", "hnswlib": "raise pair.hnsw_links or pair.hnsw_construction"}
 
 
@@ -79,7 +79,7 @@ def self_join(
     """The `config.neighbours` nearest others of every vector, found at the least effort that reaches `config.target_recall`.
 
     Effort is chosen by itself: from sampled documents all pairs are found exactly, and effort rises until the share of the
-    wanted ones that a search finds, from either side, reaches the target with a confidence of 95% (`Sample.recall`).
+    wanted ones that a search finds, from either side, is surely at the target (`Sample.recall`).
 
     Args:
         vectors: float32 [documents, dimension], unit norm.
@@ -109,34 +109,52 @@ def sampled(documents: int, config: PairConfig, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Sample:
-    """Pairs that an exact search finds from sampled documents. int64 [pairs] each."""
+    """Pairs that an exact search finds from sampled documents.
+
+    Attributes:
+        first: int64 [pairs], the sampled document of each.
+        second: int64 [pairs], its neighbour.
+        similarities: float32 [pairs].
+    """
 
     first: np.ndarray
     second: np.ndarray
+    similarities: np.ndarray
 
     @property
     def rows(self) -> np.ndarray:
         """The documents to search from: either end of each pair, ascending."""
         return np.union1d(self.first, self.second)
 
-    def recall(self, found: np.ndarray) -> tuple[float, float]:
-        """The share of the pairs that were found from either end, as a join of all documents would.
+    def recall(self, found: np.ndarray, similarities: np.ndarray) -> tuple[float, float]:
+        """The share of all pairs that were found from either end, as a join of all documents would.
 
         Args:
             found: int64 [rows, k], the neighbours of `rows`.
+            similarities: float32 [rows, k], of these, greatest first.
 
         Returns:
-            The share, and what that of all documents reaches with a confidence of 95%: pairs of one sampled document are found
-            or missed together, so the deviation is that of a ratio of sums over documents (Cochran 1977, section 6.3).
+            The share, and the share less MARGIN standard errors: pairs of one sampled document are found or missed together,
+            so the error is that of a ratio of sums over documents (Cochran 1977, section 6.3).
         """
         if not len(self.first):
             return 1.0, 1.0
-        forward = (found[np.searchsorted(self.rows, self.first)] == self.second[:, None]).any(axis=1)
-        backward = (found[np.searchsorted(self.rows, self.second)] == self.first[:, None]).any(axis=1)
-        hit = forward | backward
-        share = float(hit.mean())
-        beyond = np.bincount(self.first, hit - share)  # of each document, found beyond its share
-        return share, share - CONFIDENT * float(np.sqrt(np.square(beyond).sum())) / len(hit)
+        first, second = np.searchsorted(self.rows, self.first), np.searchsorted(self.rows, self.second)
+        hit = ((found[first] == self.second[:, None]) | (found[second] == self.first[:, None])).any(axis=1)
+        weight = chance_weight(self.similarities, similarities[second, -1])
+        share = float(weight[hit].sum() / weight.sum())
+        beyond = np.bincount(self.first, weight * (hit - share))  # of each document, found beyond its share
+        return share, share - MARGIN * float(np.sqrt(np.square(beyond).sum()) / weight.sum())
+
+
+def chance_weight(similarities: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """What pairs drawn from one of their ends stand for: those that are drawn from the other as well come twice as often.
+
+    Args:
+        similarities: of the pairs.
+        reach: of the ends that were not drawn, the similarity of the last of its k neighbours.
+    """
+    return np.where(similarities >= reach, 0.5, 1.0)
 
 
 def _open(
@@ -172,14 +190,14 @@ def _tune(
     """The least effort that surely reaches the target, and what it reaches."""
     if not join.efforts:
         return 0, 1.0
-    ids, _ = exact.search(queries, config.neighbours)
-    first, second = np.repeat(queries, config.neighbours), ids.reshape(-1)
-    first, second = first[second >= 0], second[second >= 0]
+    ids, similarities = exact.search(queries, config.neighbours)
+    there = ids >= 0
+    first, second = queries[np.nonzero(there)[0]], ids[there]
     counts = wanted(first, second)
-    sample = Sample(first[counts], second[counts])
+    sample = Sample(first[counts], second[counts], similarities[there][counts])
     recall = 1.0
     for effort in join.efforts:
-        recall, at_least = sample.recall(join.search(sample.rows, config.neighbours, effort)[0])
+        recall, at_least = sample.recall(*join.search(sample.rows, config.neighbours, effort))
         if at_least >= config.target_recall:
             return effort, recall
     raise UserError(
