@@ -62,12 +62,12 @@ def _plain(
         for first in range(bounds[bucket], bounds[bucket + 1], PLAIN_MEMBERS):
             shown = torch.arange(first, min(first + PLAIN_MEMBERS, bounds[bucket + 1]), device=members.device)
             products = queries[rows].float() @ members[shown].float().T
-            products.masked_fill_(shown == own[rows, None], -torch.inf)
+            products.masked_fill_(shown == own[rows, None], -torch.inf)  # the list has a -1 for it, which comes first
             found = torch.cat([scores[rows], products], 1)
             by_place, order = torch.cat([places[rows], shown.expand_as(products)], 1).sort(1)
             kept, best = found.gather(1, order).sort(dim=1, descending=True, stable=True)
             scores[rows] = kept[:, : scores.shape[1]]
-            places[rows] = by_place.gather(1, best)[:, : scores.shape[1]].masked_fill(scores[rows].isneginf(), -1)
+            places[rows] = by_place.gather(1, best)[:, : scores.shape[1]]
 
 
 def _fused(
