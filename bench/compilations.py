@@ -14,6 +14,7 @@ from unittest.mock import patch
 import torch
 from sbp_kernels import (
     linear_cross_entropy_launch,
+    nearest_kernels,
     norm_kernels,
     repeats_kernels,
     rope_kernels,
@@ -54,6 +55,7 @@ def compilations() -> Iterator[Compilation]:
         decode(),
         sampling(),
         repetition(),
+        nearest(),
     ):
         fingerprint = compilation.fingerprint()
         targets = tuple(target for target in compilation.targets if (fingerprint, target) not in seen)
@@ -266,6 +268,24 @@ def repetition() -> Iterator[Compilation]:
 def _repetition() -> None:
     runs, drawn = (_empty(512, 1024, dtype=dtype) for dtype in (torch.int16, torch.int32))
     repeats_kernels.repeats(runs, drawn, _empty(512, dtype=torch.int32), 64)
+
+
+def nearest() -> Iterator[Compilation]:
+    """Rounds of the self-join, 32 or 128 neighbours and the spare ones; float32 has another precision on AMD."""
+    requires = Requirements(tensor_cores=True, spill_bytes=SPILLS)
+    for neighbours, dtype in ((40, FP32), (136, FP32), (40, BF16), (40, FP16)):
+        name = f"nearest in buckets, {neighbours} neighbours, {TYPE_NAMES[dtype]}"
+        for amd, targets in ((False, ("sm_80", "sm_90", "sm_100")), (True, ("gfx942",))):
+            with patch.object(nearest_kernels, "AMD", amd):
+                title = f"{name}{', AMD' if amd else ''}"
+                yield from launches(title, _nearest, neighbours, dtype, requires=requires, targets=targets)
+
+
+def _nearest(neighbours: int, dtype: torch.dtype) -> None:
+    queries, members = (_empty(rows, 384, dtype=dtype) for rows in (65_536, 200_000))
+    places = _empty(65_536, neighbours, dtype=torch.int64)
+    own, starts = _empty(65_536, dtype=torch.int64), _empty(448, dtype=torch.int64)
+    nearest_kernels.nearest_in_buckets(_empty(*places.shape, dtype=FP32), places, queries, own, own, members, starts)
 
 
 def _empty(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 # what is run, in this order, each for a share of the time that is left
-SHARES = {"attention": 0.3, "generation": 0.4, "training": 0.6, "loss": 0.5, "small": 0.7, "plan": 1.0}
+SHARES = {"attention": 0.3, "generation": 0.4, "training": 0.6, "loss": 0.5, "small": 0.7, "pairs": 0.7, "plan": 1.0}
 PROGRAMS = ("generation", "training")  # that are no operations of `python -m bench`
 
 
@@ -44,7 +44,8 @@ def correctness(seconds: float) -> int:
     if importlib.util.find_spec("pytest") is None or importlib.util.find_spec("hypothesis") is None:
         print("pytest or hypothesis is not installed: the tests marked gpu are left out; the benches still check every case")
         return 0
-    places = ["tests/kernels", *["tests/unit/test_engine.py"] * (importlib.util.find_spec("pydantic") is not None)]
+    whole = all(importlib.util.find_spec(name) is not None for name in ("pydantic", "hnswlib"))
+    places = ["tests/kernels", *["tests/unit/test_engine.py", "tests/unit/test_join.py"] * whole]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *places]
     try:
         return subprocess.run(command, cwd=ROOT, check=False, timeout=seconds).returncode

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from bench.case import Case, Prepared, Provider, Tensors
+from bench.nearest import nearest
 
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 """Places of some vectors, and an effort -> the ids that are nearest to each, themselves mostly among them, and products."""
@@ -26,7 +27,8 @@ EFFORTS = [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
 
 
 def pairs() -> Iterator[Case]:
-    """On the CPU, where the peers are at home."""
+    """The whole join on the CPU, where the peers are at home; on CUDA what is computed there."""
+    yield from nearest(clustered)
     if torch.cuda.is_available():
         return
     for importance, documents in enumerate((50_000, 200_000)):
@@ -35,16 +37,20 @@ def pairs() -> Iterator[Case]:
 
 def clustered(documents: int, generator: torch.Generator) -> torch.Tensor:
     """Unit vectors in clusters of Zipf-distributed size, each spread in 12 directions of its own, with noise in all."""
-    clusters = documents // 25
-    shares = 1 / torch.arange(1, clusters + 1) ** 0.8
+    clusters, device = documents // 25, generator.device
+    shares = 1 / torch.arange(1, clusters + 1, device=device) ** 0.8
     member = torch.multinomial(shares, documents, replacement=True, generator=generator)
-    middles = torch.nn.functional.normalize(torch.randn(clusters, DIMENSION, generator=generator), dim=1)
-    directions = torch.randn(clusters, 12, DIMENSION, generator=generator) / DIMENSION**0.5
-    vectors = torch.empty(documents, DIMENSION)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, device=device)
+
+    middles = torch.nn.functional.normalize(normal(clusters, DIMENSION), dim=1)
+    directions = normal(clusters, 12, DIMENSION) / DIMENSION**0.5
+    vectors = torch.empty(documents, DIMENSION, device=device)
     for start in range(0, documents, 10_000):
         own = member[start : start + 10_000]
-        away = torch.randn(len(own), 1, 12, generator=generator) @ directions[own]
-        noise = torch.randn(len(own), DIMENSION, generator=generator) / DIMENSION**0.5
+        away = normal(len(own), 1, 12) @ directions[own]
+        noise = normal(len(own), DIMENSION) / DIMENSION**0.5
         vectors[start : start + 10_000] = middles[own] + 0.25 * (away[:, 0] + noise)
     return torch.nn.functional.normalize(vectors, dim=1)
 

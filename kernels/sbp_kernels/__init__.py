@@ -4,6 +4,7 @@ from sbp_kernels.attention import packed_attention, resolve_backend
 from sbp_kernels.decode import DecodeLayout, append_to_pages, decode_attention
 from sbp_kernels.layout import PackedLayout
 from sbp_kernels.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy, loss_rows_of
+from sbp_kernels.nearest import nearest_in_buckets
 from sbp_kernels.norm import RMSNorm, rms_norm
 from sbp_kernels.repeats import repeats
 from sbp_kernels.rope import QKNormRope, qk_norm_rope
@@ -21,6 +22,7 @@ __all__ = [
     "decode_attention",
     "linear_cross_entropy",
     "loss_rows_of",
+    "nearest_in_buckets",
     "packed_attention",
     "qk_norm_rope",
     "repeats",

@@ -28,8 +28,13 @@ def plan_documents(cu_seqlens: Tensor, tokens: int, tiles: Tiles) -> tuple[Tenso
     return until.int(), positions.int(), plan
 
 
-def _tiles(starts: Tensor, ends: Tensor, tokens: int, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Start and stop of each tile, equal where there is none, and start and end of its document."""
+def tiles_of_runs(starts: Tensor, ends: Tensor, tokens: int, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Start and stop of each tile, equal where there is none, and start and end of its document.
+
+    Args:
+        starts, ends: int64 [documents]; each document is a run of the `tokens` tokens, or is empty.
+        rows: of a tile at most.
+    """
     tiles_until = ((ends - starts + rows - 1) // rows).cumsum(0)
     tile = torch.arange(tokens // rows + len(ends), device=ends.device)
     document = torch.searchsorted(tiles_until, tile, right=True)
@@ -42,7 +47,7 @@ def _tiles(starts: Tensor, ends: Tensor, tokens: int, rows: int) -> tuple[Tensor
 
 
 def _query_side(starts: Tensor, ends: Tensor, tokens: int, rows: int, step: int) -> tuple[Tensor, Tensor]:
-    start, stop, first_key, _ = _tiles(starts, ends, tokens, rows)
+    start, stop, first_key, _ = tiles_of_runs(starts, ends, tokens, rows)
     whole = (start - first_key) // step * step
     boundary = first_key + whole
     runs = torch.stack([first_key, boundary, boundary, stop], 1).view(-1, 2)
@@ -50,7 +55,7 @@ def _query_side(starts: Tensor, ends: Tensor, tokens: int, rows: int, step: int)
 
 
 def _key_side(starts: Tensor, ends: Tensor, tokens: int, rows: int, step: int) -> tuple[Tensor, Tensor]:
-    start, stop, _, until = _tiles(starts, ends, tokens, rows)
+    start, stop, _, until = tiles_of_runs(starts, ends, tokens, rows)
     low = torch.minimum(start + (stop - 1 - start + step - 1) // step * step, until)
     high = low + (until - low) // step * step
     runs = torch.stack([low, high, start, low, high, until], 1).view(-1, 2)

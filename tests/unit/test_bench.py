@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sbp_kernels import nearest_kernels
 from sbp_kernels.reference import dense_mask
 
 from bench import machine, plot, runner
@@ -14,6 +15,8 @@ from bench.attention import _case as attention_case
 from bench.case import Case, Prepared, Tensors
 from bench.loss import _case as loss_case
 from bench.mixes import MIXES, documents, shared_seeds
+from bench.nearest import _case as nearest_case
+from bench.pairs import clustered
 from bench.readme import kernel_table
 
 
@@ -96,6 +99,16 @@ def test_every_provider_of_attention_gives_the_same(name: str, kind: str) -> Non
 def test_every_provider_of_the_loss_gives_the_same() -> None:
     row = runner.measure(loss_case(60, 16, 50, 0.5, 0))
     assert row["check"]["right"] and {"ours, slab", "ours, recompute", "full logits"} <= set(row["seconds"])
+
+
+@pytest.mark.parametrize("probes", [0, 2])
+def test_every_provider_of_nearest_members_gives_the_same(probes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, small = nearest_kernels.block_options, {"BLOCK_Q": 16, "BLOCK_M": 16, "BLOCK_D": 128, "ROOM": 16, "ROWS": 2}
+    monkeypatch.setattr(nearest_kernels, "block_options", lambda *given: options(*given) | small)
+    found = runner.check(nearest_case(clustered, 40, probes=probes, checked=40, k=2))
+    assert found["right"] and found["errors"].keys() >= {"ours", "torch, a bucket at a time"}
+    for errors in found["errors"].values():
+        assert max(errors.values(), default=0.0) < 1e-6
 
 
 def test_charts_and_table_come_from_the_record_alone(tmp_path: Path) -> None:

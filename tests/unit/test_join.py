@@ -1,6 +1,6 @@
 """Every backend against all products, sorted."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from sbp_fast.pairs.join.exact import ExactJoin, exact_neighbours
 from sbp_fast.pairs.join.hnsw import HnswJoin
 from sbp_fast.pairs.join.join import Neighbours, Sample, choose_backend, self_join
 from sbp_fast.pairs.join.kmeans import balancing_prices, nearest_centroids, train_centroids
-from sbp_fast.pairs.join.top import NOBODY, HeapBest, TensorBest, products
+from sbp_fast.pairs.join.top import NOBODY, HeapBest, products
 from sbp_fast.progress import Console
 
 LOW = 0.7  # of the band in these tests
@@ -70,7 +70,7 @@ def test_pairs_in_the_band_are_found(backend: str, seed: int) -> None:
 def test_the_exact_join_is_a_full_sort(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = clustered_vectors(500)
     monkeypatch.setitem(exact.QUERIES, "cpu", 64)
-    monkeypatch.setitem(exact.MEMBERS, "cpu", 77)
+    monkeypatch.setattr(exact, "MEMBERS", 77)
     found = run(vectors, "exact")
     ids, scores = brute_force(vectors, 20)
     assert (found.ids == ids).all() and found.effort == 0
@@ -89,6 +89,41 @@ def test_probing_every_bucket_is_exact() -> None:
     rows = np.array([1400, 3, 77])
     few, products = searched.search(rows, 20, searched.efforts[-1])
     assert (few == ids[rows]).all() and (products == scores[rows]).all()
+
+
+@pytest.mark.parametrize("join", [ExactJoin, partial(BucketJoin, seed=0)])
+def test_rounds_on_a_device_find_what_the_heaps_do(join: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the device is the CPU, where the operation of the rounds is plain torch."""
+    vectors, rows = clustered_vectors(1500), np.random.default_rng(0).permutation(1500)[:900]
+    searched = join(vectors, threads=2)
+    efforts = searched.efforts or (0,)
+    by_heaps = [searched.search(rows, 20, effort) for effort in efforts]
+    monkeypatch.setattr(type(searched), "_on_cpu", type(searched)._on_device)
+    monkeypatch.setattr(f"{type(searched).__module__}.QUERIES", {"cpu": 400})
+    for effort, heaps in zip(efforts, by_heaps, strict=True):
+        rounds = searched.search(rows, 20, effort)
+        assert (rounds[0] == heaps[0]).all() and (rounds[1] == heaps[1]).all()
+    few = join(vectors[:9], threads=1).search(np.arange(9), 20, 1)[0]
+    assert [sorted(row[:8]) for row in few.tolist()] == [[i for i in range(9) if i != row] for row in range(9)]
+    assert (few[:, 8:] == NOBODY).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_finds_what_the_cpu_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = clustered_vectors(20_000, dimension=384)
+    rows = np.random.default_rng(0).permutation(20_000)
+    ids, scores = ExactJoin(vectors, threads=2).search(rows, 32)
+    for join in (ExactJoin(vectors, threads=2, device="cuda"), BucketJoin(vectors, seed=0, threads=2, device="cuda")):
+        found, products = join.search(rows, 32, join.efforts[-1] if join.efforts else 0)
+        assert (found == ids).all() and (products == scores).all()
+    # a vector between two centroids may have either by rounding, so both devices are given those of the CPU
+    monkeypatch.setattr("sbp_fast.pairs.join.bucket.nearest_centroids", lambda *a, device, **o: nearest_centroids(*a, **o))
+    monkeypatch.setattr("sbp_fast.pairs.join.bucket.train_centroids", lambda *a, device, **o: train_centroids(*a, **o))
+    joins = [BucketJoin(vectors, seed=0, threads=2, device=device) for device in ("cpu", "cuda")]
+    for effort in joins[0].efforts[:3]:
+        cpu, cuda = (join.search(rows, 32, effort) for join in joins)
+        assert (cpu[0] == cuda[0]).all() and (cpu[1] == cuda[1]).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -122,12 +157,11 @@ def test_equal_vectors_are_neighbours_of_each_other_and_no_graph_takes_them() ->
         run(vectors, "hnswlib")
 
 
-@pytest.mark.parametrize("kind", [HeapBest, lambda own, k: TensorBest(own, k, "cpu")])
-def test_running_best_on_either_device(kind: Callable[[np.ndarray, int], Any]) -> None:
+def test_running_best() -> None:
     generator = np.random.default_rng(0)
     own = np.array([5, 0, 63, NOBODY])
     scores = generator.permutation(4 * 64).reshape(4, 64).astype(np.float32)
-    best = kind(own, 7)
+    best = HeapBest(own, 7)
     for members in np.array_split(generator.permutation(64), 9):
         for queries in (np.array([3, 0]), np.array([1, 2])):
             shown = torch.from_numpy(scores[np.ix_(queries, members)])

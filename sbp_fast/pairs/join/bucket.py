@@ -1,7 +1,8 @@
 """The self-join by buckets: a query meets the members of the buckets that it probes, one matrix product a bucket.
 
 A self-join knows all its queries beforehand. So the many that probe one bucket share one product with its members, where
-an index asked for one query after another reads memory at random (the same idea as faiss.contrib.big_batch_search).
+an index asked for one query after another reads memory at random (the same idea as faiss.contrib.big_batch_search). On CUDA
+they share it in rounds, the nearest buckets of all queries first, and no product leaves the kernel that computes it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from sbp_fast.pairs.join.blocks import in_blocks
 from sbp_fast.pairs.join.exact import SPARE, collect, growing
 from sbp_fast.pairs.join.kmeans import nearest_centroids, train_centroids
-from sbp_fast.pairs.join.top import best, rank
+from sbp_fast.pairs.join.top import NOBODY, HeapBest, best_by_rounds, rank
 from sbp_fast.progress import Task
 
 QUERIES = {"cpu": 8192, "cuda": 65_536}
@@ -35,13 +36,12 @@ class BucketJoin:
         self.device = torch.device(device).type
         buckets = max(1, min(len(vectors) // 8, round(len(vectors) ** 0.5)))
         sample = np.random.default_rng(seed).permutation(len(vectors))[: SAMPLED * buckets]
-        self.centroids = train_centroids(vectors[np.sort(sample)], buckets, seed=seed, threads=threads)
-        bucket = nearest_centroids(vectors, self.centroids, 1, threads=threads)[:, 0]
+        self.centroids = train_centroids(vectors[np.sort(sample)], buckets, seed=seed, threads=threads, device=device)
+        bucket = nearest_centroids(vectors, self.centroids, 1, threads=threads, device=device)[:, 0]
         self.order = np.argsort(bucket, kind="stable")
         self.starts = np.searchsorted(bucket[self.order], np.arange(buckets + 1))
         self._place = np.argsort(self.order)
         self._members = torch.from_numpy(vectors[self.order]).to(device)
-        self._ids = torch.from_numpy(self.order).to(device)
         self.efforts = tuple(growing(first_effort, buckets))
 
     def search(self, rows: np.ndarray, k: int, effort: int, task: Task | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -52,25 +52,36 @@ class BucketJoin:
         """
         by_bucket = np.argsort(self._place[rows], kind="stable")  # neighbours in this order probe the same buckets
         sorted_rows = rows[by_bucket]
-        probes = nearest_centroids(self.vectors[sorted_rows], self.centroids, effort, threads=self.threads)
+        device = str(self._members.device)
+        probes = nearest_centroids(self.vectors[sorted_rows], self.centroids, effort, threads=self.threads, device=device)
 
         def work(part: slice) -> tuple[np.ndarray, np.ndarray]:
             return self._search_block(sorted_rows[part], probes[part], k)
 
-        threads = self.threads if self.device == "cpu" else 1
-        ids, scores = collect(in_blocks(len(rows), QUERIES[self.device], work, threads), k, task)
+        ids, scores = collect(in_blocks(len(rows), QUERIES[self.device], work, self.threads), k, task)
         back = np.argsort(by_bucket)
         return ids[back], scores[back]
 
     def _search_block(self, own: np.ndarray, probes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        device = self._members.device
-        found = best(own, min(k + SPARE, len(self.vectors)), self.device)
-        queries_QD = self._members[torch.from_numpy(self._place[own]).to(device)]
+        kept = min(k + SPARE, len(self.vectors))
+        found = self._on_cpu(own, probes, kept) if self.device == "cpu" else self._on_device(own, probes, kept)
+        return rank(self.vectors, self.vectors[own], own, found, k)
+
+    def _on_cpu(self, own: np.ndarray, probes: np.ndarray, k: int) -> np.ndarray:
+        found = HeapBest(own, k)
+        queries_QD = self._members[self._place[own]]
         by_bucket = np.argsort(probes.reshape(-1), kind="stable")
-        asked = torch.from_numpy(by_bucket // probes.shape[1]).to(device)
+        asked = torch.from_numpy(by_bucket // probes.shape[1])
         buckets, firsts = np.unique(probes.reshape(-1)[by_bucket], return_index=True)
         for bucket, first, last in zip(buckets, firsts, [*firsts[1:], len(by_bucket)], strict=True):
             members = slice(self.starts[bucket], self.starts[bucket + 1])
             queries_P = asked[first:last]
-            found.add(queries_QD[queries_P] @ self._members[members].T, queries_P, self._ids[members])
-        return rank(self.vectors, self.vectors[own], own, found.ids, k)
+            found.add(queries_QD[queries_P] @ self._members[members].T, queries_P, torch.from_numpy(self.order[members]))
+        return found.ids
+
+    def _on_device(self, own: np.ndarray, probes: np.ndarray, k: int) -> np.ndarray:
+        device = self._members.device
+        starts, own_Q = (torch.from_numpy(x).to(device) for x in (self.starts, self._place[own]))
+        rounds_RQ = torch.from_numpy(probes).to(device).T.contiguous()
+        places = best_by_rounds(self._members, starts, own_Q, rounds_RQ, k)
+        return np.where(places == NOBODY, NOBODY, self.order[places])

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from sbp_fast.pairs.join.blocks import in_blocks
-from sbp_fast.pairs.join.top import NOBODY, best, keep_best, rank
+from sbp_fast.pairs.join.top import NOBODY, HeapBest, best_by_rounds, keep_best, rank
 from sbp_fast.progress import Task
 
-QUERIES, MEMBERS = {"cpu": 512, "cuda": 4096}, {"cpu": 4096, "cuda": 65_536}
+QUERIES, MEMBERS = {"cpu": 512, "cuda": 65_536}, 4096
 SPARE = 8  # found beyond k, so that the rounding of a matrix product does not decide who is among the k
 
 
@@ -25,7 +25,7 @@ class ExactJoin:
     efforts: tuple[int, ...] = ()
 
     def __init__(self, vectors: np.ndarray, *, threads: int, device: str = "cpu") -> None:
-        self.vectors, self.threads = vectors, threads if device == "cpu" else 1
+        self.vectors, self.threads = vectors, threads
         self.device = torch.device(device).type
         self._members = torch.from_numpy(vectors).to(device)
 
@@ -33,19 +33,28 @@ class ExactJoin:
         self, rows: np.ndarray, k: int, effort: int | None = None, task: Task | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The k other members nearest to each of the members `rows`: ids int64 and products float32, [rows, k]."""
-        step = MEMBERS[self.device]
 
         def work(part: slice) -> tuple[np.ndarray, np.ndarray]:
-            own = rows[part]
-            found = best(own, min(k + SPARE, len(self.vectors)), self.device)
-            queries_QD, places_Q = self._members[own], torch.arange(len(own), device=self._members.device)
-            for start in range(0, len(self.vectors), step):
-                block_MD = self._members[start : start + step]
-                ids_M = torch.arange(start, start + len(block_MD), device=self._members.device)
-                found.add(queries_QD @ block_MD.T, places_Q, ids_M)
-            return rank(self.vectors, self.vectors[own], own, found.ids, k)
+            own, kept = rows[part], min(k + SPARE, len(self.vectors))
+            found = self._on_cpu(own, kept) if self.device == "cpu" else self._on_device(own, kept)
+            return rank(self.vectors, self.vectors[own], own, found, k)
 
         return collect(in_blocks(len(rows), QUERIES[self.device], work, self.threads), k, task)
+
+    def _on_cpu(self, own: np.ndarray, k: int) -> np.ndarray:
+        found = HeapBest(own, k)
+        queries_QD, places_Q = self._members[own], torch.arange(len(own))
+        for start in range(0, len(self.vectors), MEMBERS):
+            block_MD = self._members[start : start + MEMBERS]
+            found.add(queries_QD @ block_MD.T, places_Q, torch.arange(start, start + len(block_MD)))
+        return found.ids
+
+    def _on_device(self, own: np.ndarray, k: int) -> np.ndarray:
+        """All members are one bucket."""
+        device = self._members.device
+        starts = torch.tensor([0, len(self.vectors)], device=device)
+        rounds_RQ = torch.zeros(1, len(own), dtype=torch.int64, device=device)
+        return best_by_rounds(self._members, starts, torch.from_numpy(own).to(device), rounds_RQ, k)
 
 
 def exact_neighbours(
@@ -64,7 +73,7 @@ def exact_neighbours(
     ids, scores = np.zeros((len(queries), 0), dtype=np.int64), np.zeros((len(queries), 0), dtype=np.float32)
     queries_QD, places_Q = torch.from_numpy(queries), torch.arange(len(queries))
     for members, vectors in blocks:
-        found = best(own, min(k + SPARE, len(members)), "cpu")
+        found = HeapBest(own, min(k + SPARE, len(members)))
         found.add(queries_QD @ torch.from_numpy(vectors).T, places_Q, torch.from_numpy(members))
         local = np.where(found.ids == NOBODY, NOBODY, np.searchsorted(members, found.ids))
         places, products = rank(vectors, queries, np.full(len(queries), NOBODY), local, k)

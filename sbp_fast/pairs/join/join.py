@@ -95,7 +95,7 @@ def self_join(
         ValueError: two vectors are equal and the backend is hnswlib.
     """
     join = _open(vectors, ids, config, backend, seed, threads, device, console)
-    exact, queries = ExactJoin(vectors, threads=threads), sampled(len(vectors), config, seed)
+    exact, queries = ExactJoin(vectors, threads=threads, device=device), sampled(len(vectors), config, seed)
     effort, recall = _tune(join, exact, config, backend, wanted, queries)
     with console.task(f"documents joined ({backend})", len(vectors), "documents") as task:
         found, similarities = join.search(np.arange(len(vectors)), config.neighbours, effort, task)

@@ -13,11 +13,12 @@ ITERATIONS = 8
 PRICE_ROUNDS, STEP = 32, 0.01  # of a price, in units of similarity, for a centroid with e times what it may have
 
 
-def train_centroids(sample: np.ndarray, count: int, *, seed: int, threads: int) -> np.ndarray:
+def train_centroids(sample: np.ndarray, count: int, *, seed: int, threads: int, device: str = "cpu") -> np.ndarray:
     """Centroids of a sample.
 
     Args:
         sample: float32 [vectors, dimension], unit norm; at least `count` vectors.
+        device: that computes the products.
 
     Returns:
         float32 [count, dimension], unit norm. The same from any number of threads.
@@ -25,7 +26,7 @@ def train_centroids(sample: np.ndarray, count: int, *, seed: int, threads: int) 
     generator = np.random.default_rng(seed)
     centroids = sample[generator.choice(len(sample), count, replace=False)]
     for _ in range(ITERATIONS):
-        nearest = nearest_centroids(sample, centroids, 1, threads=threads)[:, 0]
+        nearest = nearest_centroids(sample, centroids, 1, threads=threads, device=device)[:, 0]
         sums = torch.zeros(count, sample.shape[1]).index_add_(0, torch.from_numpy(nearest), torch.from_numpy(sample)).numpy()
         empty = np.bincount(nearest, minlength=count) == 0
         sums[empty] = sample[generator.choice(len(sample), int(empty.sum()), replace=False)]
@@ -34,14 +35,26 @@ def train_centroids(sample: np.ndarray, count: int, *, seed: int, threads: int) 
 
 
 def nearest_centroids(
-    vectors: np.ndarray, centroids: np.ndarray, count: int, *, threads: int, prices: np.ndarray | None = None
+    vectors: np.ndarray,
+    centroids: np.ndarray,
+    count: int,
+    *,
+    threads: int,
+    prices: np.ndarray | None = None,
+    device: str = "cpu",
 ) -> np.ndarray:
-    """The `count` centroids of greatest product with each vector, less its price, greatest first. int64 [vectors, count]."""
-    transposed = torch.from_numpy(centroids).T
+    """The `count` centroids of greatest product with each vector, less its price, greatest first. int64 [vectors, count].
+
+    Args:
+        device: that computes the products; from another one a vector may have other centroids, by rounding.
+    """
+    transposed = torch.from_numpy(centroids).to(device).T
     costs = torch.zeros(len(centroids)) if prices is None else torch.from_numpy(prices)
+    costs = costs.to(device)
 
     def work(rows: slice) -> Tensor:
-        return (torch.from_numpy(vectors[rows]) @ transposed).sub_(costs).topk(count, dim=1).indices
+        products = torch.from_numpy(vectors[rows]).to(device) @ transposed
+        return products.sub_(costs).topk(count, dim=1).indices.cpu()
 
     return torch.cat([torch.zeros(0, count, dtype=torch.int64), *in_blocks(len(vectors), BLOCK, work, threads)]).numpy()
 

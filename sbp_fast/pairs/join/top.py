@@ -2,71 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from threading import Lock
 
 import numba
 import numpy as np
 import torch
+from sbp_kernels import nearest_in_buckets
 from torch import Tensor
 
 NOBODY = -1
-
-
-class Best(Protocol):
-    """The k members of greatest product with each of Q queries, among those shown so far; never the query itself.
-
-    Attributes:
-        ids: int64 [Q, k] members in no order; `NOBODY` where fewer than k were shown.
-    """
-
-    @property
-    def ids(self) -> np.ndarray: ...
-
-    def add(self, scores_PM: Tensor, queries_P: Tensor, members_M: Tensor) -> None:
-        """Show `members_M` to `queries_P` (places among the Q) with their products."""
-
-
-def best(own_Q: np.ndarray, k: int, device: str) -> Best:
-    """An empty `Best` for queries that are themselves the members `own_Q` (`NOBODY` for one that is none)."""
-    return HeapBest(own_Q, k) if device == "cpu" else TensorBest(own_Q, k, device)
+ONE_BLOCK = Lock()  # of queries at a time on a device, which has memory for one; threads rank the others meanwhile
 
 
 class HeapBest:
-    """`Best` as one heap a query: a product that does not beat the worst of the k costs one comparison."""
+    """The k members of greatest product with each of Q queries, among those shown so far; never the query itself.
+
+    One heap a query: a product that does not beat the worst of the k costs one comparison.
+
+    Attributes:
+        ids: int64 [Q, k] members in no order; `NOBODY` where fewer than k were shown.
+
+    Args:
+        own_Q: int64, the member that each query is; `NOBODY` for one that is none.
+    """
 
     def __init__(self, own_Q: np.ndarray, k: int) -> None:
         self._own = own_Q
         self._scores = np.full((len(own_Q), k), -np.inf, dtype=np.float32)
-        self._ids = np.full((len(own_Q), k), NOBODY, dtype=np.int64)
-
-    @property
-    def ids(self) -> np.ndarray:
-        return self._ids
+        self.ids = np.full((len(own_Q), k), NOBODY, dtype=np.int64)
 
     def add(self, scores_PM: Tensor, queries_P: Tensor, members_M: Tensor) -> None:
-        _push(scores_PM.numpy(), queries_P.numpy(), members_M.numpy(), self._own, self._scores, self._ids)
+        """Show `members_M` to `queries_P` (places among the Q) with their products."""
+        _push(scores_PM.numpy(), queries_P.numpy(), members_M.numpy(), self._own, self._scores, self.ids)
 
 
-class TensorBest:
-    """`Best` as tensors on any device."""
+def best_by_rounds(members_ND: Tensor, starts: Tensor, own_Q: Tensor, rounds_RQ: Tensor, k: int) -> np.ndarray:
+    """The k members of greatest product with each of Q queries, never the query itself, on the device of the tensors.
 
-    def __init__(self, own_Q: np.ndarray, k: int, device: str) -> None:
-        self._own_Q = torch.from_numpy(own_Q).to(device)
-        self._scores_QK = torch.full((len(own_Q), k), -torch.inf, device=device)
-        self._ids_QK = torch.full((len(own_Q), k), NOBODY, device=device)
+    Args:
+        members_ND: float32, those of a bucket side by side.
+        starts: int64 [buckets + 1], the first member of each bucket, and N.
+        own_Q: int64, the member that each query is.
+        rounds_RQ: int64, the bucket that each query is shown in each round, nearest first.
 
-    @property
-    def ids(self) -> np.ndarray:
-        return self._ids_QK.cpu().numpy()
-
-    def add(self, scores_PM: Tensor, queries_P: Tensor, members_M: Tensor) -> None:
-        members_PM = members_M.expand_as(scores_PM)
-        others_PM = scores_PM.masked_fill(members_PM == self._own_Q[queries_P, None], -torch.inf)
-        scores = torch.cat([self._scores_QK[queries_P], others_PM], dim=1)
-        ids = torch.cat([self._ids_QK[queries_P], members_PM], dim=1)
-        best_PK, places_PK = scores.topk(self._scores_QK.shape[1], dim=1)
-        self._scores_QK[queries_P] = best_PK
-        self._ids_QK[queries_P] = ids.gather(1, places_PK).masked_fill(best_PK.isneginf(), NOBODY)
+    Returns:
+        int64 [Q, k] rows of `members_ND`; `NOBODY` where fewer than k were shown.
+    """
+    with ONE_BLOCK:
+        places_QK = torch.full((len(own_Q), k), NOBODY, device=members_ND.device)
+        scores_QK = torch.full((len(own_Q), k), -torch.inf, device=members_ND.device)
+        queries_QD = members_ND[own_Q]
+        for buckets_Q in rounds_RQ:
+            nearest_in_buckets(scores_QK, places_QK, queries_QD, own_Q, buckets_Q, members_ND, starts)
+        return places_QK.cpu().numpy()
 
 
 @numba.njit(nogil=True, cache=True)
