@@ -23,11 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sbp_fast.config import CorpusConfig, RunConfig, resolve_threads
+from sbp_fast.corpus.corpus_writer import write_index
 from sbp_fast.corpus.documents import EMBEDDED, find_files, fingerprint_sources
 from sbp_fast.corpus.filesystem import user_errors
 from sbp_fast.corpus.near_copies import NearCopies, find_near_copies
 from sbp_fast.corpus.selection import FACTS, Decisions, check_ids, select, set_apart
-from sbp_fast.corpus.shards import Corpus, write_index
+from sbp_fast.corpus.shards import Corpus
 from sbp_fast.corpus.spill import Part, Reading, Spill, cut_parts, lay_down
 from sbp_fast.corpus.tokenizer import Tokenizer, train_tokenizer
 from sbp_fast.corpus.writing import Writing, write_part

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sbp_fast.corpus.blocks import Compression
+from sbp_fast.corpus.corpus_writer import CorpusWriter
 from sbp_fast.corpus.selection import FACTS, Decisions, select
-from sbp_fast.corpus.shards import CorpusWriter, token_dtype
 from sbp_fast.corpus.spill import Part, Spill
-from sbp_fast.corpus.tokenizer import Tokenizer
+from sbp_fast.corpus.tokenizer import Tokenizer, join_ids
 
 BATCH_DOCUMENTS = 512
 BATCH_BYTES = 4 << 20
@@ -64,16 +64,12 @@ def write_part(writing: Writing) -> dict[str, Any]:
 
 def _write(rows: pa.Table, kind: str, writing: Writing) -> list[dict[str, Any]]:
     tokenizer = _tokenizer(writing.directory / "tokenizer.json", writing.tokenizer)
-    size, dtype = tokenizer.vocabulary_size, token_dtype(tokenizer.vocabulary_size)
-    directory, prefix = writing.directory / kind, f"{writing.number:05d}-"
+    directory, prefix, size = writing.directory / kind, f"{writing.number:05d}-", tokenizer.vocabulary_size
     writer = CorpusWriter(directory, size, writing.shard_tokens, prefix=prefix, compression=writing.compression)
     for batch in _batches(rows):
-        texts = batch["text"].to_pylist()
-        lengths = pc.binary_length(batch["text"]).to_pylist()
-        names = zip(batch["id"].to_pylist(), batch["source"].to_pylist(), lengths, strict=True)
-        for ids, (id, source, text_bytes) in zip(tokenizer.encode_batch(texts), names, strict=True):
-            tokens = np.array([tokenizer.begin, *ids, tokenizer.end], dtype)
-            writer.add(tokens, id=id, source=source, text_bytes=text_bytes)
+        tokens, lengths = tokenizer.enclose(*join_ids(tokenizer.encode_batch(batch["text"].to_pylist())))
+        text_bytes = pc.binary_length(batch["text"])
+        writer.add_batch(tokens, lengths, ids=batch["id"], sources=batch["source"], text_bytes=text_bytes)
     return writer.finish()
 
 
