@@ -15,13 +15,14 @@ import pyarrow.compute as pc
 
 from sbp_fast.corpus.blocks import Compression
 from sbp_fast.corpus.corpus_writer import CorpusWriter
+from sbp_fast.corpus.encoders import Encoder, EncoderName, make_encoder
 from sbp_fast.corpus.selection import FACTS, Decisions, select
 from sbp_fast.corpus.spill import Part, Spill
-from sbp_fast.corpus.tokenizer import Tokenizer, join_ids
+from sbp_fast.corpus.tokenizer import Tokenizer
 
 BATCH_DOCUMENTS = 512
 BATCH_BYTES = 4 << 20
-COLUMNS = ("id", "source", "text")
+COLUMNS = ("id", "source", "text", "low")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Writing:
         directory: of the prepared corpus, with its tokenizer.
         spill: where the documents were laid down.
         tokenizer: hash of the tokenizer's file.
+        encoder: as `choose_encoder` named it.
     """
 
     directory: Path
@@ -41,6 +43,7 @@ class Writing:
     tokenizer: str
     shard_tokens: int
     compression: Compression
+    encoder: EncoderName
 
 
 def write_part(writing: Writing) -> dict[str, Any]:
@@ -63,11 +66,11 @@ def write_part(writing: Writing) -> dict[str, Any]:
 
 
 def _write(rows: pa.Table, kind: str, writing: Writing) -> list[dict[str, Any]]:
-    tokenizer = _tokenizer(writing.directory / "tokenizer.json", writing.tokenizer)
+    tokenizer, encoder = _load(writing.directory / "tokenizer.json", writing.tokenizer, writing.encoder)
     directory, prefix, size = writing.directory / kind, f"{writing.number:05d}-", tokenizer.vocabulary_size
     writer = CorpusWriter(directory, size, writing.shard_tokens, prefix=prefix, compression=writing.compression)
     for batch in _batches(rows):
-        tokens, lengths = tokenizer.enclose(*join_ids(tokenizer.encode_batch(batch["text"].to_pylist())))
+        tokens, lengths = tokenizer.enclose(*encoder.encode(batch["text"], batch["low"].to_numpy()))
         text_bytes = pc.binary_length(batch["text"])
         writer.add_batch(tokens, lengths, ids=batch["id"], sources=batch["source"], text_bytes=text_bytes)
     return writer.finish()
@@ -85,5 +88,6 @@ def _batches(rows: pa.Table) -> Iterator[pa.Table]:
 
 
 @lru_cache(1)
-def _tokenizer(path: Path, digest: str) -> Tokenizer:
-    return Tokenizer(path)
+def _load(path: Path, digest: str, encoder: EncoderName) -> tuple[Tokenizer, Encoder]:
+    tokenizer = Tokenizer(path)
+    return tokenizer, make_encoder(encoder, tokenizer)
