@@ -107,8 +107,8 @@ def corpus() -> Iterator[Case]:
     }
     yield _case("read in order, to int64", tokens, read)
     random: dict[str, Provider] = {
-        "ours, zstd, one block kept": _provider(partial(_windows, _forgetful(packed))),
         "ours, raw": _provider(partial(_windows, raw)),
+        "ours, zstd, one block kept": _provider(partial(_windows, _forgetful(packed))),
     }
     yield _case("read windows of 4096 at random, to int64", WINDOWS * SEQUENCE, random)
     texts = [document.text for document in _texts()][:TEXTS]
