@@ -18,21 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from bench.case import Case, Prepared, Provider, Tensors
 from sbp_fast.config import CorpusConfig, RunConfig
 from sbp_fast.corpus import blocks
 from sbp_fast.corpus.blocks import Compression
+from sbp_fast.corpus.corpus_writer import CorpusWriter
 from sbp_fast.corpus.documents import Document, find_files, read_file
 from sbp_fast.corpus.minhash import BANDS, ROWS, SHINGLE_WORDS, band_keys
 from sbp_fast.corpus.prepare import prepare
 from sbp_fast.corpus.prepared import PreparedCorpus
-from sbp_fast.corpus.shards import Corpus, CorpusWriter
+from sbp_fast.corpus.shards import Corpus
+from sbp_fast.corpus.tokenizer import join_ids
 from sbp_fast.progress import Console
 
 REPEATS = 4  # of the embedded corpus, in another order each time
 SEQUENCE = 4096  # tokens of a sample where samples and not documents are stored
+BATCH = 512  # documents of a batch, as `prepare` writes them
 WINDOWS = 400  # read at random in one run
 TEXTS = 1500  # documents that near-copies are looked for in
 
@@ -58,21 +62,42 @@ class Documents:
         return folder
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Documents one after the other, or a list of ids for each; their lengths, and columns for `CorpusWriter.add_batch`."""
+
+    tokens: Any
+    lengths: np.ndarray
+    columns: dict[str, Any]
+
+
 def corpus() -> Iterator[Case]:
     documents = prepared_documents()
-    write, tokens = partial(_writing, documents), documents.total
+    tokens, lists = documents.total, [ids.tolist() for ids in documents.tokens]
+
+    def write(how: Callable[..., Any], given: Sequence[Any], compression: Compression = "none") -> Provider:
+        return _provider(partial(how, documents, given, compression))
+
     yield _case(
         "write, raw",
         tokens,
         {
-            "ours": write(_ours),
-            "ours, from lists of ids": write(_ours, lists=True),
-            "Megatron-LM, from lists of ids": write(_megatron, lists=True),
-            "MDS, hashed, a document a sample": write(_mds),
-            "MDS, hashed, samples of 4096 tokens": write(_mds, sequences=True),
+            "ours, batches of arrays": write(_ours_batches, _batches(documents.tokens)),
+            "ours, batches of lists of ids": write(_ours_lists, _batches(lists)),
+            "ours, an array a document": write(_ours, documents.tokens),
+            "ours, a list of ids a document": write(_ours, lists),
+            "Megatron-LM, a list of ids a document": write(_megatron, lists),
+            "Megatron-LM, an array a document": write(_megatron, documents.tokens),
+            "MDS, hashed, an array a document": write(_mds, documents.tokens),
+            "MDS, hashed, samples of 4096 tokens": write(_mds, documents.sequences),
         },
     )
-    yield _case("write, zstd", tokens, {"ours": write(_ours, "zstd"), "MDS, hashed, a document a sample": write(_mds, "zstd")})
+    packing: dict[str, Provider] = {
+        "ours, batches of arrays": write(_ours_batches, _batches(documents.tokens), "zstd"),
+        "ours, an array a document": write(_ours, documents.tokens, "zstd"),
+        "MDS, hashed, an array a document": write(_mds, documents.tokens, "zstd"),
+    }
+    yield _case("write, zstd", tokens, packing)
     raw, packed = (_ours(documents, documents.tokens, compression) for compression in ("none", "zstd"))
     read: dict[str, Provider] = {
         "ours, raw, checked": _provider(partial(_read, raw)),
@@ -82,8 +107,8 @@ def corpus() -> Iterator[Case]:
     }
     yield _case("read in order, to int64", tokens, read)
     random: dict[str, Provider] = {
-        "ours, zstd, one block kept": _provider(partial(_windows, _forgetful(packed))),
         "ours, raw": _provider(partial(_windows, raw)),
+        "ours, zstd, one block kept": _provider(partial(_windows, _forgetful(packed))),
     }
     yield _case("read windows of 4096 at random, to int64", WINDOWS * SEQUENCE, random)
     texts = [document.text for document in _texts()][:TEXTS]
@@ -131,17 +156,16 @@ def prepared_documents() -> Documents:
     return Documents(tokens, sequences, train.vocabulary_size, folder)
 
 
-def _writing(
-    documents: Documents,
-    write: Callable[..., Any],
-    compression: Compression = "none",
-    lists: bool = False,
-    sequences: bool = False,
-) -> Provider:
-    given: Sequence[Any] = documents.sequences if sequences else documents.tokens
-    if lists:
-        given = [tokens.tolist() for tokens in given]
-    return _provider(partial(write, documents, given, compression))
+def _batches(given: Sequence[Any]) -> list[Batch]:
+    """Documents as they come from files: those of a batch together, what is known of them in columns."""
+    found = []
+    for start in range(0, len(given), BATCH):
+        documents = given[start : start + BATCH]
+        names = pa.array(map(str, range(start, start + len(documents))))
+        tokens = documents if isinstance(documents[0], list) else np.concatenate(documents)
+        columns = {"ids": names, "sources": pa.repeat("bench", len(names)), "text_bytes": np.ones(len(names), np.int64)}
+        found.append(Batch(tokens, np.array([len(ids) for ids in documents]), columns))
+    return found
 
 
 def _ours(documents: Documents, given: Sequence[Any], compression: Compression = "none") -> Corpus:
@@ -152,8 +176,23 @@ def _ours(documents: Documents, given: Sequence[Any], compression: Compression =
     return writer.close()
 
 
-def _megatron(documents: Documents, given: Sequence[list[int]], _: Compression) -> None:
-    """What its preprocess_data.py does with the ids of each document."""
+def _ours_batches(documents: Documents, given: Sequence[Batch], compression: Compression = "none") -> Corpus:
+    writer = CorpusWriter(documents.empty(f"ours-{compression}"), documents.vocabulary_size, compression=compression)
+    for batch in given:
+        writer.add_batch(batch.tokens, batch.lengths, **batch.columns)
+    return writer.close()
+
+
+def _ours_lists(documents: Documents, given: Sequence[Batch], _: Compression) -> Corpus:
+    """What `prepare` does with the ids that a tokenizer returns."""
+    writer = CorpusWriter(documents.empty("ours-none"), documents.vocabulary_size)
+    for batch in given:
+        writer.add_batch(*join_ids(batch.tokens), **batch.columns)
+    return writer.close()
+
+
+def _megatron(documents: Documents, given: Sequence[Any], _: Compression) -> None:
+    """What its preprocess_data.py does with the ids of each document, there a list."""
     library, directory = import_module("megatron.core.datasets.indexed_dataset"), documents.empty("megatron")
     builder = library.IndexedDatasetBuilder(str(directory / "tokens.bin"), dtype=np.uint16)
     for tokens in given:

@@ -19,7 +19,8 @@ import torch
 
 from bench.case import Case, Prepared, Provider, Tensors
 from sbp_fast.config import RunConfig
-from sbp_fast.corpus.shards import Corpus, CorpusWriter
+from sbp_fast.corpus.corpus_writer import CorpusWriter
+from sbp_fast.corpus.shards import Corpus
 from sbp_fast.train.corpus_batches import CorpusBatches
 
 TOKENS, STREAM, CONTEXT, STREAMS = 16_000_000, 16_384, 4096, 64

@@ -58,6 +58,9 @@ class CorpusConfig(Section):
     """What a record that cannot be used does: stop the reading, or be skipped, counted and listed in `skipped.jsonl`."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that read and tokenize (0: as many as `threads`); the result does not depend on it."""
+    encoder: Literal["auto", "tokenizers", "gigatoken"] = "auto"
+    """The library that encodes, with the same ids either way: "auto" takes gigatoken, many times faster, where it is installed
+    (`sbp-fast[gigatoken]`), can load the tokenizer and passes a comparison with `tokenizers`."""
 
 
 class EmbedConfig(Section):

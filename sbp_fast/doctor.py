@@ -26,6 +26,7 @@ REQUIRED = (
 )
 OPTIONAL = {
     "s3fs": "s3:// corpora: pip install 'sbp-fast[s3]'",
+    "gigatoken": "faster tokenizing: pip install 'sbp-fast[gigatoken]'",
     "torchao": "training in float8: pip install 'sbp-fast[float8]'",
     "ray": "data stages on a cluster: pip install 'sbp-fast[ray]'",
     "tensorboard": "log.trackers: pip install 'sbp-fast[trackers]'",

@@ -10,9 +10,10 @@ import numpy as np
 
 from sbp_fast.config import RunConfig
 from sbp_fast.config_files import load_config
+from sbp_fast.corpus.corpus_writer import CorpusWriter
 from sbp_fast.corpus.prepare import prepare
 from sbp_fast.corpus.prepared import PreparedCorpus
-from sbp_fast.corpus.shards import Corpus, CorpusWriter
+from sbp_fast.corpus.shards import Corpus
 from sbp_fast.pairs.pairset import write_pairs
 from sbp_fast.progress import Console
 from sbp_fast.stage import Work, run_stage

@@ -6,6 +6,7 @@ there. Whatever is read, no more than the blocks that hold it are.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, BinaryIO, Literal, Protocol
@@ -26,20 +27,35 @@ MAPPED_FILES = 512  # each holds a file descriptor, and a process may have 1024
 CACHED_BYTES = 64 << 20
 
 
-def write_blocks(tokens: np.ndarray, compression: Compression, block_tokens: int, file: BinaryIO) -> tuple[np.ndarray, str]:
-    """Write `tokens` block by block; returns the table, TABLE [blocks], and the xxh3-128 of the whole file as hex."""
+def cut_blocks(parts: Iterable[np.ndarray], block_tokens: int) -> Iterator[np.ndarray]:
+    """All parts one after the other, cut anew into blocks; a block that lies within a part is a view of it."""
+    held: list[np.ndarray] = []
+    missing = block_tokens
+    for part in parts:
+        while len(part) >= missing:
+            head, part = part[:missing], part[missing:]
+            yield np.concatenate([*held, head]) if held else head
+            held, missing = [], block_tokens
+        if len(part):
+            held.append(part)
+            missing -= len(part)
+    if held:
+        yield np.concatenate(held)
+
+
+def write_blocks(blocks: Iterable[np.ndarray], compression: Compression, file: BinaryIO) -> tuple[np.ndarray, str]:
+    """Write the blocks; returns their table, TABLE [blocks], and the xxh3-128 of the whole file as hex."""
     digest = xxhash.xxh3_128()
     compressor = zstandard.ZstdCompressor(ZSTD_LEVEL)
-    table = np.zeros(-(-len(tokens) // block_tokens), TABLE)
+    rows: list[tuple[int, int]] = []
     end = 0
-    for number in range(len(table)):
-        raw = tokens[number * block_tokens : (number + 1) * block_tokens].data
-        stored = compressor.compress(raw) if compression == "zstd" else raw
+    for block in blocks:
+        stored = compressor.compress(block.data) if compression == "zstd" else block.data
         file.write(stored)
         digest.update(stored)
-        end += len(stored) if compression == "zstd" else raw.nbytes
-        table[number] = end, xxhash.xxh3_64_intdigest(stored)
-    return table, digest.hexdigest()
+        end += stored.nbytes if isinstance(stored, memoryview) else len(stored)
+        rows.append((end, xxhash.xxh3_64_intdigest(stored)))
+    return np.array(rows, TABLE), digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sbp_fast.config import CorpusConfig, RunConfig, resolve_threads
+from sbp_fast.corpus.corpus_writer import write_index
 from sbp_fast.corpus.documents import EMBEDDED, find_files, fingerprint_sources
+from sbp_fast.corpus.encoders import EncoderName, IdsDiffer, choose_encoder, import_gigatoken
 from sbp_fast.corpus.filesystem import user_errors
 from sbp_fast.corpus.near_copies import NearCopies, find_near_copies
 from sbp_fast.corpus.selection import FACTS, Decisions, check_ids, select, set_apart
-from sbp_fast.corpus.shards import Corpus, write_index
+from sbp_fast.corpus.shards import Corpus
 from sbp_fast.corpus.spill import Part, Reading, Spill, cut_parts, lay_down
 from sbp_fast.corpus.tokenizer import Tokenizer, train_tokenizer
 from sbp_fast.corpus.writing import Writing, write_part
@@ -45,6 +47,7 @@ MINIMUM_PARTS = 16
 COMPRESSION_RATIO = 4  # taken for compressed input; where it is more, parts are cut further
 TRAINING_BYTES = 128 << 20  # of text that a tokenizer is trained on; more changes little and its word counts take memory
 PATHS = {"path", "heldout", "tokenizer"}  # what lies there is an input; where it lies does not matter
+HOW = {"workers", "encoder"}  # change nothing about the output
 SPILL, SKIPPED, NEAR_COPIES = "spill", "skipped.jsonl", "near-copies.parquet"
 NEAR_COPIES_SCHEMA = pa.schema({"id": pa.string(), "kept": pa.string(), "similarity": pa.float64()})
 
@@ -56,9 +59,12 @@ def prepare(config: RunConfig, out: Path, *, console: Console, force: bool = Fal
     `corpus.deduplicate = "near"` `out`/near-copies.parquet, a row for each document left out.
 
     Raises:
-        UserError: input that cannot be used (see `read_file`), too few documents, and what `run_stage` refuses.
+        UserError: input that cannot be used (see `read_file`), too few documents, an encoder that cannot be had (see
+            `choose_encoder`), and what `run_stage` refuses.
     """
     corpus = config.corpus
+    if corpus.encoder == "gigatoken":
+        import_gigatoken()  # missing, it is missed before everything is read
     heldout = heldout_path(corpus)
     inputs = {"documents": fingerprint_sources(corpus.path)}
     if heldout is not None:
@@ -69,7 +75,7 @@ def prepare(config: RunConfig, out: Path, *, console: Console, force: bool = Fal
     settings = {
         "seed": config.seed,
         "embedded": is_embedded(corpus),
-        "corpus": corpus.model_dump(mode="json", exclude=PATHS | {"workers"}),
+        "corpus": corpus.model_dump(mode="json", exclude=PATHS | HOW),
     }
 
     def body(work: Work) -> None:
@@ -140,7 +146,11 @@ class _Preparation:
         if self.near_copies is not None:
             self._list_near_copies(self.near_copies)
         tokenizer = self._tokenizer(spill, parts, decisions, unique)
-        self._write(parts, decisions, tokenizer)
+        unique_texts = _head(spill, parts, decisions, unique)
+        encoder, said = choose_encoder(self.corpus.encoder, tokenizer, unique_texts)
+        self.console.say(f"tokenizing with {said}")
+        self.work.record(encoder=said)
+        self._write(parts, decisions, encoder)
         self._record(read, kept, unique, tokenizer, [read_json(self._part(number)) for number in range(len(parts))])
 
     def _read(self) -> dict[str, Any]:
@@ -235,21 +245,31 @@ class _Preparation:
         """What says that a part is written, and what it holds."""
         return self.directory / f"part-{number:05d}.json"
 
-    def _write(self, parts: list[Part], decisions: Decisions, tokenizer: Tokenizer) -> None:
+    def _write(self, parts: list[Part], decisions: Decisions, encoder: EncoderName) -> None:
         decisions.save(self.directory)
-        digest = hash_file(self.work.directory / "tokenizer.json")
+        output, corpus = self.work.directory, self.corpus
+        how = hash_file(output / "tokenizer.json"), corpus.shard_tokens, corpus.compression, encoder
         writings = [
-            Writing(
-                self.work.directory, self.directory, number, part, digest, self.corpus.shard_tokens, self.corpus.compression
-            )
+            Writing(output, self.directory, number, part, *how)
             for number, part in enumerate(parts)
             if not self._part(number).is_file()
         ]
-        with self.console.task("tokenizing", len(parts), "parts", done=len(parts) - len(writings)) as task:
-            for writing, written in zip(writings, self.workers.run(write_part, writings, self.processes), strict=True):
-                write_json(self._part(writing.number), written)
-                self.work.keep_clock()
-                task.advance(1)
+        try:
+            with self.console.task("tokenizing", len(parts), "parts", done=len(parts) - len(writings)) as task:
+                for writing, written in zip(writings, self.workers.run(write_part, writings, self.processes), strict=True):
+                    write_json(self._part(writing.number), written)
+                    self.work.keep_clock()
+                    task.advance(1)
+        except IdsDiffer:
+            self._forget(len(parts))
+            raise
+
+    def _forget(self, parts: int) -> None:
+        """Remove what is written: its ids may be wrong as well, in documents that nobody compared."""
+        for number in range(parts):
+            self._part(number).unlink(missing_ok=True)
+        for kind in ("train", "heldout"):
+            shutil.rmtree(self.work.directory / kind, ignore_errors=True)
 
     def _record(
         self,

@@ -1,4 +1,4 @@
-"""Token shards: what `prepare` writes, and the immutable `Corpus` that everything else reads.
+"""Token shards: the immutable `Corpus` that `prepare` writes and everything else reads (`corpus_writer.py` writes it).
 
 A corpus is a directory: token files of checksummed blocks (see `blocks.py`), tables of documents in parquet, one file that
 says where documents start, and `index.json`, written last. The format is described in docs/data-format.md.
@@ -7,7 +7,7 @@ says where documents start, and `index.json`, written last. The format is descri
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sbp_fast.corpus.blocks import BLOCK_TOKENS, Compression, Shards, open_tokens, write_blocks
+from sbp_fast.corpus.blocks import Shards, open_tokens
 from sbp_fast.corpus.filesystem import REMAKE, Folder
 from sbp_fast.errors import UserError
-from sbp_fast.files import atomic_open, atomic_path, hash_file, hash_value, parse_json, write_json
+from sbp_fast.files import hash_value, parse_json
 
 FORMAT = 2
 INDEX, OFFSETS = "index.json", "offsets.bin"
@@ -242,158 +242,3 @@ def _read_offsets(folder: Folder, index: dict[str, Any]) -> np.ndarray:
     if offsets[0] != 0 or offsets[-1] != sum(shard["tokens"] for shard in index["shards"]):
         raise UserError(folder.where(OFFSETS), "not as it was written", REMAKE)
     return offsets
-
-
-def write_shard(
-    directory: Path,
-    name: str,
-    tokens: np.ndarray,
-    columns: Mapping[str, Any],
-    *,
-    vocabulary_size: int,
-    compression: Compression = "none",
-    block_tokens: int = BLOCK_TOKENS,
-) -> dict[str, Any]:
-    """Write the three files of one shard; returns its entry for `write_index`.
-
-    Args:
-        tokens: integers [tokens], all documents one after the other.
-        columns: of the table of documents, each [documents]: id, source, text_bytes, tokens and any others.
-
-    Raises:
-        ValueError: a token that is not in the vocabulary.
-    """
-    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocabulary_size:
-        raise ValueError(f"tokens from {tokens.min()} to {tokens.max()} in a vocabulary of {vocabulary_size}")
-    paths = [directory / f"{kind}-{name}.{suffix}" for kind, suffix in (("blocks", "bin"), ("documents", "parquet"))]
-    with atomic_open(directory / f"tokens-{name}.bin") as file:
-        ids = np.ascontiguousarray(tokens, token_dtype(vocabulary_size))
-        blocks, digest = write_blocks(ids, compression, block_tokens, file)
-    with atomic_open(paths[0]) as file:
-        file.write(blocks.tobytes())
-    table = pa.table(dict(columns))
-    with atomic_path(paths[1]) as temporary:
-        pq.write_table(table, temporary)
-    return {
-        "name": name,
-        "tokens": len(tokens),
-        "documents": len(table),
-        "bytes": int(blocks["end"][-1]) if len(blocks) else 0,
-        "tokens_xxh3": digest,
-        "blocks_xxh3": hash_file(paths[0]),
-        "documents_xxh3": hash_file(paths[1]),
-    }
-
-
-def write_index(
-    directory: Path,
-    shards: Sequence[dict[str, Any]],
-    *,
-    vocabulary_size: int,
-    compression: Compression = "none",
-    block_tokens: int = BLOCK_TOKENS,
-) -> Corpus:
-    """Make a corpus of written shards: where the documents start, then the index; opens it."""
-    end = 0
-    with atomic_open(directory / OFFSETS) as file:
-        file.write(np.zeros(1, OFFSET_TYPE).tobytes())
-        for shard in shards:
-            lengths = pq.read_table(directory / f"documents-{shard['name']}.parquet", columns=["tokens"])["tokens"].to_numpy()
-            file.write((end + np.cumsum(lengths, dtype=OFFSET_TYPE)).astype(OFFSET_TYPE).tobytes())
-            end += shard["tokens"]
-    index = {
-        "format": FORMAT,
-        "vocabulary_size": vocabulary_size,
-        "dtype": token_dtype(vocabulary_size).str,
-        "compression": compression,
-        "block_tokens": block_tokens,
-        "offsets_xxh3": hash_file(directory / OFFSETS),
-        "shards": list(shards),
-    }
-    write_json(directory / INDEX, {**index, "fingerprint": hash_value(index)})
-    return Corpus(directory)
-
-
-class CorpusWriter:
-    """Writes a corpus shard by shard; each finished shard is whole on disk, the index comes last.
-
-    Args:
-        shard_tokens: a shard is closed by the document that brings it to this.
-        prefix: of the shards' names, before their number.
-        compression, block_tokens: see `blocks.py`.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        vocabulary_size: int,
-        shard_tokens: int = 1 << 24,
-        *,
-        prefix: str = "",
-        compression: Compression = "none",
-        block_tokens: int = BLOCK_TOKENS,
-    ) -> None:
-        self.prefix = prefix
-        self.directory, self.vocabulary_size, self.shard_tokens = Path(directory), vocabulary_size, shard_tokens
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self.shards: list[dict[str, Any]] = []
-        self._storage: dict[str, Any] = {
-            "vocabulary_size": vocabulary_size,
-            "compression": compression,
-            "block_tokens": block_tokens,
-        }
-        self._clear()
-
-    def _clear(self) -> None:
-        # a list for each column: rows would be objects that the garbage collector visits
-        self._documents: list[np.ndarray] = []
-        self._ids: list[str] = []
-        self._sources: list[str] = []
-        self._text_bytes: list[int] = []
-        self._more: dict[str, list[Any]] = {}
-        self._held = 0
-
-    def add(self, tokens: np.ndarray | Sequence[int], *, id: str, source: str, text_bytes: int, **columns: Any) -> None:
-        """Append a document (with its <begin> and <end>); `columns` go to its row, the same ones for all.
-
-        Raises:
-            ValueError: other columns than those of the documents before.
-        """
-        if not self._documents:
-            self._more = {name: [] for name in columns}
-        elif columns.keys() != self._more.keys():
-            raise ValueError(f"columns {', '.join(columns)} of a table that has {', '.join(self._more)}")
-        document = np.asarray(tokens)
-        self._documents.append(document)
-        self._ids.append(id)
-        self._sources.append(source)
-        self._text_bytes.append(text_bytes)
-        for name, value in columns.items():
-            self._more[name].append(value)
-        self._held += len(document)
-        if self._held >= self.shard_tokens:
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self._documents:
-            return
-        columns = {
-            "id": self._ids,
-            "source": self._sources,
-            "text_bytes": self._text_bytes,
-            "tokens": [len(document) for document in self._documents],
-            **self._more,
-        }
-        tokens = np.concatenate([document for document in self._documents if len(document)] or [np.zeros(0, np.int64)])
-        name = f"{self.prefix}{len(self.shards):05d}"
-        self.shards.append(write_shard(self.directory, name, tokens, columns, **self._storage))
-        self._clear()
-
-    def finish(self) -> list[dict[str, Any]]:
-        """Finish the last shard; returns the entries of all for `write_index`."""
-        self._flush()
-        return self.shards
-
-    def close(self) -> Corpus:
-        """Finish the last shard, write the index and open the corpus."""
-        return write_index(self.directory, self.finish(), **self._storage)

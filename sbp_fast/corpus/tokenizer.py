@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -53,6 +54,12 @@ class Tokenizer:
         """Ids of each text, in parallel, no special tokens."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def enclose(self, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Documents one after the other, and their lengths, with <begin> and <end> about each."""
+        ends = np.cumsum(lengths)
+        edges = np.stack([ends - lengths, ends], axis=1).ravel()
+        return np.insert(tokens, edges, np.tile([self.begin, self.end], len(lengths))), lengths + 2
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids` without its special tokens."""
         return self._tokenizer.decode([int(id) for id in ids], skip_special_tokens=True)
@@ -69,6 +76,14 @@ class Tokenizer:
         """Write a `tokenizer.json` that any Hugging Face library loads."""
         with atomic_open(path) as file:
             file.write(self.to_json().encode())
+
+
+def join_ids(documents: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Documents one after the other, uint32 [tokens], and their lengths, int64 [documents]."""
+    joined = array("I")
+    for ids in documents:
+        joined.fromlist(ids)  # four times as fast as numpy
+    return np.asarray(joined), np.array([len(ids) for ids in documents], np.int64)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:

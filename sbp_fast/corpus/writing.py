@@ -14,14 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sbp_fast.corpus.blocks import Compression
+from sbp_fast.corpus.corpus_writer import CorpusWriter
+from sbp_fast.corpus.encoders import Encoder, EncoderName, make_encoder
 from sbp_fast.corpus.selection import FACTS, Decisions, select
-from sbp_fast.corpus.shards import CorpusWriter, token_dtype
 from sbp_fast.corpus.spill import Part, Spill
 from sbp_fast.corpus.tokenizer import Tokenizer
 
 BATCH_DOCUMENTS = 512
 BATCH_BYTES = 4 << 20
-COLUMNS = ("id", "source", "text")
+COLUMNS = ("id", "source", "text", "low")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Writing:
         directory: of the prepared corpus, with its tokenizer.
         spill: where the documents were laid down.
         tokenizer: hash of the tokenizer's file.
+        encoder: as `choose_encoder` named it.
     """
 
     directory: Path
@@ -41,6 +43,7 @@ class Writing:
     tokenizer: str
     shard_tokens: int
     compression: Compression
+    encoder: EncoderName
 
 
 def write_part(writing: Writing) -> dict[str, Any]:
@@ -63,17 +66,13 @@ def write_part(writing: Writing) -> dict[str, Any]:
 
 
 def _write(rows: pa.Table, kind: str, writing: Writing) -> list[dict[str, Any]]:
-    tokenizer = _tokenizer(writing.directory / "tokenizer.json", writing.tokenizer)
-    size, dtype = tokenizer.vocabulary_size, token_dtype(tokenizer.vocabulary_size)
-    directory, prefix = writing.directory / kind, f"{writing.number:05d}-"
+    tokenizer, encoder = _load(writing.directory / "tokenizer.json", writing.tokenizer, writing.encoder)
+    directory, prefix, size = writing.directory / kind, f"{writing.number:05d}-", tokenizer.vocabulary_size
     writer = CorpusWriter(directory, size, writing.shard_tokens, prefix=prefix, compression=writing.compression)
     for batch in _batches(rows):
-        texts = batch["text"].to_pylist()
-        lengths = pc.binary_length(batch["text"]).to_pylist()
-        names = zip(batch["id"].to_pylist(), batch["source"].to_pylist(), lengths, strict=True)
-        for ids, (id, source, text_bytes) in zip(tokenizer.encode_batch(texts), names, strict=True):
-            tokens = np.array([tokenizer.begin, *ids, tokenizer.end], dtype)
-            writer.add(tokens, id=id, source=source, text_bytes=text_bytes)
+        tokens, lengths = tokenizer.enclose(*encoder.encode(batch["text"], batch["low"].to_numpy()))
+        text_bytes = pc.binary_length(batch["text"])
+        writer.add_batch(tokens, lengths, ids=batch["id"], sources=batch["source"], text_bytes=text_bytes)
     return writer.finish()
 
 
@@ -89,5 +88,6 @@ def _batches(rows: pa.Table) -> Iterator[pa.Table]:
 
 
 @lru_cache(1)
-def _tokenizer(path: Path, digest: str) -> Tokenizer:
-    return Tokenizer(path)
+def _load(path: Path, digest: str, encoder: EncoderName) -> tuple[Tokenizer, Encoder]:
+    tokenizer = Tokenizer(path)
+    return tokenizer, make_encoder(encoder, tokenizer)

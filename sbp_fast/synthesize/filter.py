@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sbp_fast.config import RunConfig, resolve_threads
+from sbp_fast.corpus.corpus_writer import CorpusWriter
 from sbp_fast.corpus.prepared import PreparedCorpus
-from sbp_fast.corpus.shards import Corpus, CorpusWriter
+from sbp_fast.corpus.shards import Corpus
 from sbp_fast.errors import UserError
 from sbp_fast.evaluate.questions import QuestionSet, question_sets
 from sbp_fast.files import atomic_path, read_json, write_json
@@ -174,8 +174,7 @@ def _write(shards: list[Shard], written: Corpus, duplicates: Duplicates, directo
         for shard in shards:
             table, tokens = written.shard(shard.number)
             reasons, values = _verdicts(shard, written, duplicates)
-            for document, columns in _kept(table, tokens, reasons):
-                writer.add(document, **columns)
+            _write_kept(table, tokens, reasons == "", writer)
             gone = np.flatnonzero(reasons != "")
             rows = table.take(gone).select(["id", "seed", "sample", "tokens"])
             rows = rows.append_column("reason", pa.array(reasons[gone].tolist(), pa.string()))
@@ -183,10 +182,10 @@ def _write(shards: list[Shard], written: Corpus, duplicates: Duplicates, directo
     return writer.close().tokens
 
 
-def _kept(table: pa.Table, tokens: np.ndarray, reasons: np.ndarray) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """The tokens and columns of each document that stays."""
-    ends = np.cumsum(table["tokens"].to_numpy())
-    kept = np.flatnonzero(reasons == "")
-    for place, row in zip(kept.tolist(), table.take(kept).to_pylist(), strict=True):
-        length = row.pop("tokens")
-        yield tokens[ends[place] - length : ends[place]], row
+def _write_kept(table: pa.Table, tokens: np.ndarray, kept: np.ndarray, writer: CorpusWriter) -> None:
+    """Add the documents of a shard that stay, with the columns they have."""
+    columns = {name: table[name].filter(kept) for name in table.column_names}
+    lengths = columns.pop("tokens").to_numpy()
+    tokens = tokens[np.repeat(kept, table["tokens"].to_numpy())]
+    ids, sources = columns.pop("id"), columns.pop("source")
+    writer.add_batch(tokens, lengths, ids=ids, sources=sources, **columns)

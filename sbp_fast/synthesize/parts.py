@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from sbp_fast.corpus.corpus_writer import write_index, write_shard
 from sbp_fast.corpus.prepared import PreparedCorpus
-from sbp_fast.corpus.shards import write_index, write_shard
 from sbp_fast.files import read_json, write_json
 from sbp_fast.synthesize.engine import Draft, Seed
 from sbp_fast.synthesize.journal import Journal
@@ -98,25 +99,21 @@ class Parts:
         journal = self._journals.pop(shard)
         drafts = [journal.drafts[key] for key in sorted(journal.drafts)]
         tokenizer = self.prepared.tokenizer
-        documents = [np.array([tokenizer.begin, *draft.tokens, tokenizer.end]) for draft in drafts]
-        entry = write_shard(
-            self.directory,
-            f"{shard:05d}",
-            np.concatenate(documents),
-            self._columns(drafts),
-            vocabulary_size=tokenizer.vocabulary_size,
-        )
+        lengths = np.array([len(draft.tokens) for draft in drafts])
+        tokens, lengths = tokenizer.enclose(np.concatenate([draft.tokens for draft in drafts]), lengths)
+        table, size = pa.table(self._columns(drafts, lengths)), tokenizer.vocabulary_size
+        entry = write_shard(self.directory, f"{shard:05d}", [tokens], table, vocabulary_size=size)
         write_json(self._entry(shard), entry)
         journal.close()
         self._journal(shard).unlink()
 
-    def _columns(self, drafts: list[Draft]) -> dict[str, Any]:
+    def _columns(self, drafts: list[Draft], lengths: np.ndarray) -> dict[str, Any]:
         seeds = [int(self.plan.documents[draft.seed]) for draft in drafts]
         return {
             "id": [f"synthetic/{seed}/{draft.sample}" for seed, draft in zip(seeds, drafts, strict=True)],
             "source": ["synthetic"] * len(drafts),
             "text_bytes": [len(self.prepared.tokenizer.decode(draft.tokens).encode()) for draft in drafts],
-            "tokens": [len(draft.tokens) + 2 for draft in drafts],
+            "tokens": lengths,
             "seed": seeds,
             "sample": [draft.sample for draft in drafts],
             "stop": [draft.stop for draft in drafts],

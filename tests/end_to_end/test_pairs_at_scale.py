@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench.pairs import clustered
-from sbp_fast.corpus.shards import CorpusWriter
+from sbp_fast.corpus.corpus_writer import CorpusWriter
 from sbp_fast.corpus.tokenizer import train_tokenizer
 from sbp_fast.pairs.vectors import write_vectors
 from sbp_fast.progress import Console

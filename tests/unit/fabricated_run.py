@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 
 from sbp_fast.config import CorpusConfig, EvaluateConfig, ModelConfig, RunConfig
 from sbp_fast.config_files import dump_config
+from sbp_fast.corpus.corpus_writer import CorpusWriter
 from sbp_fast.corpus.prepared import PreparedCorpus
-from sbp_fast.corpus.shards import Corpus, CorpusWriter
+from sbp_fast.corpus.shards import Corpus
 from sbp_fast.corpus.tokenizer import Tokenizer, train_tokenizer
 from sbp_fast.evaluate.rates import unmeasured
 from sbp_fast.files import write_json

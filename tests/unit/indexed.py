@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sbp_fast.config import EmbedConfig
-from sbp_fast.corpus.shards import CorpusWriter
+from sbp_fast.corpus.corpus_writer import CorpusWriter
 from sbp_fast.corpus.tokenizer import train_tokenizer
 from sbp_fast.pairs.join.hnsw import HnswIndex
 from sbp_fast.pairs.joined import index_path

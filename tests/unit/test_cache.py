@@ -16,7 +16,8 @@ import pytest
 import xxhash
 
 from sbp_fast.corpus.cache import BlockCache, open_cache
-from sbp_fast.corpus.shards import Corpus, CorpusWriter
+from sbp_fast.corpus.corpus_writer import CorpusWriter
+from sbp_fast.corpus.shards import Corpus
 from sbp_fast.errors import Unreachable, UserError
 
 LIMIT = 100_000

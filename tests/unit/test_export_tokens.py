@@ -12,8 +12,9 @@ import pytest
 
 import sbp_fast.corpus.export as module
 from sbp_fast.corpus.blocks import Compression
+from sbp_fast.corpus.corpus_writer import CorpusWriter
 from sbp_fast.corpus.export import export_tokens
-from sbp_fast.corpus.shards import Corpus, CorpusWriter
+from sbp_fast.corpus.shards import Corpus
 from sbp_fast.errors import UserError
 from sbp_fast.progress import Console
 

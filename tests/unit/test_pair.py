@@ -11,8 +11,8 @@ import pytest
 from clustered import clustered_vectors
 
 from sbp_fast.config import EmbedConfig, PairConfig, RunConfig
+from sbp_fast.corpus.corpus_writer import CorpusWriter
 from sbp_fast.corpus.prepared import PreparedCorpus
-from sbp_fast.corpus.shards import CorpusWriter
 from sbp_fast.corpus.shingles import DocumentShingles
 from sbp_fast.corpus.tokenizer import train_tokenizer
 from sbp_fast.errors import Unreachable, UserError

@@ -133,11 +133,11 @@ def test_killed_and_rerun_gives_the_same_corpus(
         if moment == "last document":
             patch.setattr(parts.Parts, "_finish", kill)
         elif moment == "shard":
-            patch.setattr("sbp_fast.corpus.shards.hash_file", kill)
+            patch.setattr("sbp_fast.corpus.corpus_writer._parquet", kill)
         elif moment == "entry":
             patch.setattr(parts, "write_json", kill)
         elif moment == "index":
-            patch.setattr("sbp_fast.corpus.shards.write_json", kill)
+            patch.setattr("sbp_fast.corpus.corpus_writer.write_json", kill)
         elif moment == "removing":
             patch.setattr(shutil, "rmtree", remove_some)
         with pytest.raises(Killed):

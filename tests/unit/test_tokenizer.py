@@ -4,12 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sbp_fast.corpus.tokenizer import SPECIAL_TOKENS, Tokenizer, train_tokenizer
+from sbp_fast.corpus.tokenizer import SPECIAL_TOKENS, Tokenizer, join_ids, train_tokenizer
 from sbp_fast.errors import UserError
 
 TEXTS = [f"The {number} members of the Congress don't agree on {number * 7} treaties.\n\nNext." for number in range(200)]
@@ -43,6 +44,16 @@ def test_a_trained_vocabulary() -> None:
 def test_batches_equal_single_texts() -> None:
     texts = [*TEXTS[:5], "", "Ünïcödé 𝄞 \x00\xa0"]
     assert TRAINED.encode_batch(texts) == [TRAINED.encode(text) for text in texts]
+
+
+@given(documents=st.lists(st.lists(st.integers(0, (1 << 32) - 1), max_size=5), max_size=5))
+def test_documents_are_joined_and_enclosed(documents: list[list[int]]) -> None:
+    tokens, lengths = join_ids(documents)
+    assert tokens.dtype == np.uint32 and lengths.tolist() == list(map(len, documents))
+    assert tokens.tolist() == [id for ids in documents for id in ids]
+    enclosed, longer = TRAINED.enclose(tokens, lengths)
+    assert enclosed.dtype == np.uint32 and longer.tolist() == [length + 2 for length in lengths]
+    assert enclosed.tolist() == [id for ids in documents for id in (TRAINED.begin, *ids, TRAINED.end)]
 
 
 def test_a_saved_tokenizer_loads_the_same_here_and_in_the_library(tmp_path: Path) -> None:

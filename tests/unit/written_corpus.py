@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from tiny_training import make_stage
 
+from sbp_fast.corpus.corpus_writer import CorpusWriter
 from sbp_fast.corpus.prepared import PreparedCorpus
-from sbp_fast.corpus.shards import CorpusWriter
 from sbp_fast.stage import Work
 
 RANDOM = np.random.default_rng(7)
