@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DEMO = ROOT / "docs" / "demo" / "results.json"
-KERNELS = ROOT / "bench" / "results"
+RESULTS = ROOT / "bench" / "results"
 DEMO_MARKS = "<!-- demo table: drawn by `python -m bench.readme` -->", "<!-- end of demo table -->"
 KERNEL_MARKS = "<!-- kernel table: drawn by `python -m bench.readme` -->", "<!-- end of kernel table -->"
+DATA_MARKS = "<!-- data table: drawn by `python -m bench.readme` -->", "<!-- end of data table -->"
 METRICS = {
     "heldout_bits_per_byte": "held-out bits per byte (lower is better)",
     "continuation_accuracy": "four-way continuation",
     "capital_accuracy": "capital questions",
 }
 OPERATIONS = ("attention", "loss", "small", "generation")
+DATA_OPERATIONS = ("corpus", "pairs")
 
 
 def main() -> None:
@@ -26,9 +28,10 @@ def main() -> None:
 
 
 def drawn(text: str) -> str:
-    """`text` with both tables as the committed results have them."""
+    """`text` with all tables as the committed results have them."""
     text = _between(text, DEMO_MARKS, demo_table(json.loads(DEMO.read_text())))
-    return _between(text, KERNEL_MARKS, kernel_table(KERNELS))
+    text = _between(text, KERNEL_MARKS, kernel_table(RESULTS))
+    return _between(text, DATA_MARKS, data_table(RESULTS))
 
 
 def _between(text: str, marks: tuple[str, str], table: str) -> str:
@@ -54,7 +57,7 @@ def demo_table(results: dict[str, Any]) -> str:
 def kernel_table(folder: Path) -> str:
     """For each device that was measured: every case whose answers were right, beside the fastest of its peers."""
     lines = ["| device | operation | case | ours | fastest peer | ours is as fast as it, times |", "|---|---|---|---|---|---|"]
-    records = [json.loads(path.read_text()) for name in OPERATIONS for path in sorted(folder.glob(f"*/{name}.json"))]
+    records = _records(folder, OPERATIONS)
     for record in records:
         lines += _rows(record)
     if not any("cuda" in record["environment"] for record in records):
@@ -62,20 +65,42 @@ def kernel_table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def data_table(folder: Path) -> str:
+    """For each device that was measured: every case with all of its peers."""
+    lines = ["| device | case | ours | as fast as, times |", "|---|---|---|---|"]
+    for record in _records(folder, DATA_OPERATIONS):
+        for case in record["cases"]:
+            peers = [name for name in case["speed_up"] if not name.startswith("ours")]
+            if peers:
+                ratios = "; ".join(f"{peer} {case['speed_up'][peer][1]:.2f}" for peer in peers)
+                lines.append(f"| {record['environment']['device']} | {_shape(case)} | {_rate(case)} | {ratios} |")
+    return "\n".join(lines)
+
+
+def _records(folder: Path, operations: Sequence[str]) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for name in operations for path in sorted(folder.glob(f"*/{name}.json"))]
+
+
+def _shape(case: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in case["shape"].items())
+
+
+def _rate(case: dict[str, Any]) -> str:
+    ours = next(iter(case["seconds"]))
+    return f"{case['work'] / case['seconds'][ours][1]:.3g} {case['unit']}/s"
+
+
 def _rows(record: dict[str, Any]) -> Iterator[str]:
     for case in record["cases"]:
         if not case["check"]["right"] or not case["speed_up"]:
             continue
-        shape = ", ".join(f"{key} {value}" for key, value in case["shape"].items())
         peers = [name for name in case["speed_up"] if not name.startswith("ours")]
         if not peers:
             continue
         peer = min(peers, key=lambda name: case["seconds"][name][1])
-        ours = next(iter(case["seconds"]))
-        rate = f"{case['work'] / case['seconds'][ours][1]:.3g} {case['unit']}/s"
         low, middle, high = case["speed_up"][peer]
         device, operation = record["environment"]["device"], record["operation"]
-        yield f"| {device} | {operation} | {shape} | {rate} | {peer} | {middle:.2f} ({low:.2f} to {high:.2f}) |"
+        yield f"| {device} | {operation} | {_shape(case)} | {_rate(case)} | {peer} | {middle:.2f} ({low:.2f} to {high:.2f}) |"
 
 
 def _figure(value: dict[str, float], metric: str) -> str:

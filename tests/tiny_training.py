@@ -49,8 +49,8 @@ def make_corpus(directory: Path, *overrides: str) -> Path:
 def make_pairs(corpus: Path, out: Path) -> Path:
     """Every third document with the two that follow it."""
     seeds = np.arange(0, len(PreparedCorpus(corpus).unique) - 2, 3).repeat(2)
-    partners = seeds + np.tile([1, 2], len(seeds) // 2)
-    return make_stage("pair", corpus, out, lambda work: write_pairs(work.directory, seeds, partners, partners / 100))
+    partners = seeds + np.tile([2, 1], len(seeds) // 2)
+    return make_stage("pair", corpus, out, lambda work: write_pairs(work.directory, [(seeds, partners, partners / 100)]))
 
 
 def make_synthetic(corpus: Path, out: Path, documents: int = 40) -> Path:

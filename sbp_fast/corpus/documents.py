@@ -41,14 +41,29 @@ class Document:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Part of a file (see `cutting.py`).
+
+    Attributes:
+        start, stop: of JSONL the bytes in which its lines begin, of parquet its row groups.
+        before: of parquet the rows before it, of JSONL the ends of lines before the byte before it.
+    """
+
+    start: int
+    stop: int
+    before: int
+
+
+@dataclass(frozen=True)
 class File:
-    """One input file: its file system, path there, the path or URL a person knows it by, and its parts below the
-    directory that all files of the corpus have in common."""
+    """One input file, or a span of one: its file system, path there, the path or URL a person knows it by, and its parts below
+    the directory that all files of the corpus have in common."""
 
     system: fsspec.AbstractFileSystem
     path: str
     shown: str
     parts: tuple[str, ...]
+    span: Span | None = None
 
 
 def read_file(file: File, config: CorpusConfig) -> Iterator[Document | UserError]:
@@ -71,7 +86,7 @@ def read_file(file: File, config: CorpusConfig) -> Iterator[Document | UserError
     except UserError as error:
         yield error
         return
-    if not found:
+    if not found and file.span is None:
         yield UserError(file.shown, "holds no documents", "give a file with documents, or leave this one out")
 
 
@@ -176,13 +191,29 @@ def _decompressed(raw: IO[bytes], path: str) -> IO[bytes]:
 
 
 def _read_jsonl(stream: IO[bytes], file: File, config: CorpusConfig) -> Iterator[Document | UserError]:
-    for number, line in enumerate(stream, 1):
+    for number, line in _lines(stream, file.span):
         if line.isspace():
             continue
         try:
             yield _document(_parse(line, number, file), file, number, config)
         except UserError as error:
             yield error
+
+
+def _lines(stream: IO[bytes], span: Span | None) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file, or those that begin within a span, with their numbers in the file."""
+    if span is None:
+        yield from enumerate(stream, 1)
+        return
+    number, place = span.before, 0
+    if span.start:
+        place = stream.seek(span.start - 1)
+        place += len(stream.readline())  # the end of a line that begins before
+        number += 1
+    while place < span.stop and (line := stream.readline()):
+        number += 1
+        yield number, line
+        place += len(line)
 
 
 def _parse(line: bytes, number: int, file: File) -> dict[str, Any]:
@@ -212,8 +243,9 @@ def _read_parquet(file: File, config: CorpusConfig) -> Iterator[Document | UserE
                 f"set corpus.text_field to the one that holds the text, of {', '.join(names)}",
             )
         wanted = [config.text_field, config.id_field, config.source_field]
-        number = 0
-        for batch in table.iter_batches(1024, columns=[name for name in names if name in wanted]):
+        number = file.span.before if file.span else 0
+        groups = range(file.span.start, file.span.stop) if file.span else None
+        for batch in table.iter_batches(1024, groups, columns=[name for name in names if name in wanted]):
             for record in _rows(batch):
                 number += 1
                 try:

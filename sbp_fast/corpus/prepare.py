@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from sbp_fast.config import CorpusConfig, RunConfig, resolve_threads
 from sbp_fast.corpus.corpus_writer import write_index
+from sbp_fast.corpus.cutting import cut_files
 from sbp_fast.corpus.documents import EMBEDDED, find_files, fingerprint_sources
 from sbp_fast.corpus.encoders import EncoderName, IdsDiffer, choose_encoder, import_gigatoken
 from sbp_fast.corpus.filesystem import user_errors
@@ -157,12 +158,14 @@ class _Preparation:
         """Lay all files down; returns the sums of what `lay_down` counts, documents and sources of those to train on alone."""
         path = self.corpus.path
         self.console.say(f"reading {path if isinstance(path, str) else ', '.join(path)}")
+        cut = cut_files([file for file, _ in self.files], self.workers, self.processes)
+        spans = [(span, heldout) for (_, heldout), spans in zip(self.files, cut, strict=True) for span in spans]
         readings = [
-            Reading(self.directory, file, number, heldout, self.corpus, self.config.seed, self.buckets, PART_BYTES)
-            for number, (file, heldout) in enumerate(self.files)
+            Reading(self.directory, span, number, heldout, self.corpus, self.config.seed, self.buckets, PART_BYTES)
+            for number, (span, heldout) in enumerate(spans)
         ]
         total: dict[str, Any] = {"documents": 0, "sources": Counter(), "skipped": 0, "passages": 0, "bucket": Counter()}
-        with self.console.task("reading", len(readings), "files") as task:
+        with self.console.task("reading", len(readings), "files or parts of them") as task:
             for reading, counts in zip(readings, self._lay_down(readings), strict=True):
                 if not reading.heldout:
                     total["documents"] += counts["documents"]

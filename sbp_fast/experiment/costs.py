@@ -23,7 +23,7 @@ DOCUMENT_TOKENS, EPOCHS, CHARACTERS_PER_TOKEN = 828, 20, 4
 # seconds for which a document of 384 numbers keeps hnswlib busy among 200,000, tokens a second of 13-token shingles
 TOKENIZER_RATE, JOIN_RATE, HNSW_SECONDS, SHINGLE_RATE = 0.35e6, 22e9, 1.24e-3, 40e6
 FILTER_RATE, LOOKUP_RATE = 2e6, 10e6  # tokens a second, of the rules that need a document's text, and of shingles looked up
-PROBES = 16  # buckets that find 99% of the pairs in the band in most corpora (docs/log.md)
+PROBES = 32  # buckets that find 99% of the pairs in the band in most corpora (docs/log.md)
 PAIRED_BYTES, FOUND_BYTES, CANDIDATE_BYTES = 70, 8, 41  # of a document in memory; of a neighbour in a cell, and of all, on disk
 SAMPLES, RUN_LENGTHS, JUDGED_BYTES = 4, 4, 100  # documents measured: synthetic, kept, held out, unique
 STORED_BYTES = {"float32": 4, "float16": 2, "int8": 1}

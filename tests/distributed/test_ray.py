@@ -78,6 +78,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return make_inputs(tmp_path_factory.mktemp("ray"))
 
 
+SPARED = ("gather", "write_turns")  # of `pair`: its other two series kill actors enough, which come back three times
+
+
 class Killing(RayWorkers):
     """A cluster of which one process is killed in each series of tasks, before the first file it writes has its name."""
 
@@ -85,6 +88,8 @@ class Killing(RayWorkers):
         self.directory, self.kills = directory, 0
 
     def dying(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if getattr(function, "__name__", "") in SPARED:
+            return function
         self.kills += 1
         return partial(killed_once, self.directory / f"kill-{self.kills}", function)
 
@@ -215,7 +220,8 @@ def faked(workers: Workers, corpus: Path) -> Any:
 
 
 def test_embed_and_pair(cluster: str, inputs: dict[str, Path], tmp_path: Path) -> None:
-    pairing = "pair={cell_documents=24, cell_overlap=2, target_recall=0.3, similarity_low=0.6, neighbours=16, backend='bucket'}"
+    cells = "cell_documents=24, cell_overlap=2, memory_gib=1e-4, backend='bucket'"
+    pairing = f"pair={{{cells}, target_recall=0.3, similarity_low=0.6, neighbours=16}}"
     config, corpus = configure(inputs["directory"], "embed.shard_documents=5", pairing), inputs["corpus"]
     found: dict[str, list[Manifest]] = {"embed": [], "pair": []}
     killing = Killing(tmp_path)
@@ -224,7 +230,7 @@ def test_embed_and_pair(cluster: str, inputs: dict[str, Path], tmp_path: Path) -
         found["embed"].append(embed(config, corpus, vectors, console=QUIET, workers=faked(workers, corpus)))
         out = tmp_path / f"pairs-{name}"
         found["pair"].append(pair(config, corpus, vectors, out, console=QUIET, workers=workers))
-    assert killing.all_died() and killing.kills == 2
+    assert killing.all_died() and killing.kills == 3
     assert found["pair"][0].counts["join"]["cells"] >= 3 and len(found["embed"][0].files) >= 18
     for here, there in found.values():
         facts = [(one.files, one.counts, one.flops, one.device, one.fingerprint) for one in (here, there)]

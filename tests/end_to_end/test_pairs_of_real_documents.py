@@ -91,7 +91,7 @@ def test_every_backend_finds_the_pairs_of_real_documents_and_cells_and_threads_t
         assert recall >= 0.99 and manifest.counts["recall"]["recall"] >= 0.99
         assert len(found - all_pairs) <= 0.01 * len(all_pairs)  # who are the k nearest differs where some are not found
         assert paired(run, f"{backend}-2", threads=2, backend=backend)[0].fingerprint == manifest.fingerprint
-    manifest, found = paired(run, "cells", backend="bucket", cell_documents=6000, memory_gib=0.02)
+    manifest, found = paired(run, "cells", backend="bucket", cell_documents=8000, memory_gib=0.02)
     recall = len(found & all_pairs) / len(all_pairs)
     print(f"{run.name}: {manifest.counts['join']['cells']} cells find {recall:.4f}")
     assert manifest.counts["join"]["cells"] > 5 and recall >= 0.99

@@ -233,7 +233,7 @@ def _write_pairs(directory: Path) -> None:
 
     def body(directory: Path) -> None:
         seeds, partners = np.array([0, 0, 1, 2, 5]), np.array([3, 1, 4, 0, 7])
-        write_pairs(directory, seeds, partners, np.array([0.81, 0.64, 0.7, 0.55, 0.93]))
+        write_pairs(directory, [(seeds, partners, np.array([0.81, 0.64, 0.7, 0.55, 0.93]))])
         write_json(directory / EXAMPLES, [pair_example_bin(0.45, "below_band"), pair_example_bin(0.6, None)])
 
     write_stage(directory / "", "pair", counts, body)

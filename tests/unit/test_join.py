@@ -199,13 +199,14 @@ def test_a_pair_counts_as_found_from_either_side_and_half_if_it_is_drawn_from_bo
     similarities = np.array([[0.9, 0.8], [0.9, 0.8], [0.8, 0.7], [0.6, 0.5]], np.float32)  # 9 is among the nearest of 4
     share, at_least = sample.recall(found, similarities)
     assert share == pytest.approx(1.5 / 2.5)
-    deviation = 2**0.5 * (0 - 0.6) / -2.5  # document 9 has 0.6 more than its share, document 2 as much less
-    assert at_least == pytest.approx(share - 2 * deviation)
+    error = 2**0.5 * 0.6 / 2.5  # document 9 has 0.6 more than its share, document 2 as much less
+    pairs = share * (1 - share) / error**2
+    assert share - at_least == pytest.approx(2 * (at_least * (1 - at_least) / pairs) ** 0.5)
     nothing = Sample(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
     assert nothing.recall(np.zeros((0, 2), np.int64), np.zeros((0, 2), np.float32)) == (1.0, 1.0)
 
 
-@pytest.mark.parametrize("effort", [1, 2])
+@pytest.mark.parametrize("effort", [1, 2, 3])
 def test_what_sampled_documents_say_is_true_of_all(effort: int) -> None:
     """Of many samples the mean share is that of all pairs, and with the margin few are above it."""
     vectors, k, low = clustered_vectors(3000, per_cluster=60, seed=3), 12, 0.4
@@ -217,7 +218,7 @@ def test_what_sampled_documents_say_is_true_of_all(effort: int) -> None:
     reached = {(a, int(b)) for a in range(3000) for b in found[a]}
     pairs = {(min(pair), max(pair)) for pair in directed}
     whole = np.mean([pair in reached or pair[::-1] in reached for pair in pairs])
-    assert 0.5 < whole < 0.999 and 1.1 * len(pairs) < len(directed) < 1.9 * len(pairs)  # mutual ones and others
+    assert 0.5 < whole < 0.9999 and 1.1 * len(pairs) < len(directed) < 1.9 * len(pairs)  # mutual ones and others
     random, shares, above = np.random.default_rng(0), [], 0
     for _ in range(200):
         first = np.sort(random.permutation(3000)[:300])
@@ -227,7 +228,7 @@ def test_what_sampled_documents_say_is_true_of_all(effort: int) -> None:
         shares.append(share)
         above += at_least > whole
     assert np.mean(shares) == pytest.approx(whole, abs=0.1 * (1 - whole))
-    assert above / 200 < 0.15
+    assert above / 200 < 0.2  # without the margin it is half of them
 
 
 def test_with_nothing_in_the_band_the_least_effort_will_do() -> None:
@@ -291,12 +292,17 @@ def test_only_a_crowded_centroid_has_a_price() -> None:
 
 
 @pytest.mark.parametrize("overlap", [2, 3])
-def test_routed_cells_hold_no_more_than_they_may_and_find_what_one_join_finds(overlap: int, tmp_path: Any) -> None:
+@pytest.mark.parametrize("ranked", [8, 1])  # with 1 the nearest cells are full for some, and all are looked at
+def test_routed_cells_hold_no_more_than_they_may_and_find_what_one_join_finds(
+    overlap: int, ranked: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sbp_fast.pairs.join.cells.RANKED", ranked)
     vectors = clustered_vectors(4000, per_cluster=15, seed=1)  # of which one cell would get too many
     stage = as_stage(vectors, tmp_path / "vectors")
     cells = route(stage, 1000, overlap, seed=0, threads=1)
-    assert len(cells) == np.ceil(4000 * overlap / (0.75 * 1000)) and max(map(len, cells)) <= 1000
+    assert len(cells) == np.ceil(4000 * overlap / (0.6 * 1000)) and max(map(len, cells)) <= 1000
     assert (np.bincount(np.concatenate(cells), minlength=4000) == overlap).all()
+    assert all((np.diff(rows) > 0).all() for rows in cells)  # each at most once
     again = route(stage, 1000, overlap, seed=0, threads=2)
     assert all((one == two).all() for one, two in zip(cells, again, strict=True))
     merged = Merged(4000, 20)

@@ -61,7 +61,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     corpus = make_corpus(directory)
 
     def pair_body(work: Any) -> None:
-        write_pairs(work.directory, *PAIRS.T, np.array([0.9, 0.8, 0.7, 0.7], np.float32))
+        write_pairs(work.directory, [(*PAIRS.T, np.array([0.9, 0.8, 0.7, 0.7], np.float32))])
         work.record(band={"low": LOW, "high": 1.0, "low_origin": "auto"})
 
     pairs = make_stage("pair", corpus, directory / "pairs", pair_body)

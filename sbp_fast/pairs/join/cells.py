@@ -17,7 +17,7 @@ from sbp_fast.pairs.vectors import READ_BLOCK, Vectors
 
 SAMPLED = 256  # vectors a cell that the router is trained on
 RANKED = 8  # cells looked at for each that a vector goes to, before all are
-FILLED = 0.75  # of a cell's room, on average: the rest is for cells that the balance does not make equal
+FILLED = 0.6  # of a cell's room, on average: the rest is for cells that the balance does not make equal
 
 
 def route(vectors: Vectors, capacity: int, overlap: int, *, seed: int, threads: int) -> list[np.ndarray]:

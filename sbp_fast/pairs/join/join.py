@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -134,8 +135,9 @@ class Sample:
             similarities: float32 [rows, k], of these, greatest first.
 
         Returns:
-            The share, and the share less MARGIN standard errors: pairs of one sampled document are found or missed together,
-            so the error is that of a ratio of sums over documents (Cochran 1977, section 6.3).
+            The share, and what it is at least, by MARGIN standard errors. Pairs of one sampled document are found or missed
+            together, so the error is that of a ratio of sums over documents (Cochran 1977, section 6.3), and as it is itself
+            uncertain where few are missed, the bound is Wilson's (1927) for as many independent pairs as have that error.
         """
         if not len(self.first):
             return 1.0, 1.0
@@ -143,8 +145,18 @@ class Sample:
         hit = ((found[first] == self.second[:, None]) | (found[second] == self.first[:, None])).any(axis=1)
         weight = chance_weight(self.similarities, similarities[second, -1])
         share = float(weight[hit].sum() / weight.sum())
+        if hit.all():
+            return 1.0, 1.0
         beyond = np.bincount(self.first, weight * (hit - share))  # of each document, found beyond its share
-        return share, share - MARGIN * float(np.sqrt(np.square(beyond).sum()) / weight.sum())
+        error = float(np.sqrt(np.square(beyond).sum()) / weight.sum())
+        return share, wilson_bound(share, error)
+
+
+def wilson_bound(share: float, error: float) -> float:
+    """The least share from which one with this standard error is MARGIN standard errors away."""
+    spread = MARGIN**2 * error**2 / max(share * (1 - share), 1e-12)  # MARGIN^2 / independent pairs
+    middle, half = share + spread / 2, MARGIN * math.sqrt(error**2 + spread**2 / (4 * MARGIN**2))
+    return (middle - half) / (1 + spread)
 
 
 def chance_weight(similarities: np.ndarray, reach: np.ndarray) -> np.ndarray:
