@@ -26,6 +26,8 @@ def cut_files(files: Sequence[File], workers: Workers, processes: int) -> list[l
     """Each file as itself or as its spans, in order. What a file is cut into depends on that file alone."""
     cut = [_cut(file) for file in files]
     lines = [span for spans in cut for span in spans if span.span is not None and span.path.endswith(".jsonl")]
+    if not lines:
+        return cut
     ended = dict(zip(lines, workers.run(_count_ends, lines, processes), strict=True))
     return [_number(spans, [ended[span] for span in spans]) if spans[0] in ended else spans for spans in cut]
 
