@@ -1,5 +1,5 @@
 """Token shards: writing and reading beside Megatron-LM's builder, MosaicML's MDS and litdata, and finding near-copies beside
-datasketch. CPU seconds of the whole process on real text, the embedded corpus a few times over.
+datasketch and datatrove. CPU seconds of the whole process on real text, the embedded corpus a few times over.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import cache, partial
 from importlib import import_module
 from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,8 @@ def corpus() -> Iterator[Case]:
     texts = [document.text for document in _texts()][:TEXTS]
     near: dict[str, Provider] = {
         "ours": _provider(partial(_keys, [text.encode() for text in texts])),
-        "datasketch": _lazily(lambda: partial(_datasketch, texts)),
+        "datatrove, words split by Python": _lazily(lambda: _datatrove(texts)),
+        "datasketch, words split by Python": _lazily(lambda: partial(_datasketch, texts)),
     }
     yield _case("MinHash keys of texts", sum(len(text.encode()) for text in texts), near, unit="bytes")
 
@@ -265,3 +267,21 @@ def _datasketch(texts: list[str]) -> None:
         words = text.lower().split()
         shingles = {" ".join(words[start : start + SHINGLE_WORDS]) for start in range(len(words) - SHINGLE_WORDS + 1)}
         sketch(num_perm=BANDS * ROWS).update_batch([shingle.encode() for shingle in shingles])
+
+
+def _datatrove(texts: list[str]) -> Callable[[], None]:
+    """Its step of signatures, without its own splitting into words, which takes longer, and without its files."""
+    module: Any = import_module("datatrove.pipeline.dedup.minhash")
+    config = module.MinhashConfig(n_grams=SHINGLE_WORDS, num_buckets=BANDS, hashes_per_bucket=ROWS)
+    kept, module.load_word_tokenizer = module.load_word_tokenizer, lambda language: SimpleNamespace(word_tokenize=str.split)
+    try:
+        step = module.MinhashDedupSignature("memory://signatures", config)
+    finally:
+        module.load_word_tokenizer = kept
+
+    def run() -> None:
+        for text in texts:
+            if len(shingles := step.get_shingles(text)):
+                step.get_signature(shingles)
+
+    return run
