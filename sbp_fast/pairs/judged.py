@@ -43,7 +43,7 @@ def facts_path(pairing: Pairing, number: int) -> Path:
 
 def judge_range(pairing: Pairing, number: int, advance: Advance) -> None:
     """Write the candidates whose first document is in a range, as JUDGED in order of (first, second); those without a fault in
-    both directions, as DIRECTED in order of (seed, falling score, partner); and the similarity of each document's nearest
+    both directions, as DIRECTED by seed; and the similarity of each document's nearest
     among them that may be paired with it, as NEAREST."""
     first, second, scores = gathered(pairing, number)
     candidates = Candidates.weigh(pairing.documents, first, second, pairing.low, scores)
@@ -94,6 +94,6 @@ def _write_directed(
 ) -> None:
     seeds, partners = np.append(first, second), np.append(second, first)
     scores, containment = np.tile(scores, 2), np.tile(containment, 2)
-    order = np.lexsort((partners, -scores, seeds))
+    order = np.argsort(seeds, kind="stable")
     columns = {"seed": seeds, "partner": partners, "score": scores, "containment": containment}
     write_rows(pairing.file("directed", number), DIRECTED, **{name: part[order] for name, part in columns.items()})
