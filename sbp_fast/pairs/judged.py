@@ -43,8 +43,8 @@ def facts_path(pairing: Pairing, number: int) -> Path:
 
 def judge_range(pairing: Pairing, number: int, advance: Advance) -> None:
     """Write the candidates whose first document is in a range, as JUDGED in order of (first, second); those without a fault in
-    both directions, as DIRECTED by seed; and the similarity of each document's nearest
-    among them that may be paired with it, as NEAREST."""
+    both directions, as DIRECTED by seed; and the similarity of each document's nearest among them that may be paired with it,
+    as NEAREST."""
     first, second, scores = gathered(pairing, number)
     candidates = Candidates.weigh(pairing.documents, first, second, pairing.low, scores)
     fault = candidates.judge(pairing.low, pairing.settings)

@@ -96,6 +96,8 @@ def test_recall_is_what_the_exact_search_says(tmp_path: Path, monkeypatch: pytes
     count = len(rows)
     poor = np.random.default_rng(0).permuted(np.tile(np.arange(count), (count, 1)), axis=1)
     poor = np.stack([row[row != number][:10] for number, row in enumerate(poor)])
+    products = vectors[rows] @ vectors[rows].T
+    poor[::4] = np.argsort(-products, axis=1)[::4, 1:11]  # a quarter of them are searched well
     scores = np.einsum("nd,nkd->nk", vectors[rows], vectors[rows][poor])
 
     def search(self: ExactJoin, rows: np.ndarray, k: int, *_: object) -> tuple[np.ndarray, np.ndarray]:
@@ -107,11 +109,16 @@ def test_recall_is_what_the_exact_search_says(tmp_path: Path, monkeypatch: pytes
     allowed = qualifying(texts, ids, vectors, 0.2, 1.0, 0.3)
     candidates = {(rows[a], rows[b]) for a, others in enumerate(poor) for b in others}
     candidates |= {(b, a) for a, b in candidates}
-    products = vectors[rows] @ vectors[rows].T
     nearest = {(rows[a], rows[b]) for a in range(count) for b in np.argsort(-products[a])[1:11]}
     assert counts["recall"]["pairs"] == len(nearest & allowed)
     assert counts["recall"]["found"] == len(nearest & allowed & candidates)
-    assert 0.1 < counts["recall"]["recall"] < 0.8
+    weights = {}  # a pair that would be drawn from its other document, too, counts half
+    for a in range(count):
+        for b in np.argsort(-products[a])[1:11]:
+            weights[rows[a], rows[b]] = 0.5 if products[a, b] >= scores[b].min() else 1.0
+    found, all_pairs = (sum(weights[pair] for pair in pairs) for pairs in (nearest & allowed & candidates, nearest & allowed))
+    assert counts["recall"]["recall"] == pytest.approx(found / all_pairs) and 0.1 < found / all_pairs < 0.8
+    assert set(weights.values()) == {0.5, 1.0}
     with pytest.raises(UserError, match=r"of the \d+ pairs in the band .*target_recall is 0.9; lower pair.target_recall"):
         run_pair(tmp_path, "refused", target_recall=0.9, **band)
     run_pair(tmp_path, "refused", target_recall=0.1, **band)  # nothing is left of the refused one to stand in the way

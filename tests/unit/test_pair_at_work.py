@@ -12,13 +12,20 @@ import pytest
 from clustered import clustered_vectors
 from paired_documents import QUIET, UNCAPPED, as_set, make_documents, make_vectors, run_pair, write_inputs
 
-from sbp_fast.config import RunConfig
+from sbp_fast.config import PairConfig, RunConfig
+from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.errors import Unreachable, UserError
+from sbp_fast.pairs import capped
 from sbp_fast.pairs import joined as joined_module
+from sbp_fast.pairs.documents import Documents
 from sbp_fast.pairs.pair import pair
+from sbp_fast.pairs.pairing import Pairing
 from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pairs.select import take_in_turn, turns
+from sbp_fast.pairs.tables import write_rows
+from sbp_fast.pairs.vectors import Vectors
 from sbp_fast.workers.local import LocalWorkers
+from sbp_fast.workers.workers import Place
 
 
 def capped_by_hand(pairs: PairSet, most_partners: int, most_seeds: int) -> set[tuple[int, int]]:
@@ -175,3 +182,20 @@ def test_threads_change_no_file(backend: str, tmp_path: Path) -> None:
         manifests.append(pair(config, tmp_path / "corpus", tmp_path / "vectors", out, console=QUIET))
     assert manifests[0].counts["join"]["cells"] > 1
     assert manifests[0].fingerprint == manifests[1].fingerprint and manifests[0].counts == manifests[1].counts
+
+
+def test_turns_are_taken_as_many_at_once_as_the_memory_holds(tmp_path: Path) -> None:
+    write_inputs(tmp_path, *make_documents(3), make_vectors(3))
+    documents = Documents.load(PreparedCorpus(tmp_path / "corpus"), Vectors(tmp_path / "vectors"), PairConfig(), tmp_path)
+    config = RunConfig.model_validate({"pair": {"memory_gib": 256 * 100 / 2**30, "neighbours": 10}})  # for 100 pairs
+    pairing = Pairing(config, documents, 0.0, tmp_path, QUIET, Place("cpu", 1))
+    pairing.file("sizes", 0).parent.mkdir(parents=True)
+    for number in range(len(pairing.ranges)):
+        sizes = np.array([30, 20, 10, 5] if number else [90, 10, 1], np.int64)
+        write_rows(pairing.file("sizes", number), np.dtype([("pairs", "<i8")]), pairs=sizes)
+    others = len(pairing.ranges) - 1
+    total = np.array([90 + 30 * others, 10 + 20 * others, 1 + 10 * others, 5 * others])
+    batches = capped._batches(pairing)
+    assert others >= 3 and [low for low, _ in batches] == [0, *[high for _, high in batches[:-1]]] and batches[-1][1] == 4
+    assert all(total[low:high].sum() <= 100 or high == low + 1 for low, high in batches)
+    assert all(total[low : high + 1].sum() > 100 for low, high in batches[:-1])
