@@ -24,6 +24,11 @@ PEERS = (
     "hnswlib",
     "faiss-cpu",
     "scann-core",
+    "megatron-core",
+    "mosaicml-streaming",
+    "litdata",
+    "datasketch",
+    "datatrove",
 )
 
 
