@@ -12,7 +12,7 @@ from sbp_fast.config import PairConfig
 from sbp_fast.errors import UserError
 from sbp_fast.pairs.join import exact
 from sbp_fast.pairs.join.bucket import BucketJoin
-from sbp_fast.pairs.join.cells import Merged, route
+from sbp_fast.pairs.join.cells import Merged, _choose, route
 from sbp_fast.pairs.join.exact import ExactJoin, exact_neighbours
 from sbp_fast.pairs.join.hnsw import HnswJoin
 from sbp_fast.pairs.join.join import Neighbours, Sample, choose_backend, self_join
@@ -312,6 +312,18 @@ def test_routed_cells_hold_no_more_than_they_may_and_find_what_one_join_finds(
     assert all(len(set(row)) == 20 for row in merged.ids.tolist())
     assert (np.diff(merged.similarities, axis=1) <= 0).all()
     assert pair_recall(merged.ids, vectors) >= 0.99
+
+
+@pytest.mark.parametrize("ranked", [1, 8])
+def test_who_finds_the_nearest_cells_full_goes_to_the_next(ranked: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sbp_fast.pairs.join.cells.RANKED", ranked)
+    vectors, centroids, room = unit_vectors(600, 16), unit_vectors(12, 16, seed=1), np.full(12, 160)
+    chosen = _choose(vectors, centroids, 3, np.zeros(12, np.float32), room, threads=1)
+    assert (np.bincount(chosen.reshape(-1), minlength=12) == 160 - room).all() and room.min() == 0 and room.sum() == 120
+    assert all(len(set(row)) == 3 for row in chosen.tolist())
+    scores = vectors @ centroids.T
+    first = np.argsort(-scores, axis=1)[:, :3]
+    assert (chosen[:100] == first[:100]).all()  # there was room yet
 
 
 def test_few_enough_vectors_are_one_cell(tmp_path: Any) -> None:
