@@ -185,6 +185,7 @@ def test_effort_rises_until_the_target_is_reached_or_it_is_refused(monkeypatch: 
     vectors = clustered_vectors(3000)
     little, much = (run(vectors, "bucket", bucket_probes=1, target_recall=target) for target in (0.5, 0.999))
     assert little.effort < much.effort and 0.5 <= little.recall < 0.999 <= much.recall
+    assert run(vectors, "bucket", bucket_probes=1, target_recall=little.recall).effort > little.effort  # no margin was left
     monkeypatch.setattr(
         BucketJoin, "search", lambda self, rows, k, effort: (np.zeros((len(rows), k), np.int64), np.zeros((len(rows), k)))
     )
