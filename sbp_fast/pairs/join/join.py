@@ -95,9 +95,11 @@ def self_join(
         UserError: no effort reaches the target.
         ValueError: two vectors are equal and the backend is hnswlib.
     """
+    sample = None
+    if backend != "exact":  # before the join is opened: a device need not hold the vectors twice
+        sample = _exact_sample(ExactJoin(vectors, threads=threads, device=device), config, wanted, seed)
     join = _open(vectors, ids, config, backend, seed, threads, device, console)
-    exact, queries = ExactJoin(vectors, threads=threads, device=device), sampled(len(vectors), config, seed)
-    effort, recall = _tune(join, exact, config, backend, wanted, queries)
+    effort, recall = (0, 1.0) if sample is None else _tune(join, sample, config, backend)
     with console.task(f"documents joined ({backend})", len(vectors), "documents") as task:
         found, similarities = join.search(np.arange(len(vectors)), config.neighbours, effort, task)
     return Neighbours(found, similarities, effort, recall, join.index if isinstance(join, HnswJoin) else None)
@@ -196,17 +198,17 @@ def _open(
         )
 
 
-def _tune(
-    join: Join, exact: ExactJoin, config: PairConfig, backend: Backend, wanted: Wanted, queries: np.ndarray
-) -> tuple[int, float]:
-    """The least effort that surely reaches the target, and what it reaches."""
-    if not join.efforts:
-        return 0, 1.0
+def _exact_sample(exact: ExactJoin, config: PairConfig, wanted: Wanted, seed: int) -> Sample:
+    queries = sampled(len(exact.vectors), config, seed)
     ids, similarities = exact.search(queries, config.neighbours)
     there = ids >= 0
     first, second = queries[np.nonzero(there)[0]], ids[there]
     counts = wanted(first, second)
-    sample = Sample(first[counts], second[counts], similarities[there][counts])
+    return Sample(first[counts], second[counts], similarities[there][counts])
+
+
+def _tune(join: Join, sample: Sample, config: PairConfig, backend: Backend) -> tuple[int, float]:
+    """The least effort that surely reaches the target, and what it reaches."""
     recall = 1.0
     for effort in join.efforts:
         recall, at_least = sample.recall(*join.search(sample.rows, config.neighbours, effort))
