@@ -15,7 +15,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_training import QUIET, configure, make_corpus
-from written_corpus import RANDOM, Row, fresh, make_written
+from written_corpus import RANDOM, Row, _the_same_tokens_whatever_ran_before, fresh, make_written  # noqa: F401
 
 from sbp_fast.config import FilterConfig
 from sbp_fast.corpus import selection, shingle_index

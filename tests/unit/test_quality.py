@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_training import QUIET, configure, make_corpus, make_stage
 from typer.testing import CliRunner
-from written_corpus import RANDOM, Row, fresh, make_written
+from written_corpus import RANDOM, Row, _the_same_tokens_whatever_ran_before, fresh, make_written  # noqa: F401
 
 from sbp_fast.cli import app
 from sbp_fast.corpus.prepared import PreparedCorpus

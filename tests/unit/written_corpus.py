@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tiny_training import make_stage
 
 from sbp_fast.corpus.corpus_writer import CorpusWriter
@@ -14,6 +15,12 @@ from sbp_fast.stage import Work
 
 RANDOM = np.random.default_rng(7)
 Row = tuple[int, Sequence[int], str]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _the_same_tokens_whatever_ran_before() -> None:
+    """For the modules that import it."""
+    RANDOM.bit_generator.state = np.random.default_rng(7).bit_generator.state
 
 
 def fresh(tokens: int) -> list[int]:
