@@ -4,13 +4,14 @@ Documents are numbered as `Documents` has them and cut into ranges of which one 
 neighbours of all documents lies on disk, by range.
 
     cells/     members-*  found-*                who is in a cell, and the neighbours found there            (joined.py)
-    ranges-N/  edges-*                           the pairs of which one found the other                      (gathered.py)
+    ranges-N/  edges-*  reach-*                  the pairs of which one found the other, and how far each    (gathered.py)
                judged-*  directed-*  nearest-*   each pair once, and what becomes of it                      (judged.py)
-               turns-*  taken-*                  ordered pairs by the turn in which they may be taken        (capped.py)
+               turns-*  sizes-*  taken-*         ordered pairs by the turn in which they may be taken        (capped.py)
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -54,7 +55,7 @@ class Pairing:
         """Of documents, [first, end) each."""
         documents = len(self.documents)
         size = documents * self.settings.neighbours * NEIGHBOUR_BYTES
-        count = min(documents, -(-size // int(self.settings.memory_gib * 2**30)))
+        count = min(documents, math.ceil(size / (self.settings.memory_gib * 2**30)))
         return list(pairwise(documents * number // count for number in range(count + 1)))
 
     @property
