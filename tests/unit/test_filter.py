@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import unicodedata
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_training import QUIET, configure, make_corpus
-from written_corpus import RANDOM, Row, _the_same_tokens_whatever_ran_before, fresh, make_written  # noqa: F401
+from written_corpus import Row, fresh_tokens, make_written
 
 from sbp_fast.config import FilterConfig
 from sbp_fast.corpus import selection, shingle_index
@@ -32,6 +33,8 @@ from sbp_fast.synthesize.rules import RULES
 from sbp_fast.synthesize.sifting import Shard, count_known
 
 WIDTH = 6
+RANDOM = np.random.default_rng(7)
+fresh = partial(fresh_tokens, RANDOM)
 OVERRIDES = (
     "filter={minimum_tokens=10, shingle_tokens=6, copy_containment=0.2, minimum_compression_ratio=0.7}",
     "filter.evaluation_containment=0.15",

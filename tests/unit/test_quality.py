@@ -1,5 +1,6 @@
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_training import QUIET, configure, make_corpus, make_stage
 from typer.testing import CliRunner
-from written_corpus import RANDOM, Row, _the_same_tokens_whatever_ran_before, fresh, make_written  # noqa: F401
+from written_corpus import Row, fresh_tokens, make_written
 
 from sbp_fast.cli import app
 from sbp_fast.corpus.prepared import PreparedCorpus
@@ -26,6 +27,8 @@ from sbp_fast.stage import Manifest
 from sbp_fast.synthesize.filter import filter_documents
 
 WIDTH, LOW = 6, 0.4
+RANDOM = np.random.default_rng(7)
+fresh = partial(fresh_tokens, RANDOM)
 OVERRIDES = (
     "filter={minimum_tokens=10, shingle_tokens=6, copy_containment=0.2, minimum_compression_ratio=0.0}",
     "evaluate={judged_documents=4, continuation_questions=0}",

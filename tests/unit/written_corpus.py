@@ -6,26 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pytest
 from tiny_training import make_stage
 
 from sbp_fast.corpus.corpus_writer import CorpusWriter
 from sbp_fast.corpus.prepared import PreparedCorpus
 from sbp_fast.stage import Work
 
-RANDOM = np.random.default_rng(7)
 Row = tuple[int, Sequence[int], str]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _the_same_tokens_whatever_ran_before() -> None:
-    """For the modules that import it."""
-    RANDOM.bit_generator.state = np.random.default_rng(7).bit_generator.state
-
-
-def fresh(tokens: int) -> list[int]:
+def fresh_tokens(random: np.random.Generator, tokens: int) -> list[int]:
     """Tokens in an order that no real document has."""
-    return RANDOM.integers(35, 95, tokens).tolist()  # printable ASCII in the tokenizer of `make_corpus`
+    return random.integers(35, 95, tokens).tolist()  # printable ASCII in the tokenizer of `make_corpus`
 
 
 def make_written(corpus: Path, out: Path, rows: Sequence[Row], shard_tokens: int = 60) -> Path:
