@@ -10,9 +10,10 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-from bench.records import RESULTS
+from bench.records import RESULTS, peers_of
 
 PARITY = 1.0
+BESIDE: dict[str, Any] = {"fontsize": 7, "loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}  # where it hides no figure
 plt.rcParams["svg.hashsalt"] = "sbp-fast"  # the same figures give the same file
 
 
@@ -29,8 +30,18 @@ def main() -> None:
 
 
 def measured(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Cases whose check held, and that have more than one provider."""
-    return [case for case in record["cases"] if case["check"]["right"] and case.get("speed_up")]
+    """Cases whose check held, and that have a peer."""
+    return [case for case in record["cases"] if case["check"]["right"] and peers_of(case)]
+
+
+def framed(record: dict[str, Any], cases: list[dict[str, Any]]) -> tuple[Any, Any]:
+    """A figure and axes with a row for each case."""
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.32 * len(cases)))
+    axes.set_prop_cycle(color=plt.get_cmap("tab20").colors)
+    axes.set_yticks(range(len(cases)), [title_of(case) for case in cases], fontsize=7)
+    axes.set_ylim(len(cases) - 0.5, -0.5)
+    axes.set_title(f"{record['operation']} on {record['environment']['device']}", fontsize=10)
+    return figure, axes
 
 
 def title_of(case: dict[str, Any]) -> str:
@@ -42,20 +53,17 @@ def draw_ratios(record: dict[str, Any]) -> Any:
     cases = measured(record)
     if not cases:
         return None
-    peers = list(dict.fromkeys(peer for case in cases for peer in case["speed_up"]))
-    figure, axes = plt.subplots(figsize=(8, 1 + 0.32 * len(cases)))
+    peers = list(dict.fromkeys(peer for case in cases for peer in peers_of(case)))
+    figure, axes = framed(record, cases)
     for peer in peers:
         rows = [(index, case["speed_up"][peer]) for index, case in enumerate(cases) if peer in case["speed_up"]]
         middle = [ratio[1] for _, ratio in rows]
         spread = [[ratio[1] - ratio[0] for _, ratio in rows], [ratio[2] - ratio[1] for _, ratio in rows]]
         axes.errorbar(middle, [index for index, _ in rows], xerr=spread, fmt="o", markersize=4, capsize=2, label=peer)
     axes.axvline(PARITY, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(cases)), [title_of(case) for case in cases], fontsize=7)
-    axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlabel("ours is this many times as fast (right of the line: faster)")
-    axes.set_title(f"{record['operation']} on {record['environment']['device']}", fontsize=10)
-    axes.legend(fontsize=7)
+    axes.legend(**BESIDE)
     return figure
 
 
@@ -65,17 +73,14 @@ def draw_roofline(record: dict[str, Any]) -> Any:
     if not cases:
         return None
     providers = list(dict.fromkeys(name for case in cases for name in case["seconds"]))
-    figure, axes = plt.subplots(figsize=(8, 1 + 0.32 * len(cases)))
+    figure, axes = framed(record, cases)
     for name in providers:
         rows = [(index, case) for index, case in enumerate(cases) if name in case["seconds"]]
         shares = [limit(case) / case["seconds"][name][1] for _, case in rows]
         axes.plot(shares, [index for index, _ in rows], "o", markersize=4, label=name)
-    axes.set_yticks(range(len(cases)), [title_of(case) for case in cases], fontsize=7)
-    axes.invert_yaxis()
     axes.set_xlim(0, None)
     axes.set_xlabel("share of the limit: useful work at the measured rate of a matrix product or of a copy")
-    axes.set_title(f"{record['operation']} on {record['environment']['device']}", fontsize=10)
-    axes.legend(fontsize=7)
+    axes.legend(**BESIDE)
     return figure
 
 

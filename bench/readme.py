@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.records import peers_of
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DEMO = ROOT / "docs" / "demo" / "results.json"
@@ -70,8 +72,7 @@ def data_table(folder: Path) -> str:
     lines = ["| device | case | ours | as fast as, times |", "|---|---|---|---|"]
     for record in _records(folder, DATA_OPERATIONS):
         for case in record["cases"]:
-            peers = [name for name in case["speed_up"] if not name.startswith("ours")]
-            if peers:
+            if peers := peers_of(case):
                 ratios = "; ".join(f"{peer} {case['speed_up'][peer][1]:.2f}" for peer in peers)
                 lines.append(f"| {record['environment']['device']} | {_shape(case)} | {_rate(case)} | {ratios} |")
     return "\n".join(lines)
@@ -92,10 +93,8 @@ def _rate(case: dict[str, Any]) -> str:
 
 def _rows(record: dict[str, Any]) -> Iterator[str]:
     for case in record["cases"]:
-        if not case["check"]["right"] or not case["speed_up"]:
-            continue
-        peers = [name for name in case["speed_up"] if not name.startswith("ours")]
-        if not peers:
+        peers = peers_of(case)
+        if not case["check"]["right"] or not peers:
             continue
         peer = min(peers, key=lambda name: case["seconds"][name][1])
         low, middle, high = case["speed_up"][peer]

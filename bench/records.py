@@ -40,3 +40,8 @@ def save(path: Path, record: Mapping[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=1) + "\n")
     os.replace(temporary, path)
+
+
+def peers_of(case: dict[str, Any]) -> list[str]:
+    """The providers of a measured case that are not ours in another form."""
+    return [name for name in case.get("speed_up", ()) if not name.startswith("ours")]
