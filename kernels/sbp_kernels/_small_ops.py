@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from sbp_kernels._library import LIBRARY
 
@@ -53,4 +53,4 @@ def register(schema: str, launcher: str, fake: Callable[..., Any]) -> None:
 
     LIBRARY.define(schema)
     LIBRARY.impl(name, launch, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"sbp_kernels::{name}", fake, lib=LIBRARY)
+    library.register_fake(f"sbp_kernels::{name}", fake, lib=LIBRARY)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from sbp_kernels._library import LIBRARY
 
@@ -51,9 +51,9 @@ def register(name: str, arguments: str, forward: Forward, backward: Backward, di
         gradients = operation(dout, dlse, q, k, v, out, lse, *layout, *ctx.constants)
         return (*gradients, *[None] * (len(layout) + len(ctx.constants)))
 
-    torch.library.register_fake(f"sbp_kernels::{name}", _fake_forward, lib=LIBRARY)
-    torch.library.register_fake(f"sbp_kernels::{name}_backward", _fake_backward, lib=LIBRARY)
-    torch.library.register_autograd(f"sbp_kernels::{name}", differentiate, setup_context=save, lib=LIBRARY)
+    library.register_fake(f"sbp_kernels::{name}", _fake_forward, lib=LIBRARY)
+    library.register_fake(f"sbp_kernels::{name}_backward", _fake_backward, lib=LIBRARY)
+    library.register_autograd(f"sbp_kernels::{name}", differentiate, setup_context=save, lib=LIBRARY)
 
 
 def _fake_forward(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
