@@ -165,9 +165,8 @@ class _Preparation:
             for number, (span, heldout) in enumerate(spans)
         ]
         total: dict[str, Any] = {"documents": 0, "sources": Counter(), "skipped": 0, "passages": 0, "bucket": Counter()}
-        with self.console.task(
-            "reading", len(readings), "files" if len(readings) == len(self.files) else "parts of files"
-        ) as task:
+        unit = "files" if len(readings) == len(self.files) else "parts of files"
+        with self.console.task("reading", len(readings), unit) as task:
             for reading, counts in zip(readings, self._lay_down(readings), strict=True):
                 if not reading.heldout:
                     total["documents"] += counts["documents"]

@@ -291,7 +291,6 @@ def test_auto_is_the_first_that_can_run() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("samples", [1, 4, 8, 30])
 @pytest.mark.parametrize(
     ("dtype", "stored"), [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16), (torch.bfloat16, FP8)]

@@ -241,7 +241,6 @@ def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("k", [1, 40, 200])
 def test_on_a_gpu(dtype: torch.dtype, k: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,7 +233,6 @@ def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize(
     ("rows", "width"), [(1, 4096), (1000, 64), (513, 2048), (515, 3072), (130, 8064), (66, 16384), (33, 20480)]

@@ -118,7 +118,6 @@ def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu() -> None:
     text = torch.randint(0, 3, (300, 1500), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     states = [torch.zeros(300, 1500, dtype=torch.int16), torch.zeros(300, 1500, dtype=torch.int16, device="cuda")]

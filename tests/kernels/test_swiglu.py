@@ -199,7 +199,6 @@ def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize(("rows", "width"), [(1, 3072), (1000, 64), (515, 8064), (130, 14336)])
 def test_on_a_gpu(rows: int, width: int, dtype: torch.dtype) -> None:

@@ -264,7 +264,6 @@ def test_a_room_too_small_for_one_document_is_refused(model: Transformer) -> Non
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_a_gpu_draws_what_the_cpu_draws(model: Transformer, temperature: float) -> None:
     """In float32, by graphs of several sizes, with results that come a step late."""

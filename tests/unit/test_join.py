@@ -109,7 +109,6 @@ def test_rounds_on_a_device_find_what_the_heaps_do(join: Any, monkeypatch: pytes
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_finds_what_the_cpu_does(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = clustered_vectors(20_000, dimension=384)
     rows = np.random.default_rng(0).permutation(20_000)
