@@ -92,7 +92,7 @@ def _add(config: RunConfig, kept: KeptIndex, new: Vectors, work: Work) -> None:
     left_out = _left_out(kept, new, member.first, work)
     rows = np.setdiff1d(np.arange(len(new)), left_out)
     added = share_out(kept.cell_documents, len(rows), config.pair.cell_documents)
-    work.console.say(f"{len(rows)} documents to add, {len(left_out)} left out: another document has their vector")
+    work.console.say(f"{len(rows)} documents to add, {len(left_out)} left out as copies by vector")
     (work.directory / INDEX).mkdir(exist_ok=True)
     ends = np.cumsum(added)
     parts = [rows[end - count : end] for end, count in zip(ends, added, strict=True)]

@@ -90,7 +90,9 @@ def pair(
 
 def _pair(config: RunConfig, documents: Documents, work: Work, workers: Workers) -> None:
     copies = documents.copies.counts()
-    work.console.say(f"{len(documents)} documents, after " + ", ".join(f"{n} {kind}" for kind, n in copies.items()))
+    work.console.say(
+        f"{len(documents)} documents, after " + ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in copies.items())
+    )
     random = similarities(documents.vectors, *random_pairs(documents.groups, np.random.default_rng(config.seed)))
     low, origin = _low(config.pair, random, work.console)
     with workers.hold(partial(Pairing, config, documents, low, work.directory, work.console), config) as holders:
