@@ -199,8 +199,8 @@ def _check_recall(recall: dict[str, Any], join: dict[str, Any], config: PairConf
         cells = "raise pair.cell_overlap or pair.cell_documents, or " if join["cells"] > 1 else ""
         raise UserError(
             "pair",
-            f"{recall['recall']:.4f} of the {recall['pairs']} pairs in the band that an exact search finds were found, and "
-            f"pair.target_recall is {config.target_recall}",
+            f"{recall['recall']:.4f} of the pairs in the band were found, by {recall['pairs']} that an exact search finds from "
+            f"{recall['queries']} documents, and pair.target_recall is {config.target_recall}",
             f"{cells}lower pair.target_recall",
         )
 

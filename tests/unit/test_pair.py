@@ -119,7 +119,9 @@ def test_recall_is_what_the_exact_search_says(tmp_path: Path, monkeypatch: pytes
     found, all_pairs = (sum(weights[pair] for pair in pairs) for pairs in (nearest & allowed & candidates, nearest & allowed))
     assert counts["recall"]["recall"] == pytest.approx(found / all_pairs) and 0.1 < found / all_pairs < 0.8
     assert set(weights.values()) == {0.5, 1.0}
-    with pytest.raises(UserError, match=r"of the \d+ pairs in the band .*target_recall is 0.9; lower pair.target_recall"):
+    with pytest.raises(
+        UserError, match=r"of the pairs in the band were found, by \d+ .*target_recall is 0.9; lower pair.target_recall"
+    ):
         run_pair(tmp_path, "refused", target_recall=0.9, **band)
     run_pair(tmp_path, "refused", target_recall=0.1, **band)  # nothing is left of the refused one to stand in the way
 
