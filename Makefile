@@ -7,11 +7,13 @@ OUT ?= runs/demo
 BUDGET ?= 540
 RESULTS ?= bench/results
 OLDEST_TRITON := $(VENV)/triton-3.6.0
+NUMERIC_TESTS := tests/kernels $(addprefix tests/unit/test_,transformer.py train.py sharding.py huggingface.py likelihood.py \
+	engine.py sampler.py generation_peers.py)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check test-slow test-faults bench aot gpu clean
+.PHONY: help setup run test test-cpus check test-slow test-faults bench aot gpu clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +35,9 @@ run: $(READY)  ## Run the whole demo experiment and write its report (OUT=runs/d
 
 test: check  ## Check style and types, then run every test that is not slow
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
+
+test-cpus: $(READY)  ## The numeric tests as each kind of processor that torch and oneDNN can be told to be
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/support/each_cpu.py -q -n 2 --dist loadfile -m "not slow and not gpu" $(NUMERIC_TESTS)
 
 check: $(READY)  ## Lint, format and types
 	@$(BIN)/ruff check .

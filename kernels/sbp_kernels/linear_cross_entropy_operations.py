@@ -30,6 +30,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from sbp_kernels import linear_cross_entropy_torch as plain
 from sbp_kernels._library import LIBRARY
+from sbp_kernels._operands import dense
 
 
 def total_loss(
@@ -120,6 +121,7 @@ def _in_slabs(
     z_loss: float = 0.0, for_hidden: bool = False, for_weight: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Statistics, unless given; gradient by hidden times scale; gradient by weight in the dtype of the statistics."""
+    weight = dense(weight)
     steps, known, multiplied = _steps(backend, rows), statistics is not None, plain.multiplied(rows, count)
     accumulate = torch.promote_types(hidden.dtype, torch.float32)
     if statistics is None:
@@ -130,8 +132,7 @@ def _in_slabs(
     if not multiplied:
         weight_gradient.zero_()
     slab = _even(multiplied, slab_rows or default_slab_rows(len(weight), hidden.dtype, hidden.device.type))
-    # rows of it begin at a multiple of 64 numbers whatever V is: products and vector loads need that to be fast
-    buffer = hidden.new_empty(min(slab, multiplied), -(-len(weight) // 64) * 64)[:, : len(weight)]
+    buffer = _padded_rows(min(slab, multiplied), len(weight), like=hidden)
     for start in range(0, multiplied, slab):
         part = slice(start, min(start + slab, multiplied))
         x = steps.gather(hidden, rows[part])
@@ -143,6 +144,17 @@ def _in_slabs(
         if for_weight:
             _add_product(weight_gradient, logits.T, x, beta=min(start, 1))
     return statistics, hidden_gradient, weight_gradient
+
+
+def _padded_rows(rows: int, columns: int, like: Tensor) -> Tensor:
+    """Uninitialised [rows, columns] whose rows begin at multiples of 64 elements, as fast products need for any vocabulary.
+
+    The padding is zero, not uninitialised: oneDNN's bfloat16 product with AMX reads the padding of a strided operand and
+    multiplies it by zeros, and zero times NaN is NaN.
+    """
+    memory = like.new_empty(rows, -(-columns // 64) * 64)
+    memory[:, columns:].zero_()
+    return memory[:, :columns]
 
 
 def _check_targets(targets: Tensor, vocabulary: int) -> None:

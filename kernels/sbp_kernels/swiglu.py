@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sbp_kernels._library import LIBRARY
+from sbp_kernels._operands import dense
 from sbp_kernels._small_ops import register, runs_triton
 
 
@@ -65,7 +66,7 @@ def swiglu_linear(gate_up: Tensor, down_weight: Tensor, *, backend: str = "auto"
         raise ValueError(f"down_weight, {down_weight.dtype} on {down_weight.device}, must share dtype and device with gate_up")
     if runs_triton(backend, gate_up):
         return _SwiGLULinear.apply(gate_up, down_weight)
-    return F.linear(swiglu(gate_up, backend="torch"), down_weight)
+    return F.linear(swiglu(gate_up, backend="torch"), dense(down_weight))
 
 
 class SwiGLU(nn.Module):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.products import hostile_memory
 from tiny_training import QUIET, configure, make_corpus, make_pairs, make_synthetic
 
 from sbp_fast.config import ModelConfig, TrainConfig
@@ -70,6 +71,17 @@ def test_one_batch_is_learnt_by_heart(optimizer: str) -> None:
     losses = [take_step(model, optimizers)[0] for _ in range(60)]
     assert losses[0] == pytest.approx(math.log(50), rel=0.02)  # knows nothing: even over the vocabulary
     assert losses[-1] < 0.02
+
+
+def test_bfloat16_training_on_the_cpu_stays_finite_for_50_steps_in_hostile_memory() -> None:
+    """Where products read what lies beside their operands, and memory that nothing has written is NaN."""
+    model = small_model().bfloat16()
+    optimizers = make_optimizers(model, TrainConfig())
+    with hostile_memory():
+        figures = [take_step(model, optimizers) for _ in range(50)]
+    assert all(math.isfinite(loss) and math.isfinite(norm) for loss, norm in figures)
+    assert figures[-1][0] < figures[0][0] / 4
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def test_the_loss_is_a_mean_over_the_step_however_many_streams_it_has() -> None:

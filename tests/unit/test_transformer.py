@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from sbp_kernels import PackedLayout
 from sbp_kernels.reference import dense_mask
+from support.products import hostile_memory
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -68,6 +69,23 @@ def test_a_shared_seed_equals_its_pairs_run_alone(changes: dict[str, bool]) -> N
     torch.testing.assert_close(packed, alone, rtol=1e-13, atol=0)
     for mine, theirs in zip(packed_gradients, torch.autograd.grad(alone, list(model.parameters())), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_the_same_in_hostile_memory(dtype: torch.dtype) -> None:
+    """Where products read what lies beside their operands, and memory that nothing has written is NaN."""
+    model, (tokens, targets) = make_model(dtype), stream(TREE)
+    targets[::3] = -100
+
+    def step() -> list[Tensor]:
+        loss = model(tokens, TREE, targets)
+        return [loss, *torch.autograd.grad(loss, list(model.parameters()))]
+
+    expected = step()
+    with hostile_memory() as products:
+        found = step()
+    assert products.count > 30
+    assert all(torch.equal(mine, right) for mine, right in zip(found, expected, strict=True))
 
 
 def test_loss_is_the_cross_entropy_of_the_logits() -> None:

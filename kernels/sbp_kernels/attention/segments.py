@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sbp_kernels._operands import dense
 from sbp_kernels.attention.registration import Gradients, register
 from sbp_kernels.layout import PackedLayout
 from sbp_kernels.plan import find_segments
@@ -38,6 +39,7 @@ def _parts(visible_until: Tensor) -> Iterator[Part]:
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, visible_until: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    q, k, v = dense(q), dense(k), dense(v)
     accumulate = torch.promote_types(q.dtype, torch.float32)
     out = torch.empty(q.shape, dtype=accumulate, device=q.device)
     lse = torch.empty(q.shape[1], q.shape[0], dtype=accumulate, device=q.device)
@@ -62,6 +64,7 @@ def _backward(
     if dlse is not None:  # one more channel: its value is 1, its output's gradient dlse, and it takes no part in dO * O
         q, k, out = (F.pad(x, (0, 1)) for x in (q, k, out))
         v, dout = F.pad(v, (0, 1), value=1.0), torch.cat([dout, dlse.T.unsqueeze(-1).to(dout.dtype)], -1)
+    dout, q, k, v = dense(dout), dense(q), dense(k), dense(v)
     accumulate = torch.promote_types(q.dtype, torch.float32)
     dq, dk, dv = (torch.empty(x.shape, dtype=accumulate, device=x.device) for x in (q, k, v))
     for queries, keys, causal, first in _parts(visible_until):
