@@ -6,7 +6,14 @@ import pytest
 import torch
 from losses import MODES, inputs, with_gradients
 from paged import batch
-from sbp_kernels import PackedLayout, decode_attention, linear_cross_entropy, nearest_in_buckets, packed_attention, swiglu_linear
+from sbp_kernels import (
+    PackedLayout,
+    decode_attention,
+    linear_cross_entropy,
+    nearest_in_buckets,
+    packed_attention,
+    swiglu_linear,
+)
 from support.products import hostile_memory, memory_beside
 from torch import Tensor
 from trees import error
