@@ -7,8 +7,8 @@ OUT ?= runs/demo
 BUDGET ?= 540
 RESULTS ?= bench/results
 OLDEST_TRITON := $(VENV)/triton-3.6.0
-NUMERIC_TESTS := tests/kernels $(addprefix tests/unit/test_,transformer.py train.py sharding.py huggingface.py likelihood.py \
-	engine.py sampler.py generation_peers.py)
+NUMERIC_TESTS := tests/kernels tests/model $(addprefix tests/train/test_,train.py sharding.py) tests/evaluate/test_likelihood.py \
+	$(addprefix tests/generate/test_,engine.py rng.py generation_peers.py)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 

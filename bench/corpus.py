@@ -24,16 +24,16 @@ import torch
 
 from bench.case import Case, Prepared, Provider, Tensors
 from sbp_fast.config import CorpusConfig, RunConfig
-from sbp_fast.corpus import blocks
-from sbp_fast.corpus.blocks import Compression
-from sbp_fast.corpus.corpus_writer import CorpusWriter
-from sbp_fast.corpus.documents import Document, find_files, read_file
-from sbp_fast.corpus.minhash import BANDS, ROWS, SHINGLE_WORDS, band_keys
-from sbp_fast.corpus.prepare import prepare
-from sbp_fast.corpus.prepared import PreparedCorpus
-from sbp_fast.corpus.shards import Corpus
-from sbp_fast.corpus.tokenizer import join_ids
-from sbp_fast.progress import Console
+from sbp_fast.data.documents import Document, find_files, read_file
+from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.data.token_shards import blocks
+from sbp_fast.data.token_shards.blocks import Compression
+from sbp_fast.data.token_shards.corpus import Corpus
+from sbp_fast.data.token_shards.writer import CorpusWriter
+from sbp_fast.data.tokenizer import join_ids
+from sbp_fast.dedup.minhash import BANDS, ROWS, SHINGLE_WORDS, band_keys
+from sbp_fast.pipeline.progress import Console
+from sbp_fast.stages.prepare import prepare
 
 REPEATS = 4  # of the embedded corpus, in another order each time
 SEQUENCE = 4096  # tokens of a sample where samples and not documents are stored

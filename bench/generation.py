@@ -24,13 +24,13 @@ from sbp_kernels import PackedLayout
 from bench import machine, records
 from bench.__main__ import show
 from sbp_fast.config import ModelConfig
-from sbp_fast.config_files import load_config
-from sbp_fast.experiment.costs import key_value_bytes
+from sbp_fast.config.files import load_config
+from sbp_fast.experiment.plan.costs import key_value_bytes
+from sbp_fast.generate.decoder import Room, SamplingRule
+from sbp_fast.generate.engine import Draft, Engine, Seed
 from sbp_fast.model.flops import matrix_parameters
 from sbp_fast.model.huggingface import hugging_face_config, to_hugging_face
 from sbp_fast.model.transformer import Block, Transformer
-from sbp_fast.synthesize.decoder import Room, SamplingRule
-from sbp_fast.synthesize.engine import Draft, Engine, Seed
 
 BEGIN, END, PARTNER = 0, 1, 2
 TOP_P, LOUD = 0.9, 8.0

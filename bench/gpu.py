@@ -45,7 +45,7 @@ def correctness(seconds: float) -> int:
         print("pytest or hypothesis is not installed: the tests marked gpu are left out; the benches still check every case")
         return 0
     whole = all(importlib.util.find_spec(name) is not None for name in ("pydantic", "hnswlib"))
-    places = ["tests/kernels", *["tests/unit/test_engine.py", "tests/unit/test_join.py"] * whole]
+    places = ["tests/kernels", *["tests/generate/test_engine.py", "tests/neighbors/test_self_join.py"] * whole]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *places]
     try:
         return subprocess.run(command, cwd=ROOT, check=False, timeout=seconds).returncode

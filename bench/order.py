@@ -19,9 +19,9 @@ import torch
 
 from bench.case import Case, Prepared, Provider, Tensors
 from sbp_fast.config import RunConfig
-from sbp_fast.corpus.corpus_writer import CorpusWriter
-from sbp_fast.corpus.shards import Corpus
-from sbp_fast.train.corpus_batches import CorpusBatches
+from sbp_fast.data.token_shards.corpus import Corpus
+from sbp_fast.data.token_shards.writer import CorpusWriter
+from sbp_fast.train.data.corpus_batches import CorpusBatches
 
 TOKENS, STREAM, CONTEXT, STREAMS = 16_000_000, 16_384, 4096, 64
 END = 1  # token that ends a document

@@ -85,9 +85,9 @@ def _case(documents: int, importance: int) -> Case:
 def _ours(facts: dict[str, float]) -> Provider:
     def provider(given: Tensors) -> Prepared:
         from sbp_fast.config import PairConfig
-        from sbp_fast.pairs.join.join import choose_backend, self_join
-        from sbp_fast.pairs.join.top import products
-        from sbp_fast.progress import Console
+        from sbp_fast.neighbors.self_join import choose_backend, self_join
+        from sbp_fast.neighbors.top_k import products
+        from sbp_fast.pipeline.progress import Console
 
         vectors, config = given["vectors"].numpy(), PairConfig(neighbours=NEIGHBOURS, target_recall=TARGET)
 
@@ -130,8 +130,8 @@ def _build_and_search(build: Callable[[np.ndarray], Search], vectors: np.ndarray
 
 def _sample(vectors: np.ndarray) -> Any:
     """The pairs in the band of sampled documents."""
-    from sbp_fast.pairs.join.exact import ExactJoin
-    from sbp_fast.pairs.join.join import Sample
+    from sbp_fast.neighbors.exact import ExactJoin
+    from sbp_fast.neighbors.self_join import Sample
 
     queries = np.sort(np.random.default_rng(0).permutation(len(vectors))[:QUERIES])
     ids, scores = ExactJoin(vectors, threads=1).search(queries, NEIGHBOURS)

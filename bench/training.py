@@ -29,13 +29,13 @@ from torch.profiler import ProfilerActivity, profile
 from bench import machine, records
 from bench.mixes import Forest, documents, shared_seeds
 from sbp_fast.config import RunConfig
-from sbp_fast.config_files import load_config
+from sbp_fast.config.files import load_config
 from sbp_fast.model import transformer
 from sbp_fast.model.flops import palm_flops, peak_flops, training_flops
-from sbp_fast.train.batches import NO_TARGET, Counts, PackedBatch
+from sbp_fast.pipeline.distributed import Processes, joined
+from sbp_fast.train.data.batches import NO_TARGET, Counts, PackedBatch
 from sbp_fast.train.loop import train_step
 from sbp_fast.train.optimizer import make_optimizers
-from sbp_fast.train.processes import Processes, joined
 from sbp_fast.train.sharding import build, make_mesh
 
 STREAMS = 4  # a step: as many as keep the optimizer's part of it small

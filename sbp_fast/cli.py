@@ -11,10 +11,10 @@ import typer
 
 from sbp_fast import __version__
 from sbp_fast.config import RunConfig
-from sbp_fast.config_files import load_config
+from sbp_fast.config.files import load_config
 from sbp_fast.errors import UserError
-from sbp_fast.progress import Console
-from sbp_fast.workers.opening import open_workers
+from sbp_fast.pipeline.executors.choose import open_workers
+from sbp_fast.pipeline.progress import Console
 
 app = typer.Typer(
     help="Synthetic bootstrapped pretraining: learn how documents relate, write more of them, pretrain on both.",
@@ -75,10 +75,10 @@ def run(
 ) -> None:
     """Run the whole experiment, from documents to report; resumes where it stopped."""
     config = _load(settings)
+    from sbp_fast.experiment.report.summary import summary_table
     from sbp_fast.experiment.results import collect
     from sbp_fast.experiment.run import run as run_experiment
-    from sbp_fast.experiment.summary import summary_table
-    from sbp_fast.train.processes import Stopped
+    from sbp_fast.pipeline.distributed import Stopped
 
     console, directory = Console(), out or Path("runs") / config.name
     try:
@@ -108,7 +108,7 @@ def prepare(
 ) -> None:
     """Turn documents into shuffled, checksummed token shards, and train or load their tokenizer."""
     config = _load([*settings, *([] if on_error is None else [f"corpus.on_error={on_error}"])])
-    from sbp_fast.corpus.prepare import prepare as work
+    from sbp_fast.stages.prepare import prepare as work
 
     with open_workers(engine, address) as workers:
         work(config, out, console=Console(), force=force, workers=workers)
@@ -136,9 +136,9 @@ def train(
     if sum([oracle, synthetic is not None, pairs is not None]) > 1 or (pairs is None) != (start is None):
         raise UserError("options", "do not go together", "give one of --oracle, --synthetic, or --pairs with --start")
     from sbp_fast.config import resolve_device
-    from sbp_fast.train.processes import Stopped, launch, leads, world_size
-    from sbp_fast.train.train import Role
-    from sbp_fast.train.train import train as work
+    from sbp_fast.pipeline.distributed import Stopped, launch, leads, world_size
+    from sbp_fast.stages.train import Role
+    from sbp_fast.stages.train import train as work
 
     if gpus > 1 and world_size() == 1:
         raise typer.Exit(launch(sys.argv[1:], gpus, resolve_device(config)))
@@ -166,7 +166,7 @@ def embed(
 ) -> None:
     """Embed the unique documents as unit vectors."""
     config = _load(settings)
-    from sbp_fast.pairs.embed import embed as work
+    from sbp_fast.stages.embed import embed as work
 
     with open_workers(engine, address) as workers:
         work(config, corpus, out, console=Console(), force=force, workers=workers)
@@ -187,7 +187,7 @@ def pair(
 ) -> None:
     """Find related documents that are not near-copies of each other."""
     config = _load(settings)
-    from sbp_fast.pairs.pair import pair as work
+    from sbp_fast.stages.pair import pair as work
 
     with open_workers(engine, address) as workers:
         work(config, corpus, vectors, out, console=Console(), force=force, workers=workers)
@@ -205,7 +205,7 @@ def index(
 ) -> None:
     """Add the unique documents of another corpus to an index that `pair` kept."""
     config = _load(settings)
-    from sbp_fast.pairs.index import index as work
+    from sbp_fast.stages.index import index as work
 
     work(config, to, corpus, vectors, out, console=Console(), force=force)
 
@@ -223,7 +223,7 @@ def neighbours(
     count: Annotated[int, typer.Option(min=1, help="How many to print.")] = 10,
 ) -> None:
     """Print the unique documents nearest to a text or a document: similarity, id, corpus if there are several, first words."""
-    from sbp_fast.pairs.neighbours import neighbours as work
+    from sbp_fast.neighbors.query import neighbours as work
 
     found = work(RunConfig(), index, corpora=corpus, vectors=vectors or (), text=text, document=document, count=count)
     for neighbour in found:
@@ -252,8 +252,8 @@ def synthesize(
     """
     config = _load([*settings, *([] if backend is None else [f"synthesize.backend={backend}"])])
     from sbp_fast.config import resolve_device
-    from sbp_fast.synthesize.synthesize import synthesize as work
-    from sbp_fast.train.processes import launch, leads, world_size
+    from sbp_fast.pipeline.distributed import launch, leads, world_size
+    from sbp_fast.stages.synthesize import synthesize as work
 
     if gpus > 1 and engine != "local":
         raise UserError("options", "do not go together", "give --gpus, or --engine ray, which takes the GPUs of its cluster")
@@ -280,7 +280,7 @@ def filter_command(
 ) -> None:
     """Keep the sound synthetic documents, and say why each other one went."""
     config = _load(settings)
-    from sbp_fast.synthesize.filter import filter_documents as work
+    from sbp_fast.stages.filter import filter_documents as work
 
     with open_workers(engine, address) as workers:
         work(config, out, corpus=corpus, synthetic=synthetic, console=Console(), force=force, workers=workers)
@@ -303,14 +303,14 @@ def evaluate(
     """Measure models on held-out text and multiple choice (--model), or the quality of synthetic documents (--synthetic)."""
     config = _load(settings)
     if synthetic is not None and kept is not None and pairs is not None and not model:
-        from sbp_fast.evaluate.quality import measure_quality
+        from sbp_fast.stages.quality import measure_quality
 
         directories = {"corpus": corpus, "synthetic": synthetic, "kept": kept, "pairs": pairs}
         measure_quality(config, out, **directories, console=Console(), force=force)
         return
     if not model or synthetic or kept or pairs:
         raise UserError("options", "do not go together", "give --model, or --synthetic with --kept and --pairs")
-    from sbp_fast.evaluate.evaluate import evaluate as work
+    from sbp_fast.stages.evaluate import evaluate as work
 
     models = {}
     for entry in model:
@@ -324,7 +324,7 @@ def evaluate(
 @app.command(epilog="Example: sbp-fast report runs/demo")
 def report(directory: Annotated[Path, typer.Argument(help="Directory of a finished run.")]) -> None:
     """Write report.html and results.json of a finished run anew."""
-    from sbp_fast.experiment.report import write_report
+    from sbp_fast.experiment.report.page import write_report
 
     print(write_report(directory))
 
@@ -337,7 +337,7 @@ def plan(
 ) -> None:
     """Say what every stage takes and whether it fits, by arithmetic alone: memory, FLOPs, GPU hours, disk."""
     config = _load(settings)
-    from sbp_fast.experiment.plan import plan_tables
+    from sbp_fast.experiment.plan.tables import plan_tables
 
     for part in plan_tables(config, gpus or config.parallel.shard_processes or 1, gpu):
         Console().rich.print(part, soft_wrap=isinstance(part, str))
@@ -369,7 +369,7 @@ def export_tokens(
     force: Force = False,
 ) -> None:
     """Write token shards in the format of Megatron-LM, MosaicML streaming, or as parquet."""
-    from sbp_fast.corpus.export import export_tokens as work
+    from sbp_fast.data.token_shards.export import export_tokens as work
 
     work(corpus, to, out, console=Console(), force=force)
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from sbp_fast.config import EvaluateConfig
 from sbp_fast.errors import Unreachable, UserError
-from sbp_fast.files import hash_file, hash_value
+from sbp_fast.pipeline.files import hash_file, hash_value
 
 ANSWER_TOKENS = 1024  # of a server's model, which may think before it answers
 VERDICT_TOKENS = 16  # of a local one, which may not stop by itself

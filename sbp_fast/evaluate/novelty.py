@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sbp_fast.corpus.shards import Corpus
-from sbp_fast.corpus.shingle_index import Batch, ShingleIndex, shingle_positions, slots_for
+from sbp_fast.data.token_shards.corpus import Corpus
+from sbp_fast.dedup.shingle_index import Batch, ShingleIndex, shingle_positions, slots_for
 
 NOVEL_TOKENS = (2, 4, 8, 13)
 NEW, KNOWN = 0, 1

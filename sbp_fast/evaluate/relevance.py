@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from sbp_fast.config import RunConfig, resolve_threads
-from sbp_fast.corpus.prepared import PreparedCorpus
-from sbp_fast.corpus.shards import Corpus
-from sbp_fast.evaluate.rates import rate
-from sbp_fast.pairs.embed import Encoder
+from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.data.token_shards.corpus import Corpus
+from sbp_fast.evaluate.quality import rate
 from sbp_fast.pairs.pairset import PairSet
-from sbp_fast.stage import Work
+from sbp_fast.pipeline.stage import Work
+from sbp_fast.stages.embed import Encoder
 
 EDGES = np.linspace(-0.2, 1.0, 61).round(2)
 

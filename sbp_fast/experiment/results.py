@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from sbp_fast import __version__
-from sbp_fast.config_files import load_config
+from sbp_fast.config.files import load_config
 from sbp_fast.errors import UserError
-from sbp_fast.files import read_json, write_json
-from sbp_fast.stage import MANIFEST, Manifest
+from sbp_fast.pipeline.files import read_json, write_json
+from sbp_fast.pipeline.stage import MANIFEST, Manifest
 
 RESULTS = "results.json"
 

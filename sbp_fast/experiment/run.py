@@ -8,26 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from sbp_fast.config import RunConfig, resolve_device
-from sbp_fast.config_files import diff_config, dump_config, load_config
-from sbp_fast.corpus.prepare import prepare
+from sbp_fast.config.files import diff_config, dump_config, load_config
 from sbp_fast.errors import UserError
-from sbp_fast.evaluate.evaluate import evaluate
 from sbp_fast.evaluate.judge import check_judge
-from sbp_fast.evaluate.quality import measure_quality
-from sbp_fast.evaluate.questions import read_question_files
-from sbp_fast.experiment.report import write_report
-from sbp_fast.files import TEMPORARY_SUFFIX, atomic_open
-from sbp_fast.pairs.embed import embed
-from sbp_fast.pairs.pair import pair
-from sbp_fast.progress import Console, duration
-from sbp_fast.stage import out_of_space_is_a_user_error
-from sbp_fast.synthesize.filter import filter_documents
-from sbp_fast.synthesize.synthesize import synthesize
-from sbp_fast.train.processes import launch
-from sbp_fast.train.train import Role
-from sbp_fast.train.train import train as train_alone
-from sbp_fast.workers.local import LOCAL
-from sbp_fast.workers.workers import Workers
+from sbp_fast.evaluate.multiple_choice import read_question_files
+from sbp_fast.experiment.report.page import write_report
+from sbp_fast.pipeline.distributed import launch
+from sbp_fast.pipeline.executors.executor import Workers
+from sbp_fast.pipeline.executors.local import LOCAL
+from sbp_fast.pipeline.files import TEMPORARY_SUFFIX, atomic_open
+from sbp_fast.pipeline.progress import Console, duration
+from sbp_fast.pipeline.stage import out_of_space_is_a_user_error
+from sbp_fast.stages.embed import embed
+from sbp_fast.stages.evaluate import evaluate
+from sbp_fast.stages.filter import filter_documents
+from sbp_fast.stages.pair import pair
+from sbp_fast.stages.prepare import prepare
+from sbp_fast.stages.quality import measure_quality
+from sbp_fast.stages.synthesize import synthesize
+from sbp_fast.stages.train import Role
+from sbp_fast.stages.train import train as train_alone
 
 CONFIG = "config.toml"
 

@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sbp_fast.config import ModelConfig
-from sbp_fast.corpus.tokenizer import BEGIN, END, Tokenizer
+from sbp_fast.data.tokenizer import BEGIN, END, Tokenizer
 from sbp_fast.errors import UserError
-from sbp_fast.files import atomic_open, atomic_path, hash_file, read_json, write_json
 from sbp_fast.model.saved import fill, load_model, read_weights, save_model
 from sbp_fast.model.transformer import Transformer
-from sbp_fast.progress import Console
-from sbp_fast.stage import Work, run_stage
+from sbp_fast.pipeline.files import atomic_open, atomic_path, hash_file, read_json, write_json
+from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.stage import Work, run_stage
 
 QUIET = Console(quiet=True)
 SHARD_BYTES = 5 * 10**9

@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 
 from sbp_fast.config import ModelConfig
 from sbp_fast.errors import UserError
-from sbp_fast.files import atomic_path, read_json, write_json
 from sbp_fast.model.transformer import Transformer, set_parameter
+from sbp_fast.pipeline.files import atomic_path, read_json, write_json
 
 FORMAT = 1
 WEIGHTS, MODEL = "weights.safetensors", "model.json"

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from sbp_fast.config import PairConfig
-from sbp_fast.pairs.documents import Documents
-from sbp_fast.pairs.join.exact import exact_neighbours
-from sbp_fast.pairs.join.join import Sample, sampled
-from sbp_fast.pairs.select import FAULTLESS, judge
-from sbp_fast.pairs.vectors import READ_BLOCK, Vectors, similarities
+from sbp_fast.neighbors.exact import exact_neighbours
+from sbp_fast.neighbors.self_join import Sample, sampled
+from sbp_fast.neighbors.vectors import READ_BLOCK, Vectors, similarities
+from sbp_fast.pairs.criteria import FAULTLESS, judge
+from sbp_fast.pairs.document_statistics import Documents
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from sbp_fast.files import write_json
-from sbp_fast.pairs.documents import Documents
-from sbp_fast.pairs.pairing import Pairing
-from sbp_fast.pairs.select import FAULTLESS, FAULTS
+from sbp_fast.pairs.criteria import FAULTLESS, FAULTS
+from sbp_fast.pairs.document_statistics import Documents
+from sbp_fast.pairs.tasks import Pairing
+from sbp_fast.pipeline.files import write_json
 
 EXAMPLES = "examples.json"
 EDGES = np.linspace(0.0, 1.0, 21).round(2)

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sbp_fast.files import atomic_path
-from sbp_fast.stage import Manifest
+from sbp_fast.pipeline.files import atomic_path
+from sbp_fast.pipeline.stage import Manifest
 
 PAIRS = "pairs.parquet"
 SCHEMA = pa.schema([("seed", pa.int32()), ("partner", pa.int32()), ("score", pa.float32())])

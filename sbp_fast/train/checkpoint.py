@@ -24,10 +24,10 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from sbp_fast.config import CheckpointConfig
-from sbp_fast.files import hash_file, read_json, write_json
-from sbp_fast.progress import Console
+from sbp_fast.pipeline.distributed import Processes
+from sbp_fast.pipeline.files import hash_file, read_json, write_json
+from sbp_fast.pipeline.progress import Console
 from sbp_fast.train.optimizer import Optimizers
-from sbp_fast.train.processes import Processes
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it says so of every process that is alone
 

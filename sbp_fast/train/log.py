@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from sbp_fast.config import RunConfig
-from sbp_fast.files import atomic_open
-from sbp_fast.stage import Work
-from sbp_fast.train.batches import Batches
+from sbp_fast.pipeline.distributed import Processes
+from sbp_fast.pipeline.files import atomic_open
+from sbp_fast.pipeline.stage import Work
+from sbp_fast.train.data.batches import Batches
 from sbp_fast.train.metrics import Totals
-from sbp_fast.train.processes import Processes
 from sbp_fast.train.trackers import Tracker, open_trackers
 
 METRICS = "metrics.jsonl"

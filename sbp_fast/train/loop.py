@@ -16,17 +16,17 @@ from torch import Tensor
 
 from sbp_fast.config import RunConfig, TrainConfig
 from sbp_fast.errors import UserError
-from sbp_fast.files import write_json
 from sbp_fast.model.flops import training_flops
 from sbp_fast.model.transformer import Transformer
-from sbp_fast.stage import Work
-from sbp_fast.train.batches import COUNTED, REAL, SYNTHETIC, Batches, Counts, PackedBatch
+from sbp_fast.pipeline.distributed import Processes, Stopped, StopRequest
+from sbp_fast.pipeline.files import write_json
+from sbp_fast.pipeline.stage import Work
 from sbp_fast.train.checkpoint import CHECKPOINTS, Checkpoints
+from sbp_fast.train.data.batches import COUNTED, REAL, SYNTHETIC, Batches, Counts, PackedBatch
+from sbp_fast.train.data.prefetch import Prefetch
 from sbp_fast.train.log import Log
 from sbp_fast.train.metrics import RECENT, Clock, DeviceFigures, Totals, mean_figures, speed
 from sbp_fast.train.optimizer import Optimizers, learning_rate, make_optimizers, update
-from sbp_fast.train.prefetch import Prefetch
-from sbp_fast.train.processes import Processes, Stopped, StopRequest
 from sbp_fast.train.profile import Profile
 from sbp_fast.train.sharding import accumulate
 

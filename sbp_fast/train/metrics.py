@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sbp_fast.config import ModelConfig
 from sbp_fast.model.flops import palm_flops, peak_flops, training_flops
-from sbp_fast.train.batches import Counts
+from sbp_fast.train.data.batches import Counts
 
 RECENT = 128  # steps whose losses a spike is told by
 

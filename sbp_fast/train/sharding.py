@@ -16,7 +16,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from sbp_fast.config import ModelConfig, ParallelConfig, TrainConfig
 from sbp_fast.errors import UserError
 from sbp_fast.model.transformer import Transformer
-from sbp_fast.train.processes import Processes
+from sbp_fast.pipeline.distributed import Processes
 
 # costly to compute again; flash_attn and the like are what other attention backends call
 KEPT_WHEN_SELECTIVE = re.compile(r"aten::(mm|_scaled_mm)$|\w+::\w*attention|flash_attn|xformers")

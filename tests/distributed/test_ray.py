@@ -34,28 +34,28 @@ from rounding import NEEDS_SAME_BITS
 from tiny_synthesis import make_inputs, settings
 from tiny_training import QUIET, SETTINGS, WORDS, configure
 
-import sbp_fast.corpus.prepare as prepare_module
+import sbp_fast.stages.prepare as prepare_module
 from sbp_fast import cli
 from sbp_fast.config import RunConfig
 from sbp_fast.errors import Unreachable, UserError
-from sbp_fast.pairs.embed import embed
-from sbp_fast.pairs.pair import pair
-from sbp_fast.stage import Manifest
-from sbp_fast.synthesize.drawing import cut_chunks
-from sbp_fast.synthesize.filter import filter_documents
-from sbp_fast.synthesize.synthesize import synthesize
-from sbp_fast.workers.local import LOCAL
-from sbp_fast.workers.workers import Holders, Place, Workers
+from sbp_fast.generate.tasks import cut_chunks
+from sbp_fast.pipeline.executors.executor import Holders, Place, Workers
+from sbp_fast.pipeline.executors.local import LOCAL
+from sbp_fast.pipeline.stage import Manifest
+from sbp_fast.stages.embed import embed
+from sbp_fast.stages.filter import filter_documents
+from sbp_fast.stages.pair import pair
+from sbp_fast.stages.synthesize import synthesize
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # which is how to keep one to loopback
 ray = pytest.importorskip("ray", reason="pip install 'sbp-fast[ray]'")
-from sbp_fast.workers.cluster import RayWorkers, connect, spread  # noqa: E402
+from sbp_fast.pipeline.executors.ray import RayWorkers, connect, spread  # noqa: E402
 
 PART_BYTES = 5000
 DRIVER = """
 import sys
-import sbp_fast.corpus.prepare as module
+import sbp_fast.stages.prepare as module
 from sbp_fast.cli import main
 module.PART_BYTES = int(sys.argv.pop(1))
 main()
@@ -65,7 +65,7 @@ main()
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """Its address."""
-    folders = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]  # of what is pickled here
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]  # of what is pickled here
     os.environ["PYTHONPATH"] = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
     ray.init(num_cpus=2, object_store_memory=100 << 20, **quiet)

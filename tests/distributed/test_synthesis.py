@@ -9,7 +9,7 @@ import pytest
 from rounding import NEEDS_SAME_BITS
 from tiny_synthesis import command, documents, make_inputs, make_python, run
 
-from sbp_fast.stage import Manifest
+from sbp_fast.pipeline.stage import Manifest
 
 
 @NEEDS_SAME_BITS

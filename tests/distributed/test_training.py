@@ -11,16 +11,16 @@ import pytest
 import torch
 from tiny_training import QUIET, SETTINGS, configure, make_corpus
 
-from sbp_fast.config_files import dump_config
-from sbp_fast.corpus.prepared import PreparedCorpus
+from sbp_fast.config.files import dump_config
+from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.experiment.run import work_together
 from sbp_fast.model.saved import load_model
 from sbp_fast.model.transformer import Transformer
-from sbp_fast.stage import Manifest
-from sbp_fast.train.corpus_batches import CorpusBatches
+from sbp_fast.pipeline.stage import Manifest
+from sbp_fast.stages.train import train
+from sbp_fast.train.data.corpus_batches import CorpusBatches
 from sbp_fast.train.loop import train_step
 from sbp_fast.train.optimizer import learning_rate, make_optimizers
-from sbp_fast.train.train import train
 
 CHANGES = ("pretrain={tokens=5120, tokens_per_step=512, microbatch_tokens=128}", "checkpoint.seconds=1000", "device=cpu")
 STEPS = 10
@@ -43,7 +43,7 @@ def sbp_fast(home: Path, out: Path, *overrides: str, processes: int, stop_after:
     if stop_after is None:
         launcher = [sys.executable, "-m", "sbp_fast", *command, "--gpus", str(processes)]
     else:
-        script = Path(__file__).parent / "stopping.py"
+        script = Path(__file__).parents[1] / "support" / "stopping.py"
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         launcher = [*torchrun, str(script), str(stop_after), *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -112,7 +112,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_or_as_any_other_number_of_proces
     # two processes, then one, then four in a mesh of two by two, which compute activations again and gather weights once
     config = configure(home, *CHANGES, "checkpoint.keep_every_steps=6")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sbp_fast.train.train.Training", stopped_after(6))
+        patch.setattr("sbp_fast.stages.train.Training", stopped_after(6))
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "elastic", role="base", corpus=home / "corpus", console=QUIET)
     mesh = ("parallel={shard_processes=2, activation_checkpointing='selective', gather_once=true}",)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from sbp_fast.config import RunConfig
-from sbp_fast.config_files import load_config
+from sbp_fast.config.files import load_config
 from sbp_fast.experiment.run import run
-from sbp_fast.progress import Console
+from sbp_fast.pipeline.progress import Console
 
 TINY = (
     "name='tiny'",

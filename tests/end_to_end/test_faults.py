@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_training import QUIET, SETTINGS, configure, make_corpus
 
-from sbp_fast.train.train import train
+from sbp_fast.stages.train import train
 
 KILLS = 20
 CHANGES = ("pretrain={tokens=307200, tokens_per_step=256, microbatch_tokens=128}", "checkpoint={seconds=0.1, keep=2}")

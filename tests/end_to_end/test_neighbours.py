@@ -10,9 +10,9 @@ import pytest
 from conftest import TINY
 
 from sbp_fast.cli import main
-from sbp_fast.corpus.prepared import PreparedCorpus
+from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.neighbors.vectors import Vectors
 from sbp_fast.pairs.pairset import PairSet
-from sbp_fast.pairs.vectors import Vectors
 
 
 def ask(

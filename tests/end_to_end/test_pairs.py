@@ -12,11 +12,11 @@ import pytest
 from conftest import TINY
 
 from sbp_fast.config import RunConfig
-from sbp_fast.corpus.prepared import PreparedCorpus
-from sbp_fast.pairs.pair import pair
+from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.neighbors.vectors import Vectors
 from sbp_fast.pairs.pairset import PairSet
-from sbp_fast.pairs.vectors import Vectors
-from sbp_fast.progress import Console
+from sbp_fast.pipeline.progress import Console
+from sbp_fast.stages.pair import pair
 
 
 def runs(tokens: np.ndarray, width: int = 13) -> set[tuple[int, ...]]:

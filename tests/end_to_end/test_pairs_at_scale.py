@@ -13,11 +13,11 @@ import pytest
 
 from bench.pairs import clustered
 from sbp_fast.config import EmbedConfig
-from sbp_fast.corpus.corpus_writer import CorpusWriter
-from sbp_fast.corpus.tokenizer import train_tokenizer
-from sbp_fast.pairs.vectors import write_vectors
-from sbp_fast.progress import Console
-from sbp_fast.stage import Manifest, Work, run_stage
+from sbp_fast.data.token_shards.writer import CorpusWriter
+from sbp_fast.data.tokenizer import train_tokenizer
+from sbp_fast.neighbors.vectors import write_vectors
+from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.stage import Manifest, Work, run_stage
 
 DOCUMENTS, DIMENSION = 200_000, 384
 MEMORY = 4 << 30

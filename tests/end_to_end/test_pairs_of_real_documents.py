@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from sbp_fast.config import RunConfig
-from sbp_fast.corpus.prepare import prepare
-from sbp_fast.corpus.prepared import PreparedCorpus
-from sbp_fast.corpus.shingles import DocumentShingles
-from sbp_fast.pairs.embed import embed
-from sbp_fast.pairs.pair import pair
+from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.dedup.shingles import DocumentShingles
+from sbp_fast.neighbors.vectors import Vectors
 from sbp_fast.pairs.pairset import PairSet
-from sbp_fast.pairs.vectors import Vectors
-from sbp_fast.progress import Console
-from sbp_fast.stage import Manifest
+from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.stage import Manifest
+from sbp_fast.stages.embed import embed
+from sbp_fast.stages.pair import pair
+from sbp_fast.stages.prepare import prepare
 
 CORPORA = {"default": "embedded:default", "mini": os.environ.get("SBP_FAST_MINI", "")}
 DOCUMENTS = 20_000

@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sbp_fast.corpus.prepared import PreparedCorpus
-from sbp_fast.stage import Manifest
+from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.pipeline.stage import Manifest
 
 KILLS = 12
 MEMORY = 2 << 30
 # as the command line, in parts small enough that a small corpus has many
 COMMAND = """
 import sys
-import sbp_fast.corpus.prepare as module
+import sbp_fast.stages.prepare as module
 from sbp_fast.cli import main
 if __name__ == "__main__":
     module.PART_BYTES = int(sys.argv.pop(1))

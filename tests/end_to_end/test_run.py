@@ -17,8 +17,8 @@ from conftest import TINY
 from sbp_fast.config import RunConfig
 from sbp_fast.errors import UserError
 from sbp_fast.experiment.run import run
-from sbp_fast.progress import Console
-from sbp_fast.stage import Manifest
+from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.stage import Manifest
 
 STAGES = (
     "corpus",

@@ -14,7 +14,7 @@ from rounding import NEEDS_SAME_BITS
 from test_faults import children
 from tiny_synthesis import command, make_inputs
 
-from sbp_fast.stage import Manifest
+from sbp_fast.pipeline.stage import Manifest
 
 CHANGES = ("pretrain.tokens=122880", "device=cpu")
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from losses import MODES, inputs, with_gradients
 from paged import batch
+from products import hostile_memory, memory_beside
 from sbp_kernels import (
     PackedLayout,
     decode_attention,
@@ -14,7 +15,6 @@ from sbp_kernels import (
     packed_attention,
     swiglu_linear,
 )
-from support.products import hostile_memory, memory_beside
 from torch import Tensor
 from trees import error
 

@@ -1,0 +1,113 @@
+"""Configurations as TOML: files composed left to right, then `key.path=value`; what differs between two of them."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from sbp_fast.config import RunConfig
+from sbp_fast.errors import UserError
+
+
+def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
+    """Compose TOML `files` left to right, then `key.path=value` overrides.
+
+    A file that does not exist but names a shipped configuration ("demo") stands for that one.
+
+    Raises:
+        UserError: a missing or malformed file, an unknown key (with the nearest right name), a value of the wrong type.
+    """
+    values: dict[str, Any] = {}
+    for file in files:
+        path = find_config(file)
+        try:
+            _merge(values, tomllib.loads(path.read_text(encoding="utf-8")))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(path, f"not valid TOML: {error}", "correct the file") from None
+    for override in overrides:
+        _merge(values, _parse_override(override))
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, " + ".join(map(str, files)) or "configuration") from None
+
+
+def find_config(file: str | Path) -> Path:
+    """The path of a configuration file, or of the shipped one with that name."""
+    path = Path(file)
+    if path.is_file():
+        return path
+    shipped = [Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs"]
+    for folder in shipped:
+        if path.name == str(file) and (folder / f"{path.stem}.toml").is_file():
+            return folder / f"{path.stem}.toml"
+    names = sorted({found.stem for folder in shipped for found in folder.glob("*.toml")})
+    raise UserError(path, "no such configuration file", f"give a .toml file or one of the shipped names: {', '.join(names)}")
+
+
+def dump_config(config: RunConfig) -> str:
+    """The whole configuration as TOML; `load_config` of it gives an equal one."""
+    return tomli_w.dumps(config.model_dump(mode="json"))
+
+
+def diff_config(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines "key: old -> new" for every leaf that differs between two nested dictionaries."""
+    lines: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        was, now = old.get(key, "absent"), new.get(key, "absent")
+        if isinstance(was, dict) and isinstance(now, dict):
+            lines += diff_config(was, now, f"{prefix}{key}.")
+        elif was != now:
+            lines.append(f"{prefix}{key}: {was} -> {now}")
+    return lines
+
+
+def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    path, equals, text = override.partition("=")
+    if not equals or not path.strip():
+        raise UserError(override, "not an override", "write it as key.path=value, such as pretrain.tokens=2000000")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare string, such as a path
+    nested: Any = value
+    for key in reversed(path.strip().split(".")):
+        nested = {key: nested}
+    return nested
+
+
+def _explain(error: ValidationError, where: str) -> UserError:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        known = _keys_beside(path)
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        remedy = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"known here: {', '.join(known)}"
+        return UserError(where, f"unknown key {'.'.join(path)}", remedy)
+    if isinstance(first.get("input"), dict):  # a whole section whose values do not go together
+        return UserError(where, f"{'.'.join(path)}: {first['msg'].removeprefix('Value error, ')}", "correct the values")
+    shown = str(first.get("input"))[:80]
+    return UserError(where, f"{'.'.join(path)} = {shown} is not usable: {first['msg']}", "correct the value")
+
+
+def _keys_beside(path: list[str]) -> list[str]:
+    section: type[BaseModel] = RunConfig
+    for name in path[:-1]:
+        annotation = section.model_fields[name].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        section = annotation
+    return list(section.model_fields)

@@ -1,0 +1,191 @@
+"""What turns text into ids when `prepare` tokenizes: the library `tokenizers`, or gigatoken, which gives the same ids faster.
+
+gigatoken (https://github.com/marcelroed/gigatoken, `sbp-fast[gigatoken]`) is never imported unless it may be chosen. It is
+young, so it is not trusted: its ids are compared with those of `tokenizers` before it is chosen, on texts of the corpus and on
+odd ones, and while it works, on a sample of the documents.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from sbp_fast.data.tokenizer import Tokenizer, join_ids
+from sbp_fast.errors import UserError
+
+EncoderName = Literal["tokenizers", "gigatoken"]
+SETTING, OTHERWISE = "corpus.encoder", 'set it to "tokenizers"'
+CHECKED_BYTES = 256 << 10  # of the corpus' own texts, encoded both ways before gigatoken is chosen
+SAMPLED = 1000  # one document in so many is encoded both ways
+RENEWED_BYTES = 128 << 20  # of text, after which gigatoken begins anew: it remembers every word, without a bound
+ODD_TEXTS = (
+    "",
+    *(" " * length for length in (1, 4, 300)),
+    "\r\n\r\n \t\n  \t x  \n\n  b\n",
+    "=" * 300 + "\n" * 30 + "a" * 3000,
+    "1234567890 x1y22z333 3.14159 1,000,000 0x1F",
+    "don't DON'T we'Ll I'VE 'tis ''s '\u017f '\u212a",
+    '("quoted")...!?\n--- ***\r\na_b-c/d\\e@f.g #h $i',
+    "e\u0301 e\u0301\u0323 \u0301 !\u0308 1\u0308 \u0334\u0335\u0336 \u0337",
+    "\U0001f469\u200d\U0001f467\ufe0f\U0001f1fa\U0001f1f8",
+    "<s></s>[MASK]<|im_start|>user\n<|endoftext|>",
+)
+ODD_CHARACTERS = [*range(0x3100), *range(0x3100, 0xD800, 251), *range(0xE000, 0x110000, 251)]
+
+
+class Encoder(Protocol):
+    """Encodes the texts of documents."""
+
+    def encode(self, texts: pa.ChunkedArray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts one after the other, no special tokens, and how many each has.
+
+        Args:
+            hashes: uint64 [documents], of the texts, by which some are chosen to be encoded both ways.
+
+        Returns:
+            uint32 [tokens], int64 [documents].
+
+        Raises:
+            IdsDiffer: the two ways do not agree.
+        """
+
+
+class IdsDiffer(UserError):
+    """gigatoken gave other ids than `tokenizers`."""
+
+
+def choose_encoder(asked: str, tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[EncoderName, str]:
+    """The encoder to take, and that in words: with its version, and why "auto" did not take the other.
+
+    Args:
+        asked: "auto", "tokenizers" or "gigatoken".
+        texts: of the corpus; no more than CHECKED_BYTES of them are read.
+
+    Raises:
+        UserError: gigatoken was asked for and is not installed, cannot load this tokenizer or gives other ids.
+    """
+    standard = f"tokenizers {version('tokenizers')}"
+    if asked == "tokenizers" or (asked == "auto" and find_spec("gigatoken") is None):
+        return "tokenizers", standard
+    try:
+        GigatokenEncoder(tokenizer).check([*ODD_TEXTS, *_odd_characters(), *_spellings(tokenizer), *_head(texts)])
+    except UserError as error:
+        if asked == "gigatoken":
+            raise
+        return "tokenizers", f"{standard}: {error.what}"
+    return "gigatoken", f"gigatoken {version('gigatoken')}"
+
+
+def make_encoder(name: EncoderName, tokenizer: Tokenizer) -> Encoder:
+    """An encoder that `choose_encoder` named."""
+    return GigatokenEncoder(tokenizer) if name == "gigatoken" else TokenizersEncoder(tokenizer)
+
+
+def import_gigatoken() -> tuple[Any, Any]:
+    """gigatoken, and awkward, in whose arrays it takes and returns texts and ids.
+
+    Raises:
+        UserError: they are not installed.
+    """
+    try:
+        return import_module("gigatoken"), import_module("awkward")
+    except ImportError as error:
+        remedy = f"pip install 'sbp-fast[gigatoken]', or {OTHERWISE}"
+        raise UserError(SETTING, f"gigatoken cannot be imported: {error}", remedy) from None
+
+
+class TokenizersEncoder:
+    """The library whose files tokenizers are."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, texts: pa.ChunkedArray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return join_ids(self._tokenizer.encode_batch(texts.to_pylist()))
+
+
+class GigatokenEncoder:
+    """gigatoken, on this thread alone: the processes of `prepare` are the parallelism.
+
+    Raises:
+        UserError: it is not installed, or cannot load the tokenizer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._json = tokenizer, _text_only(tokenizer)
+        self._gigatoken, self._awkward = import_gigatoken()
+        self._begin()
+
+    def _begin(self) -> None:
+        try:
+            self._encoder = self._gigatoken.Tokenizer.from_json(self._json)
+        except Exception as error:  # noqa: BLE001  (it does not say what it raises)
+            reason = str(error).strip().splitlines()[0]  # below stands the line of its own code
+            raise UserError(SETTING, f"gigatoken cannot load this tokenizer: {reason}", OTHERWISE) from None
+        self._encoded = 0
+
+    def encode(self, texts: pa.ChunkedArray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        tokens, lengths = self._encode(texts.combine_chunks())
+        sample = hashes % np.uint64(SAMPLED) == 0
+        if sample.any():
+            self._compare(texts.filter(sample).to_pylist(), tokens[np.repeat(sample, lengths)], lengths[sample])
+        return tokens, lengths
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Encode texts both ways.
+
+        Raises:
+            IdsDiffer: with the first text whose ids differ.
+        """
+        self._compare(texts, *self._encode(pa.array(texts, pa.large_string())))
+
+    def _encode(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        if self._encoded >= RENEWED_BYTES:
+            self._begin()
+        self._encoded += texts.nbytes
+        found = self._encoder.encode_batch(self._awkward.from_arrow(texts), parallel=False)
+        return np.asarray(self._awkward.flatten(found), np.uint32), np.asarray(self._awkward.num(found), np.int64)
+
+    def _compare(self, texts: Sequence[str], tokens: np.ndarray, lengths: np.ndarray) -> None:
+        ends = np.cumsum(lengths)
+        for text, expected, start, end in zip(texts, self._tokenizer.encode_batch(texts), ends - lengths, ends, strict=True):
+            if tokens[start:end].tolist() != expected:
+                shown = repr(text if len(text) <= 60 else f"{text[:60]}...")
+                raise IdsDiffer(SETTING, f"gigatoken gives other ids than tokenizers for {shown}", OTHERWISE)
+
+
+def _text_only(tokenizer: Tokenizer) -> str:
+    """The tokenizer's file without special tokens, so that a text which spells one is encoded as those characters."""
+    content = json.loads(tokenizer.to_json())
+    content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
+    content["post_processor"] = None
+    return json.dumps(content)
+
+
+def _odd_characters() -> Iterator[str]:
+    """Characters of all kinds beside letters, digits, spaces and themselves."""
+    for start in range(0, len(ODD_CHARACTERS), 64):
+        characters = map(chr, ODD_CHARACTERS[start : start + 64])
+        yield "".join(f"{one}a {one}1{one}{one} {one}\n" for one in characters)
+
+
+def _spellings(tokenizer: Tokenizer) -> Iterator[str]:
+    """Texts that spell the tokens which this tokenizer has beside those of its words."""
+    for token in json.loads(tokenizer.to_json())["added_tokens"]:
+        yield from (token["content"], f"a {token['content']} b", f"a{token['content']}b")
+
+
+def _head(texts: Iterable[str]) -> Iterator[str]:
+    size = 0
+    for text in texts:
+        if size >= CHECKED_BYTES:
+            return
+        size += len(text.encode())
+        yield text

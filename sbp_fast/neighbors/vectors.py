@@ -1,0 +1,79 @@
+"""The vectors that `embed` wrote: shards of any size, memory-mapped, read by row as float32 of unit norm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from sbp_fast.neighbors.top_k import products
+from sbp_fast.pipeline.files import save_array
+from sbp_fast.pipeline.stage import Manifest
+
+Storage = Literal["float32", "float16", "int8"]
+READ_BLOCK = 65_536
+
+
+class Vectors:
+    """The vectors of a finished `embed` stage, in the order of the unique corpus; only the rows asked for are read.
+
+    Args:
+        directory: the stage's output.
+        rows: int64, the rows that this view has, in its order; all of them if left out.
+        hashed: whether to hash the files; false where that was done for all processes of a stage.
+
+    Raises:
+        UserError: no finished `embed` stage, or a damaged one.
+    """
+
+    def __init__(self, directory: str | Path, rows: np.ndarray | None = None, *, hashed: bool = True) -> None:
+        self.directory = Path(directory)
+        self.manifest = Manifest.load(self.directory, "embed", hashed=hashed)
+        self._shards = [np.load(path, mmap_mode="r") for path in sorted(self.directory.glob("vectors-*.npy"))]
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
+        self._rows = np.arange(self._ends[-1]) if rows is None else rows
+        self.dimension: int = self._shards[0].shape[1]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        """float32 [places, dimension], unit norm: whatever scale a vector was stored at goes out with its length."""
+        rows = self._rows[places]
+        found = np.empty((len(rows), self.dimension), dtype=np.float32)
+        order = np.argsort(rows, kind="stable")  # shard by shard, each read in its order
+        cuts = np.searchsorted(rows[order], self._ends)
+        for shard, start, end, first in zip(self._shards, [0, *cuts], cuts, [0, *self._ends], strict=False):
+            found[order[start:end]] = shard[rows[order[start:end]] - first]
+        found /= np.sqrt(np.einsum("nd,nd->n", found, found))[:, None]
+        return found
+
+    def select(self, places: np.ndarray) -> Vectors:
+        """A view of some of these."""
+        view = object.__new__(Vectors)
+        view.__dict__ |= self.__dict__ | {"_rows": self._rows[places]}
+        return view
+
+
+def write_vectors(path: Path, vectors: np.ndarray, storage: Storage) -> None:
+    """Write one shard, atomically.
+
+    Args:
+        vectors: float32 [documents, dimension], unit norm.
+        storage: as what numbers; int8 scales each vector so that its greatest component is 127.
+    """
+    if storage == "int8":
+        greatest = np.abs(vectors).max(axis=1, keepdims=True)
+        vectors = np.rint(vectors * (127 / np.maximum(greatest, 1e-12)))
+    save_array(path, vectors.astype(storage))
+
+
+def similarities(vectors: Vectors, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The inner product of each pair of rows, float32 [pairs]; the same bits as a self-join finds, in both directions."""
+    found = np.empty(len(first), dtype=np.float32)
+    for start in range(0, len(first), READ_BLOCK):
+        part = slice(start, start + READ_BLOCK)
+        places = np.arange(len(first[part]))
+        found[part] = products(vectors[first[part]], places, vectors[second[part]], places)
+    return found

@@ -1,0 +1,47 @@
+"""The workers that the command line names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sbp_fast.errors import UserError
+from sbp_fast.pipeline.executors.executor import Workers
+from sbp_fast.pipeline.executors.local import LOCAL
+
+
+@contextmanager
+def open_workers(engine: str, address: str | None) -> Iterator[Workers]:
+    """Processes of this machine (engine "local"), which need nothing, or the Ray cluster at an address (engine "ray").
+
+    Args:
+        address: "auto" (also where it is None), HOST:PORT or ray://HOST:PORT.
+
+    Raises:
+        UserError: another engine, an address for the local one, Ray is not installed, or nothing answers at the address.
+    """
+    if engine == "local":
+        if address is not None:
+            raise UserError(f"--address {address}", "goes with --engine ray", "give that, or leave the address out")
+        yield LOCAL
+    elif engine == "ray":
+        _send_token()
+        try:
+            from sbp_fast.pipeline.executors.ray import connect
+        except ModuleNotFoundError as error:
+            if error.name != "ray":
+                raise
+            raise UserError("--engine ray", "Ray is not installed", "run: pip install 'sbp-fast[ray]'") from None
+        with connect(address or "auto") as workers:
+            yield workers
+    else:
+        raise UserError(f"--engine {engine}", "is no engine", "give local or ray")
+
+
+def _send_token() -> None:
+    """Have Ray send its token where there is one, as `ray start` asks for it then; read when Ray is first imported."""
+    there = (Path.home() / ".ray" / "auth_token").is_file() or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if there:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")

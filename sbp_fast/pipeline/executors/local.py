@@ -1,0 +1,83 @@
+"""Tasks in parallel processes of this machine, which end with the process that began them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import Generic
+
+from sbp_fast.config import RunConfig, resolve_device, resolve_threads
+from sbp_fast.pipeline.executors.executor import Advance, Holders, Place, Result, Task, Tool
+
+
+class LocalWorkers:
+    """A pool of processes for tasks; tools are held in this process, one at a time."""
+
+    local = True
+
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task], processes: int) -> Iterator[Result]:
+        """As `Workers.run`; in this process where there is but one task or process.
+
+        Raises:
+            concurrent.futures.process.BrokenProcessPool: a worker was killed.
+        """
+        if processes == 1 or len(tasks) <= 1:
+            yield from map(function, tasks)
+            return
+        others = set(multiprocessing.active_children())
+        size, spawn = min(processes, len(tasks)), multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(size, spawn, initializer=_begin_worker)
+        try:
+            for future in [pool.submit(function, task) for task in tasks]:
+                yield future.result()
+        except BaseException:
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            pool.shutdown(cancel_futures=True)  # waits for them: none may still write what the caller now clears away
+            raise
+        pool.shutdown()
+
+    @contextmanager
+    def hold(self, make: Callable[[Place], Tool], config: RunConfig) -> Iterator[Holders[Tool]]:
+        yield _Here(make, Place(resolve_device(config), resolve_threads(config)))
+
+
+LOCAL = LocalWorkers()
+
+
+class _Here(Generic[Tool]):
+    """This process, holding a tool."""
+
+    count = 1
+
+    def __init__(self, make: Callable[[Place], Tool], place: Place) -> None:
+        self.make, self.place = make, place
+        self.tool: Tool | None = None
+
+    def run(
+        self, function: Callable[[Tool, Task, Advance], Result], tasks: Sequence[Task], advance: Advance
+    ) -> Iterator[Result]:
+        for task in tasks:
+            if self.tool is None:
+                self.tool = self.make(self.place)
+            yield function(self.tool, task, advance)
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt from the keyboard is the parent's to answer
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Without this a worker would go on writing after its parent was killed, beside the workers of the next attempt."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

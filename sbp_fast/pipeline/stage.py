@@ -1,0 +1,293 @@
+"""What every stage is: it reads directories and writes one directory with a manifest; it is done, resumable or stale.
+
+While a stage works its output lies in `NAME.partial`, which holds whole files alone (see `files.py`) and the plan it was
+begun with; when it is finished the manifest is written and the directory renamed. A killed stage goes on in its partial
+directory. A directory made from other inputs or another configuration is refused with what changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sbp_fast import __version__
+from sbp_fast.config.files import diff_config
+from sbp_fast.errors import UserError
+from sbp_fast.pipeline.files import TEMPORARY_SUFFIX, hash_file, hash_value, read_json, sync_directory, write_json
+from sbp_fast.pipeline.progress import Console
+
+FORMAT = 1
+MANIFEST, PLAN, CLOCK, COUNTS = "manifest.json", "plan.json", "clock.json", "counts.json"
+LOGS = frozenset({"metrics.jsonl"})  # hold wall-clock figures: listed, but no part of the fingerprint
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished stage's directory says of itself."""
+
+    stage: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    """Input name -> fingerprint of what was read."""
+    files: dict[str, dict[str, Any]]
+    """Relative path -> {"bytes", "xxh3"}."""
+    counts: dict[str, Any]
+    """What the stage counted and measured; deterministic unless named `..._seconds`."""
+    flops: float
+    seconds: float
+    """Wall-clock seconds at work, over all resumptions."""
+    device: str
+    fingerprint: str
+    format: int = FORMAT
+    code_version: str = __version__
+
+    @staticmethod
+    def load(directory: Path, stage: str | None = None, *, hashed: bool = True) -> Manifest:
+        """Read and check `directory`: its manifest, and each file's size and checksum.
+
+        Args:
+            hashed: whether to hash the files, which may be terabytes; false where `run_stage` has just done it.
+
+        Raises:
+            UserError: no manifest, another stage's output, another format, a file missing or damaged.
+        """
+        path = Path(directory) / MANIFEST
+        if not path.is_file():
+            raise UserError(directory, "no finished stage lies here", f"run the {stage or 'stage'} that writes it first")
+        values = read_json(path)
+        if values.get("format") != FORMAT:
+            raise UserError(path, f"format {values.get('format')} is not {FORMAT}", "rerun the stage with this version")
+        manifest = Manifest(**values)
+        if stage is not None and manifest.stage != stage:
+            raise UserError(directory, f"holds the output of {manifest.stage}, not of {stage}", "give the right directory")
+        for name, facts in manifest.files.items():
+            file = Path(directory) / name
+            whole = file.is_file() and file.stat().st_size == facts["bytes"]
+            if not whole or (hashed and hash_file(file) != facts["xxh3"]):
+                raise UserError(
+                    file, "missing or damaged since it was written", f"rerun the {manifest.stage} stage with --force"
+                )
+        return manifest
+
+
+@dataclass
+class Work:
+    """A stage at work: where it writes, and what it has to say in its manifest.
+
+    Attributes:
+        directory: to write into.
+        out: what it will be called when all is done.
+    """
+
+    directory: Path
+    out: Path
+    inputs: dict[str, Path]
+    console: Console
+    flops: float = 0.0
+    device: str = "cpu"
+    counts: dict[str, Any] = field(default_factory=dict)
+    _started: float = field(default_factory=time.monotonic)
+    _earlier_seconds: float = 0.0
+
+    def record(self, **counts: Any) -> None:
+        """Add to the manifest's counts."""
+        self.counts.update(counts)
+
+    def keep_counts(self) -> None:
+        """Call when nothing is left to do but to clear away: an attempt killed after that finds `counted` true."""
+        write_json(self.directory / COUNTS, self.counts)
+
+    def counted(self) -> bool:
+        """Whether an earlier attempt came to `keep_counts`; its counts are then recorded."""
+        if not (self.directory / COUNTS).is_file():
+            return False
+        self.counts = read_json(self.directory / COUNTS)
+        return True
+
+    @property
+    def seconds(self) -> float:
+        """Seconds at work so far, earlier attempts included up to their last `keep_clock`."""
+        return self._earlier_seconds + time.monotonic() - self._started
+
+    def beside(self, suffix: str) -> Path:
+        """The path of what belongs to the output but is no part of it."""
+        return self.out.with_name(self.out.name + suffix)
+
+    def keep_clock(self) -> None:
+        """Call after each durable step, so that a killed attempt's time is counted."""
+        write_json(self.directory / CLOCK, {"seconds": self.seconds})
+
+
+def run_stage(
+    stage: str,
+    out: Path,
+    *,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Path | str],
+    body: Callable[[Work], None],
+    console: Console,
+    force: bool = False,
+) -> Manifest:
+    """Bring `out` to the finished output of `body`, doing only what is not yet done.
+
+    Args:
+        stage: name written to the manifest.
+        out: directory that will exist, whole, when this returns.
+        config: everything but the inputs that the output depends on; JSON-representable.
+        inputs: name -> directory of a finished stage, or the fingerprint of something else.
+        body: writes into `work.directory`, resuming from what it finds there.
+        force: replace an output, or a begun one, that was made from something else.
+
+    Raises:
+        UserError: an input that is not finished; an output of something else (unless `force`); a full disk.
+    """
+    fingerprints = {
+        name: value if isinstance(value, str) else Manifest.load(value).fingerprint for name, value in inputs.items()
+    }
+    plan = {"stage": stage, "config": dict(config), "inputs": fingerprints}
+    partial = out.with_name(out.name + ".partial")
+    with out_of_space_is_a_user_error(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(out):
+            if out.exists():
+                manifest = _finished(out, plan, force)
+                if manifest is not None:
+                    console.say("done before")
+                    return manifest
+            _open_partial(partial, plan, force)
+            directories = {name: value for name, value in inputs.items() if isinstance(value, Path)}
+            clock = partial / CLOCK
+            work = Work(
+                partial, out, directories, console, _earlier_seconds=read_json(clock)["seconds"] if clock.exists() else 0.0
+            )
+            try:
+                body(work)
+            except UserError:
+                _clear_untouched(partial)
+                raise
+            return _finish(work, plan, out)
+
+
+def _finished(out: Path, plan: dict[str, Any], force: bool) -> Manifest | None:
+    """The manifest of `out` if it is this plan's output; None after clearing another one away by `force`."""
+    if not (out / MANIFEST).is_file():
+        if not out.is_dir() or any(out.iterdir()):
+            raise UserError(out, "already exists and is no stage's output", "choose another output directory")
+        out.rmdir()
+        return None
+    found = read_json(out / MANIFEST)
+    changes = _changes(found, plan)
+    if not changes:
+        return Manifest.load(out)
+    if not force:
+        raise UserError(
+            out,
+            f"was made from something else: {'; '.join(changes)}",
+            "rerun with --force to replace it, or choose another --out",
+        )
+    shutil.rmtree(out)
+    return None
+
+
+def _open_partial(partial: Path, plan: dict[str, Any], force: bool) -> None:
+    if (partial / PLAN).is_file():
+        changes = _changes(read_json(partial / PLAN), plan)
+        if changes and not force:
+            raise UserError(
+                partial,
+                f"was begun from something else: {'; '.join(changes)}",
+                "rerun with --force to begin anew, or choose another --out",
+            )
+        if changes:
+            shutil.rmtree(partial)
+    elif partial.exists():
+        shutil.rmtree(partial)  # killed before its plan was written: nothing in it yet
+    partial.mkdir(exist_ok=True)
+    if not (partial / PLAN).is_file():
+        write_json(partial / PLAN, plan)
+    _clear_temporaries(partial)
+
+
+def _clear_temporaries(partial: Path) -> None:
+    for leftover in partial.rglob(f"*{TEMPORARY_SUFFIX}"):
+        leftover.unlink(missing_ok=True)
+
+
+def _clear_untouched(partial: Path) -> None:
+    # input refused before anything was written: the rerun on mended input is a new beginning, not a changed plan
+    if {path.name for path in partial.iterdir()} <= {PLAN, CLOCK}:
+        shutil.rmtree(partial)
+
+
+def _changes(found: dict[str, Any], plan: dict[str, Any]) -> list[str]:
+    if found.get("stage") != plan["stage"]:
+        return [f"stage: {found.get('stage')} -> {plan['stage']}"]
+    changes = diff_config(found["config"], plan["config"])
+    old, new = found["inputs"], plan["inputs"]
+    return changes + [f"input {name} changed" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+
+
+def _finish(work: Work, plan: dict[str, Any], out: Path) -> Manifest:
+    _clear_temporaries(work.directory)  # of a worker that was killed, whose task another one did
+    bookkeeping = {work.directory / name for name in (MANIFEST, PLAN, CLOCK, COUNTS)}
+    paths = sorted(path for path in work.directory.rglob("*") if path.is_file() and path not in bookkeeping)
+    files = {str(path.relative_to(work.directory)): {"bytes": path.stat().st_size, "xxh3": hash_file(path)} for path in paths}
+    content = {name: facts for name, facts in files.items() if Path(name).name not in LOGS}
+    manifest = Manifest(
+        **plan,
+        files=files,
+        counts=work.counts,
+        flops=work.flops,
+        seconds=round(work.seconds, 3),
+        device=work.device if work.device != "cpu" else f"cpu ({platform.machine()})",
+        fingerprint=hash_value([plan, content]),
+    )
+    write_json(work.directory / MANIFEST, asdict(manifest))
+    os.replace(work.directory, out)  # killed before this, the stage finds its work done and only comes here again
+    sync_directory(out.parent)
+    for name in (PLAN, CLOCK, COUNTS):
+        (out / name).unlink(missing_ok=True)
+    return manifest
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keep a second process out of the same output; the lock goes with the process."""
+    path = out.with_name(f".{out.name}.lock")
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(out, "another process is writing it", "wait for it, or choose another --out") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def out_of_space_is_a_user_error(out: Path) -> Iterator[None]:
+    """Turn a full disk, or one that may not be written, into one line about `out`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                out, f"cannot be written: {error.strerror}", "free some space and rerun: it goes on where it stopped"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UserError(
+                error.filename or out,
+                f"cannot be written: {error.strerror}",
+                "choose a directory that you may write to",
+            ) from error
+        raise

@@ -1,0 +1,236 @@
+"""The training stage: which model reads what, in each of its four roles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from sbp_kernels import resolve_backend
+
+from sbp_fast.config import ModelConfig, RunConfig, TrainConfig, resolve_device, resolve_threads
+from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.data.token_shards.corpus import Corpus
+from sbp_fast.errors import UserError
+from sbp_fast.model.flops import parameters, training_flops
+from sbp_fast.model.saved import WEIGHTS, fill, read_description, read_weights, save_model
+from sbp_fast.model.transformer import Transformer
+from sbp_fast.pairs.pairset import PairSet
+from sbp_fast.pipeline.distributed import Processes, joined, led
+from sbp_fast.pipeline.files import read_json
+from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.stage import MANIFEST, Manifest, Work, run_stage
+from sbp_fast.train.data.batches import Batches
+from sbp_fast.train.data.corpus_batches import CorpusBatches
+from sbp_fast.train.data.pair_batches import PairBatches
+from sbp_fast.train.log import read_metrics
+from sbp_fast.train.loop import Training
+from sbp_fast.train.metrics import Totals
+from sbp_fast.train.sharding import build, make_mesh, resolve_precision
+
+Role = Literal["base", "joint", "oracle", "synthesizer"]
+
+
+def train(
+    config: RunConfig,
+    out: Path,
+    *,
+    role: Role,
+    corpus: Path,
+    synthetic: Path | None = None,
+    pairs: Path | None = None,
+    start: Path | None = None,
+    console: Console,
+    force: bool = False,
+    profile_steps: str | None = None,
+) -> Manifest | None:
+    """Train a model and save it in `out`, with lines of metrics.
+
+    In a process started by torchrun or `launch`, all of them train together, and the first one keeps the directory, which
+    every one must see under the same path.
+
+    Args:
+        role: "base" repeats the unique documents (it is the baseline), "oracle" reads all documents, "joint" the unique
+            ones repeatedly and the `synthetic` ones once, all three from scratch by `config.pretrain`; "synthesizer"
+            learns the partners of `pairs` from the model in `start`, by `config.synthesizer`.
+        corpus: output of `prepare`.
+        synthetic: a corpus of kept synthetic documents, for "joint".
+        pairs: related pairs, for "synthesizer".
+        start: a model's directory, for "synthesizer".
+        profile_steps: record these, such as "10:13", into `out` + ".profile".
+
+    Returns:
+        What the stage's manifest says; None in all processes but the first.
+
+    Raises:
+        UserError: inputs that do not belong together, a recipe that does not fit them, a run that diverges.
+        Stopped: SIGTERM or SIGINT came; the run is saved.
+    """
+    tuning = role == "synthesizer"
+    if tuning != (pairs is not None) or tuning != (start is not None) or (role == "joint") != (synthetic is not None):
+        raise ValueError(f"role {role}: pairs and start belong to synthesizer, synthetic to joint, and must be given there")
+    recipe = config.synthesizer if tuning else config.pretrain
+    given = {"corpus": corpus, "synthetic": synthetic, "pairs": pairs, "start": start}
+    inputs = {name: path for name, path in given.items() if path is not None}
+    device = resolve_device(config)
+    if torch.device(device).type == "cpu":
+        torch.set_num_threads(resolve_threads(config))
+    with joined(device, group_of_one=resolve_precision(recipe, device) != torch.float32) as processes:
+
+        def body(work: Work) -> None:
+            work.device = device
+            run = Run(config, role, recipe, PreparedCorpus(corpus), work, processes, profile_steps)
+            tune_synthesizer(run) if tuning else pretrain(run)
+
+        def lead(announce: Any) -> Manifest:
+            def announced(work: Work) -> None:
+                announce(work.directory)
+                body(work)
+
+            settings = what_it_depends_on(config, role, recipe)
+            return run_stage("train", out, config=settings, inputs=inputs, body=announced, console=console, force=force)
+
+        def follow(directory: Path) -> None:
+            body(Work(directory, out, inputs, Console(quiet=True)))
+
+        return led(processes, lead, follow)
+
+
+def what_it_depends_on(config: RunConfig, role: Role, recipe: TrainConfig) -> dict[str, Any]:
+    """The settings that a trained model depends on; how it is spread, saved and logged changes nothing."""
+    settings: dict[str, Any] = {"seed": config.seed, "role": role, "recipe": recipe.model_dump(mode="json")}
+    if role != "synthesizer":
+        settings["model"] = config.model.model_dump(mode="json")
+    if role == "joint":
+        settings["joint"] = config.joint.model_dump(mode="json")
+    return settings
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run was given."""
+
+    config: RunConfig
+    role: Role
+    recipe: TrainConfig
+    prepared: PreparedCorpus
+    work: Work
+    processes: Processes
+    profile_steps: str | None
+
+    def build(self, shape: ModelConfig, vocabulary_size: int) -> Transformer:
+        """The model, sharded, its weights not yet set."""
+        parallel, processes = self.config.parallel, self.processes
+        mesh = make_mesh(self.recipe, parallel, processes)
+        return build(shape, vocabulary_size, self.recipe, parallel, processes.device, mesh)
+
+
+def pretrain(run: Run) -> None:
+    """Train from scratch on the real corpus, for "joint" mixed with the synthetic one."""
+    config, work = run.config, run.work
+    real = run.prepared.train if run.role == "oracle" else run.prepared.unique
+    synthetic = None
+    if run.role == "joint":
+        _require_this_corpus(work, "synthetic")
+        synthetic = Corpus(work.inputs["synthetic"])
+    batches = CorpusBatches(real, synthetic, config)
+    if synthetic is not None:
+        wanted, planned = config.joint.maximum_synthetic_share, batches.synthetic_share
+        work.console.say(f"synthetic share of the tokens: {planned:.1%} (at most {wanted:.1%} wanted; none is read twice)")
+        work.record(synthetic_share={"wanted": wanted, "planned": planned})
+    _begin(run, batches, {name: packed.packing.padding_share for name, packed in batches.packed.items()})
+    vocabulary_size = run.prepared.tokenizer.vocabulary_size
+    model = run.build(config.model, vocabulary_size)
+    model.initialize(config.seed)
+    totals = _fit(run, model, batches, real)
+    sources = {"real": {"tokens": totals.real_tokens, "epochs": totals.real_tokens / real.tokens}}
+    if synthetic is not None:
+        epochs = totals.synthetic_tokens / max(synthetic.tokens, 1)
+        sources["synthetic"] = {"tokens": totals.synthetic_tokens, "epochs": epochs}
+    work.record(sources=sources)
+
+
+def tune_synthesizer(run: Run) -> None:
+    """Teach the model in `start` to write a document's partner after it."""
+    config, work, tokenizer = run.config, run.work, run.prepared.tokenizer
+    _require_this_corpus(work, "pairs")
+    start = work.inputs["start"]
+    shape, vocabulary_size = read_description(start)
+    if vocabulary_size != tokenizer.vocabulary_size:
+        known = f"a vocabulary of {vocabulary_size}, the corpus's tokenizer {tokenizer.vocabulary_size}"
+        raise UserError(start, f"has {known}", "prepare the corpus with that model's tokenizer.json")
+    unique, context = run.prepared.unique, shape.context
+    batches = PairBatches(unique, PairSet(work.inputs["pairs"]), tokenizer.partner, run.recipe, context, config.seed)
+    if batches.partners_too_long:
+        work.console.say(f"{batches.partners_too_long} partners left out: longer than model.context = {context} tokens")
+    _begin(run, batches, {"pairs": batches.packing.padding_share})
+    model = run.build(shape, vocabulary_size)
+    fill(model, read_weights(start / WEIGHTS), where=start / WEIGHTS)
+    totals = _fit(run, model, batches, unique)
+    work.record(
+        pairs=batches.pairs,
+        epochs=batches.epochs,
+        partners_too_long=batches.partners_too_long,
+        sources={"real": {"tokens": totals.real_tokens, "epochs": totals.real_tokens / unique.tokens}},
+    )
+
+
+def _begin(run: Run, batches: Batches, padding: dict[str, float]) -> None:
+    """Refuse what cannot run before anything large is made; say and record what "auto" became."""
+    work, processes = run.work, run.processes
+    try:
+        attention = resolve_backend(run.recipe.attention, work.device)
+    except ValueError as reason:
+        raise UserError("attention", str(reason), "choose another, or auto") from None
+    if batches.streams_per_step % processes.world:
+        found = f"{batches.streams_per_step} streams a step for {processes.world} processes"
+        raise UserError("microbatch_tokens", found, "lower it, or take a number of processes that divides the streams")
+    precision = str(resolve_precision(run.recipe, work.device)).removeprefix("torch.")
+    work.console.say(f"attention: {attention}; layers in {precision}; {processes.world} process(es)")
+    work.console.say("padding of the packed streams: " + ", ".join(f"{name} {share:.2%}" for name, share in padding.items()))
+    work.record(role=run.role, attention=attention, precision=precision, padding_share=padding)
+
+
+def _fit(run: Run, model: Transformer, batches: Batches, real: Corpus) -> Totals:
+    """Train, save the model and record what every role has to say."""
+    work, processes, recipe = run.work, run.processes, run.recipe
+    training = Training(
+        model, batches, recipe, run.config, work, processes, real_epoch=real.tokens, profile_steps=run.profile_steps
+    )
+    totals = training.run()
+    save_model(model, work.directory, leads=processes.leads)
+    training.checkpoints.clear(work.beside(".checkpoints"))
+    if processes.leads:
+        _record(run, model, totals)
+    return totals
+
+
+def _record(run: Run, model: Transformer, totals: Totals) -> None:
+    losses = [line["train/loss"] for line in read_metrics(run.work.directory) if line["train/loss"] is not None]
+    last = losses[-max(1, len(losses) // 20) :]
+    run.work.record(
+        parameters=parameters(model.config, model.vocabulary_size),
+        steps=totals.steps,
+        tokens=totals.tokens,
+        loss_tokens=totals.loss_tokens,
+        valid_share=totals.loss_tokens / totals.tokens,
+        final_loss=sum(last) / len(last) if last else None,
+        visible_pairs=totals.visible_pairs,
+        skipped_steps=totals.skipped_steps,
+        rolled_back_steps=totals.rolled_back_steps,
+        threads=torch.get_num_threads(),
+        processes=run.processes.world,
+        loop_seconds=round(totals.loop_seconds, 3),
+    )
+    seen = (totals.tokens, totals.visible_pairs, totals.loss_tokens)
+    run.work.flops = training_flops(model.config, model.vocabulary_size, *seen)
+
+
+def _require_this_corpus(work: Work, name: str) -> None:
+    """Documents are named by their number, so what is made from another corpus would silently mean other documents."""
+    manifest, corpus = (read_json(work.inputs[key] / MANIFEST) for key in (name, "corpus"))
+    if manifest["inputs"].get("corpus") != corpus["fingerprint"]:
+        raise UserError(
+            work.inputs[name], f"was not made from {work.inputs['corpus']}", "give the corpus that it was made from"
+        )

@@ -1,0 +1,77 @@
+"""Configuration: composition, overrides, refusals, and the way back to TOML."""
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from sbp_kernels.attention.api import BACKENDS
+
+from sbp_fast.config import AttentionBackend, RunConfig
+from sbp_fast.config.files import diff_config, dump_config, find_config, load_config
+from sbp_fast.errors import UserError
+
+SHIPPED = sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("*.toml"))
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_files_compose_left_to_right_and_overrides_come_last(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.toml", "name = 'a'\n[model]\nlayers = 2\nwidth = 64")
+    second = write(tmp_path / "b.toml", "[model]\nlayers = 3")
+    config = load_config([first, second], ["model.heads=8", "corpus.path=some/file.jsonl", "pair.similarity_low=0.5"])
+    assert (config.name, config.model.layers, config.model.width, config.model.heads) == ("a", 3, 64, 8)
+    assert config.corpus.path == "some/file.jsonl"
+    assert config.pair.similarity_low == 0.5
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configurations_load_by_name_and_round_trip(name: str, tmp_path: Path) -> None:
+    config = load_config([name])
+    assert config.name == name
+    assert load_config([write(tmp_path / "again.toml", dump_config(config))]) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.layerz=2", "unknown key model.layerz; did you mean model.layers?"),
+        ("modle.layers=2", "unknown key modle; did you mean model?"),
+        ("model.layers=none", "model.layers = none is not usable"),
+        ("model.layers=0", "greater than or equal to 1"),
+        ("model.layers", "not an override"),
+        ("model.key_value_heads=3", "model: heads = 4 is no multiple of key_value_heads = 3"),
+        ("model.head_width=7", "model: head_width = 7 is odd"),
+        ("model=3", "model = 3 is not usable"),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_one_line(override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(["demo"], [override])
+    assert message.lower() in str(caught.value).lower()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_malformed_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such configuration.*demo"):
+        find_config(tmp_path / "none.toml")
+    with pytest.raises(UserError, match="not valid TOML"):
+        load_config([write(tmp_path / "bad.toml", "[model\nlayers = 2")])
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        RunConfig().name = "other"  # type: ignore[misc]
+
+
+def test_diff_names_each_changed_leaf() -> None:
+    old = RunConfig().model_dump(mode="json")
+    new = load_config(["demo"], ["pretrain.tokens=5", "name=run"]).model_dump(mode="json")
+    assert "pretrain.tokens: 1000000 -> 5" in diff_config(old, new)
+    assert diff_config(old, old) == []
+
+
+def test_every_attention_of_the_kernels_can_be_chosen() -> None:
+    assert set(get_args(AttentionBackend)) == {"auto", *BACKENDS}

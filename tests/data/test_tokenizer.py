@@ -1,0 +1,117 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sbp_fast.data.tokenizer import SPECIAL_TOKENS, Tokenizer, join_ids, train_tokenizer
+from sbp_fast.errors import UserError
+
+TEXTS = [f"The {number} members of the Congress don't agree on {number * 7} treaties.\n\nNext." for number in range(200)]
+TRAINED = train_tokenizer(TEXTS, 400)
+
+
+@given(text=st.text())
+def test_decode_of_encode_is_the_text(text: str) -> None:
+    assert TRAINED.decode(TRAINED.encode(text)) == text
+
+
+@given(parts=st.lists(st.sampled_from([*SPECIAL_TOKENS, "<|", "|>", " ", "word"])))
+def test_special_tokens_never_come_out_of_text(parts: list[str]) -> None:
+    text = "".join(parts)
+    ids = TRAINED.encode(text)
+    assert not {TRAINED.begin, TRAINED.end, TRAINED.partner} & set(ids)
+    assert TRAINED.decode([TRAINED.begin, *ids, TRAINED.partner, TRAINED.end]) == text
+
+
+def test_a_trained_vocabulary() -> None:
+    assert (TRAINED.begin, TRAINED.end, TRAINED.partner) == (0, 1, 2)
+    vocabulary = json.loads(TRAINED.to_json())["model"]["vocab"]
+    bytes_256 = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    assert sorted(vocabulary[byte] for byte in bytes_256) == list(range(3, 259))
+    assert TRAINED.vocabulary_size == len(vocabulary) <= 400
+    assert train_tokenizer(["ab ab"], 400).vocabulary_size < 400  # runs out of pairs
+    # words are split before merging: no token spans two words, two digits or a line end and a letter
+    assert not [token for token in vocabulary if token.strip("Ġ").count("Ġ") or sum(map(str.isdigit, token)) > 1]
+
+
+def test_batches_equal_single_texts() -> None:
+    texts = [*TEXTS[:5], "", "Ünïcödé 𝄞 \x00\xa0"]
+    assert TRAINED.encode_batch(texts) == [TRAINED.encode(text) for text in texts]
+
+
+@given(documents=st.lists(st.lists(st.integers(0, (1 << 32) - 1), max_size=5), max_size=5))
+def test_documents_are_joined_and_enclosed(documents: list[list[int]]) -> None:
+    tokens, lengths = join_ids(documents)
+    assert tokens.dtype == np.uint32 and lengths.tolist() == list(map(len, documents))
+    assert tokens.tolist() == [id for ids in documents for id in ids]
+    enclosed, longer = TRAINED.enclose(tokens, lengths)
+    assert enclosed.dtype == np.uint32 and longer.tolist() == [length + 2 for length in lengths]
+    assert enclosed.tolist() == [id for ids in documents for id in (TRAINED.begin, *ids, TRAINED.end)]
+
+
+def test_a_saved_tokenizer_loads_the_same_here_and_in_the_library(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    TRAINED.save(path)
+    loaded, text = Tokenizer(path), TEXTS[3]
+    assert loaded.to_json() == TRAINED.to_json()
+    assert loaded.encode(text) == TRAINED.encode(text) == tokenizers.Tokenizer.from_file(str(path)).encode(text).ids
+
+
+def test_training_does_not_depend_on_threads_or_hash_seeds() -> None:
+    code = f"from sbp_fast.data.tokenizer import train_tokenizer; print(train_tokenizer({TEXTS!r}, 500).to_json())"
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": threads},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2", "3")
+    }
+    assert len(outputs) == 1
+
+
+def test_a_loaded_tokenizer_gets_the_special_tokens_and_loses_what_would_change_text() -> None:
+    bare = tokenizers.Tokenizer.from_str(TRAINED.to_json())
+    content = json.loads(bare.to_str())
+    content["added_tokens"] = []
+    content["model"]["vocab"] = {
+        token: id - len(SPECIAL_TOKENS) for token, id in content["model"]["vocab"].items() if token not in SPECIAL_TOKENS
+    }
+    foreign = tokenizers.Tokenizer.from_str(json.dumps(content))
+    foreign.add_special_tokens(["<s>"])
+    foreign.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", None, [("<s>", foreign.token_to_id("<s>"))])
+    foreign.enable_truncation(4)
+    foreign.enable_padding(length=99)
+    size = foreign.get_vocab_size()
+    loaded = Tokenizer(foreign.to_str())
+    assert (loaded.begin, loaded.end, loaded.partner) == (size, size + 1, size + 2)
+    assert loaded.vocabulary_size == size + 3
+    text = "the Congress <s> of the treaties agree on it"
+    for ids in (loaded.encode(text), loaded.encode_batch([text])[0]):
+        assert foreign.token_to_id("<s>") not in ids and loaded.decode(ids) == text
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"version": "1.0"}', b"\xff\xfe", b'{"model": {"type": "BPE"}}', b"not json"]
+)
+def test_an_unreadable_tokenizer_is_the_users_to_mend(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        Tokenizer(path)
+    assert str(caught.value).startswith(f"{path}: ") and "tokenizer" in caught.value.what
+
+
+def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing.json: the tokenizer cannot be read: No such file"):
+        Tokenizer(tmp_path / "nothing.json")
+    with pytest.raises(UserError, match="Is a directory"):
+        Tokenizer(tmp_path)

@@ -1,0 +1,371 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from judge_server import completion, serving
+from test_quality import inputs, run  # noqa: F401  (a fixture)
+
+from sbp_fast.config import EvaluateConfig, RunConfig
+from sbp_fast.errors import Unreachable, UserError
+from sbp_fast.evaluate import judge as module
+from sbp_fast.evaluate.judge import Endpoint, LocalModel, fingerprint_directory, open_judge
+from sbp_fast.evaluate.judge_answers import ANSWERS, PROMPTS, Asked, collect_answers, parse_verdict, verdict_counts
+from sbp_fast.experiment.run import run as run_experiment
+from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.stage import Work
+from sbp_fast.stages.quality import JUDGED
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.001)
+
+
+def settings(url: str, **more: Any) -> EvaluateConfig:
+    return EvaluateConfig(judge="endpoint", judge_url=url, judge_model="judge-7b", **more)
+
+
+def answers(config: EvaluateConfig, *prompts: str) -> list[str]:
+    found = dict(Endpoint(config).ask(prompts))
+    return [found[number] for number in range(len(prompts))]
+
+
+def test_what_is_sent_and_what_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    with serving(lambda before, body: completion(f"echo {body['messages'][0]['content']}")) as server:
+        found = answers(settings(server.url + "/", judge_key_variable="JUDGE_KEY", judge_requests=1), "one", "zwei ü")
+    assert found == ["echo one", "echo zwei ü"]
+    assert server.paths == ["/v1/chat/completions"] * 2
+    assert {headers["Authorization"] for headers in server.headers} == {"Bearer secret"}
+    body = server.requests[0]
+    assert (body["model"], body["temperature"]) == ("judge-7b", 0)
+    assert body["messages"] == [{"role": "user", "content": "one"}]
+    judge = Endpoint(settings(server.url, judge_key_variable="JUDGE_KEY"))
+    assert judge.identity["model"] == "judge-7b" and "secret" not in json.dumps(judge.identity)
+
+
+def test_no_key_is_sent_unless_asked_for() -> None:
+    with serving(lambda before, body: completion("YES")) as server:
+        answers(settings(server.url), "one")
+    assert "Authorization" not in server.headers[0]
+
+
+@pytest.mark.parametrize("failure", [(500, b"busy"), (429, b"slow down"), (200, b"<html>"), (200, b'{"choices": []}'), None])
+def test_what_may_pass_is_asked_again(failure: tuple[int, bytes] | None) -> None:
+    def behaviour(before: int, body: dict[str, Any]) -> tuple[int, bytes]:
+        if before < 2:
+            if failure is None:
+                raise ConnectionResetError
+            return failure
+        return completion("NO")
+
+    with serving(behaviour) as server:
+        assert answers(settings(server.url), "one") == ["NO"]
+    assert len(server.requests) == 3
+
+
+def test_a_server_that_takes_too_long_is_asked_again() -> None:
+    def behaviour(before: int, body: dict[str, Any]) -> tuple[int, bytes]:
+        time.sleep(0.6 if before == 0 else 0)
+        return completion("YES")
+
+    with serving(behaviour) as server:
+        assert answers(settings(server.url, judge_timeout_seconds=0.2), "one") == ["YES"]
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        ((503, b"no worker"), "answers 503: no worker; rerun when it does"),
+        ((200, b"garbage"), "answers what is no chat completion: "),
+    ],
+)
+def test_a_server_that_goes_on_failing_is_given_up(reply: tuple[int, bytes], message: str) -> None:
+    with serving(lambda before, body: reply) as server, pytest.raises(Unreachable, match=message):
+        answers(settings(server.url), "one")
+    assert len(server.requests) == module.ATTEMPTS
+
+
+def test_a_server_that_refuses_is_not_asked_again() -> None:
+    message = r"answers 401: .*wrong key.*; correct evaluate.judge_url"
+    refusal = (401, b'{"error": "wrong key"}')
+    with serving(lambda before, body: refusal) as server, pytest.raises(UserError, match=message) as raised:
+        answers(settings(server.url), "one")
+    assert len(server.requests) == 1 and not isinstance(raised.value, Unreachable)
+
+
+def test_nobody_there() -> None:
+    with serving(lambda before, body: completion("")) as server:
+        pass
+    with pytest.raises(Unreachable, match="does not answer"):
+        answers(settings(server.url), "one")
+
+
+def test_several_questions_are_under_way_but_no_more_than_allowed() -> None:
+    with serving(lambda before, body: completion(body["messages"][0]["content"]), seconds=0.05) as server:
+        prompts = [str(number) for number in range(12)]
+        assert answers(settings(server.url, judge_requests=4), *prompts) == prompts
+    assert 2 <= server.most_at_once <= 4
+
+
+def test_what_was_answered_comes_before_the_failure() -> None:
+    def behaviour(before: int, body: dict[str, Any]) -> tuple[int, bytes]:
+        if body["messages"][0]["content"] == "bad":
+            return 400, b"no"
+        time.sleep(0.2)
+        return completion("YES")
+
+    with serving(behaviour) as server:
+        found = Endpoint(settings(server.url, judge_requests=2)).ask(["good", "bad", *["never asked"] * 9])
+        assert next(found) == (0, "YES")
+        with pytest.raises(UserError, match="400"):
+            list(found)
+    assert len(server.requests) < 6
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"judge": "endpoint", "judge_url": "http://x"}, "evaluate.judge_model: is not set"),
+        ({"judge": "endpoint", "judge_model": "m"}, "evaluate.judge_url = '': is no http address"),
+        ({"judge": "endpoint", "judge_model": "m", "judge_url": "file:///etc"}, "is no http address"),
+        (
+            {"judge": "endpoint", "judge_model": "m", "judge_url": "http://x", "judge_key_variable": "NOT_SET_ANYWHERE"},
+            "environment variable NOT_SET_ANYWHERE: is not set",
+        ),
+        ({"judge": "local", "judge_model": "/nowhere/at/all"}, "/nowhere/at/all: is no directory"),
+    ],
+)
+def test_settings_of_no_use_are_refused_before_anything_runs(values: dict[str, str], message: str, tmp_path: Path) -> None:
+    for work in (
+        lambda: open_judge(EvaluateConfig(**values), "cpu"),  # type: ignore[arg-type]
+        lambda: run_experiment(RunConfig(evaluate=EvaluateConfig(**values)), tmp_path / "out", console=QUIET),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(UserError) as raised:
+            work()
+        assert message in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_judge_there_is_none() -> None:
+    assert open_judge(EvaluateConfig(), "cpu") is None
+
+
+class FakeTokenizer:
+    chat_template: str | None = None
+
+    def __call__(self, prompt: str, return_tensors: str) -> Any:
+        from transformers import BatchEncoding
+
+        return BatchEncoding({"input_ids": torch.tensor([list(prompt.encode())])})
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> str:
+        return f"user: {messages[0]['content']} assistant:"
+
+    def decode(self, ids: torch.Tensor, skip_special_tokens: bool) -> str:
+        return bytes(ids.tolist()).decode()
+
+
+class FakeModel:
+    device = "cpu"
+
+    def generate(self, input_ids: torch.Tensor, do_sample: bool, max_new_tokens: int) -> torch.Tensor:
+        assert not do_sample and max_new_tokens < 100
+        answer = b"YES" if bytes(input_ids[0].tolist()).endswith(b"assistant:") else b"NO"
+        return torch.cat([input_ids, torch.tensor([list(answer)])], dim=1)
+
+
+def test_a_local_model_answers_with_what_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    tokenizer = FakeTokenizer()
+    monkeypatch.setattr(module, "_load", lambda directory, device: (FakeModel(), tokenizer))
+    judge = LocalModel(str(tmp_path), "cpu")
+    assert list(judge.ask(["one", "two"])) == [(0, "NO"), (1, "NO")]
+    tokenizer.chat_template = "as a chat"
+    assert list(judge.ask(["one"])) == [(0, "YES")]
+    assert judge.identity == {"kind": "local", "model": tmp_path.name, "files": fingerprint_directory(str(tmp_path))}
+    (tmp_path / "config.json").write_text("{ }")
+    assert judge.identity["files"] != fingerprint_directory(str(tmp_path))
+
+
+def test_a_real_model_of_transformers_is_loaded_and_asked(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"YES": 0, "NO": 1, "?": 2, "<end>": 3}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", eos_token="<end>").save_pretrained(tmp_path)
+    shape = {"vocab_size": 4, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(**shape, eos_token_id=3, bos_token_id=None, pad_token_id=3)).save_pretrained(tmp_path)
+    judge = open_judge(EvaluateConfig(judge="local", judge_model=str(tmp_path)), "cpu")
+    assert judge is not None
+    first, second = dict(judge.ask(["NO ? YES", "YES"])), dict(judge.ask(["NO ? YES", "YES"]))
+    assert first == second and set(" ".join(first.values()).split()) <= {"YES", "NO", "?"}
+
+
+def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be loaded"):
+        LocalModel(str(tmp_path), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        ("YES", "yes"),
+        (" no.\n", "no"),
+        ("**No**", "no"),
+        ("Answer: yes", "yes"),
+        ("<think>yes or no? no, yes</think>\nNO", "no"),
+        ("<think>yes, and so on", None),
+        ("yes and no", None),
+        ("", None),
+        ("I cannot know", None),
+        ("eyes", None),
+    ],
+)
+def test_a_verdict_is_one_word_and_never_guessed(answer: str, verdict: str | None) -> None:
+    assert parse_verdict(answer) == verdict
+
+
+class Told:
+    """A judge that answers from a table, and fails once it has answered so many."""
+
+    identity: dict[str, Any] = {"kind": "told", "model": "told"}  # noqa: RUF012
+
+    def __init__(self, told: dict[str, str], at_most: int = 99) -> None:
+        self.told, self.left, self.asked = told, at_most, 0
+
+    def ask(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
+        for number, prompt in enumerate(prompts):
+            if self.left == 0:
+                raise Unreachable("judge", "went away", "rerun")
+            self.left, self.asked = self.left - 1, self.asked + 1
+            yield number, self.told[prompt]
+
+
+def work_in(directory: Path) -> Work:
+    return Work(directory, directory, {}, QUIET)
+
+
+def test_what_was_answered_is_not_asked_again(tmp_path: Path) -> None:
+    asked = [Asked("non_factual", "synthetic", number, f"prompt {number}") for number in range(6)]
+    told = {question.prompt: f"answer\nüber {question.document}" for question in asked}
+    with pytest.raises(Unreachable):
+        collect_answers(Told(told, 4), asked, work_in(tmp_path))
+    with open(tmp_path / ANSWERS, "rb+") as file:
+        file.truncate(file.seek(0, os.SEEK_END) - 5)  # killed while it wrote the last
+    judge = Told(told)
+    assert collect_answers(judge, asked, work_in(tmp_path)) == {one.key: told[one.prompt] for one in asked}
+    assert judge.asked == 3
+    assert len((tmp_path / ANSWERS).read_text().splitlines()) == 6
+    judge = Told(told)
+    assert len(collect_answers(judge, asked, work_in(tmp_path))) == 6 and judge.asked == 0
+
+
+def test_a_judge_that_never_answered_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(Unreachable):
+        collect_answers(Told({}, 0), [Asked("non_factual", "synthetic", 0, "prompt")], work_in(tmp_path))
+    assert not list(tmp_path.iterdir()) or {path.name for path in tmp_path.iterdir()} == {"clock.json"}
+
+
+def test_verdicts_are_counted_by_group_and_what_is_none_stays_out() -> None:
+    given = {"synthetic": ["yes", "NO", "maybe", "no"], "real": ["no", "no", "", "yes and no"]}
+    asked = [
+        Asked("non_factual", group, number, f"{group} {number}") for group, one in given.items() for number in range(len(one))
+    ]
+    answered = {question.key: given[question.group][question.document] for question in asked}
+    counts = verdict_counts(Told({}), asked, answered)
+    assert counts["identity"] == Told.identity and counts["prompts"] == PROMPTS
+    assert counts["verdicts"] == {
+        "non_factual": {
+            "synthetic": {"asked": 4, "unparsable": 1, "faulty": 1, "rate": 1 / 3},
+            "real": {"asked": 4, "unparsable": 2, "faulty": 0, "rate": 0.0},
+        }
+    }
+
+
+def judging(before: int, body: dict[str, Any]) -> tuple[int, bytes]:
+    """Facts are wrong in texts of an even length; texts have to do with each other if the first ends in a letter of a to m;
+    texts of a length that seven divides are too hard."""
+    prompt = body["messages"][0]["content"]
+    if "<first>" not in prompt:
+        text = prompt.split("<text>\n")[1].split("\n</text>")[0]
+        return completion("hard to say" if len(text) % 7 == 0 else "YES" if len(text) % 2 == 0 else "NO")
+    return completion("Yes" if prompt.split("\n</first>")[0][-1] <= "m" else "No")
+
+
+def test_the_stage_asks_of_documents_and_of_controls(inputs: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+    with serving(judging) as server:
+        options = ("evaluate.judge=endpoint", "evaluate.judge_model=judge-7b", f"evaluate.judge_url='{server.url}'")
+        manifest = run(inputs, tmp_path / "out", *options)
+    from sbp_fast.data.prepared import PreparedCorpus
+    from sbp_fast.data.token_shards.corpus import Corpus
+
+    prepared, kept = PreparedCorpus(inputs["corpus"]), Corpus(inputs["kept"])
+    rows = pq.read_table(tmp_path / "out" / JUDGED).to_pylist()
+    texts = [prepared.text(kept, number) for number in range(4)]
+    wrong = [None if len(text) % 7 == 0 else len(text) % 2 == 0 for text in texts]
+    seeds = [prepared.text(prepared.unique, row["seed"]) for row in rows]
+    assert [row["judged_non_factual"] for row in rows] == wrong
+    assert [row["judged_pair_irrelevance"] for row in rows] == [seed[-1] > "m" for seed in seeds]
+    counts = manifest.counts
+    quality, verdicts = counts["quality"], counts["judge"]["verdicts"]
+    known = [one for one in wrong if one is not None]
+    assert quality["non_factual"]["rate"] == (np.mean(known) if known else None)
+    assert quality["non_factual"]["documents"] == len(known)
+    real = [len(seed) % 2 == 0 for seed in seeds if len(seed) % 7]
+    assert quality["non_factual"]["real_rate"] == np.mean(real)
+    assert quality["pair_irrelevance"]["rate"] == np.mean([seed[-1] > "m" for seed in seeds])
+    assert "judge-7b" in quality["pair_irrelevance"]["how"] and "random pairs" in quality["pair_irrelevance"]["how"]
+    assert {name: verdicts["pair_irrelevance"][name]["asked"] for name in ("synthetic", "random", "neighbours")} == {
+        "synthetic": 4,
+        "random": 4,
+        "neighbours": 3,
+    }
+    assert len(server.requests) == 4 * 4 + 3
+    assert counts["similarity"]["means"]["seed"] is not None
+    assert {found["pair_irrelevance"] for found in counts["sources"].values()} == {quality["pair_irrelevance"]["rate"]}
+
+
+def test_killed_while_it_judges_it_goes_on(inputs: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+    script = f"""
+from pathlib import Path
+import test_quality
+inputs = {{name: Path(path) for name, path in { ({name: str(path) for name, path in inputs.items()})!r}.items()}}
+test_quality.run(inputs, Path({str(tmp_path / "out")!r}), "evaluate.judge=endpoint", "evaluate.judge_model=judge-7b",
+                 "evaluate.judge_url=URL", "evaluate.judge_requests=1")
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
+    processes: list[subprocess.Popen[bytes]] = []
+    kept = tmp_path / "out.partial" / ANSWERS
+
+    def behaviour(before: int, body: dict[str, Any]) -> tuple[int, bytes]:
+        if before == 7:
+            while kept.read_bytes().count(b"\n") < 7:  # what was answered last may not be on disk yet
+                time.sleep(0.01)
+            processes[0].send_signal(signal.SIGKILL)
+            processes[0].wait()
+        return judging(before, body)
+
+    options = ("evaluate.judge=endpoint", "evaluate.judge_model=judge-7b", "evaluate.judge_requests=1")
+    with serving(behaviour) as server:
+        processes.append(subprocess.Popen([sys.executable, "-c", script.replace("URL", server.url)], env=environment))
+        assert processes[0].wait(120) == -signal.SIGKILL
+        assert len(kept.read_text().splitlines()) == 7
+        resumed = run(inputs, tmp_path / "out", *options, f"evaluate.judge_url='{server.url}'")
+        assert len(server.requests) == 8 + 19 - 7  # the one that nobody was left to hear is asked again
+        unbroken = run(inputs, tmp_path / "unbroken", *options, f"evaluate.judge_url='{server.url}'")
+    assert resumed.counts == unbroken.counts and resumed.fingerprint == unbroken.fingerprint

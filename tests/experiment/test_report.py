@@ -1,0 +1,187 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabricated_run import HOSTILE, evaluation, judge_counts, prose, write_run
+from rich.console import Console
+
+from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.experiment.report import wording
+from sbp_fast.experiment.report.examples import collect_triples
+from sbp_fast.experiment.report.page import write_report
+from sbp_fast.experiment.report.summary import summary_table
+
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks nesting and unique ids, and keeps tags, the text of each table cell and the numbers behind it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.ids: set[str] = set()
+        self.outside_data: list[str] = []  # text of table cells beside <data>
+        self.data: list[tuple[float, str]] = []
+        self.article_texts: list[str] = []
+        self._classes: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = dict(attributes)
+        self.tags.append((tag, found))
+        if (id := found.get("id")) is not None:
+            assert id not in self.ids, f"two elements have the id {id}"
+            self.ids.add(id)
+        if tag not in VOID:
+            self.open.append(tag)
+            self._classes.append(found.get("class") or "")
+        if tag == "data":
+            self.data.append((float(found["value"] or "nan"), ""))
+        if self._classes and self._classes[-1] == "text" and tag == "div":
+            self.article_texts.append("")
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
+        self.open.pop()
+        self._classes.pop()
+
+    def handle_data(self, text: str) -> None:
+        if "data" in self.open:
+            value, shown = self.data[-1]
+            self.data[-1] = (value, shown + text)
+        elif "td" in self.open:
+            self.outside_data.append(text)
+        if "text" in self._classes:
+            self.article_texts[-1] += text
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = write_run(tmp_path_factory.mktemp("report") / "run")
+    write_report(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Page:
+    return Page((run / "report.html").read_text(encoding="utf-8"))
+
+
+def numbers(value: Any) -> set[float]:
+    """Every number in nested dictionaries and lists."""
+    if isinstance(value, dict | list):
+        return set().union(*map(numbers, value.values() if isinstance(value, dict) else value)) if value else set()
+    return {float(value)} if isinstance(value, int | float) else set()
+
+
+def test_every_number_of_the_tables_stands_in_results_json(run: Path, page: Page) -> None:
+    known = numbers(json.loads((run / "results.json").read_text()))
+    shown_examples = numbers(collect_triples(run)) | numbers(json.loads((run / "pairs/examples.json").read_text()))
+    assert len(page.data) > 150
+    for value, shown in page.data:
+        assert value in known | shown_examples, f"{shown} ({value}) is not in results.json"
+    for text in page.outside_data:
+        assert not re.search(r"\d", text), f"a number typed into a table: {text!r}"
+
+
+def test_shown_numbers_are_the_ones_behind_them(page: Page) -> None:
+    plain = re.compile(r"[+-]?\d+(\.\d+)?%?")
+    checked = 0
+    for value, shown in page.data:
+        shown = shown.replace(wording.MINUS, "-")
+        if plain.fullmatch(shown):
+            number = float(shown.strip("%"))
+            digits = len(shown.strip("%").partition(".")[2])
+            assert min(abs(number - value), abs(number - 100 * value)) <= 0.5 * 10**-digits + 1e-9, (value, shown)
+            checked += 1
+    assert checked > 80
+
+
+def test_nothing_is_loaded_from_anywhere(run: Path, page: Page) -> None:
+    for tag, attributes in page.tags:
+        assert tag not in {"link", "img", "iframe", "object", "embed", "base", "audio", "video"}
+        assert "src" not in attributes
+        assert (attributes.get("href") or "#").startswith("#")
+    style = re.search(r"<style>(.*?)</style>", (run / "report.html").read_text(), re.DOTALL)
+    assert style is not None and "@import" not in style[1] and "url(" not in style[1]
+
+
+def test_the_text_of_documents_is_shown_and_never_run(run: Path, page: Page) -> None:
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    corpus = PreparedCorpus(run / "corpus")
+    assert corpus.text(corpus.unique, 1) == HOSTILE
+    assert page.article_texts.count(HOSTILE) >= 3  # as a seed, as a partner and as a synthetic document
+
+
+def test_candidates_of_each_similarity_are_shown_with_what_became_of_them(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    shown = text[text.index("Candidates of every similarity") : text.index("</details>")]
+    assert shown.count("<h3>") == 2 and shown.count("qualifies</span>") == 1 and shown.count("below band</span>") == 1
+    assert "even-1" in shown and prose(1) in shown and HOSTILE not in shown
+
+
+def test_examples_show_seed_best_partner_and_reason(run: Path) -> None:
+    triples = collect_triples(run)
+    corpus = PreparedCorpus(run / "corpus")
+    assert len(triples) == 16
+    assert {triple["reason"] for triple in triples} == {None, "unfinished", "repetition", "copies_corpus"}
+    first = next(triple for triple in triples if triple["seed_id"] == corpus.unique.ids[0])
+    assert first["partner_id"] == corpus.unique.ids[3] and first["score"] == pytest.approx(0.81)
+    alone = next(triple for triple in triples if triple["seed_id"] == corpus.unique.ids[7])
+    assert alone["partner"] is None and alone["score"] is None
+    assert triples == collect_triples(run)
+
+
+def test_a_run_without_measured_gain_says_so(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "run", evaluation(sbp=0.003, oracle=-0.002))
+    text = write_report(directory).read_text()
+    assert "SBP made no measurable difference to the repetition baseline" in text
+    assert "A share of the oracle&#39;s gain cannot be given" in text
+    assert 'class="change better"' not in text and 'class="change worse"' not in text
+
+
+def test_what_was_not_measured_is_named(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    assert "Not measured: non-factual." in text
+    assert '<span class="note">not measured</span>' in text
+
+
+def test_every_rule_of_the_filters_is_shown_with_its_threshold(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    shown = text[text.index("What the filters took") : text.index("New wording")]
+    rules = json.loads((run / "results.json").read_text())["synthetic_quality"]["rules"]
+    assert len(rules) == 9 and all(f"<strong>{name.replace('_', ' ')}</strong>" in shown for name in rules)
+    assert '<data value="0.25">0.25</data>' in shown and "length" in shown and "5.0%" in shown
+
+
+def test_what_the_judge_said_is_shown_where_there_is_one(run: Path, tmp_path: Path) -> None:
+    assert "What the judge said" not in (run / "report.html").read_text()
+    text = write_report(write_run(tmp_path / "run", judge=judge_counts())).read_text()
+    page = Page(text)
+    shown = text[text.index("What the judge said") : text.index("What the filters took")]
+    assert shown.count("20.3%") == 4 and "true pairs" in shown and "Is it wrong?" in shown and "<script>" not in shown
+    assert [tag for tag, _ in page.tags].count("script") == 1
+
+
+def test_the_terminal_table_shows_every_metric_of_every_arm(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    console = Console(width=90, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(summary_table(results))
+    shown = console.export_text().replace(wording.MINUS, "-")
+    for arm in results["arms"].values():
+        for metric in wording.metric_names(results):
+            assert wording.number(arm[metric]["value"], metric) in shown
+    assert "[-0.033, -0.009]" in shown

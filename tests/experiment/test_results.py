@@ -1,0 +1,133 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabricated_run import CONFIG, evaluation, write_run
+
+from sbp_fast.errors import UserError
+from sbp_fast.experiment.report import wording
+from sbp_fast.experiment.results import collect, write_results
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("results") / "run")
+
+
+def without_seconds(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_seconds(item) for key, item in value.items() if "seconds" not in key}
+    return [without_seconds(item) for item in value] if isinstance(value, list) else value
+
+
+def test_arms_hold_what_the_manifests_say(run: Path) -> None:
+    results = collect(run)
+    arms, measured = results["arms"], evaluation()
+    assert results["run"]["config"] == CONFIG.model_dump(mode="json")
+    for arm in ("baseline", "sbp", "oracle"):
+        assert arms[arm]["tokens"] == 983_040 and arms[arm]["parameters"] == 1_262_976
+        for metric, found in measured["arms"][arm].items():
+            assert arms[arm][metric] == found
+        assert arms[arm]["difference_to_baseline"] == measured["differences"].get(arm, {})
+    assert arms["sbp"]["synthetic_tokens"] == 300_000 and arms["baseline"]["synthetic_tokens"] == 0
+    corpus = results["corpus"]
+    assert arms["oracle"]["unique_tokens"] == corpus["tokens"] > corpus["unique_tokens"] == arms["sbp"]["unique_tokens"]
+
+
+def test_unique_tokens_read_are_at_most_those_there_are(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    manifest = tmp_path / "run" / "oracle" / "manifest.json"
+    values = json.loads(manifest.read_text())
+    values["counts"]["sources"]["real"] = {"tokens": 1_000, "epochs": 0.3}
+    manifest.write_text(json.dumps(values))
+    arms = collect(tmp_path / "run")["arms"]
+    assert arms["oracle"]["unique_tokens_read"] == 1_000 < arms["oracle"]["unique_tokens"]
+    assert arms["baseline"]["unique_tokens_read"] == arms["baseline"]["unique_tokens"]
+
+
+def test_compute_is_counted_from_end_to_end(run: Path) -> None:
+    results = collect(run)
+    arms = results["arms"]
+    needed = 9.1e12 + 1.4e13 + 2.2e12 + 3.3e12 + 9.2e12  # base, embed, synthesizer, synthesize, joint
+    assert arms["sbp"]["total_flops"] == pytest.approx(needed, rel=1e-12)
+    assert arms["sbp"]["training_flops"] == 9.2e12
+    assert arms["baseline"]["total_flops"] == arms["baseline"]["training_flops"] == 9.1e12
+    assert results["matched"]["end_to_end"]["baseline_tokens"] == round(983_040 * needed / 9.1e12)
+    ledger = results["ledger"]
+    assert [line["stage"] for line in ledger] == [
+        *("prepare", "base", "embed", "pair", "synthesizer", "synthesize", "filter", "quality", "joint", "oracle", "evaluate")
+    ]
+    assert sum(line["share_of_flops"] for line in ledger) == pytest.approx(1)
+    assert sum(line["share_of_seconds"] for line in ledger) == pytest.approx(1)
+    assert results["totals"]["flops"] == pytest.approx(needed + 9.15e12 + 2.1e12 + 0.4e12)
+
+
+def test_the_same_run_gives_the_same_file(run: Path, tmp_path: Path) -> None:
+    first = write_results(run)
+    text = (run / "results.json").read_text()
+    assert json.loads(text) == first
+    write_results(run)
+    assert (run / "results.json").read_text() == text
+    again = collect(write_run(tmp_path / "again"))
+    assert without_seconds(again) == without_seconds(first)
+
+
+def test_unfinished_and_foreign_directories_are_refused(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "joint")
+    with pytest.raises(UserError, match="the stage joint is not finished"):
+        collect(tmp_path / "run")
+    with pytest.raises(UserError, match="no run lies here"):
+        collect(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sbp", "oracle", "verdict", "sentences"),
+    [
+        (
+            -0.021,
+            -0.15,
+            "improved on",
+            ["by -0.021 [-0.033, -0.009], better", "by -0.150 [-0.162, -0.138], better", "14% [6%, 22%] of the"],
+        ),
+        (0.021, -0.15, "did worse than", ["by +0.021 [+0.009, +0.033], worse", "-0.150", "-14%"]),
+        (
+            -0.004,
+            -0.15,
+            "made no measurable difference to",
+            ["no measurable difference to held-out bits per byte (-0.004 [-0.016, +0.008])", "better", "3%"],
+        ),
+        (
+            -0.021,
+            -0.01,
+            "improved on",
+            [
+                "better",
+                "The oracle, with 5.23 times the unique text to draw on, made no measurable difference",
+                "cannot be given: the oracle's own gain",
+            ],
+        ),
+    ],
+)
+def test_the_headline_claims_only_what_the_intervals_allow(
+    sbp: float, oracle: float, verdict: str, sentences: list[str], run: Path
+) -> None:
+    results, measured = collect(run), evaluation(sbp, oracle)
+    for arm in measured["arms"]:
+        results["arms"][arm] |= measured["arms"][arm] | {"difference_to_baseline": measured["differences"].get(arm, {})}
+    results["recovered_share_of_oracle"] = measured["recovered_share_of_oracle"]
+    assert wording.verdict(results) == f"SBP {verdict} the repetition baseline in this run"
+    *said, luck = wording.headline(results)
+    assert luck.startswith("One seed each")
+    assert len(said) == len(sentences)
+    for sentence, part in zip(said, sentences, strict=True):
+        assert part in sentence.replace(wording.MINUS, "-")
+    assert "at the same 983k training tokens" in said[0]
+    results["arms"]["sbp"]["tokens"] = 500_000
+    assert "at unequal training tokens: baseline 983k, SBP 500k, oracle 983k" in wording.headline(results)[0]
+
+
+def test_an_accuracy_that_rises_is_an_improvement_and_bits_that_rise_are_none() -> None:
+    assert wording.is_better({"value": 0.1}, "capital_accuracy") and not wording.is_better({"value": 0.1}, wording.BITS)

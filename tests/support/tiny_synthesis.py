@@ -1,0 +1,90 @@
+"""A corpus and a model that writes after its documents, for the tests of the stage `synthesize`."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import QUIET, SETTINGS, configure, make_corpus, make_stage
+
+from sbp_fast.config import RunConfig
+from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.data.token_shards.corpus import Corpus
+from sbp_fast.generate.engine import Draft
+from sbp_fast.generate.journal import Journal
+from sbp_fast.model.saved import save_model
+from sbp_fast.model.transformer import Transformer
+from sbp_fast.pipeline.stage import Manifest
+from sbp_fast.stages.synthesize import synthesize
+
+OVERRIDES = ("synthesize={samples_per_seed=3, shard_seeds=5, batch_documents=16, top_p=0.95, repeated_tokens=4}",)
+TOKENS = "pretrain.tokens=3584"
+
+
+def make_inputs(directory: Path) -> dict[str, Path]:
+    corpus = make_corpus(directory)
+    shape = configure(directory).model.model_copy(update={"context": 30})
+    model = Transformer(shape, PreparedCorpus(corpus).tokenizer.vocabulary_size)
+    model.initialize(0)
+    with torch.no_grad():
+        model.embed_tokens.weight.mul_(20)
+    make_stage("train", corpus, directory / "model", lambda work: save_model(model, work.directory))
+    return {"directory": directory, "corpus": corpus, "model": directory / "model"}
+
+
+def settings(directory: Path, *overrides: str) -> RunConfig:
+    return configure(directory, *OVERRIDES, TOKENS, *overrides)
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing in the program catches it."""
+
+
+def run(inputs: dict[str, Path], out: Path, *overrides: str) -> Manifest:
+    """The stage, alone and in this process."""
+    config = settings(inputs["directory"], *overrides)
+    manifest = synthesize(config, out, corpus=inputs["corpus"], model=inputs["model"], console=QUIET)
+    assert manifest is not None
+    return manifest
+
+
+def note_drawn(monkeypatch: pytest.MonkeyPatch, kill_at: int = 0) -> list[tuple[int, int]]:
+    """Seed and sample of each document as it is kept from now on; `Killed` is raised after so many of them."""
+    drawn: list[tuple[int, int]] = []
+    add = Journal.add
+
+    def note(journal: Journal, draft: Draft) -> None:
+        add(journal, draft)
+        drawn.append((draft.seed, draft.sample))
+        if len(drawn) == kill_at:
+            raise Killed
+
+    monkeypatch.setattr(Journal, "add", note)
+    return drawn
+
+
+def command(inputs: dict[str, Path], out: Path, *overrides: str) -> list[str]:
+    """Arguments of `sbp-fast` that mean the same as `settings`."""
+    directory = inputs["directory"]
+    values = [
+        str(directory / "empty.toml"),
+        f"corpus.path={directory}/documents.jsonl",
+        *SETTINGS,
+        *OVERRIDES,
+        TOKENS,
+        *overrides,
+    ]
+    return ["synthesize", *values, "--corpus", str(inputs["corpus"]), "--model", str(inputs["model"]), "--out", str(out)]
+
+
+def documents(directory: Path) -> list[tuple[object, ...]]:
+    """Everything that is known of each document, and its tokens."""
+    written = Corpus(directory)
+    return [(*row.values(), written[i].tolist()) for i, row in enumerate(written.documents.to_pylist())]
+
+
+def make_python(path: Path, site: Path = Path(__file__).parent / "stand_in") -> Path:
+    """A Python that finds the packages in `site`, by default one with a stand-in for vLLM."""
+    path.write_text(f'#!/bin/sh\nPYTHONPATH="{site}" exec "{sys.executable}" "$@"\n')
+    path.chmod(0o755)
+    return path

@@ -1,0 +1,130 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from sbp_fast.config import CheckpointConfig, ModelConfig, TrainConfig
+from sbp_fast.model.transformer import Transformer
+from sbp_fast.pipeline.distributed import Processes
+from sbp_fast.pipeline.files import read_json
+from sbp_fast.pipeline.progress import Console
+from sbp_fast.train.checkpoint import MARKER, Checkpoints
+from sbp_fast.train.optimizer import Optimizers, make_optimizers
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+SHAPE = ModelConfig(layers=1, width=16, heads=2, key_value_heads=1, head_width=8, feed_forward_width=24)
+
+
+class Listening(Console):
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def trained(steps: int, optimizer: str = "muon") -> tuple[Transformer, Optimizers]:
+    model = Transformer(SHAPE, 20)
+    model.initialize(0)
+    optimizers = make_optimizers(model, TrainConfig(optimizer=optimizer))
+    for step in range(steps):
+        learn(model, optimizers, step)
+    return model, optimizers
+
+
+def learn(model: Transformer, optimizers: Optimizers, step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def state(model: Transformer, optimizers: Optimizers) -> list[torch.Tensor]:
+    moments = [value for o in optimizers for s in o.state.values() for value in s.values()]
+    return [torch.clone(value.detach()) for value in [*model.parameters(), *moments]]
+
+
+def make(directory: Path, **settings: int) -> Checkpoints:
+    return Checkpoints(directory, CheckpointConfig(**settings), ALONE, Listening())
+
+
+def steps_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_what_is_loaded_is_what_was_saved_and_not_what_came_after(tmp_path: Path, optimizer: str) -> None:
+    model, optimizers = trained(3, optimizer)
+    saved, random = state(model, optimizers), torch.get_rng_state()
+    checkpoints = make(tmp_path)
+    stalled = checkpoints.save(3, model, optimizers, {"tokens": 5})
+    learn(model, optimizers, 3)  # while it is written
+    checkpoints.wait()
+    torch.rand(1)
+    assert stalled > 0 and read_json(tmp_path / "step-00000003" / MARKER)["totals"] == {"tokens": 5}
+    fresh = trained(0, optimizer)
+    found = make(tmp_path).newest()
+    assert found is not None and found[1]["step"] == 3
+    make(tmp_path).load(found[0], *fresh)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(state(*fresh), saved, strict=True))
+    assert torch.equal(torch.get_rng_state(), random)
+    learn(*fresh, 3)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(state(*fresh), state(model, optimizers), strict=True))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "bit flipped", "missing", "metadata"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(tmp_path: Path, damage: str) -> None:
+    checkpoints = make(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, *trained(step), {})
+    checkpoints.wait()
+    shard = tmp_path / "step-00000002" / (".metadata" if damage == "metadata" else "__0_0.distcp")
+    content = bytearray(shard.read_bytes())
+    if damage == "missing":
+        shard.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content[:-1] if damage == "truncated" else content)
+    again = make(tmp_path)
+    found = again.newest()
+    assert found is not None and found[1]["step"] == 1
+    assert again.console.said == [f"checkpoint step-00000002 is damaged ({shard.name}): going back to the one before"]
+    assert make(tmp_path / "none").newest() is None
+
+
+def test_one_that_was_cut_short_counts_for_nothing_and_is_written_anew(tmp_path: Path) -> None:
+    checkpoints = make(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, *trained(step), {})
+    checkpoints.wait()
+    (tmp_path / "step-00000002" / MARKER).unlink()
+    again = make(tmp_path)
+    found = again.newest()
+    assert found is not None and found[1]["step"] == 1 and not again.console.said
+    again.save(2, *trained(2), {})
+    again.wait()
+    found = again.newest()
+    assert found is not None and found[1]["step"] == 2
+
+
+def test_the_newest_stay_and_every_nth(tmp_path: Path) -> None:
+    with make(tmp_path / "during", keep=2, keep_every_steps=3) as checkpoints:
+        for step in range(1, 8):
+            checkpoints.save(step, *trained(1), {})
+        checkpoints.wait()
+        names = [f"step-{step:08d}" for step in (3, 5, 6, 7)]  # 3 and 6 for good, and the newest two of the others
+        assert steps_in(tmp_path / "during") == names
+        checkpoints.clear(tmp_path / "after")
+    assert steps_in(tmp_path / "after") == ["step-00000003", "step-00000006"]
+    assert not (tmp_path / "during").exists()
+
+
+def test_a_save_that_fails_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+    checkpoints = make(tmp_path)
+    checkpoints.save(1, *trained(1), {})
+    (tmp_path / "step-00000002").touch()  # a file where the directory should be
+    with pytest.raises(FileExistsError, match="step-00000002"):
+        checkpoints.save(2, *trained(1), {})
+        checkpoints.wait()

@@ -1,0 +1,137 @@
+"""What stands around the loop: prefetching, profiles, trackers, signals, the start of several processes."""
+
+import gzip
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny_training import QUIET, configure, make_corpus
+
+from sbp_fast.errors import UserError
+from sbp_fast.pipeline.distributed import Processes, StopRequest, launch, led
+from sbp_fast.stages.train import train
+from sbp_fast.train import trackers
+from sbp_fast.train.data.batches import PackedBatch
+from sbp_fast.train.data.prefetch import AHEAD, Prefetch
+from sbp_fast.train.profile import parse_range
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("tools")
+    make_corpus(home)
+    return home
+
+
+class Numbered:
+    """Streams whose first token says which they are."""
+
+    steps, streams_per_step, stream_tokens = 5, 4, 4
+
+    def __init__(self) -> None:
+        self.made: list[tuple[int, int, str]] = []
+
+    def stream(self, step: int, number: int) -> PackedBatch:
+        if step == 4:
+            raise OSError("the disk is gone")
+        self.made.append((step, number, threading.current_thread().name))
+        tokens = np.array([10 * step + number, 1, 1, 1])
+        return PackedBatch.build(tokens, tokens, [4], length=4)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_streams_are_made_ahead_in_order_by_one_thread_and_its_errors_are_not_lost(rank: int) -> None:
+    batches = Numbered()
+    with Prefetch(batches, 1, Processes(rank, 2, CPU)) as prefetch:
+        assert prefetch.numbers == range(2 * rank, 2 * rank + 2)
+        for step in (1, 2, 3):
+            read = [int(stream.tokens[0]) for stream in prefetch.step()]
+            assert read == [10 * step + number for number in prefetch.numbers]
+        with pytest.raises(OSError, match="the disk is gone"):
+            list(prefetch.step())
+    assert [made[:2] for made in batches.made] == [(step, number) for step in (1, 2, 3) for number in prefetch.numbers]
+    assert {name for _, _, name in batches.made} == {"batches_0"}
+
+
+def test_no_more_is_made_ahead_than_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = Numbered()
+    with Prefetch(batches, 0, Processes(0, 1, CPU)) as prefetch:
+        next(iter(prefetch.step()))
+        time.sleep(0.2)
+        assert len(batches.made) == AHEAD + 1
+    assert prefetch.waited >= 0
+
+
+def test_chosen_steps_are_traced(home: Path, tmp_path: Path) -> None:
+    train(configure(home), tmp_path / "base", role="base", corpus=home / "corpus", console=QUIET, profile_steps="3:5")
+    with gzip.open(tmp_path / "base.profile" / "trace.json.gz", "rt") as file:
+        names = [event["name"] for event in json.load(file)["traceEvents"] if "name" in event]
+    assert sum(name == "Optimizer.step#AdamW.step" for name in names) == 2
+    for text in ("5", "5:3", "a:b", "3:3"):
+        with pytest.raises(UserError, match="write it as FIRST:LAST"):
+            parse_range(text)
+
+
+def test_trackers_get_what_the_file_gets(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[tuple[int, dict[str, float]]] = []
+    closed: list[str] = []
+
+    def init(**settings: object) -> SimpleNamespace:
+        assert settings["name"] == "base" and settings["config"]["pretrain"]["tokens"] == 3072
+        return SimpleNamespace(log=lambda metrics, step: logged.append((step, metrics)), finish=lambda: closed.append("wandb"))
+
+    monkeypatch.setitem(__import__("sys").modules, "wandb", SimpleNamespace(init=init))
+    config = configure(home, "log.trackers=['wandb']")
+    train(config, tmp_path / "base", role="base", corpus=home / "corpus", console=QUIET)
+    lines = [json.loads(line) for line in (tmp_path / "base" / "metrics.jsonl").read_text().splitlines()]
+    assert closed == ["wandb"] and [step for step, _ in logged] == [line.pop("step") for line in lines]
+    assert [metrics for _, metrics in logged] == [
+        {key: value for key, value in line.items() if value is not None} for line in lines
+    ]
+
+
+def test_a_tracker_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "trackio", None)
+    with pytest.raises(UserError, match=r"log\.trackers: trackio: cannot be used.*pip install trackio"):
+        trackers.open_trackers(["trackio"], tmp_path, "base", {})
+
+
+def test_a_stop_request_is_remembered_and_a_second_one_obeyed_at_once() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        assert stop.asked == 0
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="--gpus 2: asks for 2 processes, and there are 1 CUDA devices"):
+        launch(["train"], 2, "cuda")
+
+
+def test_followers_end_with_a_leader_that_has_nothing_to_do_or_fails() -> None:
+    told: list[object] = []
+
+    class Leader(Processes):
+        def tell(self, message: object = None) -> object:
+            told.append(message)
+            return message
+
+    leader = Leader(0, 2, CPU)
+    assert led(leader, lambda announce: "done before", pytest.fail) == "done before"
+    assert led(leader, lambda announce: announce("work") or "done", pytest.fail) == "done"
+    with pytest.raises(UserError):
+        led(leader, lambda announce: (_ for _ in ()).throw(UserError("a", "b", "c")), pytest.fail)
+    assert told == [None, "work", None]
