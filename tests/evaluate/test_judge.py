@@ -152,7 +152,7 @@ def test_what_was_answered_comes_before_the_failure() -> None:
 def test_settings_of_no_use_are_refused_before_anything_runs(values: dict[str, str], message: str, tmp_path: Path) -> None:
     for work in (
         lambda: open_judge(QualityConfig(**values), "cpu"),  # type: ignore[arg-type]
-        lambda: run_experiment(RunConfig(evaluate=QualityConfig(**values)), tmp_path / "out", console=QUIET),  # type: ignore[arg-type]
+        lambda: run_experiment(RunConfig(quality=QualityConfig(**values)), tmp_path / "out", console=QUIET),  # type: ignore[arg-type]
     ):
         with pytest.raises(UserError) as raised:
             work()
