@@ -136,7 +136,7 @@ def train(
     if sum([oracle, synthetic is not None, pairs is not None]) > 1 or (pairs is None) != (start is None):
         raise UserError("options", "do not go together", "give one of --oracle, --synthetic, or --pairs with --start")
     from sbp_fast.config import resolve_device
-    from sbp_fast.pipeline.distributed import Stopped, launch, leads, world_size
+    from sbp_fast.pipeline.distributed import Stopped, is_rank0, launch, world_size
     from sbp_fast.stages.train import Role
     from sbp_fast.stages.train import train as work
 
@@ -144,7 +144,7 @@ def train(
         raise typer.Exit(launch(sys.argv[1:], gpus, resolve_device(config)))
     role: Role = "oracle" if oracle else "joint" if synthetic else "synthesizer" if pairs else "base"
     inputs = {"synthetic": synthetic, "pairs": pairs, "start": start}
-    console = Console(quiet=not leads())
+    console = Console(quiet=not is_rank0())
     try:
         work(config, out, role=role, corpus=corpus, **inputs, console=console, force=force, profile_steps=profile)
     except Stopped as stopped:
@@ -252,7 +252,7 @@ def synthesize(
     """
     config = _load([*settings, *([] if backend is None else [f"synthesize.backend={backend}"])])
     from sbp_fast.config import resolve_device
-    from sbp_fast.pipeline.distributed import launch, leads, world_size
+    from sbp_fast.pipeline.distributed import is_rank0, launch, world_size
     from sbp_fast.stages.synthesize import synthesize as work
 
     if gpus > 1 and engine != "local":
@@ -260,7 +260,7 @@ def synthesize(
     if gpus > 1 and world_size() == 1:
         raise typer.Exit(launch(sys.argv[1:], gpus, resolve_device(config)))
     with open_workers(engine, address) as workers:
-        console = Console(quiet=not leads())
+        console = Console(quiet=not is_rank0())
         work(config, out, corpus=corpus, model=model, console=console, force=force, workers=workers)
 
 

@@ -21,20 +21,20 @@ FORMAT = 1
 WEIGHTS, MODEL = "weights.safetensors", "model.json"
 
 
-def save_model(model: Transformer, directory: Path, *, leads: bool = True) -> None:
+def save_model(model: Transformer, directory: Path, *, is_rank0: bool = True) -> None:
     """Write the weights (a tied head once) and then, as the sign that they are whole, `model.json`.
 
     Args:
-        leads: whether this process writes; all processes of a sharded model call this together.
+        is_rank0: whether this process writes; all processes of a sharded model call this together.
     """
     weights = {}
     for name, parameter in model.named_parameters():
         whole = parameter.detach()
         if isinstance(whole, DTensor):
             whole = whole.full_tensor()
-        if leads:
+        if is_rank0:
             weights[name] = whole.cpu().contiguous()
-    if not leads:
+    if not is_rank0:
         return
     with atomic_path(directory / WEIGHTS) as temporary:
         save_file(weights, temporary)

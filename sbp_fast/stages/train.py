@@ -17,7 +17,7 @@ from sbp_fast.model.flops import parameters, training_flops
 from sbp_fast.model.saved import WEIGHTS, fill, read_description, read_weights, save_model
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.pairs.pairset import PairSet
-from sbp_fast.pipeline.distributed import Processes, joined, led
+from sbp_fast.pipeline.distributed import Processes, join_processes, run_on_rank0
 from sbp_fast.pipeline.files import read_json
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.stage import MANIFEST, Manifest, Work, run_stage
@@ -76,7 +76,7 @@ def train(
     device = resolve_device(config)
     if torch.device(device).type == "cpu":
         torch.set_num_threads(resolve_threads(config))
-    with joined(device, group_of_one=resolve_precision(recipe, device) != torch.float32) as processes:
+    with join_processes(device, group_of_one=resolve_precision(recipe, device) != torch.float32) as processes:
 
         def body(work: Work) -> None:
             work.device = device
@@ -94,7 +94,7 @@ def train(
         def follow(directory: Path) -> None:
             body(Work(directory, out, inputs, Console(quiet=True)))
 
-        return led(processes, lead, follow)
+        return run_on_rank0(processes, lead, follow)
 
 
 def what_it_depends_on(config: RunConfig, role: Role, recipe: TrainConfig) -> dict[str, Any]:
@@ -199,9 +199,9 @@ def _fit(run: Run, model: Transformer, batches: Batches, real: Corpus) -> Totals
         model, batches, recipe, run.config, work, processes, real_epoch=real.tokens, profile_steps=run.profile_steps
     )
     totals = training.run()
-    save_model(model, work.directory, leads=processes.leads)
+    save_model(model, work.directory, is_rank0=processes.is_rank0)
     training.checkpoints.clear(work.beside(".checkpoints"))
-    if processes.leads:
+    if processes.is_rank0:
         _record(run, model, totals)
     return totals
 

@@ -49,12 +49,12 @@ class Checkpoints:
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest sound checkpoint and what its marker holds; damaged ones are named and passed over."""
-        for path in reversed(self.processes.tell([str(path) for path in self._finished()])):
+        for path in reversed(self.processes.broadcast([str(path) for path in self._finished()])):
             marker = read_json(Path(path) / MARKER)
             damaged = self._damaged(Path(path), marker)
             if not damaged:
                 return Path(path), marker
-            if self.processes.leads:
+            if self.processes.is_rank0:
                 self.console.say(
                     f"checkpoint {Path(path).name} is damaged ({', '.join(damaged)}): going back to the one before"
                 )
@@ -79,10 +79,10 @@ class Checkpoints:
         started = time.monotonic()
         self.wait()
         path = self.directory / f"step-{step:08d}"
-        if self.processes.leads:
+        if self.processes.is_rank0:
             shutil.rmtree(path, ignore_errors=True)  # cut short, or damaged
             self.directory.mkdir(exist_ok=True)
-        self.processes.tell()
+        self.processes.broadcast()
         alone = self.processes.world == 1
         group = self.processes.checkpoint_group
         saving = dcp.async_save(self._state(model, optimizers), checkpoint_id=path, process_group=group, no_dist=alone)
@@ -106,7 +106,7 @@ class Checkpoints:
     def clear(self, keep_in: Path) -> None:
         """After a finished run: move those that stay to `keep_in`, and drop the rest."""
         self.wait()
-        if self.processes.leads and self.directory.is_dir():
+        if self.processes.is_rank0 and self.directory.is_dir():
             for path in filter(self._stays, self._finished()):
                 keep_in.mkdir(exist_ok=True)
                 shutil.rmtree(keep_in / path.name, ignore_errors=True)
@@ -132,7 +132,7 @@ class Checkpoints:
             parts: list[Any] = [None] * self.processes.world
             dist.all_gather_object(parts, files, group=self.processes.checkpoint_group)
             files = {name: facts for part in parts for name, facts in part.items()}
-        if self.processes.leads:
+        if self.processes.is_rank0:
             files[".metadata"] = _facts(path / ".metadata")
             write_json(path / MARKER, {**marker, "files": files})
             for old in [old for old in self._finished() if not self._stays(old)][: -self.config.keep]:

@@ -23,9 +23,9 @@ class Log:
     """Where the lines of a run go: metrics.jsonl, trackers, and the terminal; process 0 alone writes."""
 
     def __init__(self, work: Work, config: RunConfig, processes: Processes, totals: Totals, batches: Batches) -> None:
-        self.work, self.config, self.leads, self.tokens = work, config, processes.leads, totals.tokens
+        self.work, self.config, self.is_rank0, self.tokens = work, config, processes.is_rank0, totals.tokens
         self.total = batches.steps * batches.streams_per_step * batches.stream_tokens
-        self.metrics = MetricsFile(work.directory, totals.steps) if self.leads else None
+        self.metrics = MetricsFile(work.directory, totals.steps) if self.is_rank0 else None
         self._stack = ExitStack()
 
     def __enter__(self) -> Log:

@@ -136,9 +136,9 @@ class Training:
                 if not last and self.is_time_to_save(step, stop):
                     log.sync()
                     self.save()
-                    if stop.agreed:
+                    if stop.agreed_signal:
                         self.checkpoints.wait()
-                        raise Stopped(stop.agreed, self.totals.steps)
+                        raise Stopped(stop.agreed_signal, self.totals.steps)
 
     def resume(self) -> None:
         """Go to the newest sound checkpoint, if there is one."""
@@ -204,14 +204,14 @@ class Training:
     def is_time_to_save(self, step: int, stop: StopRequest) -> bool:
         """Whether all processes save now, because it is due or one was asked to stop."""
         every = self.config.checkpoint.keep_every_steps
-        late = self.processes.leads and time.monotonic() - self.saved >= self.config.checkpoint.seconds
-        stop.agreed, due = map(int, self.processes.most(stop.asked, late))
-        return bool(stop.agreed or due or (every and (step + 1) % every == 0))
+        late = self.processes.is_rank0 and time.monotonic() - self.saved >= self.config.checkpoint.seconds
+        stop.agreed_signal, due = map(int, self.processes.max(stop.signal_number, late))
+        return bool(stop.agreed_signal or due or (every and (step + 1) % every == 0))
 
     def save(self) -> None:
         self.read()
         self.clock.stalled += self.checkpoints.save(self.totals.steps, self.model, self.optimizers, asdict(self.totals))
-        if self.processes.leads:
+        if self.processes.is_rank0:
             self.work.keep_clock()
         self.saved = time.monotonic()
 
@@ -236,7 +236,7 @@ class Training:
         """Write down what the bad steps read, and end the run."""
         number, last = self.totals.skipped_in_a_row, self.totals.steps - 1
         bad = self.work.directory / BAD_STEPS
-        if self.processes.leads:
+        if self.processes.is_rank0:
             write_json(bad, [self.documents(step) for step in range(last + 1 - number, last + 1)])
         raise UserError(
             f"training, step {last}",

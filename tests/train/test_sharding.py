@@ -20,7 +20,7 @@ from sbp_fast.config.files import load_config
 from sbp_fast.errors import UserError
 from sbp_fast.model.flops import parameters
 from sbp_fast.model.transformer import Transformer
-from sbp_fast.pipeline.distributed import Processes, joined
+from sbp_fast.pipeline.distributed import Processes, join_processes
 from sbp_fast.train.data.batches import NO_TARGET, PackedBatch
 from sbp_fast.train.loop import train_step
 from sbp_fast.train.optimizer import local, make_optimizers
@@ -103,7 +103,7 @@ def test_layers_in_bfloat16_keep_weights_and_moments_in_float32() -> None:
     recipe = TrainConfig(precision="bfloat16")
     full, exact = (made(ParallelConfig(), TrainConfig(), Processes(0, 1, CPU)) for _ in range(2))
     right, plain = gradients(exact.double()), gradients(copy.deepcopy(full).bfloat16())
-    with joined("cpu", group_of_one=True) as processes:
+    with join_processes("cpu", group_of_one=True) as processes:
         model = made(ParallelConfig(), recipe, processes)
         assert all(torch.equal(local(a), b) for a, b in zip(model.parameters(), full.parameters(), strict=True))
         mine = gradients(model)

@@ -14,7 +14,7 @@ import torch
 from tiny_training import QUIET, configure, make_corpus
 
 from sbp_fast.errors import UserError
-from sbp_fast.pipeline.distributed import Processes, StopRequest, launch, led
+from sbp_fast.pipeline.distributed import Processes, StopRequest, launch, run_on_rank0
 from sbp_fast.stages.train import train
 from sbp_fast.train import trackers
 from sbp_fast.train.data.batches import PackedBatch
@@ -107,9 +107,9 @@ def test_a_tracker_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPa
 def test_a_stop_request_is_remembered_and_a_second_one_obeyed_at_once() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest() as stop:
-        assert stop.asked == 0
+        assert stop.signal_number == 0
         signal.raise_signal(signal.SIGTERM)
-        assert stop.asked == signal.SIGTERM
+        assert stop.signal_number == signal.SIGTERM
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
@@ -121,17 +121,17 @@ def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch
         launch(["train"], 2, "cuda")
 
 
-def test_followers_end_with_a_leader_that_has_nothing_to_do_or_fails() -> None:
-    told: list[object] = []
+def test_other_ranks_end_when_rank_0_has_nothing_to_do_or_fails() -> None:
+    broadcasts: list[object] = []
 
-    class Leader(Processes):
-        def tell(self, message: object = None) -> object:
-            told.append(message)
+    class Rank0(Processes):
+        def broadcast(self, message: object = None) -> object:
+            broadcasts.append(message)
             return message
 
-    leader = Leader(0, 2, CPU)
-    assert led(leader, lambda announce: "done before", pytest.fail) == "done before"
-    assert led(leader, lambda announce: announce("work") or "done", pytest.fail) == "done"
+    rank0 = Rank0(0, 2, CPU)
+    assert run_on_rank0(rank0, lambda announce: "done before", pytest.fail) == "done before"
+    assert run_on_rank0(rank0, lambda announce: announce("work") or "done", pytest.fail) == "done"
     with pytest.raises(UserError):
-        led(leader, lambda announce: (_ for _ in ()).throw(UserError("a", "b", "c")), pytest.fail)
-    assert told == [None, "work", None]
+        run_on_rank0(rank0, lambda announce: (_ for _ in ()).throw(UserError("a", "b", "c")), pytest.fail)
+    assert broadcasts == [None, "work", None]

@@ -79,7 +79,7 @@ def open_backend(config: RunConfig, model: Path, prepared: PreparedCorpus, scrat
     if settings.backend == "engine":
         return open_engine(config, model, prepared, device, processes.world)
     exported = scratch / "model"
-    if processes.leads:
+    if processes.is_rank0:
         scratch.mkdir(parents=True, exist_ok=True)
         export_model(model, prepared.directory / "tokenizer.json", exported)
     processes.gather(None)
