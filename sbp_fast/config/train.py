@@ -24,10 +24,10 @@ class TrainConfig(Section):
     """ "muon" orthogonalises the updates of the layers' matrices, at AdamW's learning rate; AdamW goes on doing the rest."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     schedule: Literal["cosine", "constant", "warmup-stable-decay"] = "cosine"
-    warmup_share: Share = 0.05
-    decay_share: Share = 0.2
+    warmup_fraction: Share = 0.05
+    decay_fraction: Share = 0.2
     """Of the steps, the last part, in which "warmup-stable-decay" falls to the final rate."""
-    final_learning_rate_share: Share = 0.1
+    final_learning_rate_fraction: Share = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Of matrices alone. A baseline that repeats its corpus often wants far more than the usual 0.1: tune it there."""
     beta1: Share = 0.9

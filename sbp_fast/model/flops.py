@@ -39,25 +39,25 @@ def parameters(config: ModelConfig, vocabulary_size: int) -> int:
 
 def parameters_by_part(config: ModelConfig, vocabulary_size: int) -> dict[str, int]:
     """Weights by what they are for; a tied output projection has none of its own."""
-    table = vocabulary_size * config.width
-    norm_widths = 2 * config.width + (2 * config.head_width if config.query_key_norm else 0)
+    table = vocabulary_size * config.hidden_size
+    norm_widths = 2 * config.hidden_size + (2 * config.head_dim if config.qk_norm else 0)
     return {
         "embedding": table,
         "attention": config.layers * attention_parameters(config),
-        "feed-forward": config.layers * 3 * config.width * config.feed_forward_width,
-        "norms": config.layers * norm_widths + config.width,
+        "feed-forward": config.layers * 3 * config.hidden_size * config.intermediate_size,
+        "norms": config.layers * norm_widths + config.hidden_size,
         "output projection": 0 if config.tied_embeddings else table,
     }
 
 
 def attention_parameters(config: ModelConfig) -> int:
     """Weights of one layer's projections to queries, keys and values and back."""
-    return config.width * config.head_width * (2 * config.heads + 2 * config.key_value_heads)
+    return config.hidden_size * config.head_dim * (2 * config.heads + 2 * config.kv_heads)
 
 
 def matrix_parameters(config: ModelConfig) -> int:
     """Weights of the layers' projections: what every token is multiplied with."""
-    return config.layers * (attention_parameters(config) + 3 * config.width * config.feed_forward_width)
+    return config.layers * (attention_parameters(config) + 3 * config.hidden_size * config.intermediate_size)
 
 
 def forward_flops(config: ModelConfig, vocabulary_size: int, tokens: float, visible_pairs: float, head_tokens: float) -> float:
@@ -69,8 +69,8 @@ def forward_flops(config: ModelConfig, vocabulary_size: int, tokens: float, visi
         head_tokens: tokens whose logits are computed.
     """
     body = 2.0 * matrix_parameters(config) * tokens
-    attention = 4.0 * config.layers * config.heads * config.head_width * visible_pairs
-    return body + attention + 2.0 * vocabulary_size * config.width * head_tokens
+    attention = 4.0 * config.layers * config.heads * config.head_dim * visible_pairs
+    return body + attention + 2.0 * vocabulary_size * config.hidden_size * head_tokens
 
 
 def training_flops(config: ModelConfig, vocabulary_size: int, tokens: float, visible_pairs: float, loss_tokens: float) -> float:
@@ -87,6 +87,6 @@ def palm_flops(config: ModelConfig, vocabulary_size: int, tokens: float, context
     Args:
         context: T, the length of a sequence.
     """
-    looked_up = 0 if config.tied_embeddings else vocabulary_size * config.width
+    looked_up = 0 if config.tied_embeddings else vocabulary_size * config.hidden_size
     multiplied = parameters(config, vocabulary_size) - looked_up
-    return tokens * (6.0 * multiplied + 12.0 * config.layers * config.heads * config.head_width * context)
+    return tokens * (6.0 * multiplied + 12.0 * config.layers * config.heads * config.head_dim * context)

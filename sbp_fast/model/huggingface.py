@@ -132,24 +132,26 @@ def hugging_face_config(config: ModelConfig, vocabulary_size: int, where: Path) 
     Raises:
         UserError: a Llama whose width is no multiple of its heads, which transformers refuses to load.
     """
-    kind = "qwen3" if config.query_key_norm else "llama"
-    if kind == "llama" and config.width % config.heads:
-        what = f"is a Llama (query_key_norm = false) whose width {config.width} is no multiple of its {config.heads} heads"
-        raise UserError(where, f"{what}, which no Hugging Face model is", "train a model of another width or number of heads")
+    kind = "qwen3" if config.qk_norm else "llama"
+    if kind == "llama" and config.hidden_size % config.heads:
+        problem = (
+            f"is a Llama (qk_norm = false) whose hidden_size {config.hidden_size} is no multiple of its {config.heads} heads"
+        )
+        raise UserError(where, f"{problem}, which transformers refuses to load", "train with another hidden_size or heads")
     return {
         "architectures": [ARCHITECTURES[kind]],
         "model_type": kind,
         "vocab_size": vocabulary_size,
-        "hidden_size": config.width,
-        "intermediate_size": config.feed_forward_width,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads,
-        "num_key_value_heads": config.key_value_heads,
-        "head_dim": config.head_width,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
         "max_position_embeddings": 2 * config.context,
-        "rms_norm_eps": config.norm_epsilon,
-        "rope_theta": config.rope_base,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "tie_word_embeddings": config.tied_embeddings,
         "torch_dtype": "float32",
         "dtype": "float32",
@@ -168,18 +170,18 @@ def from_hugging_face_config(facts: dict[str, Any], where: Path) -> tuple[ModelC
         found = f"model_type = {kind}" if kind not in SUPPORTED else ", ".join(odd)
         raise UserError(where, f"{found} is not supported", "give a dense Qwen3 or Llama model with plain rotary positions")
     try:
-        heads, width = facts["num_attention_heads"], facts["hidden_size"]
+        heads, hidden_size = facts["num_attention_heads"], facts["hidden_size"]
         config = ModelConfig(
             layers=facts["num_hidden_layers"],
-            width=width,
+            hidden_size=hidden_size,
             heads=heads,
-            key_value_heads=facts.get("num_key_value_heads") or heads,
-            head_width=facts.get("head_dim") or width // heads,
-            feed_forward_width=facts["intermediate_size"],
-            rope_base=rope.get("rope_theta", facts.get("rope_theta", 10_000.0)),
-            norm_epsilon=facts.get("rms_norm_eps", 1e-6),
+            kv_heads=facts.get("num_key_value_heads") or heads,
+            head_dim=facts.get("head_dim") or hidden_size // heads,
+            intermediate_size=facts["intermediate_size"],
+            rope_theta=rope.get("rope_theta", facts.get("rope_theta", 10_000.0)),
+            norm_eps=facts.get("rms_norm_eps", 1e-6),
             tied_embeddings=facts.get("tie_word_embeddings", False),
-            query_key_norm=kind == "qwen3",
+            qk_norm=kind == "qwen3",
             context=facts["max_position_embeddings"] // 2,
         )
         return config, facts["vocab_size"]
@@ -246,9 +248,9 @@ FUSED = ("qkv_proj.weight", "gate_up_proj.weight")
 def _parts(name: str, config: ModelConfig) -> tuple[str, list[tuple[str, int]]]:
     """The name of a fused projection, and names and rows of what it was made of."""
     if name.endswith("qkv_proj.weight"):
-        rows, key_value_rows = config.heads * config.head_width, config.key_value_heads * config.head_width
+        rows, key_value_rows = config.heads * config.head_dim, config.kv_heads * config.head_dim
         return "qkv_proj", [("q_proj", rows), ("k_proj", key_value_rows), ("v_proj", key_value_rows)]
-    return "gate_up_proj", [("gate_proj", config.feed_forward_width), ("up_proj", config.feed_forward_width)]
+    return "gate_up_proj", [("gate_proj", config.intermediate_size), ("up_proj", config.intermediate_size)]
 
 
 def _full_name(name: str) -> str:

@@ -52,9 +52,9 @@ def layer_tensors(config: ModelConfig, size: int) -> list[LayerTensor]:
     "full" the input. Values are a part of the projection and so need no memory of their own; the same goes for what several
     operations save, such as the result of attention.
     """
-    width, inner = config.width, config.feed_forward_width
-    queries, keys = config.heads * config.head_width, config.key_value_heads * config.head_width
-    normed_heads = config.heads + config.key_value_heads if config.query_key_norm else 0
+    width, inner = config.hidden_size, config.intermediate_size
+    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    normed_heads = config.heads + config.kv_heads if config.qk_norm else 0
     unless_full, alone, products = ("none", "selective"), ("none",), ("selective",)
     return [
         LayerTensor("input, of the first norm", width, size, CHECKPOINTING),
@@ -90,7 +90,7 @@ def layer_backward_bytes(config: ModelConfig, tokens: int, size: int) -> int:
     That is in the feed-forward, whose tensors are the largest: the gradients of the stream, of its norm, of the product of
     gate and up, and of these two, while the product itself is gone.
     """
-    return tokens * size * (2 * config.width + 2 * config.feed_forward_width)
+    return tokens * size * (2 * config.hidden_size + 2 * config.intermediate_size)
 
 
 def slab_rows(vocabulary: int, rows: int, size: int) -> int:
@@ -119,12 +119,16 @@ def loss_bytes(config: ModelConfig, vocabulary: int, rows: int, size: int) -> in
     forward pass a slab besides, in the backward pass both gradients rounded. Without slabs, in the backward pass: the norm's
     input and result, the rows gathered, the gradients, that by the rows in float32 too, and a panel.
     """
-    states, table, few = rows * config.width * size, vocabulary * config.width, 4 * rows  # few: a number for each row
-    if keeps_slabs(vocabulary, config.width, size):
-        slab = slab_rows(vocabulary, rows, size) * (-(-vocabulary // 64) * 64 + 2 * config.width) * size
+    states, table, few = (
+        rows * config.hidden_size * size,
+        vocabulary * config.hidden_size,
+        4 * rows,
+    )  # few: a number for each row
+    if keeps_slabs(vocabulary, config.hidden_size, size):
+        slab = slab_rows(vocabulary, rows, size) * (-(-vocabulary // 64) * 64 + 2 * config.hidden_size) * size
         return few + 3 * states + 4 * table + max(slab, states + size * table)
     panel = rows * panel_columns(vocabulary, rows, size) * size
-    return 5 * few + 4 * states + 4 * rows * config.width + size * table + panel
+    return 5 * few + 4 * states + 4 * rows * config.hidden_size + size * table + panel
 
 
 def optimizer_bytes(config: ModelConfig, vocabulary: int, optimizer: str) -> int:
@@ -167,7 +171,7 @@ def step_memory(config: ModelConfig, vocabulary: int, recipe: TrainConfig, paral
     adds_up = recipe.tokens_per_step > tokens * gpus
     checkpointing = parallel.activation_checkpointing
     one_layer = (
-        size * vocabulary * config.width  # the output projection's gradient waits for the embedding's
+        size * vocabulary * config.hidden_size  # the output projection's gradient waits for the embedding's
         + recomputed_bytes(config, tokens, size, checkpointing)
         + layer_backward_bytes(config, tokens, size)
     )

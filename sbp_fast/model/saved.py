@@ -17,7 +17,7 @@ from sbp_fast.errors import UserError
 from sbp_fast.model.transformer import Transformer, set_parameter
 from sbp_fast.pipeline.files import atomic_path, read_json, write_json
 
-FORMAT = 1
+FORMAT = 2  # 1: before the fields of `ModelConfig` took the names of Hugging Face's config.json
 WEIGHTS, MODEL = "weights.safetensors", "model.json"
 
 
@@ -66,13 +66,12 @@ def read_description(directory: str | Path) -> tuple[ModelConfig, int]:
     if not path.is_file():
         raise UserError(directory, "holds no saved model", "give the output of `sbp-fast train` or `sbp-fast import`")
     try:
-        facts = read_json(path)
-        config, vocabulary_size = ModelConfig(**facts["model"]), int(facts["vocabulary_size"])
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError, KeyError, TypeError) as error:
+        description = read_json(path)
+        if description["format"] != FORMAT:
+            raise UserError(path, f"format {description['format']} is not {FORMAT}", "train or import the model again")
+        return ModelConfig(**description["model"]), int(description["vocabulary_size"])
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError, KeyError, TypeError, AttributeError) as error:
         raise UserError(path, f"is not a model's description: {error!r}", "train or import the model again") from None
-    if facts.get("format") != FORMAT:
-        raise UserError(path, f"format {facts.get('format')} is not {FORMAT}", "train or import the model again")
-    return config, vocabulary_size
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

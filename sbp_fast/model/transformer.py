@@ -24,13 +24,13 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads, self.key_value_heads = config.heads, config.key_value_heads
-        self.rope_base, self.epsilon = config.rope_base, config.norm_epsilon
-        rows = (config.heads + 2 * config.key_value_heads) * config.head_width
-        self.qkv_proj = nn.Linear(config.width, rows, bias=False)
-        self.o_proj = nn.Linear(config.heads * config.head_width, config.width, bias=False)
-        self.q_norm = RMSNorm(config.head_width, config.norm_epsilon) if config.query_key_norm else None
-        self.k_norm = RMSNorm(config.head_width, config.norm_epsilon) if config.query_key_norm else None
+        self.heads, self.kv_heads = config.heads, config.kv_heads
+        self.rope_theta, self.norm_eps = config.rope_theta, config.norm_eps
+        rows = (config.heads + 2 * config.kv_heads) * config.head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, rows, bias=False)
+        self.o_proj = nn.Linear(config.heads * config.head_dim, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
 
     def project(self, x_TW: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [T, H, D], keys and values [T, K, D] in the dtype of the projection, normed and rotated.
@@ -44,9 +44,9 @@ class Attention(nn.Module):
             None if self.k_norm is None else self.k_norm.weight,
             positions_T,
             heads=self.heads,
-            key_value_heads=self.key_value_heads,
-            rope_base=self.rope_base,
-            epsilon=self.epsilon,
+            key_value_heads=self.kv_heads,
+            rope_base=self.rope_theta,
+            epsilon=self.norm_eps,
         )
 
     def output(self, out_THD: Tensor) -> Tensor:
@@ -62,8 +62,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(config.width, 2 * config.feed_forward_width, bias=False)
-        self.down_proj = nn.Linear(config.feed_forward_width, config.width, bias=False)
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_TW: Tensor) -> Tensor:
         # not `swiglu_linear`, which reads the weight past the module: float8 training puts another module in its place
@@ -75,9 +75,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.width, config.norm_epsilon)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.width, config.norm_epsilon)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = FeedForward(config)
 
     def forward(self, x_TW: Tensor, layout: PackedLayout, backend: str) -> Tensor:
@@ -97,10 +97,10 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__()
         self.config, self.vocabulary_size = config, vocabulary_size
-        self.embed_tokens = nn.Embedding(vocabulary_size, config.width)
+        self.embed_tokens = nn.Embedding(vocabulary_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width, config.norm_epsilon)
-        self.lm_head = None if config.tied_embeddings else nn.Linear(config.width, vocabulary_size, bias=False)
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.lm_head = None if config.tied_embeddings else nn.Linear(config.hidden_size, vocabulary_size, bias=False)
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:

@@ -241,7 +241,7 @@ class Training:
         raise UserError(
             f"training, step {last}",
             f"loss or gradient not finite {number} steps in a row; what they read stands in {bad}",
-            "lower learning_rate or gradient_clip of the recipe, or lengthen its warmup_share",
+            "lower learning_rate or gradient_clip of the recipe, or lengthen its warmup_fraction",
         )
 
     def documents(self, step: int) -> dict[str, Any]:

@@ -41,17 +41,17 @@ def learning_rate(recipe: TrainConfig, step: int, steps: int) -> float:
     """Rate of `step` of `steps`: linear warm-up, then as the schedule has it.
 
     "cosine" falls by half a cosine to the final share; "warmup-stable-decay" stays, and falls linearly to it over the last
-    `decay_share` of the steps (Hu et al. 2024, section 4.2); "constant" stays.
+    `decay_fraction` of the steps (Hu et al. 2024, section 4.2); "constant" stays.
     """
-    warmup = max(1, round(recipe.warmup_share * steps))
+    warmup = max(1, round(recipe.warmup_fraction * steps))
     if step < warmup:
         return recipe.learning_rate * (step + 1) / warmup
-    share = recipe.final_learning_rate_share
+    share = recipe.final_learning_rate_fraction
     if recipe.schedule == "cosine":
         progress = (step - warmup) / max(1, steps - 1 - warmup)
         return recipe.learning_rate * (share + (1 - share) * 0.5 * (1 + math.cos(math.pi * progress)))
     if recipe.schedule == "warmup-stable-decay":
-        decay = max(1, min(round(recipe.decay_share * steps), steps - warmup))
+        decay = max(1, min(round(recipe.decay_fraction * steps), steps - warmup))
         progress = max(0, step + 1 - (steps - decay)) / decay
         return recipe.learning_rate * (1 - (1 - share) * progress)
     return recipe.learning_rate

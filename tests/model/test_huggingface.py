@@ -16,7 +16,7 @@ from sbp_fast.model.transformer import Transformer
 from sbp_fast.pipeline.files import read_json, write_json
 from sbp_fast.pipeline.stage import run_stage
 
-CONFIG = ModelConfig(layers=2, width=24, heads=4, key_value_heads=2, head_width=16, feed_forward_width=40, context=64)
+CONFIG = ModelConfig(layers=2, hidden_size=24, heads=4, kv_heads=2, head_dim=16, intermediate_size=40, context=64)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_transformers_computes_the_same_logits_and_import_gives_the_same_weights
     transformers = pytest.importorskip("transformers")
     monkeypatch.setattr(huggingface, "SHARD_BYTES", shard_bytes)
     tokenizer = Tokenizer(tokenizer_json)
-    changes = {"tied_embeddings": tied, "query_key_norm": kind.startswith("Qwen3"), "rope_base": 5e4, "norm_epsilon": 1e-5}
+    changes = {"tied_embeddings": tied, "qk_norm": kind.startswith("Qwen3"), "rope_theta": 5e4, "norm_eps": 1e-5}
     saved = make_saved(tmp_path / "saved", tokenizer.vocabulary_size, **changes)
     export_model(saved, tokenizer_json, tmp_path / "exported")
     files = sorted((tmp_path / "exported").glob("*.safetensors"))
@@ -91,7 +91,7 @@ def test_a_model_made_by_transformers_comes_back_the_same(kind: str, tokenizer_j
 
 
 def test_what_an_old_configuration_leaves_out_means_what_transformers_takes(tokenizer_json: Path, tmp_path: Path) -> None:
-    changes = {"query_key_norm": False, "head_width": 6, "key_value_heads": 4}
+    changes = {"qk_norm": False, "head_dim": 6, "kv_heads": 4}
     saved = make_saved(tmp_path / "saved", Tokenizer(tokenizer_json).vocabulary_size, **changes)
     export_model(saved, tokenizer_json, tmp_path / "exported")
     facts = read_json(tmp_path / "exported" / "config.json")
@@ -118,7 +118,7 @@ def test_what_an_old_configuration_leaves_out_means_what_transformers_takes(toke
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type = yarn is not supported"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5 is not supp"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type = linear is not supported"),
-        ({"num_key_value_heads": 3}, "heads = 4 is no multiple of key_value_heads = 3"),
+        ({"num_key_value_heads": 3}, "heads = 4 is no multiple of kv_heads = 3"),
         ({"num_hidden_layers": 3}, "holds no tensor 'model.layers.2"),
         ({"num_hidden_layers": 1}, r"layers\.1.*the model has no tensor of that name"),
         ({"vocab_size": 400}, r"embed_tokens\.weight: the model has \(400, 24\)"),
@@ -157,9 +157,9 @@ def test_a_hugging_face_directory_that_is_not_whole_is_refused(
 
 
 def test_a_model_that_transformers_would_refuse_to_load_is_not_exported(tokenizer_json: Path, tmp_path: Path) -> None:
-    changes = {"query_key_norm": False, "width": 26}
+    changes = {"qk_norm": False, "hidden_size": 26}
     saved = make_saved(tmp_path / "saved", Tokenizer(tokenizer_json).vocabulary_size, **changes)
-    with pytest.raises(UserError, match="width 26 is no multiple of its 4 heads"):
+    with pytest.raises(UserError, match="hidden_size 26 is no multiple of its 4 heads"):
         export_model(saved, tokenizer_json, tmp_path / "exported")
 
 

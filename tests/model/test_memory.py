@@ -26,7 +26,7 @@ from sbp_fast.train.optimizer import make_optimizers
 from sbp_fast.train.sharding import build
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-CONFIG = ModelConfig(layers=2, width=48, heads=4, key_value_heads=2, head_width=16, feed_forward_width=80, context=64)
+CONFIG = ModelConfig(layers=2, hidden_size=48, heads=4, kv_heads=2, head_dim=16, intermediate_size=80, context=64)
 VOCABULARY, TOKENS, SIZE = 96, 64, 4
 
 
@@ -73,7 +73,7 @@ def forward(config: ModelConfig, checkpointing: Any) -> tuple[Living, Callable[[
 
 
 @pytest.mark.parametrize("checkpointing", memory.CHECKPOINTING)
-@pytest.mark.parametrize("changes", [{}, {"query_key_norm": False}, {"layers": 3, "key_value_heads": 4}])
+@pytest.mark.parametrize("changes", [{}, {"qk_norm": False}, {"layers": 3, "kv_heads": 4}])
 def test_what_is_kept_for_the_backward_pass_is_exact(checkpointing: str, changes: dict[str, Any]) -> None:
     config = CONFIG.model_copy(update=changes)
     living, compute = forward(config, checkpointing)
@@ -81,7 +81,7 @@ def test_what_is_kept_for_the_backward_pass_is_exact(checkpointing: str, changes
         loss = compute()
     gc.collect()  # the rows that the loss was computed from linger until then, or until the backward pass
     layers = config.layers * memory.layer_bytes(config, TOKENS, SIZE, checkpointing)
-    rows, roots, table = TOKENS * config.width * SIZE, TOKENS * SIZE, VOCABULARY * config.width * SIZE
+    rows, roots, table = TOKENS * config.hidden_size * SIZE, TOKENS * SIZE, VOCABULARY * config.hidden_size * SIZE
     loss_and_its_scale = 2 * SIZE
     assert living.bytes() == layers + (rows + roots) + (rows + table) + loss_and_its_scale
     assert loss.requires_grad
@@ -89,7 +89,7 @@ def test_what_is_kept_for_the_backward_pass_is_exact(checkpointing: str, changes
 
 @pytest.mark.parametrize("checkpointing", memory.CHECKPOINTING)
 def test_the_backward_pass_of_a_layer_takes_what_is_said(checkpointing: str) -> None:
-    config = CONFIG.model_copy(update={"layers": 1, "feed_forward_width": 400})  # the layer outweighs the loss
+    config = CONFIG.model_copy(update={"layers": 1, "intermediate_size": 400})  # the layer outweighs the loss
     living, compute = forward(config, checkpointing)
     with living:
         loss = compute()
@@ -98,16 +98,18 @@ def test_the_backward_pass_of_a_layer_takes_what_is_said(checkpointing: str) -> 
     kept = memory.layer_bytes(config, TOKENS, SIZE, checkpointing)
     again = memory.recomputed_bytes(config, TOKENS, SIZE, checkpointing)
     work = memory.layer_backward_bytes(config, TOKENS, SIZE)
-    gradients = SIZE * (VOCABULARY * config.width + config.width + 3 * config.width * config.feed_forward_width)
+    gradients = SIZE * (
+        VOCABULARY * config.hidden_size + config.hidden_size + 3 * config.hidden_size * config.intermediate_size
+    )
     loss_and_its_gradient = 2 * SIZE
     # "selective" has let go of the result of a product that nothing but the layer's own output is made of
-    gone = TOKENS * config.width * SIZE if checkpointing == "selective" else 0
+    gone = TOKENS * config.hidden_size * SIZE if checkpointing == "selective" else 0
     assert living.most == kept + again + work + gradients + loss_and_its_gradient - gone
 
 
 def test_the_backward_pass_of_the_loss_takes_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "slab_rows", lambda *_: 0)  # the slab of the forward pass is gone by then
-    config = CONFIG.model_copy(update={"layers": 1, "feed_forward_width": 1})  # the loss outweighs the layer
+    config = CONFIG.model_copy(update={"layers": 1, "intermediate_size": 1})  # the loss outweighs the layer
     living, compute = forward(config, "none")
     with living:
         loss = compute()
@@ -150,7 +152,7 @@ def test_the_loss_takes_what_is_said_and_a_few_numbers_a_row(slabs: bool, monkey
             living.most = 0
             operations.logit_statistics_backward(torch.ones(3, rows, device=DEVICE), found, *inputs, *how, True, True)
     last_norm_has_kept = rows * (width + 1) * SIZE
-    said = memory.loss_bytes(CONFIG.model_copy(update={"width": width}), vocabulary, rows, SIZE) - last_norm_has_kept
+    said = memory.loss_bytes(CONFIG.model_copy(update={"hidden_size": width}), vocabulary, rows, SIZE) - last_norm_has_kept
     assert said <= living.most <= said + 16 * rows * SIZE
 
 
@@ -185,9 +187,7 @@ def test_summed_gradients_lie_whole_until_the_last_stream() -> None:
 
 def test_a_step_adds_up_on_many_gpus() -> None:
     """By hand, of a model of one million weights in each layer."""
-    config = ModelConfig(
-        layers=10, width=512, heads=4, key_value_heads=4, head_width=32, feed_forward_width=512, query_key_norm=False
-    )
+    config = ModelConfig(layers=10, hidden_size=512, heads=4, kv_heads=4, head_dim=32, intermediate_size=512, qk_norm=False)
     layer, rest = 4 * 512 * 128 + 3 * 512 * 512 + 2 * 512, 1000 * 512 + 512
     assert parameters(config, 1000) == 10 * layer + rest
     recipe = TrainConfig(tokens_per_step=65_536, microbatch_tokens=1024)

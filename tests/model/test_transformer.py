@@ -23,7 +23,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from sbp_fast.config import ModelConfig
 from sbp_fast.model.transformer import Transformer
 
-CONFIG = ModelConfig(layers=2, width=16, heads=4, key_value_heads=2, head_width=8, feed_forward_width=24, context=32)
+CONFIG = ModelConfig(layers=2, hidden_size=16, heads=4, kv_heads=2, head_dim=8, intermediate_size=24, context=32)
 TREE = PackedLayout.from_tree([4, 3, 5, 2, 6, 3], [-1, 0, 0, -1, -1, 4])
 
 
@@ -51,7 +51,7 @@ def test_the_gradient_of_an_output_touches_only_what_its_token_may_see() -> None
         assert torch.equal((gradient != 0).any(1), dense_mask(TREE)[token])
 
 
-@pytest.mark.parametrize("changes", [{}, {"tied_embeddings": False}, {"query_key_norm": False}])
+@pytest.mark.parametrize("changes", [{}, {"tied_embeddings": False}, {"qk_norm": False}])
 def test_a_shared_seed_equals_its_pairs_run_alone(changes: dict[str, bool]) -> None:
     model, (tokens, targets) = make_model(**changes), stream(TREE)
     starts = [0, 4, 7, 12, 14, 20, 23]
@@ -219,10 +219,10 @@ def test_a_sharded_model_has_the_loss_and_gradients_of_the_whole(tmp_path: Path)
     multiprocessing.spawn(functools.partial(compare_sharded_with_whole, store=str(tmp_path / "store")), nprocs=2)
 
 
-@pytest.mark.parametrize("query_key_norm", [True, False])
-def test_a_compiled_block_is_the_same_and_takes_any_layout(query_key_norm: bool) -> None:
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_a_compiled_block_is_the_same_and_takes_any_layout(qk_norm: bool) -> None:
     torch._dynamo.reset()
-    model = make_model(torch.float32, query_key_norm=query_key_norm)
+    model = make_model(torch.float32, qk_norm=qk_norm)
     counter = CompileCounterWithBackend("aot_eager")
     block = model.layers[0]
     compiled = torch.compile(block, fullgraph=True, backend=counter)

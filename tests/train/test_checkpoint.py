@@ -12,7 +12,7 @@ from sbp_fast.train.checkpoint import MARKER, Checkpoints
 from sbp_fast.train.optimizer import Optimizers, make_optimizers
 
 ALONE = Processes(0, 1, torch.device("cpu"))
-SHAPE = ModelConfig(layers=1, width=16, heads=2, key_value_heads=1, head_width=8, feed_forward_width=24)
+SHAPE = ModelConfig(layers=1, hidden_size=16, heads=2, kv_heads=1, head_dim=8, intermediate_size=24)
 
 
 class Listening(Console):

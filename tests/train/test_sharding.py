@@ -27,7 +27,7 @@ from sbp_fast.train.optimizer import local, make_optimizers
 from sbp_fast.train.sharding import build, make_mesh
 
 CPU = torch.device("cpu")
-SHAPE = ModelConfig(layers=3, width=32, heads=4, key_value_heads=2, head_width=8, feed_forward_width=48)
+SHAPE = ModelConfig(layers=3, hidden_size=32, heads=4, kv_heads=2, head_dim=8, intermediate_size=48)
 
 
 def stream(length: int, vocabulary_size: int, seed: int = 0) -> PackedBatch:

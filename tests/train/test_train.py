@@ -53,7 +53,7 @@ def one_batch() -> PackedBatch:
 
 
 def small_model() -> Transformer:
-    model = Transformer(ModelConfig(layers=1, width=32, heads=2, head_width=16, feed_forward_width=48), 50)
+    model = Transformer(ModelConfig(layers=1, hidden_size=32, heads=2, head_dim=16, intermediate_size=48), 50)
     model.initialize(0)
     return model
 
@@ -187,12 +187,12 @@ def test_only_matrices_decay() -> None:
 
 
 def test_the_learning_rate_warms_up_and_falls_to_its_final_share() -> None:
-    recipe = TrainConfig(learning_rate=1.0, warmup_share=0.1, final_learning_rate_share=0.2)
+    recipe = TrainConfig(learning_rate=1.0, warmup_fraction=0.1, final_learning_rate_fraction=0.2)
     rates = [learning_rate(recipe, step, 101) for step in range(101)]
     assert rates[:11] == pytest.approx([*[n / 10 for n in range(1, 11)], 1.0])
     assert rates[55] == pytest.approx(0.6, abs=1e-12) and rates[-1] == pytest.approx(0.2)
     assert rates[10:] == sorted(rates[10:], reverse=True)
-    stable = recipe.model_copy(update={"schedule": "warmup-stable-decay", "decay_share": 0.5})
+    stable = recipe.model_copy(update={"schedule": "warmup-stable-decay", "decay_fraction": 0.5})
     rates = [learning_rate(stable, step, 100) for step in range(100)]
     assert rates[9:50] == [1.0] * 41 and rates[-1] == pytest.approx(0.2) and rates[74] == pytest.approx(0.6)
     constant = recipe.model_copy(update={"schedule": "constant"})
