@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from sbp_fast.config import ModelConfig, ParallelConfig, TrainConfig
-from sbp_fast.model.flops import matrix_parameters, parameters
+from sbp_fast.model.flops import parameters
+from sbp_fast.train.optimizer import OPTIMIZERS
 
 CARD_MEMORY = {"a100": 81_920 << 20, "h100": 81_559 << 20, "h200": 143_771 << 20, "b200": 183_359 << 20}
 """Bytes of each card as nvidia-smi shows them, sold as 80, 80, 141 and 180 GB (192 GB of chips, of which 180 are usable)."""
@@ -132,9 +133,8 @@ def loss_bytes(config: ModelConfig, vocabulary: int, rows: int, size: int) -> in
 
 
 def optimizer_bytes(config: ModelConfig, vocabulary: int, optimizer: str) -> int:
-    """Moments in float32: two of each weight for AdamW, one of the layers' matrices for Muon."""
-    one_moment = matrix_parameters(config) if optimizer == "muon" else 0
-    return 8 * parameters(config, vocabulary) - 4 * one_moment
+    """Return the bytes of state of a registered optimizer, before sharding."""
+    return OPTIMIZERS[optimizer].state_bytes(config, vocabulary)
 
 
 @dataclass(frozen=True)

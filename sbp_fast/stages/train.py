@@ -196,7 +196,17 @@ def _fit(run: Run, model: Transformer, batches: Batches, real: Corpus) -> Totals
     """Train, save the model and record what every role has to say."""
     work, processes, recipe = run.work, run.processes, run.recipe
     training = Training(
-        model, batches, recipe, run.config, work, processes, real_epoch=real.tokens, profile_steps=run.profile_steps
+        model,
+        batches,
+        recipe,
+        run.config,
+        processes,
+        directory=work.directory,
+        out=work.out,
+        console=work.console,
+        real_epoch_tokens=real.tokens,
+        on_save=work.keep_clock,
+        profile_steps=run.profile_steps,
     )
     totals = training.run()
     save_model(model, work.directory, is_rank0=processes.is_rank0)

@@ -98,16 +98,16 @@ def _prefetch(blocks: Sequence[FSDPModule], layers: int) -> None:
         block.set_modules_to_backward_prefetch(list(reversed(behind)))
 
 
-def accumulate(model: nn.Module, streams: Iterable[Any], count: int, gather_once: bool) -> Iterator[Any]:
-    """The streams of a step, each with the model set so that gradients are reduced once, after the last."""
-    for number, stream in enumerate(streams):
-        last = number + 1 == count
+def accumulate(model: nn.Module, sequences: Iterable[Any], count: int, gather_once: bool) -> Iterator[Any]:
+    """Yield the packed sequences of a step, with the model set so that gradients are reduced once, after the last."""
+    for index, sequence in enumerate(sequences):
+        last = index + 1 == count
         if isinstance(model, FSDPModule) and count > 1:
             model.set_requires_gradient_sync(last)
             model.set_is_last_backward(last)
             if gather_once:
                 model.set_reshard_after_backward(last)
-        yield stream
+        yield sequence
 
 
 def _checkpoint_activations(block: nn.Module, choice: str) -> None:

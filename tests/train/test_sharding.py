@@ -23,8 +23,9 @@ from sbp_fast.model.transformer import Transformer
 from sbp_fast.pipeline.distributed import Processes, join_processes
 from sbp_fast.train.data.batches import NO_TARGET, PackedBatch
 from sbp_fast.train.loop import train_step
-from sbp_fast.train.optimizer import local, make_optimizers
+from sbp_fast.train.optimizer import make_optimizers
 from sbp_fast.train.sharding import build, make_mesh
+from sbp_fast.train.update import local
 
 CPU = torch.device("cpu")
 SHAPE = ModelConfig(layers=3, hidden_size=32, heads=4, kv_heads=2, head_dim=8, intermediate_size=48)

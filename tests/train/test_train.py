@@ -24,7 +24,8 @@ from sbp_fast.train import loop
 from sbp_fast.train.checkpoint import CHECKPOINTS, MARKER
 from sbp_fast.train.data.batches import PackedBatch
 from sbp_fast.train.loop import is_spike, train_step
-from sbp_fast.train.optimizer import Optimizers, learning_rate, make_optimizers
+from sbp_fast.train.optimizer import Optimizers, make_optimizers
+from sbp_fast.train.schedules import learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,7 @@ def test_a_run_that_diverges_ends_with_the_step_and_what_it_read(
     assert [json.loads(line)["train/loss"] is None for line in lines[:3]] == [False, True, False]
     bad_steps = read_json(tmp_path / "out.partial" / "bad-steps.json")
     assert [entry["step"] for entry in bad_steps] == [3, 4, 5, 6, 7]
-    assert all(len(entry["streams"]) == 2 and entry["streams"][0]["documents"] for entry in bad_steps)
+    assert all(len(entry["sequences"]) == 2 and entry["sequences"][0]["documents"] for entry in bad_steps)
 
 
 def test_a_spike_is_told_by_the_deviation_of_the_losses_before_it() -> None:

@@ -35,7 +35,11 @@ class CorpusBatches:
 
     def __init__(self, real: Corpus, synthetic: Corpus | None, config: RunConfig) -> None:
         recipe, context = config.pretrain, config.model.context
-        self.stream_tokens, self.streams_per_step, self.steps = recipe.microbatch_tokens, recipe.streams_per_step, recipe.steps
+        self.stream_tokens, self.streams_per_step, self.steps = (
+            recipe.microbatch_tokens,
+            recipe.sequences_per_step,
+            recipe.steps,
+        )
         if self.stream_tokens < context:
             found = f"{self.stream_tokens} is less than model.context = {context}"
             raise UserError("pretrain.microbatch_tokens", found, "raise it to that or more")
