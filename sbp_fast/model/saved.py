@@ -1,4 +1,4 @@
-"""A model on disk: `weights.safetensors` and `model.json`, which holds its shape."""
+"""Saved models: a directory with `weights.safetensors` and, written last, `model.json` with the shape."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ WEIGHTS, MODEL = "weights.safetensors", "model.json"
 
 
 def save_model(model: Transformer, directory: Path, *, is_rank0: bool = True) -> None:
-    """Write the weights (a tied head once) and then, as the sign that they are whole, `model.json`.
+    """Write the weights (tied embeddings once) and then `model.json`, whose presence means that the weights are whole.
+
+    All processes of a sharded model call this together.
 
     Args:
-        is_rank0: whether this process writes; all processes of a sharded model call this together.
+        is_rank0: whether this process writes.
     """
     weights = {}
     for name, parameter in model.named_parameters():
@@ -38,12 +40,12 @@ def save_model(model: Transformer, directory: Path, *, is_rank0: bool = True) ->
         return
     with atomic_path(directory / WEIGHTS) as temporary:
         save_file(weights, temporary)
-    facts = {"format": FORMAT, "model": model.config.model_dump(mode="json"), "vocabulary_size": model.vocabulary_size}
-    write_json(directory / MODEL, facts)
+    shape = model.config.model_dump(mode="json")
+    write_json(directory / MODEL, {"format": FORMAT, "model": shape, "vocabulary_size": model.vocabulary_size})
 
 
 def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Transformer:
-    """The saved model, in evaluation mode on `device`.
+    """Return a saved model, in evaluation mode on `device`.
 
     Raises:
         UserError: no saved model there, or one whose weights do not fit its `model.json`.
@@ -52,15 +54,14 @@ def load_model(directory: str | Path, device: torch.device | str = "cpu") -> Tra
     weights = read_weights(Path(directory) / WEIGHTS)
     with torch.device("meta"):
         model = Transformer(config, vocabulary_size)
-    fill(model.to_empty(device=device), weights, where=Path(directory) / WEIGHTS)
-    return model.eval()
+    return fill(model.to_empty(device=device), weights, where=Path(directory) / WEIGHTS).eval()
 
 
 def read_description(directory: str | Path) -> tuple[ModelConfig, int]:
-    """Shape and vocabulary size of a saved model.
+    """Return the shape and the vocabulary size of a saved model.
 
     Raises:
-        UserError: no saved model there.
+        UserError: no saved model there, or one of another format.
     """
     path = Path(directory) / MODEL
     if not path.is_file():
@@ -75,7 +76,7 @@ def read_description(directory: str | Path) -> tuple[ModelConfig, int]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
+    """Return the tensors of a safetensors file, on the CPU.
 
     Raises:
         UserError: no such file, or one that is damaged.
@@ -86,17 +87,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(path, f"cannot be read: {error}", "train, import or download the model again") from None
 
 
-def fill(model: Transformer, weights: dict[str, Tensor], where: Path) -> None:
-    """Copy `weights` into the model, into each process's part of it if it is sharded.
+def fill(model: Transformer, weights: dict[str, Tensor], where: Path) -> Transformer:
+    """Copy `weights` into the parameters of the model, or into this process's shards of them, and return the model.
 
     Raises:
-        UserError: naming the tensor that is missing, left over or of another shape.
+        UserError: a tensor is missing, left over or of another shape; the message names it.
     """
     parameters = dict(model.named_parameters())
     for name in sorted(parameters.keys() | weights.keys()):
-        wanted = tuple(parameters[name].shape) if name in parameters else "no tensor of that name"
-        found = tuple(weights[name].shape) if name in weights else "none"
-        if wanted != found:
-            raise UserError(where, f"{name}: the model has {wanted}, the file {found}", "give the weights of this very model")
+        expected = tuple(parameters[name].shape) if name in parameters else "no tensor of that name"
+        actual = tuple(weights[name].shape) if name in weights else "none"
+        if expected != actual:
+            raise UserError(
+                where, f"{name}: the model has {expected}, the file {actual}", "give the weights of this very model"
+            )
     for name, parameter in parameters.items():
         set_parameter(parameter, weights[name])
+    return model
