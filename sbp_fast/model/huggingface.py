@@ -46,6 +46,8 @@ def write_hugging_face(model: Transformer, tokenizer: Tokenizer, directory: Path
     The tokenizer puts <|begin|> before a text, as every document began in training.
 
     Args:
+        model: the model, not sharded.
+        tokenizer: the tokenizer of its training corpus.
         directory: created where it does not exist.
         where: names the model in messages.
 

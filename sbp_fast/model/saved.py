@@ -27,6 +27,8 @@ def save_model(model: Transformer, directory: Path, *, is_rank0: bool = True) ->
     All processes of a sharded model call this together.
 
     Args:
+        model: the model, sharded or not.
+        directory: an existing directory.
         is_rank0: whether this process writes.
     """
     weights = {}
@@ -98,9 +100,7 @@ def fill(model: Transformer, weights: dict[str, Tensor], where: Path) -> Transfo
         expected = tuple(parameters[name].shape) if name in parameters else "no tensor of that name"
         actual = tuple(weights[name].shape) if name in weights else "none"
         if expected != actual:
-            raise UserError(
-                where, f"{name}: the model has {expected}, the file {actual}", "give the weights of this very model"
-            )
+            raise UserError(where, f"{name}: the model has {expected}, the file {actual}", "give the weights of this model")
     for name, parameter in parameters.items():
         set_parameter(parameter, weights[name])
     return model

@@ -197,6 +197,7 @@ def run_on_rank0(processes: Processes, rank0: Callable[[Callable[[Any], None]], 
     Where rank 0 announces nothing, because its work is done already or it fails first, `others` is not called.
 
     Args:
+        processes: this process and its process groups.
         rank0: does the work of rank 0; it calls `announce(plan)` at most once, when the other ranks are to join.
         others: takes part in the work on the other ranks.
 

@@ -52,8 +52,11 @@ def train_step(
     as they are.
 
     Args:
+        model: the model, sharded or not.
         sequences: packed sequences of this process, `count` of them.
         count: number of packed sequences that this process reads in the step.
+        optimizers: the model's optimizers.
+        recipe: attention backend and gradient clipping.
         rate: learning rate.
         gather_once: keep sharded weights gathered over the sequences of the step.
 
@@ -193,7 +196,7 @@ class Training:
             learning_rate(self.recipe, step, self.batches.steps),
             gather_once=self.config.parallel.gather_once,
         )
-        self.figures.keep(loss, norm)
+        self.figures.add(loss, norm)
         self.unread.add(counts)
         self.clock.steps += 1
         self.clock.waited, prefetch.waited = self.clock.waited + prefetch.waited, 0.0

@@ -21,7 +21,9 @@ def update(
     synchronisation for that; any other optimizer reads on the host whether the norm is finite.
 
     Args:
+        optimizers: the optimizers of all parameters.
         gradients: of all parameters, summed over the tokens with loss of all processes.
+        recipe: gives the largest gradient norm.
         rate: learning rate.
         loss_tokens: float32 scalar on the device, summed over all processes.
 
