@@ -59,11 +59,13 @@ def test_transformers_computes_the_same_logits_and_import_gives_the_same_weights
     tokens = torch.randint(0, tokenizer.vocabulary_size, (128,), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for layout in (PackedLayout.from_lengths([128]), PackedLayout.from_lengths([40, 1, 60, 27])):
-            found = theirs(tokens.unsqueeze(0), position_ids=layout.positions.long().unsqueeze(0), use_cache=False).logits[0]
-            mine = ours.float().logits(ours(tokens, layout))
+            their_logits = theirs(
+                tokens.unsqueeze(0), position_ids=layout.positions.long().unsqueeze(0), use_cache=False
+            ).logits[0]
+            our_logits = ours.float().logits(ours(tokens, layout))
             exact = ours.double().logits(ours(tokens, layout))
-            torch.testing.assert_close(mine, found, rtol=0, atol=1e-5)
-            assert (mine - exact).norm() <= 2 * (found - exact).norm()
+            torch.testing.assert_close(our_logits, their_logits, rtol=0, atol=1e-5)
+            assert (our_logits - exact).norm() <= 2 * (their_logits - exact).norm()
 
     import_hugging_face(tmp_path / "exported", tmp_path / "imported")
     for name in ("weights.safetensors", "model.json"):
@@ -90,14 +92,14 @@ def test_a_model_made_by_transformers_comes_back_the_same(kind: str, tokenizer_j
     assert all(torch.equal(exported[name], weight.float()) for name, weight in theirs.state_dict().items())
 
 
-def test_what_an_old_configuration_leaves_out_means_what_transformers_takes(tokenizer_json: Path, tmp_path: Path) -> None:
+def test_missing_keys_of_an_old_config_mean_what_they_mean_to_transformers(tokenizer_json: Path, tmp_path: Path) -> None:
     changes = {"qk_norm": False, "head_dim": 6, "kv_heads": 4}
     saved = make_saved(tmp_path / "saved", Tokenizer(tokenizer_json).vocabulary_size, **changes)
     export_hugging_face(saved, tokenizer_json, tmp_path / "exported")
-    facts = read_json(tmp_path / "exported" / "config.json")
+    config = read_json(tmp_path / "exported" / "config.json")
     for key in ("head_dim", "num_key_value_heads", "rope_theta", "rope_parameters", "rms_norm_eps", "mlp_bias"):
-        del facts[key]
-    write_json(tmp_path / "exported" / "config.json", {**facts, "rope_scaling": None})
+        del config[key]
+    write_json(tmp_path / "exported" / "config.json", {**config, "rope_scaling": None})
     weights = load_file(tmp_path / "exported" / "model.safetensors")
     weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(3)
     save_file(weights, tmp_path / "exported" / "model.safetensors")
@@ -125,13 +127,13 @@ def test_what_an_old_configuration_leaves_out_means_what_transformers_takes(toke
         ({"model_type": "llama"}, r"k_norm\.weight: the model has no tensor of that name"),
     ],
 )
-def test_models_that_are_not_ours_are_refused(
+def test_unsupported_model_is_refused_with_the_reason(
     changes: dict[str, object], message: str, tokenizer_json: Path, tmp_path: Path
 ) -> None:
     saved = make_saved(tmp_path / "saved", Tokenizer(tokenizer_json).vocabulary_size)
     export_hugging_face(saved, tokenizer_json, tmp_path / "exported")
-    facts = read_json(tmp_path / "exported" / "config.json")
-    write_json(tmp_path / "exported" / "config.json", {**facts, **changes})
+    config = read_json(tmp_path / "exported" / "config.json")
+    write_json(tmp_path / "exported" / "config.json", {**config, **changes})
     with pytest.raises(UserError, match=message):
         import_hugging_face(tmp_path / "exported", tmp_path / "imported")
 
@@ -167,8 +169,8 @@ def test_a_directory_without_a_whole_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no saved model"):
         load_model(tmp_path)
     saved = make_saved(tmp_path / "saved", 270)
-    facts = read_json(saved / "model.json")
-    write_json(saved / "model.json", {**facts, "vocabulary_size": 271})
+    config = read_json(saved / "model.json")
+    write_json(saved / "model.json", {**config, "vocabulary_size": 271})
     with pytest.raises(UserError, match=r"embed_tokens\.weight: the model has \(271, 24\), the file \(270, 24\)"):
         load_model(saved)
     (saved / "weights.safetensors").write_bytes(b"nonsense")

@@ -59,14 +59,14 @@ def small_model() -> Transformer:
     return model
 
 
-def take_step(model: Transformer, optimizers: Optimizers, rate: float = 1e-2, streams: int = 1) -> tuple[float, float]:
-    loss, norm, counts = train_step(model, iter([one_batch()] * streams), streams, optimizers, TrainConfig(), rate)
-    assert (counts.loss_tokens, counts.tokens) == (58 * streams, 64 * streams)
+def take_step(model: Transformer, optimizers: Optimizers, rate: float = 1e-2, sequences: int = 1) -> tuple[float, float]:
+    loss, norm, counts = train_step(model, iter([one_batch()] * sequences), sequences, optimizers, TrainConfig(), rate)
+    assert (counts.loss_tokens, counts.tokens) == (58 * sequences, 64 * sequences)
     return loss.item(), norm.item()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_one_batch_is_learnt_by_heart(optimizer: str) -> None:
+def test_repeated_steps_on_one_batch_memorise_it(optimizer: str) -> None:
     model = small_model()
     optimizers = make_optimizers(model, TrainConfig(optimizer=optimizer))
     losses = [take_step(model, optimizers)[0] for _ in range(60)]
@@ -85,14 +85,14 @@ def test_bfloat16_training_on_the_cpu_stays_finite_for_50_steps_in_hostile_memor
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-def test_the_loss_is_a_mean_over_the_step_however_many_streams_it_has() -> None:
-    one, two = small_model(), small_model()
-    figures = [take_step(model, make_optimizers(model, TrainConfig()), streams=n) for model, n in ((one, 1), (two, 2))]
+def test_loss_of_a_step_is_the_mean_over_its_packed_sequences() -> None:
+    once, twice = small_model(), small_model()
+    figures = [take_step(model, make_optimizers(model, TrainConfig()), sequences=n) for model, n in ((once, 1), (twice, 2))]
     assert figures[0] == figures[1]  # twice a number is exact
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(one.parameters(), two.parameters(), strict=True))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(once.parameters(), twice.parameters(), strict=True))
 
 
-def test_the_gradient_is_that_of_the_mean_loss_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_of_a_step_is_that_of_the_clipped_mean_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = small_model(), one_batch()
     exact = small_model().double()
     loss = exact(batch.tokens, batch.layout, batch.targets) / 58
@@ -140,10 +140,10 @@ def spoil(monkeypatch: pytest.MonkeyPatch, factor: object) -> None:
     monkeypatch.setattr(Transformer, "forward", lambda *given: forward(*given) * factor())
 
 
-def test_a_run_that_diverges_ends_with_the_step_and_what_it_read(
+def test_diverging_run_ends_and_lists_the_documents_of_its_bad_steps(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad = iter([1] * 2 + [math.nan, 1] + [1] * 2 + [math.nan] * 100)  # two streams a step
+    bad = iter([1] * 2 + [math.nan, 1] + [1] * 2 + [math.nan] * 100)  # two packed sequences a step
     spoil(monkeypatch, lambda: next(bad))
     with pytest.raises(UserError, match=r"training, step 7: loss or gradient not finite 5 steps in a row.*bad-steps\.json"):
         train(configure(home), tmp_path / "out", role="base", corpus=home / "corpus", console=QUIET)
@@ -154,13 +154,13 @@ def test_a_run_that_diverges_ends_with_the_step_and_what_it_read(
     assert all(len(entry["sequences"]) == 2 and entry["sequences"][0]["documents"] for entry in bad_steps)
 
 
-def test_a_spike_is_told_by_the_deviation_of_the_losses_before_it() -> None:
+def test_spike_is_a_loss_beyond_the_deviations_of_the_losses_before_it() -> None:
     calm = [3 + 0.01 * (step % 2) for step in range(127)]
     assert is_spike([*calm, 3.1], 10) and not is_spike([*calm, 3.1], 50)
     assert not is_spike([*calm, 2.0], 10) and not is_spike([*calm[1:], 3.1], 10) and not is_spike([*calm, 9.0], 0)
 
 
-def test_a_spike_takes_the_run_back_to_its_checkpoint_and_past_the_batch(
+def test_spike_loads_the_last_checkpoint_and_skips_the_batch(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "is_spike", lambda recent, deviations: len(recent) == 4 and recent[-1] > 20)
@@ -181,13 +181,13 @@ def test_a_spike_takes_the_run_back_to_its_checkpoint_and_past_the_batch(
 
 
 def test_only_matrices_decay() -> None:
-    decayed, kept = make_optimizers(small_model(), TrainConfig())[0].param_groups
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
-    assert {p.dim() for p in decayed["params"]} == {2} and {p.dim() for p in kept["params"]} == {1}
-    assert len(decayed["params"]) + len(kept["params"]) == len(list(small_model().parameters()))
+    decayed, not_decayed = make_optimizers(small_model(), TrainConfig())[0].param_groups
+    assert (decayed["weight_decay"], not_decayed["weight_decay"]) == (0.1, 0.0)
+    assert {p.dim() for p in decayed["params"]} == {2} and {p.dim() for p in not_decayed["params"]} == {1}
+    assert len(decayed["params"]) + len(not_decayed["params"]) == len(list(small_model().parameters()))
 
 
-def test_the_learning_rate_warms_up_and_falls_to_its_final_share() -> None:
+def test_the_learning_rate_warms_up_and_falls_to_its_final_fraction() -> None:
     recipe = TrainConfig(learning_rate=1.0, warmup_fraction=0.1, final_learning_rate_fraction=0.2)
     rates = [learning_rate(recipe, step, 101) for step in range(101)]
     assert rates[:11] == pytest.approx([*[n / 10 for n in range(1, 11)], 1.0])
@@ -260,7 +260,7 @@ def test_lines_of_several_steps_are_their_means_and_survive_an_interruption(
     assert [line["step"] for line in lines] == [4, 9, 11]
     for line, group in zip(lines, (single[:5], single[5:10], single[10:]), strict=True):
         for key in ("train/loss", "train/grad_norm", "data/valid_share", "data/loss_share"):
-            assert line[key] == pytest.approx(sum(one[key] for one in group) / len(group), rel=1e-12)
+            assert line[key] == pytest.approx(sum(step[key] for step in group) / len(group), rel=1e-12)
         for key in ("train/tokens", "train/flops", "train/lr", "data/real_epochs"):
             assert line[key] == group[-1][key]
     assert (tmp_path / "out" / "weights.safetensors").read_bytes() == (home / "base" / "weights.safetensors").read_bytes()
@@ -270,7 +270,7 @@ def without_clock(manifest: Manifest) -> dict[str, object]:
     return {name: count for name, count in manifest.counts.items() if not name.endswith("_seconds")}
 
 
-def test_the_base_run_counts_what_it_did(home: Path) -> None:
+def test_manifest_of_the_base_run_agrees_with_its_metrics(home: Path) -> None:
     manifest, prepared = Manifest.load(home / "base", "train"), PreparedCorpus(home / "corpus")
     counts, lines = manifest.counts, metrics(home / "base")
     assert counts["steps"] == len(lines) == 12

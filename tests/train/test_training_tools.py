@@ -1,4 +1,4 @@
-"""What stands around the loop: prefetching, profiles, trackers, signals, the start of several processes."""
+"""Around the training loop: prefetching, profiles, trackers, signals, the start of several processes."""
 
 import gzip
 import json
@@ -32,7 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Numbered:
-    """Streams whose first token says which they are."""
+    """Packed sequences whose first token says which they are."""
 
     steps, streams_per_step, stream_tokens = 5, 4, 4
 
@@ -48,7 +48,7 @@ class Numbered:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_streams_are_made_ahead_in_order_by_one_thread_and_its_errors_are_not_lost(rank: int) -> None:
+def test_prefetch_makes_sequences_ahead_in_order_in_one_thread_and_raises_its_errors(rank: int) -> None:
     batches = Numbered()
     with Prefetch(batches, 1, Processes(rank, 2, CPU)) as prefetch:
         assert prefetch.numbers == range(2 * rank, 2 * rank + 2)
@@ -80,7 +80,7 @@ def test_chosen_steps_are_traced(home: Path, tmp_path: Path) -> None:
             parse_range(text)
 
 
-def test_trackers_get_what_the_file_gets(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackers_get_the_lines_of_metrics_jsonl(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[tuple[int, dict[str, float]]] = []
     closed: list[str] = []
 
@@ -104,7 +104,7 @@ def test_a_tracker_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPa
         trackers.open_trackers(["trackio"], tmp_path, "base", {})
 
 
-def test_a_stop_request_is_remembered_and_a_second_one_obeyed_at_once() -> None:
+def test_first_signal_is_recorded_and_a_second_one_interrupts_at_once() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest() as stop:
         assert stop.signal_number == 0
