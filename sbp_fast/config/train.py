@@ -145,12 +145,3 @@ class LogConfig(Section):
     trackers: tuple[Annotated[str, AfterValidator(_tracker_name)], ...] = ()
     """Names in `sbp_fast.train.trackers.TRACKERS`, which receive the same figures under the same keys; the package of each
     must be installed."""
-
-
-class JointConfig(Section):
-    """Mixture of the joint run."""
-
-    maximum_synthetic_share: Share = 0.375
-    """Share of the joint run's tokens that is synthetic; less if fewer synthetic tokens are kept, since none is read twice."""
-    minimum_synthetic_share: Annotated[Share, NO_EFFECT] = 0.0
-    """Refuse to begin the joint run with a smaller synthetic share than this."""

@@ -20,6 +20,7 @@ from sbp_fast.model.memory import optimizer_bytes
 from sbp_fast.stages.train import train
 from sbp_fast.train.optimizer import OPTIMIZERS, OptimizerEntry, Optimizers
 from sbp_fast.train.schedules import SCHEDULES
+from sbp_fast.train.task import TrainTask
 from sbp_fast.train.trackers import TRACKERS
 
 
@@ -61,7 +62,7 @@ def test_optimizer_schedule_and_tracker_registered_outside_train_a_model(tmp_pat
     corpus = make_corpus(tmp_path)
     names = ("pretrain.optimizer=momentum", "pretrain.schedule=halved", "log.trackers=['recorder']")
     config = configure(tmp_path, *names, "pretrain.learning_rate=1.0")
-    train(config, tmp_path / "base", role="base", corpus=corpus, console=QUIET)
+    train(config, TrainTask.of_arm(config, "baseline"), tmp_path / "base", corpus=corpus, console=QUIET)
     lines = [json.loads(line) for line in (tmp_path / "base" / "metrics.jsonl").read_text().splitlines()]
     assert [line["train/lr"] for line in lines] == [1.0] + [0.5] * 11
     assert lines[-1]["train/loss"] < lines[0]["train/loss"]
