@@ -56,13 +56,18 @@ def run(name: str, folder: Path, seconds: float) -> None:
     cases = benchmark(name).load()()
     record = records.new_record(name)
     path = records.path_of(folder, name)
+
+    def save(row: dict[str, Any]) -> None:
+        record["cases"][-1] = row
+        records.save(path, record)
+
     print(f"\n{name} on {machine.device_name()}")
     while time.monotonic() <= ends:
         case = next(cases, None)
         if case is None:
             break
-        record["cases"].append(measure(case, ends - time.monotonic()))
-        records.save(path, record)
+        record["cases"].append({})
+        save(measure(case, ends - time.monotonic(), save))
         show(record["cases"][-1])
     else:
         print(f"\nthe time was over after {len(record['cases'])} cases of {name}: any others are left out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,12 +23,17 @@ TIME_OVER = "the time was over"
 FAILURES = (ImportError, ValueError, NotImplementedError, RuntimeError, AttributeError, TypeError)
 
 
-def measure(case: Case, seconds: float = math.inf) -> dict[str, Any]:
+def _ignore(_: dict[str, Any]) -> None:
+    """Save nothing."""
+
+
+def measure(case: Case, seconds: float = math.inf, save: Callable[[dict[str, Any]], None] = _ignore) -> dict[str, Any]:
     """Check and time a case.
 
     Args:
         case: what to measure.
         seconds: time left for its rounds, beside the limit of its schedule.
+        save: called with the case as measured so far, after each provider that is timed alone, which may take minutes.
 
     Returns:
         The case as `bench.records` describes it; providers are timed only where the check holds.
@@ -39,7 +44,12 @@ def measure(case: Case, seconds: float = math.inf) -> dict[str, Any]:
     if not row["check"]["right"]:
         return row
     ends = time.monotonic() + min(seconds, case.schedule.seconds)
-    return row | (_time_alone(case, ends) if case.schedule.alone else _time_together(case, ends))
+    if not case.schedule.alone:
+        return row | _time_together(case, ends)
+    for figures in _time_alone(case, ends):
+        row |= figures
+        save(row)
+    return row
 
 
 def check(case: Case) -> dict[str, Any]:
@@ -138,14 +148,19 @@ def _time_together(case: Case, ends: float) -> dict[str, Any]:
     return {"left_out": left_out, "disagreement": disagreement, **_summary(times), "memory": memory}
 
 
-def _time_alone(case: Case, ends: float) -> dict[str, Any]:
-    """Time providers of which one at a time fits into memory."""
+def _time_alone(case: Case, ends: float) -> Iterator[dict[str, Any]]:
+    """Time providers of which one at a time fits into memory, and yield all figures so far after each."""
     schedule, ours = case.schedule, next(iter(case.providers))
     inputs = case.inputs(torch.Generator(machine.device()).manual_seed(SEED))
     times: dict[str, list[float]] = {}
     memory: dict[str, int | None] = {}
     left_out: dict[str, str] = {}
     counted: dict[str, float] = {}
+
+    def figures_so_far() -> dict[str, Any]:
+        row = {"left_out": left_out, **_summary(times), "memory": memory, "statistics": {**case.statistics, **counted}}
+        return row | {"peak_memory_bytes": memory[ours]}  # `sbp-fast plan` shows it
+
     for turn in range(schedule.rounds):
         for name, provider in case.providers.items():
             if name in left_out or (turn and name in schedule.once):
@@ -163,8 +178,8 @@ def _time_alone(case: Case, ends: float) -> dict[str, Any]:
                     raise
                 left_out[name] = _reason(error)
             machine.release_memory()
-    row = {"left_out": left_out, **_summary(times), "memory": memory, "statistics": {**case.statistics, **counted}}
-    return row | {"peak_memory_bytes": memory[ours]}  # `sbp-fast plan` shows it
+            yield figures_so_far()
+    yield figures_so_far()
 
 
 def _run_alone(provider: Provider, inputs: Tensors, case: Case) -> tuple[list[float], int | None, Mapping[str, float]]:

@@ -112,7 +112,9 @@ def test_measure_of_providers_alone_prepares_and_closes_each_in_every_round() ->
     ticks = iter(float(tick) for tick in range(1000))
     providers = {"ours": logged(log, "ours", 1.0), "slow": logged(log, "slow", 4.0)}
     case = Case({}, no_inputs, providers, None, 1, "tokens", clock=lambda: next(ticks), schedule=schedule)
-    row = runner.measure(case)
+    saved: list[list[str]] = []
+    row = runner.measure(case, save=lambda row: saved.append([*row["seconds"]]))
+    assert saved == [["ours"], ["ours", "slow"], ["ours", "slow"], ["ours", "slow"]]
     turn = ["prepare {}", "run {}", "run {}", "run {}", "close {}"]
     assert log == [line.format(name) for name in ("ours", "slow", "ours") for line in turn]
     # a tick a run; the slow one does a quarter of the work in it
