@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from sbp_kernels import PackedLayout
-from sbp_kernels.plan import NARROW, WIDE, build_plan, choose_tiles
+from sbp_kernels.layout.plan import NARROW, WIDE, build_plan, choose_tiles
 
 from bench.case import Case, Prepared, Tensors
 from bench.mixes import MIXES, PARTNERS, Forest, documents, shared_seeds

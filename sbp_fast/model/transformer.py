@@ -45,8 +45,8 @@ class Attention(nn.Module):
             positions_T,
             heads=self.heads,
             key_value_heads=self.key_value_heads,
-            rope_base=self.rope_base,
-            epsilon=self.epsilon,
+            theta=self.rope_base,
+            eps=self.epsilon,
         )
 
     def output(self, out_THD: Tensor) -> Tensor:

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from sbp_kernels import PackedLayout, packed_attention, plan
-from sbp_kernels.attention import fused, kernels, launch
-from sbp_kernels.device_plan import plan_documents
-from sbp_kernels.plan import Tiles
+from sbp_kernels import PackedLayout, packed_attention
+from sbp_kernels.attention import fused, launch
+from sbp_kernels.attention import triton as kernels
+from sbp_kernels.layout import plan
+from sbp_kernels.layout.device_plan import plan_documents
+from sbp_kernels.layout.plan import Tiles
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode

@@ -16,6 +16,7 @@ from peer_attention import (
     HEADS,
     LAYOUTS,
     SCALE,
+    THIRD_PARTY,
     assert_accurate,
     exact,
     inputs,
@@ -25,7 +26,7 @@ from peer_attention import (
     with_gradients,
 )
 from sbp_kernels import PackedLayout
-from sbp_kernels.attention import peers
+from sbp_kernels.attention import third_party
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import create_block_mask
@@ -45,7 +46,7 @@ def test_sdpa_equals_the_definition_in_float64(layout: PackedLayout, heads: tupl
 @given(trees(maximum_segments=8, maximum_length=60), HEADS)
 def test_flex_equals_the_definition_in_float64(layout: PackedLayout, heads: tuple[int, int]) -> None:
     q, k, v, _ = inputs(len(layout), heads, torch.float64)
-    out, lse = peers.flex_attention(q, k, v, layout, SCALE, True)
+    out, lse = third_party.flex_attention(q, k, v, layout, SCALE, True)
     assert lse is not None and error(out, exact(layout)(q, k, v)) < 1e-14
     assert error(lse, log_sum_exp(q, k, layout)) < 1e-14
 
@@ -73,8 +74,8 @@ def test_the_block_mask_is_the_one_that_torch_makes_of_the_dense_mask(layout: Pa
 
     right = create_block_mask(visible, None, None, tokens, tokens, device="cpu", BLOCK_SIZE=block)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(peers, "BLOCK", block)
-        found = peers._block_mask(layout)
+        patch.setattr(third_party, "BLOCK", block)
+        found = third_party._block_mask(layout)
     assert found.shape == right.shape and found.BLOCK_SIZE == right.BLOCK_SIZE
     for side in ("kv", "full_kv", "q", "full_q"):
         counts = getattr(right, f"{side}_num_blocks")
@@ -91,16 +92,16 @@ def test_a_single_document_needs_no_mask(monkeypatch: pytest.MonkeyPatch) -> Non
         masks.append(mask)
         return F.scaled_dot_product_attention(q, k, v, mask, **options)
 
-    monkeypatch.setattr(peers, "F", types.SimpleNamespace(scaled_dot_product_attention=spy))
+    monkeypatch.setattr(third_party, "F", types.SimpleNamespace(scaled_dot_product_attention=spy))
     for layout in (LAYOUTS["one"], LAYOUTS["documents"]):
-        peers.sdpa_attention(*inputs(40, (4, 2), torch.float32)[:3], layout, SCALE, False)
-    peers.sdpa_attention(*inputs(24, (4, 2), torch.float32)[:3], PackedLayout.from_pairs([(9, 15)]), SCALE, False)
+        third_party.sdpa_attention(*inputs(40, (4, 2), torch.float32)[:3], layout, SCALE, False)
+    third_party.sdpa_attention(*inputs(24, (4, 2), torch.float32)[:3], PackedLayout.from_pairs([(9, 15)]), SCALE, False)
     assert [mask is None for mask in masks] == [True, False, True]
 
 
 def test_what_is_made_of_a_layout_is_shared_by_layers_and_freed_with_it() -> None:
     layout = PackedLayout.from_lengths([3, 5])
-    for make in (peers._documents, peers._dense_mask, peers._block_mask):
+    for make in (third_party._documents, third_party._dense_mask, third_party._block_mask):
         assert make(layout) is make(layout)
         assert make(layout) is not make(PackedLayout.from_lengths([3, 5]))
     alive = weakref.ref(layout)
@@ -114,11 +115,11 @@ def test_flex_compiles_once_for_all_lengths_and_never_goes_on_without(monkeypatc
     torch._dynamo.reset()
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
-    attention = peers._compiled_flex_attention.__wrapped__()
+    attention = third_party._compiled_flex_attention.__wrapped__()
 
     def attend(layout: PackedLayout, width: int) -> None:
         q, k, v = (x.transpose(0, 1)[None] for x in inputs(len(layout), (4, 2), torch.float32, width)[:3])
-        attention(q, k, v, block_mask=peers._block_mask(layout), enable_gqa=True)
+        attention(q, k, v, block_mask=third_party._block_mask(layout), enable_gqa=True)
 
     for lengths, parents in [([300], [-1]), ([200, 100], [-1, -1]), ([99, 1, 200], [-1, 0, 0]), ([30] * 10, [-1] * 10)]:
         attend(PackedLayout.from_tree(lengths, parents), 16)
@@ -134,21 +135,21 @@ def test_flex_has_no_gradients_on_the_cpu() -> None:
     layout = PackedLayout.from_lengths([6])
     q, k, v, _ = inputs(6, (2, 1), torch.float32)
     with pytest.raises(ValueError, match="backend 'flex' has no gradients on cpu: use backend 'torch' or 'sdpa'"):
-        peers.flex_attention(q, k, v.requires_grad_(), layout, SCALE, False)
+        third_party.flex_attention(q, k, v.requires_grad_(), layout, SCALE, False)
     with torch.no_grad():
-        assert peers.flex_attention(q, k, v, layout, SCALE, False)[0].shape == q.shape
+        assert third_party.flex_attention(q, k, v, layout, SCALE, False)[0].shape == q.shape
     with pytest.raises(ValueError, match="layout has no tokens: backend 'flex'"):
-        peers.flex_attention(q[:0], k[:0], v[:0], PackedLayout.from_lengths([]), SCALE, False)
-    assert peers.sdpa_attention(q[:0], k[:0], v[:0], PackedLayout.from_lengths([]), SCALE, False)[0].shape == (0, 2, 8)
+        third_party.flex_attention(q[:0], k[:0], v[:0], PackedLayout.from_lengths([]), SCALE, False)
+    assert third_party.sdpa_attention(q[:0], k[:0], v[:0], PackedLayout.from_lengths([]), SCALE, False)[0].shape == (0, 2, 8)
 
 
 def on_gpu(backend: str) -> torch.device:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     device = torch.device("cuda", 0)
-    if backend in peers.LIBRARIES:
+    if backend in third_party.LIBRARIES:
         try:
-            peers.find_library(backend, device)
+            third_party.find_library(backend, device)
         except ValueError as problem:
             pytest.skip(str(problem))
     return device
@@ -157,14 +158,14 @@ def on_gpu(backend: str) -> torch.device:
 @pytest.mark.gpu
 @pytest.mark.parametrize("heads", [(4, 4), (8, 2)])
 @pytest.mark.parametrize("width", [64, 128])
-@pytest.mark.parametrize("backend", peers.PEERS)
+@pytest.mark.parametrize("backend", THIRD_PARTY)
 def test_on_a_gpu(backend: str, width: int, heads: tuple[int, int]) -> None:
     device = on_gpu(backend)
     for layout in [
         PackedLayout.from_lengths([700, 1, 64, 235]),
         PackedLayout.from_pairs([(100, 300), (257, 343)]),
         PackedLayout.from_lengths([1000]),
-        *([] if backend in peers.LIBRARIES else [PackedLayout.from_tree([300, 200, 100, 150, 250], [-1, 0, 1, 0, -1])]),
+        *([] if backend in third_party.LIBRARIES else [PackedLayout.from_tree([300, 200, 100, 150, 250], [-1, 0, 1, 0, -1])]),
     ]:
         tensors = [x.to(device) for x in inputs(len(layout), heads, torch.bfloat16, width)]
         found = with_gradients(run(backend, layout.to(device)), *tensors)
@@ -191,7 +192,7 @@ def test_the_log_sum_exp_of_flex_has_gradients_on_a_gpu() -> None:
     q, k, v, _ = (x.to(device) for x in inputs(600, (4, 2), torch.bfloat16, 64))
 
     def lse(layout: PackedLayout) -> Callable[..., Tensor]:
-        return lambda q, k, v: peers.flex_attention(q, k, v, layout, SCALE, True)[1] + 0 * v.sum()
+        return lambda q, k, v: third_party.flex_attention(q, k, v, layout, SCALE, True)[1] + 0 * v.sum()
 
     weights = torch.randn(4, 600, device=device)
     found = with_gradients(lse(layout.to(device)), q, k, v, weights)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sbp_kernels import nearest, nearest_in_buckets, nearest_kernels
+from sbp_kernels.nearest import api as nearest
+from sbp_kernels.nearest import nearest_in_buckets
+from sbp_kernels.nearest import triton as nearest_kernels
 from torch import Tensor
 from trees import error
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sbp_kernels import repeats, repeats_kernels
+from sbp_kernels.repeats import repeats
+from sbp_kernels.repeats import triton as repeats_kernels
 from torch import Tensor
 
 BACKENDS = ["torch", "numba", "triton"]

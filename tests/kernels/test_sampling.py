@@ -8,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sbp_kernels import sample_tokens, sampling, sampling_kernels
-from sbp_kernels.reference import sampling_probabilities
+from sbp_kernels.sampling import api as sampling
+from sbp_kernels.sampling import sample_tokens
+from sbp_kernels.sampling import triton as sampling_kernels
+from sbp_kernels.sampling.reference import sampling_probabilities
 from scipy.stats import chisquare
 from small_ops import check_errors
 from torch import Tensor

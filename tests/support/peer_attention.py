@@ -6,15 +6,16 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
-from sbp_kernels import PackedLayout
-from sbp_kernels.attention import peers
-from sbp_kernels.reference import dense_mask
-from sbp_kernels.reference import packed_attention as exact_attention
+from sbp_kernels import PackedLayout, attention_backends
+from sbp_kernels.attention.reference import packed_attention as exact_attention
+from sbp_kernels.attention.registry import find_backend
+from sbp_kernels.layout.reference import dense_mask
 from torch import Tensor
 from trees import error, rounding
 
 SCALE = 0.3
 HEADS = st.sampled_from([(4, 4), (4, 2), (3, 1)])
+THIRD_PARTY = [name for name in attention_backends() if name not in ("torch", "triton", "triton-hopper")]
 DOCUMENTS_ALONE = ["varlen", "flash-attn", "xformers"]
 LAYOUTS = {
     "one": PackedLayout.from_lengths([40]),
@@ -44,7 +45,7 @@ def with_gradients(attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Te
 
 
 def run(name: str, layout: PackedLayout) -> Callable[..., Tensor]:
-    return lambda q, k, v: peers.PEERS[name](q, k, v, layout, SCALE, False)[0]
+    return lambda q, k, v: find_backend(name).attend(q, k, v, layout, SCALE, False)[0]
 
 
 def exact(layout: PackedLayout) -> Callable[..., Tensor]:

@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from sbp_kernels.attention import kernels
+from sbp_kernels.attention import triton as kernels
 
 Options = dict[str, Any]
 

@@ -82,7 +82,7 @@ def attention_forward(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if torch.is_autocast_enabled(query.device.type):
         q, k, v = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (q, k, v))
-    return packed_attention(q, k, v, layout, scale=scaling).unsqueeze(0), None
+    return packed_attention(q, k, v, layout, softmax_scale=scaling).unsqueeze(0), None
 
 
 def packed_inputs(layout: PackedLayout) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def _lm_head_forward(self: Any, hidden: Tensor, targets: Tensor | None = None, *
 
 
 def _rms_norm_forward(self: Any, x: Tensor) -> Tensor:
-    return rms_norm(x, self.weight, epsilon=self.variance_epsilon)
+    return rms_norm(x, self.weight, eps=self.variance_epsilon)
 
 
 def _feed_forward_forward(self: Any, x: Tensor) -> Tensor:
