@@ -12,6 +12,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from sbp_fast.config import RunConfig
+from sbp_fast.config.renamed import RENAMED
 from sbp_fast.errors import UserError
 
 
@@ -32,6 +33,7 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
             raise UserError(path, f"not valid TOML: {error}", "correct the file") from None
     for override in overrides:
         _merge(values, _parse_override(override))
+    _refuse_renamed(values, " + ".join(map(str, files)) or "configuration")
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -74,6 +76,15 @@ def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
             _merge(into[key], value)
         else:
             into[key] = value
+
+
+def _refuse_renamed(values: dict[str, Any], where: str) -> None:
+    for old, new in RENAMED.items():
+        section: Any = values
+        for name in old.split("."):
+            section = section.get(name) if isinstance(section, dict) else None
+        if section is not None:
+            raise UserError(where, f"{old} has a new name", f"write it as {new}")
 
 
 def _parse_override(override: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from sbp_fast.config import EvaluateConfig
+from sbp_fast.config import QualityConfig
 from sbp_fast.errors import Unreachable, UserError
 from sbp_fast.pipeline.files import hash_file, hash_value
 
@@ -39,7 +39,7 @@ class Judge(Protocol):
         ...
 
 
-def check_judge(config: EvaluateConfig) -> None:
+def check_judge(config: QualityConfig) -> None:
     """Refuse settings of a judge that are of no use, without asking it or loading anything.
 
     Raises:
@@ -48,21 +48,21 @@ def check_judge(config: EvaluateConfig) -> None:
     if config.judge == "none":
         return
     if not config.judge_model:
-        raise UserError("evaluate.judge_model", "is not set", f'name the model of the judge, which is "{config.judge}"')
+        raise UserError("quality.judge_model", "is not set", f'name the model of the judge, which is "{config.judge}"')
     if config.judge == "local":
         if not Path(config.judge_model).is_dir():
-            raise UserError(f"evaluate.judge_model = {config.judge_model}", "is no directory", "give a Hugging Face directory")
+            raise UserError(f"quality.judge_model = {config.judge_model}", "is no directory", "give a Hugging Face directory")
         return
     if urlsplit(config.judge_url).scheme not in ("http", "https"):
         remedy = "give the base URL of an OpenAI-compatible server, such as http://localhost:8000/v1"
-        raise UserError(f"evaluate.judge_url = {config.judge_url!r}", "is no http address", remedy)
+        raise UserError(f"quality.judge_url = {config.judge_url!r}", "is no http address", remedy)
     variable = config.judge_key_variable
     if variable and not os.environ.get(variable):
-        remedy = "put the key of the judge there, or set evaluate.judge_key_variable to another variable or to nothing"
+        remedy = "put the key of the judge there, or set quality.judge_key_variable to another variable or to nothing"
         raise UserError(f"environment variable {variable}", "is not set", remedy)
 
 
-def open_judge(config: EvaluateConfig, device: str) -> Judge | None:
+def open_judge(config: QualityConfig, device: str) -> Judge | None:
     """The judge that the configuration asks for; None for "none".
 
     Raises:
@@ -81,7 +81,7 @@ class Endpoint:
     reason that may pass is asked again, at growing intervals.
     """
 
-    def __init__(self, config: EvaluateConfig) -> None:
+    def __init__(self, config: QualityConfig) -> None:
         self._url = config.judge_url.rstrip("/") + "/chat/completions"
         self._config, self._headers = config, {"Content-Type": "application/json"}
         if config.judge_key_variable:
@@ -117,7 +117,7 @@ class Endpoint:
             except urllib.error.HTTPError as error:
                 failure = f"answers {error.code}: {_reason(error)}"
                 if error.code not in TRIED_AGAIN:
-                    remedy = "correct evaluate.judge_url, judge_model or the key"
+                    remedy = "correct quality.judge_url, judge_model or the key"
                     raise UserError(self._url, failure, remedy) from None
             except (OSError, http.client.HTTPException) as error:  # refused, reset, cut short or timed out
                 failure = f"does not answer: {error}"
@@ -171,9 +171,7 @@ class LocalModel:
             self._model, self._tokenizer = _load(directory, device)
         except (OSError, ValueError, KeyError) as error:
             said = f"cannot be loaded: {str(error).splitlines()[0]}"
-            raise UserError(
-                f"evaluate.judge_model = {directory}", said, "give a directory that transformers can load"
-            ) from None
+            raise UserError(f"quality.judge_model = {directory}", said, "give a directory that transformers can load") from None
         self.identity = {"kind": "local", "model": Path(directory).name, "files": fingerprint_directory(directory)}
 
     def ask(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:

@@ -52,7 +52,7 @@ def run(
     """
     if config.evaluate.choices != "auto":  # read here too, so that a mistake shows before hours of training
         read_question_files(config.evaluate.choices)
-    check_judge(config.evaluate)
+    check_judge(config.quality)
     claim_directory(config, out, force)
     started = time.monotonic()
     stages = plan_stages(config, out, console, gpus, force, workers)

@@ -31,8 +31,6 @@ from sbp_fast.pipeline.stage import Manifest, Work, run_stage
 
 BITS_PER_BYTE = "heldout_bits_per_byte"
 FLOPS = b"flops"
-SETTINGS = {"choices", "continuation_questions", "bootstrap_samples", "confidence"}
-"""Of those under evaluate, what models are measured by; the others are about synthetic documents."""
 
 
 def evaluate(
@@ -51,7 +49,7 @@ def evaluate(
         "evaluate",
         out,
         config={
-            "evaluate": config.evaluate.model_dump(mode="json", include=SETTINGS),
+            "evaluate": config.evaluate.settings(),
             "seed": config.seed,
             "arms": list(models),
         },

@@ -69,7 +69,7 @@ def filter_documents(
     return run_stage(
         "filter",
         out,
-        config={"filter": config.filter.model_dump(mode="json", exclude={"memory_gib"})},
+        config={"filter": config.filter.settings()},
         inputs={
             "corpus": corpus,
             "synthetic": synthetic,

@@ -80,7 +80,7 @@ def pair(
     return run_stage(
         "pair",
         out,
-        config={"pair": config.pair.model_dump(mode="json", exclude={"memory_gib"}), "seed": config.seed},
+        config={"pair": config.pair.settings(), "seed": config.seed},
         inputs={"corpus": corpus, "vectors": vectors},
         body=body,
         console=console,

@@ -47,8 +47,6 @@ SMALL_PART_BYTES = 1 << 20  # a small corpus is cut into up to MINIMUM_PARTS par
 MINIMUM_PARTS = 16
 COMPRESSION_RATIO = 4  # taken for compressed input; where it is more, parts are cut further
 TRAINING_BYTES = 128 << 20  # of text that a tokenizer is trained on; more changes little and its word counts take memory
-PATHS = {"path", "heldout", "tokenizer"}  # what lies there is an input; where it lies does not matter
-HOW = {"workers", "encoder"}  # change nothing about the output
 SPILL, SKIPPED, NEAR_COPIES = "spill", "skipped.jsonl", "near-copies.parquet"
 NEAR_COPIES_SCHEMA = pa.schema({"id": pa.string(), "kept": pa.string(), "similarity": pa.float64()})
 
@@ -76,7 +74,7 @@ def prepare(config: RunConfig, out: Path, *, console: Console, force: bool = Fal
     settings = {
         "seed": config.seed,
         "embedded": is_embedded(corpus),
-        "corpus": corpus.model_dump(mode="json", exclude=PATHS | HOW),
+        "corpus": corpus.settings(),
     }
 
     def body(work: Work) -> None:

@@ -35,8 +35,6 @@ from sbp_fast.stages.filter import open_synthetic
 
 JUDGED = "judged.parquet"
 LENGTH_BINS, PROBABILITY_BINS = 24, 30
-SETTINGS = {"measured_documents", "judged_documents", "judge", "judge_model"}
-"""Of those under evaluate, what documents are measured by; the others are about models, or how a judge is reached."""
 
 
 def measure_quality(
@@ -66,22 +64,22 @@ def measure_quality(
         _check_match(corpus, synthetic, kept, pairs)
         prepared = PreparedCorpus(corpus)
         work.device = resolve_device(config)
-        judge = open_judge(config.evaluate, work.device)
+        judge = open_judge(config.quality, work.device)
         samples = Samples.draw(config, prepared, open_synthetic(synthetic, corpus), Corpus(kept))
         low = read_json(pairs / MANIFEST)["counts"]["band"]["low"]
         _measure(config, prepared, samples, PairSet(pairs), low, judge, work)
 
     inputs: dict[str, Path | str] = {"corpus": corpus, "synthetic": synthetic, "kept": kept, "pairs": pairs}
-    if config.evaluate.judge == "local" and Path(config.evaluate.judge_model).is_dir():
-        inputs["judge"] = fingerprint_directory(config.evaluate.judge_model)
+    if config.quality.judge == "local" and Path(config.quality.judge_model).is_dir():
+        inputs["judge"] = fingerprint_directory(config.quality.judge_model)
     return run_stage(
         "quality",
         out,
         config={
             "seed": config.seed,
-            "embed": config.embed.model_dump(mode="json"),
+            "embed": config.embed.settings(),
             "filter": config.filter.model_dump(mode="json", include={"shingle_tokens", "copy_containment"}),
-            "evaluate": config.evaluate.model_dump(mode="json", include=SETTINGS),
+            "quality": config.quality.settings(),
             "prompts": hash_value(PROMPTS),
         },
         inputs=inputs,
@@ -117,7 +115,7 @@ class Samples:
 
     @staticmethod
     def draw(config: RunConfig, prepared: PreparedCorpus, written: Corpus, kept: Corpus) -> Samples:
-        count, generator = config.evaluate.measured_documents, np.random.default_rng(config.seed)
+        count, generator = config.quality.measured_documents, np.random.default_rng(config.seed)
         drawn, passed, heldout = (np.sort(generator.permutation(len(one))[:count]) for one in (written, kept, prepared.heldout))
         return Samples(
             written,
@@ -135,7 +133,7 @@ def _measure(
 ) -> None:
     work.console.say(f"measuring {len(samples.generated)} documents, and {len(samples.passed)} of those kept")
     copied = _copies(config, prepared, samples)
-    judged = Judged.draw(samples.kept, pairs, config.evaluate.judged_documents, config.seed)
+    judged = Judged.draw(samples.kept, pairs, config.quality.judged_documents, config.seed)
     similar = similarities(config, prepared, samples.kept, judged, work)
     quality = _rates(config, samples, copied) | {
         "non_factual": unmeasured("not measured: needs a language-model judge"),

@@ -80,11 +80,10 @@ def synthesize(
 
 def what_it_depends_on(config: RunConfig) -> dict[str, Any]:
     """The settings that the documents depend on; how many are drawn together changes none."""
-    without = {"batch_documents", "cache_gib", "vllm_python"}
     return {
         "seed": config.seed,
-        "synthesize": config.synthesize.model_dump(mode="json", exclude=without),
-        "joint": config.joint.model_dump(mode="json"),
+        "synthesize": config.synthesize.settings(),
+        "joint": config.joint.settings(),
         "pretrain": {"tokens": config.pretrain.tokens},
     }
 

@@ -99,11 +99,11 @@ def train(
 
 def what_it_depends_on(config: RunConfig, role: Role, recipe: TrainConfig) -> dict[str, Any]:
     """The settings that a trained model depends on; how it is spread, saved and logged changes nothing."""
-    settings: dict[str, Any] = {"seed": config.seed, "role": role, "recipe": recipe.model_dump(mode="json")}
+    settings: dict[str, Any] = {"seed": config.seed, "role": role, "recipe": recipe.settings()}
     if role != "synthesizer":
-        settings["model"] = config.model.model_dump(mode="json")
+        settings["model"] = config.model.settings()
     if role == "joint":
-        settings["joint"] = config.joint.model_dump(mode="json")
+        settings["joint"] = config.joint.settings()
     return settings
 
 

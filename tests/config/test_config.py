@@ -75,3 +75,14 @@ def test_diff_names_each_changed_leaf() -> None:
 
 def test_every_attention_of_the_kernels_can_be_chosen() -> None:
     assert set(get_args(AttentionBackend)) == {"auto", *BACKENDS}
+
+
+def test_renamed_key_is_refused_with_the_new_name(tmp_path: Path) -> None:
+    (tmp_path / "old.toml").write_text("[evaluate]\njudged_documents = 3\n")
+    with pytest.raises(UserError, match=r"evaluate.judged_documents has a new name; write it as quality.judged_documents"):
+        load_config([tmp_path / "old.toml"])
+
+
+def test_settings_leave_out_the_fields_without_effect() -> None:
+    section = RunConfig().filter
+    assert section.settings().keys() == type(section).model_fields.keys() - {"memory_gib"}

@@ -36,7 +36,7 @@ TINY = (
     "synthesizer.microbatch_tokens=1024",
     "synthesize.shard_seeds=32",
     "filter.keep_unfinished=true",
-    "evaluate.judged_documents=20",
+    "quality.judged_documents=20",
     "evaluate.bootstrap_samples=200",
 )
 

@@ -15,7 +15,7 @@ import torch
 from judge_server import completion, serving
 from test_quality import inputs, run  # noqa: F401  (a fixture)
 
-from sbp_fast.config import EvaluateConfig, RunConfig
+from sbp_fast.config import QualityConfig, RunConfig
 from sbp_fast.errors import Unreachable, UserError
 from sbp_fast.evaluate import judge as module
 from sbp_fast.evaluate.judge import Endpoint, LocalModel, fingerprint_directory, open_judge
@@ -33,11 +33,11 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.001)
 
 
-def settings(url: str, **more: Any) -> EvaluateConfig:
-    return EvaluateConfig(judge="endpoint", judge_url=url, judge_model="judge-7b", **more)
+def settings(url: str, **more: Any) -> QualityConfig:
+    return QualityConfig(judge="endpoint", judge_url=url, judge_model="judge-7b", **more)
 
 
-def answers(config: EvaluateConfig, *prompts: str) -> list[str]:
+def answers(config: QualityConfig, *prompts: str) -> list[str]:
     found = dict(Endpoint(config).ask(prompts))
     return [found[number] for number in range(len(prompts))]
 
@@ -100,7 +100,7 @@ def test_a_server_that_goes_on_failing_is_given_up(reply: tuple[int, bytes], mes
 
 
 def test_a_server_that_refuses_is_not_asked_again() -> None:
-    message = r"answers 401: .*wrong key.*; correct evaluate.judge_url"
+    message = r"answers 401: .*wrong key.*; correct quality.judge_url"
     refusal = (401, b'{"error": "wrong key"}')
     with serving(lambda before, body: refusal) as server, pytest.raises(UserError, match=message) as raised:
         answers(settings(server.url), "one")
@@ -139,8 +139,8 @@ def test_what_was_answered_comes_before_the_failure() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"judge": "endpoint", "judge_url": "http://x"}, "evaluate.judge_model: is not set"),
-        ({"judge": "endpoint", "judge_model": "m"}, "evaluate.judge_url = '': is no http address"),
+        ({"judge": "endpoint", "judge_url": "http://x"}, "quality.judge_model: is not set"),
+        ({"judge": "endpoint", "judge_model": "m"}, "quality.judge_url = '': is no http address"),
         ({"judge": "endpoint", "judge_model": "m", "judge_url": "file:///etc"}, "is no http address"),
         (
             {"judge": "endpoint", "judge_model": "m", "judge_url": "http://x", "judge_key_variable": "NOT_SET_ANYWHERE"},
@@ -151,8 +151,8 @@ def test_what_was_answered_comes_before_the_failure() -> None:
 )
 def test_settings_of_no_use_are_refused_before_anything_runs(values: dict[str, str], message: str, tmp_path: Path) -> None:
     for work in (
-        lambda: open_judge(EvaluateConfig(**values), "cpu"),  # type: ignore[arg-type]
-        lambda: run_experiment(RunConfig(evaluate=EvaluateConfig(**values)), tmp_path / "out", console=QUIET),  # type: ignore[arg-type]
+        lambda: open_judge(QualityConfig(**values), "cpu"),  # type: ignore[arg-type]
+        lambda: run_experiment(RunConfig(quality=QualityConfig(**values)), tmp_path / "out", console=QUIET),  # type: ignore[arg-type]
     ):
         with pytest.raises(UserError) as raised:
             work()
@@ -161,7 +161,7 @@ def test_settings_of_no_use_are_refused_before_anything_runs(values: dict[str, s
 
 
 def test_without_a_judge_there_is_none() -> None:
-    assert open_judge(EvaluateConfig(), "cpu") is None
+    assert open_judge(QualityConfig(), "cpu") is None
 
 
 class FakeTokenizer:
@@ -210,7 +210,7 @@ def test_a_real_model_of_transformers_is_loaded_and_asked(tmp_path: Path) -> Non
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", eos_token="<end>").save_pretrained(tmp_path)
     shape = {"vocab_size": 4, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(**shape, eos_token_id=3, bos_token_id=None, pad_token_id=3)).save_pretrained(tmp_path)
-    judge = open_judge(EvaluateConfig(judge="local", judge_model=str(tmp_path)), "cpu")
+    judge = open_judge(QualityConfig(judge="local", judge_model=str(tmp_path)), "cpu")
     assert judge is not None
     first, second = dict(judge.ask(["NO ? YES", "YES"])), dict(judge.ask(["NO ? YES", "YES"]))
     assert first == second and set(" ".join(first.values()).split()) <= {"YES", "NO", "?"}
@@ -309,7 +309,7 @@ def judging(before: int, body: dict[str, Any]) -> tuple[int, bytes]:
 
 def test_the_stage_asks_of_documents_and_of_controls(inputs: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
     with serving(judging) as server:
-        options = ("evaluate.judge=endpoint", "evaluate.judge_model=judge-7b", f"evaluate.judge_url='{server.url}'")
+        options = ("quality.judge=endpoint", "quality.judge_model=judge-7b", f"quality.judge_url='{server.url}'")
         manifest = run(inputs, tmp_path / "out", *options)
     from sbp_fast.data.prepared import PreparedCorpus
     from sbp_fast.data.token_shards.corpus import Corpus
@@ -345,8 +345,8 @@ def test_killed_while_it_judges_it_goes_on(inputs: dict[str, Path], tmp_path: Pa
 from pathlib import Path
 import test_quality
 inputs = {{name: Path(path) for name, path in { ({name: str(path) for name, path in inputs.items()})!r}.items()}}
-test_quality.run(inputs, Path({str(tmp_path / "out")!r}), "evaluate.judge=endpoint", "evaluate.judge_model=judge-7b",
-                 "evaluate.judge_url=URL", "evaluate.judge_requests=1")
+test_quality.run(inputs, Path({str(tmp_path / "out")!r}), "quality.judge=endpoint", "quality.judge_model=judge-7b",
+                 "quality.judge_url=URL", "quality.judge_requests=1")
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
     processes: list[subprocess.Popen[bytes]] = []
@@ -360,12 +360,12 @@ test_quality.run(inputs, Path({str(tmp_path / "out")!r}), "evaluate.judge=endpoi
             processes[0].wait()
         return judging(before, body)
 
-    options = ("evaluate.judge=endpoint", "evaluate.judge_model=judge-7b", "evaluate.judge_requests=1")
+    options = ("quality.judge=endpoint", "quality.judge_model=judge-7b", "quality.judge_requests=1")
     with serving(behaviour) as server:
         processes.append(subprocess.Popen([sys.executable, "-c", script.replace("URL", server.url)], env=environment))
         assert processes[0].wait(120) == -signal.SIGKILL
         assert len(kept.read_text().splitlines()) == 7
-        resumed = run(inputs, tmp_path / "out", *options, f"evaluate.judge_url='{server.url}'")
+        resumed = run(inputs, tmp_path / "out", *options, f"quality.judge_url='{server.url}'")
         assert len(server.requests) == 8 + 19 - 7  # the one that nobody was left to hear is asked again
-        unbroken = run(inputs, tmp_path / "unbroken", *options, f"evaluate.judge_url='{server.url}'")
+        unbroken = run(inputs, tmp_path / "unbroken", *options, f"quality.judge_url='{server.url}'")
     assert resumed.counts == unbroken.counts and resumed.fingerprint == unbroken.fingerprint

@@ -31,7 +31,8 @@ RANDOM = np.random.default_rng(7)
 fresh = partial(fresh_tokens, RANDOM)
 OVERRIDES = (
     "filter={minimum_tokens=10, shingle_tokens=6, copy_containment=0.2, minimum_compression_ratio=0.0}",
-    "evaluate={judged_documents=4, continuation_questions=0}",
+    "evaluate={continuation_questions=0}",
+    "quality={judged_documents=4}",
 )
 PAIRS = np.array([[0, 1], [0, 2], [5, 6], [6, 5]])
 
@@ -206,7 +207,7 @@ def test_relevance_and_its_calibration(inputs: dict[str, Path], measured: Manife
 def test_the_same_documents_are_drawn_again(inputs: dict[str, Path], measured: Manifest, tmp_path: Path) -> None:
     again = run(inputs, tmp_path / "again")
     assert (again.fingerprint, again.counts) == (measured.fingerprint, measured.counts)
-    few = run(inputs, tmp_path / "few", "evaluate.measured_documents=3", "evaluate.judged_documents=2")
+    few = run(inputs, tmp_path / "few", "quality.measured_documents=3", "quality.judged_documents=2")
     assert few.counts["measured"] == {"generated": 3, "passed": 3, "heldout": 3, "unique": 3}
     assert pq.read_table(tmp_path / "few" / JUDGED).num_rows == 2
 

@@ -177,7 +177,7 @@ def _filter(config: RunConfig, corpus: Corpus, written: float, disk: float) -> S
 
 def _quality(config: RunConfig, corpus: Corpus) -> Stage:
     """The judged documents, their seeds and these seeds' partners embedded; the unique tokens read for each length of runs."""
-    length, settings = min(corpus.document_tokens, config.embed.maximum_tokens), config.evaluate
+    length, settings = min(corpus.document_tokens, config.embed.maximum_tokens), config.quality
     measured = SAMPLES * settings.measured_documents * corpus.document_tokens
     return Stage(
         "quality",
