@@ -8,6 +8,7 @@ from sbp_kernels.attention import (
     resolve_backend,
 )
 from sbp_kernels.decode import DecodeLayout, append_to_pages, decode_attention
+from sbp_kernels.integrations.varlen import flash_attn_varlen_func
 from sbp_kernels.layout import PackedLayout
 from sbp_kernels.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy, loss_rows_of
 from sbp_kernels.nearest import nearest_in_buckets
@@ -28,6 +29,7 @@ __all__ = [
     "attention_backends",
     "attention_operations",
     "decode_attention",
+    "flash_attn_varlen_func",
     "linear_cross_entropy",
     "loss_rows_of",
     "nearest_in_buckets",

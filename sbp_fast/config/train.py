@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from sbp_fast.config.section import NO_EFFECT, Count, Section, Share
 
-AttentionBackend = Literal["auto", "triton", "triton-hopper", "torch", "flash-attn", "xformers", "flex", "sdpa", "varlen"]
+
+def _check_attention_backend(name: str) -> str:
+    """Look a name other than "auto" up in the registry of the kernels, which imports torch; skip that where torch is absent."""
+    if name == "auto":
+        return name
+    try:
+        from sbp_kernels import attention_backends
+    except ModuleNotFoundError:
+        return name
+    if name not in attention_backends():
+        known = {"known": ", ".join(map(repr, ["auto", *attention_backends()]))}
+        raise PydanticCustomError("attention_backend", "Input should be one of {known}", known)
+    return name
+
+
+AttentionBackend = Annotated[str, AfterValidator(_check_attention_backend)]
 
 
 class TrainConfig(Section):

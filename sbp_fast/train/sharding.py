@@ -124,9 +124,7 @@ def _checkpointed(forward: Callable[..., Any], choice: str, *inputs: Any) -> Any
     return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
-def _keep_what_is_costly(
-    attention: tuple[str, ...], _: Any, operation: Any, *args: Any, **kwargs: Any
-) -> CheckpointPolicy:
+def _keep_what_is_costly(attention: tuple[str, ...], _: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     name = operation.name()
     keep = name in PRODUCTS or name.startswith(attention)
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
