@@ -85,13 +85,13 @@ def resolve_backend(backend: str, device: torch.device | str) -> str:
 
 def _check(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout) -> None:
     if q.dim() != 3 or k.dim() != 3 or v.shape != k.shape:
-        found = f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
-        raise ValueError(f"q, k, v must be [T, heads, D], k and v alike: got {found}")
+        given = f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        raise ValueError(f"q, k, v must be [T, heads, D], k and v alike: got {given}")
     if not q.shape[0] == k.shape[0] == len(layout):
         raise ValueError(f"q, k and layout differ in tokens: {q.shape[0]}, {k.shape[0]}, {len(layout)}")
     if k.shape[1] == 0 or q.shape[1] % k.shape[1] or q.shape[2] != k.shape[2]:
-        found = f"q has {q.shape[1]} heads of {q.shape[2]}, k {k.shape[1]} of {k.shape[2]}"
-        raise ValueError(f"{found}: heads of q must be a multiple, widths equal")
+        given = f"q has {q.shape[1]} heads of {q.shape[2]}, k {k.shape[1]} of {k.shape[2]}"
+        raise ValueError(f"{given}: heads of q must be a multiple, widths equal")
     if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
         raise ValueError("q, k and v must share dtype and device")
     if layout.visible_until.device != q.device:

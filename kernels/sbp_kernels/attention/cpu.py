@@ -26,7 +26,7 @@ Part = tuple[slice, slice, bool, bool]  # queries, keys, whether causal, whether
 def segment_attention(
     q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scale: float, return_lse: bool
 ) -> tuple[Tensor, Tensor]:
-    """out [T, Hq, D] and lse [Hq, T], differentiable. On a device other than the CPU it waits for the layout."""
+    """Compute out [T, Hq, D] and lse [Hq, T], differentiable. On a device other than the CPU it waits for the layout."""
     return torch.ops.sbp_kernels.segment_attention(q, k, v, layout.visible_until, scale)
 
 
@@ -84,7 +84,7 @@ def _heads(x: Tensor) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """out [1, Hq, rows, D] and lse [1, Hq, rows] of q over k [1, Hkv, keys, D]."""
+    """Output [1, Hq, rows, D] and lse [1, Hq, rows] of q over k [1, Hkv, keys, D]."""
     if q.device.type in FUSED_ON:
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
     scores = _scores(q, k, causal, scale)

@@ -24,7 +24,7 @@ TABLES = "Tensor query_tiles, Tensor query_runs, Tensor key_tiles, Tensor key_ru
 def fused_attention(
     q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scale: float, return_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """out [T, Hq, D] by the Triton kernels, and lse [Hq, T] if it is wanted; differentiable."""
+    """Compute out [T, Hq, D] by the Triton kernels, and lse [Hq, T] if it is wanted; differentiable."""
     _check_heads(q, "triton")
     out, lse = torch.ops.sbp_kernels.packed_attention(q, k, v, *_arguments(layout, scale))
     return out, lse * math.log(2) if return_lse else None
@@ -33,7 +33,7 @@ def fused_attention(
 def specialised_attention(
     q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scale: float, return_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """As `fused_attention`, with the forward kernel for Hopper; see `hopper`."""
+    """Compute the same as `fused_attention`, with the forward kernel for Hopper; see `hopper`."""
     _check_heads(q, "triton-hopper")
     out, lse = torch.ops.sbp_kernels.specialised_attention(q, k, v, *_arguments(layout, scale))
     return out, lse * math.log(2) if return_lse else None

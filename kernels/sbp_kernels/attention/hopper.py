@@ -68,7 +68,7 @@ def specialised_forward_kernel(
 def specialised_forward(
     q: Tensor, k: Tensor, v: Tensor, visible_until: Tensor, tiles: Tensor, runs: Tensor, scale: float, rows: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """out [T, Hq, D] and lse [Hq, T], in base 2, over the query tiles of a plan."""
+    """Compute out [T, Hq, D] and lse [Hq, T], in base 2, over the query tiles of a plan."""
     if q.is_cuda and not (torch.cuda.get_device_capability(q.device) == (9, 0) and triton.__version__.startswith("3.6.")):
         raise ValueError("backend 'triton-hopper' needs a Hopper GPU and triton 3.6: use backend 'triton'")
     (tokens, heads, head_width), key_heads = q.shape, k.shape[1]
@@ -86,7 +86,7 @@ def specialised_forward(
 
 
 def specialised_options(head_width: int) -> dict[str, int]:
-    """Triton 3.6 ignores the specialisation of any other number of warps."""
+    """Launch options; Triton 3.6 ignores the specialisation of any other number of warps."""
     stages = 3 if head_width <= 64 else 2
     return {"STAGES": stages, "num_stages": stages, "num_warps": 4}
 

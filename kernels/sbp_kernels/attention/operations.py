@@ -23,6 +23,7 @@ def register_attention(name: str, arguments: str, forward: Forward, backward: Ba
     """Make `torch.ops.sbp_kernels.<name>` and `<name>_backward`.
 
     Args:
+        name: of the operation.
         arguments: the schema of what follows q, k and v: tensors first, then constants.
         forward: (q, k, v, *arguments) -> out like q, lse [Hq, T] in float32 at least.
         backward: (dout, dlse or None, q, k, v, out, lse, *arguments) -> dq, dk, dv.

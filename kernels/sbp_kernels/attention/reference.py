@@ -10,7 +10,7 @@ from sbp_kernels.layout.reference import dense_mask
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, softmax_scale: float | None = None) -> Tensor:
-    """Attention by its definition: q [T, Hq, D], k and v [T, Hkv, D], in float64; returns float64 [T, Hq, D]."""
+    """Compute attention by its definition: q [T, Hq, D], k and v [T, Hkv, D], in float64; returns float64 [T, Hq, D]."""
     repeats = q.shape[1] // k.shape[1]
     q, k, v = q.double(), k.double().repeat_interleave(repeats, 1), v.double().repeat_interleave(repeats, 1)
     scores = torch.einsum("ihd,jhd->hij", q, k) * (q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale)

@@ -36,10 +36,10 @@ def register_attention_backend(
     """Make `attend` a backend of `packed_attention`.
 
     Args:
-        name: what `backend=` names it.
+        name: value of the argument `backend` that selects it.
         attend: (q [T, Hq, D], k and v [T, Hkv, D], layout, softmax_scale, whether lse is wanted) -> out [T, Hq, D], and lse
             [Hq, T] or None where there is none. Shapes, dtypes and devices have been checked to agree.
-        operations: how the names of the PyTorch operations that it calls begin, such as "sbp_kernels::packed_attention".
+        operations: prefixes of the names of the PyTorch operations that it calls, such as "sbp_kernels::packed_attention".
             Selective activation checkpointing keeps their results; those of a backend without any are computed again.
         check_device: raises ValueError where the backend cannot run on a device.
 
@@ -57,15 +57,15 @@ def attention_backends() -> tuple[str, ...]:
 
 
 def attention_operations() -> tuple[str, ...]:
-    """How the names of the PyTorch operations begin that compute attention in one of the registered backends."""
+    """Prefixes of the names of the PyTorch operations that the registered backends call."""
     return tuple(operation for backend in _BACKENDS.values() for operation in backend.operations)
 
 
 def find_backend(name: str) -> AttentionBackend:
-    """The backend registered under a name.
+    """Return the backend registered under a name.
 
     Raises:
-        ValueError: none is.
+        ValueError: the name is unknown; the message lists the known ones.
     """
     if name not in _BACKENDS:
         raise ValueError(f"backend {name!r} is unknown: use auto, {', '.join(_BACKENDS)}")

@@ -57,10 +57,10 @@ class Documents(NamedTuple):
 def sdpa_attention(
     q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scale: float, return_lse: bool
 ) -> tuple[Tensor, None]:
-    """PyTorch's `scaled_dot_product_attention` over the whole stream, on any device.
+    """PyTorch's `scaled_dot_product_attention` over the whole packed sequence, on any device.
 
-    A stream of more than one document takes a mask of T * T bytes, and on CUDA a bias of T * T elements a call: for
-    short streams. So does one whose lengths are known on the device alone.
+    More than one document takes a mask of T * T bytes, and on CUDA a bias of T * T elements a call: for
+    short sequences. So do documents whose lengths are known on the device alone.
     """
     mask = _dense_mask(layout)
     shared = q.shape[1] != k.shape[1]
@@ -80,8 +80,8 @@ def flex_attention(
     attention: Callable[..., Any] = flex.flex_attention
     if q.device.type == "cuda":
         if q.dtype not in (*HALF, torch.float32) or q.shape[2] < 16:
-            found = f"q is {q.dtype} with heads of width {q.shape[2]}"
-            raise ValueError(f"{found}: on CUDA backend 'flex' takes bfloat16, float16 and float32, and widths from 16")
+            given = f"q is {q.dtype} with heads of width {q.shape[2]}"
+            raise ValueError(f"{given}: on CUDA backend 'flex' takes bfloat16, float16 and float32, and widths from 16")
         attention = _compiled_flex_attention()
     elif torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         raise ValueError(f"backend 'flex' has no gradients on {q.device.type}: use backend 'torch' or 'sdpa'")
@@ -144,7 +144,7 @@ def xformers_attention(
 
 @functools.cache
 def find_library(backend: str, device: torch.device) -> Callable[..., Any]:
-    """The function of the library behind `backend`, one of LIBRARIES.
+    """Return the function of the library behind `backend`, one of LIBRARIES.
 
     Raises:
         ValueError: it cannot run on `device`, or is not installed.
@@ -225,7 +225,7 @@ def _documents(layout: PackedLayout) -> Documents | None:
 
 @_once_per_layout
 def _dense_mask(layout: PackedLayout) -> Tensor | None:
-    """bool [T, T], True where query i (row) sees key j (column); None where all the stream is one document."""
+    """Mask, bool [T, T], True where query i (row) sees key j (column); None where the whole sequence is one document."""
     documents = _documents(layout)
     if documents is not None and documents.lengths == [len(layout)]:
         return None

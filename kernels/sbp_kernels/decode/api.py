@@ -78,12 +78,12 @@ def append_to_pages(keys: Tensor, values: Tensor, k: Tensor, v: Tensor, layout: 
 
 def _append_plainly(keys: Tensor, values: Tensor, k: Tensor, v: Tensor, layout: DecodeLayout) -> None:
     newest = (layout.own_tokens - 1).clamp(min=0).long()
-    place, inside = newest // keys.shape[2], newest % keys.shape[2]
-    pages = layout.own_pages.gather(1, place.unsqueeze(1)).squeeze(1).where(layout.own_tokens > 0, 0)
+    page_index, inside = newest // keys.shape[2], newest % keys.shape[2]
+    pages = layout.own_pages.gather(1, page_index.unsqueeze(1)).squeeze(1).where(layout.own_tokens > 0, 0)
     write_to_pages(keys, values, k, v, pages, inside)
 
 
-def write_to_pages(keys: Tensor, values: Tensor, k: Tensor, v: Tensor, pages: Tensor, places: Tensor) -> None:
+def write_to_pages(keys: Tensor, values: Tensor, k: Tensor, v: Tensor, pages: Tensor, offsets: Tensor) -> None:
     """Write keys and values of any tokens, such as a seed's, in place.
 
     Args:
@@ -92,14 +92,14 @@ def write_to_pages(keys: Tensor, values: Tensor, k: Tensor, v: Tensor, pages: Te
         k: [T, K, D].
         v: like k.
         pages: int64 [T], of each token.
-        places: int64 [T], of each token in its page.
+        offsets: int64 [T], of each token in its page.
     """
     for cache, new in (keys, k), (values, v):
         if cache.dtype == torch.float8_e4m3fn:  # which has few operations of its own
             largest = torch.finfo(cache.dtype).max
             new = new.clamp(-largest, largest).to(cache.dtype).view(torch.uint8)
             cache = cache.view(torch.uint8)
-        cache[pages, :, places] = new.to(cache.dtype)
+        cache[pages, :, offsets] = new.to(cache.dtype)
 
 
 def _plain_attention(q: Tensor, keys: Tensor, values: Tensor, layout: DecodeLayout, scale: float) -> Tensor:
@@ -125,7 +125,7 @@ def _plain_attention(q: Tensor, keys: Tensor, values: Tensor, layout: DecodeLayo
 
 
 def _first(counts: Tensor, capacity: int) -> Tensor:
-    """bool [B, capacity], True at the first `counts` [B] of each row."""
+    """Mask, bool [B, capacity], True at the first `counts` [B] of each row."""
     return torch.arange(capacity, device=counts.device) < counts.unsqueeze(1)
 
 
@@ -157,8 +157,8 @@ def _resolved(backend: str, x: Tensor, keys: Tensor, values: Tensor) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is unknown: use one of auto, {', '.join(BACKENDS)}")
     if backend == "numba" and not compilable:
-        found = f"{x.dtype} beside {keys.dtype} on {x.device}"
-        raise ValueError(f"backend 'numba' takes float32 tensors on the CPU, not {found}: use backend='torch'")
+        given = f"{x.dtype} beside {keys.dtype} on {x.device}"
+        raise ValueError(f"backend 'numba' takes float32 tensors on the CPU, not {given}: use backend='torch'")
     if backend == "triton":
         _check_triton(x, keys, values)
     return backend
@@ -167,31 +167,31 @@ def _resolved(backend: str, x: Tensor, keys: Tensor, values: Tensor) -> str:
 def _check_triton(x: Tensor, keys: Tensor, values: Tensor) -> None:
     check_device(x)
     if x.dtype not in QUERY_DTYPES or keys.dtype not in CACHE_DTYPES:
-        found = f"{x.dtype} beside pages of {keys.dtype}"
-        raise ValueError(f"the Triton kernels take bfloat16, float16 and float32, not {found}: use backend='torch'")
+        given = f"{x.dtype} beside pages of {keys.dtype}"
+        raise ValueError(f"the Triton kernels take bfloat16, float16 and float32, not {given}: use backend='torch'")
     if keys.shape[2] not in PAGE_TOKENS or keys.shape[3] > 256:
-        found = f"{keys.shape[2]} tokens of width {keys.shape[3]}"
-        raise ValueError(f"the Triton kernels take pages of {PAGE_TOKENS} tokens up to 256 wide, not {found}")
+        given = f"{keys.shape[2]} tokens of width {keys.shape[3]}"
+        raise ValueError(f"the Triton kernels take pages of {PAGE_TOKENS} tokens up to 256 wide, not {given}")
     if keys.stride(3) != 1 or values.stride(3) != 1:
         raise ValueError("the D numbers of a key or value must be side by side in memory: make the pages contiguous")
     if keys.dtype == torch.float8_e4m3fn and x.is_cuda and torch.version.hip is None:
         capability = torch.cuda.get_device_capability(x.device)
         if capability < (8, 9):
-            found = ".".join(map(str, capability))
-            raise ValueError(f"pages of float8 need compute capability 8.9, this device has {found}: keep them in bfloat16")
+            given = ".".join(map(str, capability))
+            raise ValueError(f"pages of float8 need compute capability 8.9, this device has {given}: keep them in bfloat16")
 
 
 def _check(x: Tensor, keys: Tensor, values: Tensor, layout: DecodeLayout, name: str) -> None:
-    """What the queries, or the new keys, have to share with the pages and the layout."""
+    """Check that the queries, or the new keys, agree with the pages and the layout."""
     if x.dim() != 3 or keys.dim() != 4 or (values.shape, values.dtype, values.device) != (keys.shape, keys.dtype, keys.device):
-        found = f"{tuple(x.shape)}, {tuple(keys.shape)}, {tuple(values.shape)}"
-        raise ValueError(f"{name} must be [B, heads, D], keys and values [pages, heads, tokens, D], alike: got {found}")
+        given = f"{tuple(x.shape)}, {tuple(keys.shape)}, {tuple(values.shape)}"
+        raise ValueError(f"{name} must be [B, heads, D], keys and values [pages, heads, tokens, D], alike: got {given}")
     if x.shape[2] != keys.shape[3] or len(x) != len(layout.own_tokens):
-        found = f"{len(x)} rows of width {x.shape[2]} beside {keys.shape[3]} and a layout of {len(layout.own_tokens)}"
-        raise ValueError(f"{name}, keys and layout must agree in rows and width: got {found}")
+        given = f"{len(x)} rows of width {x.shape[2]} beside {keys.shape[3]} and a layout of {len(layout.own_tokens)}"
+        raise ValueError(f"{name}, keys and layout must agree in rows and width: got {given}")
     if not x.device == keys.device == layout.own_tokens.device:
-        found = f"{x.device}, {keys.device}, {layout.own_tokens.device}"
-        raise ValueError(f"{name}, keys and layout must be on one device: got {found}")
+        given = f"{x.device}, {keys.device}, {layout.own_tokens.device}"
+        raise ValueError(f"{name}, keys and layout must be on one device: got {given}")
 
 
 def _fake_decode(q: Tensor, *_: object) -> Tensor:

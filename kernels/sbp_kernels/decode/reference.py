@@ -11,7 +11,7 @@ from sbp_kernels.decode.layout import DecodeLayout
 def decode_attention(
     q: Tensor, keys: Tensor, values: Tensor, layout: DecodeLayout, softmax_scale: float | None = None
 ) -> Tensor:
-    """Each row's newest token over its seed's tokens and its own, by dense softmax, in float64; [B, H, D]."""
+    """Attention of each row's newest token over its seed's tokens and its own, by dense softmax; float64 [B, H, D]."""
     out = torch.zeros(q.shape, dtype=torch.float64, device=q.device)
     softmax_scale = q.shape[2] ** -0.5 if softmax_scale is None else softmax_scale
     repeats = q.shape[1] // keys.shape[1]

@@ -5,6 +5,8 @@ samples of that seed, as in cascade inference (Ye et al. 2024) and Hydragen (Jur
 number of tokens and sums have one order, so that a row's result does not depend on what else is in the batch. Softmax is
 online, in base 2. A part is kept as it is summed up, with its largest score and its normaliser: a log-sum-exp in their place
 would err by its own rounding.
+
+Grids follow from the capacities of the layout alone; programs without work end at once.
 """
 
 from __future__ import annotations
@@ -188,7 +190,7 @@ def attention(
     q: Tensor, keys: Tensor, values: Tensor, seed_pages: Tensor, seed_tokens: Tensor, group_rows: Tensor, row_group: Tensor,
     own_pages: Tensor, own_tokens: Tensor, scale: float,
 ) -> Tensor:  # fmt: skip
-    """out [B, H, D]; see `attention.decode_attention` and `layout.DecodeLayout` for the arguments."""
+    """Compute out [B, H, D]; see `api.decode_attention` and `layout.DecodeLayout` for the arguments."""
     rows, heads, head_width = q.shape
     q = q if q.stride(2) == 1 else q.contiguous()
     seed_splits, own_splits = (triton.cdiv(pages.shape[1] * keys.shape[2], SPLIT_TOKENS) for pages in (seed_pages, own_pages))

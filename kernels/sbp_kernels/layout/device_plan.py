@@ -1,4 +1,4 @@
-"""The layout of independent documents whose `cu_seqlens` is on a device, built there without waiting for it.
+"""The layout of independent documents whose `cu_seqlens` is on a device, built there without host-device synchronisation.
 
 Shapes follow from the number of tokens and of documents alone. Tiles end with their document: unlike on the host, short
 documents do not share one.
@@ -32,7 +32,9 @@ def tiles_of_runs(starts: Tensor, ends: Tensor, tokens: int, rows: int) -> tuple
     """Start and stop of each tile, equal where there is none, and start and end of its document.
 
     Args:
-        starts, ends: int64 [documents]; each document is a run of the `tokens` tokens, or is empty.
+        starts: int64 [documents], where each document starts.
+        ends: int64 [documents], where it ends; documents may be empty.
+        tokens: number of tokens in all.
         rows: of a tile at most.
     """
     tiles_until = ((ends - starts + rows - 1) // rows).cumsum(0)

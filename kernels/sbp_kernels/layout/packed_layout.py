@@ -1,7 +1,7 @@
-"""The segment tree of a packed stream, and the mask that follows from it.
+"""The segment tree of a packed sequence, and the mask that follows from it.
 
-A stream of T tokens is cut into segments; each may have a parent, and segments stand in depth-first order. A token sees
-its own segment up to itself and all of its ancestors. In that order every key j is seen by one contiguous run of queries,
+A packed sequence of T tokens is cut into segments; each may have a parent, and segments stand in depth-first order. A token
+sees its own segment up to itself and all of its ancestors. In that order every key j is seen by one contiguous run of queries,
 so the whole mask is one integer a token: query i sees key j if and only if `j <= i < visible_until[j]`.
 """
 
@@ -25,12 +25,12 @@ MAXIMUM_TOKENS = (1 << 31) - 1
 
 @dataclass(frozen=True, eq=False)  # == of tensors has no single truth value
 class PackedLayout:
-    """Segments of one packed stream. Make one with one of the `from_` constructors, and `to` moves it to a device.
+    """Segments of one packed sequence. Make one with one of the `from_` constructors, and `to` moves it to a device.
 
     Attributes:
         visible_until: int32 [T], one past the last query that sees each token.
         positions: int32 [T], rotary positions; a child continues where its parent ended.
-        lengths: tokens of each segment, in stream order; their sum is T. None where they were never on the host.
+        lengths: tokens of each segment, in order; their sum is T. None where they were never on the host.
         parents: index of each segment's parent, -1 for a root. None where `lengths` is.
         may_split: whether the plan reserves slots for keys that very many queries see.
         tiles: the tile sizes of the plan; None leaves the choice to the plan.
@@ -135,7 +135,7 @@ class PackedLayout:
         return _from_tree((ends - starts).tolist(), parents.tolist(), may_split=True, tiles=tiles)
 
     def __len__(self) -> int:
-        """Tokens in the stream, T."""
+        """Number of tokens, T."""
         return self.positions.shape[0]
 
     def path(self, segment: int) -> list[int]:
@@ -176,7 +176,7 @@ def _from_tree(lengths: Sequence[int], parents: Sequence[int], *, may_split: boo
     if len(lengths) != len(parents):
         raise ValueError(f"lengths and parents must be as many: {len(lengths)} and {len(parents)}")
     if (total := sum(lengths)) > MAXIMUM_TOKENS:
-        raise ValueError(f"lengths sum to {total}, beyond int32: split the stream")
+        raise ValueError(f"lengths sum to {total}, beyond int32: split the sequence")
     if lengths and min(lengths) < 1:
         segment = next(index for index, length in enumerate(lengths) if length < 1)
         raise ValueError(f"lengths[{segment}] is {lengths[segment]}: leave empty segments out")
@@ -211,7 +211,7 @@ def _walk(starts: np.ndarray, lengths: Sequence[int], parents: Sequence[int]) ->
 
 def _check_tokens(tokens: int) -> None:
     if tokens > MAXIMUM_TOKENS:
-        raise ValueError(f"the stream has {tokens} tokens, beyond int32: split it")
+        raise ValueError(f"the packed sequence has {tokens} tokens, beyond int32: split it")
 
 
 def _int32(values: np.ndarray) -> Tensor:

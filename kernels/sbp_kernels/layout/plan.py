@@ -1,4 +1,4 @@
-"""The tile plan of a packed stream: which tiles of keys and queries meet, which need the mask, longest work first.
+"""The tile plan of a packed sequence: which tiles of keys and queries meet, which need the mask, longest work first.
 
 Built on the host from `visible_until` alone, once a batch, and shared by every layer and by forward and backward.
 
@@ -9,7 +9,7 @@ come in two kinds: first those in which every step is whole and every pair visib
 
 Tiles begin with a segment or a tile's length after its beginning, so that documents waste no part of a tile in front; a
 tile that reaches the end of a segment goes on with the segments after it as long as they fit whole. That never adds a
-step, and two neighbours together always exceed one tile, which bounds their number by the stream alone.
+step, and two neighbours together always exceed one tile, which bounds their number by the sequence's length alone.
 
 A key that very many queries see (a seed of many partners) would keep one program busy long after the others are done. In
 trees the work of such a key tile is therefore cut into parts, each a row of the table with a *slot* of its own, and the
@@ -57,7 +57,7 @@ NARROW = Tiles(query_rows=64, key_step=32, key_rows=64, query_step=32)
 
 @dataclass(frozen=True, eq=False)  # == of tensors has no single truth value
 class Plan:
-    """The tables of one stream, int32, padded with zeros to a capacity that depends on the stream's length alone.
+    """The tables of one packed sequence, int32, padded with zeros to a capacity that depends on its length alone.
 
     (Trees in which a tile meets more runs than that holds get the next power of two.)
 
@@ -77,6 +77,7 @@ class Plan:
 
     @property
     def tables(self) -> tuple[Tensor, ...]:
+        """The five tables, in the order of the attributes."""
         return self.query_tiles, self.query_runs, self.key_tiles, self.key_runs, self.splits
 
     def computed_pairs(self) -> tuple[int, int]:
@@ -87,7 +88,7 @@ class Plan:
 
 
 def capacities(tokens: int, tiles: Tiles, *, may_split: bool) -> tuple[int, int, int, int, int]:
-    """Rows of the five tables for a stream of `tokens`."""
+    """Rows of the five tables for a packed sequence of `tokens`."""
     queries, keys = (2 * (tokens // rows) + 2 for rows in (tiles.query_rows, tiles.key_rows))
     slots = SLOTS if may_split else 0
     return queries, 4 * queries, keys + slots, 3 * (keys + slots), slots

@@ -9,7 +9,7 @@ from sbp_kernels.layout.packed_layout import PackedLayout
 
 
 def dense_mask(layout: PackedLayout) -> Tensor:
-    """bool [T, T], True where query i (row) sees key j (column), read off the parents alone, not off `visible_until`."""
+    """Mask, bool [T, T], True where query i (row) sees key j (column), read off the parents alone, not off `visible_until`."""
     if layout.lengths is None:
         raise ValueError("this layout was made on a device: its segments are not known on the host")
     segment_of = torch.repeat_interleave(torch.arange(len(layout.lengths)), torch.tensor(layout.lengths))

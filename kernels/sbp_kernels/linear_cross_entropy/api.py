@@ -61,6 +61,7 @@ def linear_cross_entropy(
         targets: int64 [T]; rows equal to `ignore_index` carry no loss.
         loss_rows: int32 or int64 [capacity], distinct indices of the rows that may carry loss, filled up with T (any index
             outside 0..T-1 counts as none): see `loss_rows_of`. None stands for all rows.
+        ignore_index: target of the rows without loss.
         row_weight: [T], factor of each row's loss; takes no gradient.
         reduction: "sum"; "mean", the sum over the sum of the row weights (over the number of rows with loss without them), 0
             where there is none; "none", the losses in float32, [T], 0 in rows without. Its backward pass computes the logits
@@ -150,6 +151,7 @@ def loss_rows_of(targets: Tensor, capacity: int, ignore_index: int = -100) -> Te
         targets: [T], on the CPU.
         capacity: at least the number of targets that differ from `ignore_index`; the same for every batch, so that shapes
             never change. Products run over `capacity` rows: choose it tight.
+        ignore_index: target of the rows without loss.
 
     Returns:
         int32 [capacity] on the CPU: the indices of the rows with loss, in order, then T.
@@ -159,16 +161,16 @@ def loss_rows_of(targets: Tensor, capacity: int, ignore_index: int = -100) -> Te
     """
     if targets.device.type != "cpu":
         raise ValueError(f"targets must be on the CPU, not {targets.device}: find the rows before the batch is copied")
-    found = (targets != ignore_index).nonzero().squeeze(1)
-    if len(found) > capacity:
-        raise ValueError(f"{len(found)} rows carry loss, more than the capacity of {capacity}: raise it")
-    return F.pad(found, (0, capacity - len(found)), value=len(targets)).int()
+    rows = (targets != ignore_index).nonzero().squeeze(1)
+    if len(rows) > capacity:
+        raise ValueError(f"{len(rows)} rows carry loss, more than the capacity of {capacity}: raise it")
+    return F.pad(rows, (0, capacity - len(rows)), value=len(targets)).int()
 
 
 def select_loss_rows(hidden: Tensor, targets: Tensor, loss_rows: Tensor, ignore_index: int = -100) -> tuple[Tensor, Tensor]:
     """Hidden states [capacity, H] and targets [capacity] of the rows with loss alone, such as for the final norm.
 
-    Places that only fill up `loss_rows` repeat its first row and have no loss. What follows is
+    Entries that only fill up `loss_rows` repeat its first row and have no loss. What follows is
     `linear_cross_entropy(norm(hidden), weight, targets)`, without `loss_rows`.
     """
     inside = (loss_rows >= 0) & (loss_rows < len(targets))
@@ -206,10 +208,11 @@ class LinearCrossEntropy(nn.Module):
             self.weight = weight
 
     def reset_parameters(self) -> None:
+        """Initialise the weight as `nn.Linear` does."""
         nn.init.uniform_(self.weight, -(self.weight.shape[1] ** -0.5), self.weight.shape[1] ** -0.5)
 
     def forward(self, hidden: Tensor, targets: Tensor, **options: Any) -> Tensor:
-        """hidden [T, H], targets [T] and options as in `linear_cross_entropy`; those given here come before the module's."""
+        """Compute the loss of hidden [T, H] and targets [T]; options given here come before the module's."""
         return linear_cross_entropy(hidden, self.weight, targets, **{**self.options, **options})
 
 
@@ -225,8 +228,8 @@ def _rows_with_loss(targets: Tensor, loss_rows: Tensor | None, ignore_index: int
     else:
         candidates = loss_rows.long().where((loss_rows >= 0) & (loss_rows < tokens), tokens)
     valid = padded.index_select(0, candidates) != ignore_index
-    place = (valid.cumsum(0) - 1).where(valid, len(candidates))  # one place more, which is cut off, takes all others
-    rows = candidates.new_full((len(candidates) + 1,), tokens).scatter(0, place, candidates)[:-1]
+    index = (valid.cumsum(0) - 1).where(valid, len(candidates))  # one element more, which is cut off, takes all others
+    rows = candidates.new_full((len(candidates) + 1,), tokens).scatter(0, index, candidates)[:-1]
     return rows.int(), valid.sum().int(), padded.index_select(0, rows)
 
 
@@ -299,8 +302,8 @@ def _resolve_backend(backend: str, mode: str, hidden: Tensor) -> str:
 
 def _check(hidden: Tensor, weight: Tensor, targets: Tensor, loss_rows: Tensor | None, row_weight: Tensor | None) -> None:
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
-        found = f"{tuple(hidden.shape)}, {tuple(weight.shape)}, {tuple(targets.shape)}"
-        raise ValueError(f"hidden [T, H], weight [V, H], targets [T] do not fit: {found}")
+        given = f"{tuple(hidden.shape)}, {tuple(weight.shape)}, {tuple(targets.shape)}"
+        raise ValueError(f"hidden [T, H], weight [V, H], targets [T] do not fit: {given}")
     if not hidden.is_floating_point() or targets.dtype != torch.int64:
         raise ValueError(f"hidden must be floating-point and targets int64, not {hidden.dtype} and {targets.dtype}")
     if loss_rows is not None and (loss_rows.dim() != 1 or loss_rows.dtype not in (torch.int32, torch.int64)):

@@ -1,4 +1,4 @@
-"""The steps of `linear_cross_entropy` in plain torch, on any device and in any dtype.
+"""The steps of `linear_cross_entropy` in plain torch: the CPU's path, for any device and dtype.
 
 They have the signatures of the launchers in `launch`; T, H, V, C, B and the tensors are described in
 `operations`.
@@ -26,7 +26,7 @@ def gather(source: Tensor, rows: Tensor) -> Tensor:
 
 
 def scatter(out: Tensor, rows: Tensor, part: Tensor, scale: Tensor | None) -> None:
-    """out [T, H], zeros before, at rows [B] = scale * part [B, H]; nothing where a row is T."""
+    """Set out [T, H], zeros before, at rows [B] to scale * part [B, H]; nothing where a row is T."""
     if scale is not None:
         part = part * scale
     part = part.to(out.dtype).masked_fill((rows >= len(out)).unsqueeze(1), 0)
@@ -138,7 +138,7 @@ def _exponentials(logits: Tensor, largest: Tensor) -> Tensor:
 
 
 def _gradient(exponentials: Tensor, targets: Tensor, a: Tensor, b: Tensor, c: Tensor | None, slope: Tensor | None) -> Tensor:
-    """a * exponentials + b at the target + c, times the slope, in place of the exponentials."""
+    """Compute a * exponentials + b at the target + c, times the slope, in place of the exponentials."""
     gradient = exponentials.mul_(a.unsqueeze(1))
     if c is not None:
         gradient += c.unsqueeze(1)

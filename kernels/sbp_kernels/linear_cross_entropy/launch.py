@@ -1,4 +1,4 @@
-"""How the kernels of `linear_cross_entropy` are launched: tiles, warps and pipeline stages, grids and workspaces.
+"""Launchers of the kernels of `linear_cross_entropy`: tiles, warps and pipeline stages, grids and workspaces.
 
 The launchers have the signatures of the steps in `cpu`; sizes and tensors are described in
 `operations`.
@@ -25,6 +25,7 @@ def product_options(dtype: torch.dtype, large: bool, softcapped_gradient: bool =
     """Tile, warps and stages of a product; float32 is multiplied exactly, without tensor cores.
 
     Args:
+        dtype: of the operands.
         large: the device has the shared memory and the warpgroup products that large tiles need; see `large_tiles`.
         softcapped_gradient: what follows the product takes so many registers that they would spill beside a large tile.
     """
@@ -41,10 +42,12 @@ def product_options(dtype: torch.dtype, large: bool, softcapped_gradient: bool =
 
 
 def slab_options(vocabulary: int) -> Options:
+    """Block, warps and stages of the kernel of a slab."""
     return {"BLOCK": min(4096, triton.next_power_of_2(vocabulary)), "num_warps": 8, "num_stages": 2}
 
 
 def row_options(width: int) -> Options:
+    """Block, warps and stages of the kernels that copy rows."""
     return {"BLOCK": min(2048, triton.next_power_of_2(width)), "num_warps": 4, "num_stages": 1}
 
 
@@ -65,7 +68,7 @@ def gather(source: Tensor, rows: Tensor) -> Tensor:
 
 
 def scatter(out: Tensor, rows: Tensor, part: Tensor, scale: Tensor | None) -> None:
-    """out [T, H] at rows [B] = scale * part [B, H]; nothing where a row is T."""
+    """Set out [T, H] at rows [B] to scale * part [B, H]; nothing where a row is T."""
     _over_rows(kernels.scatter_rows_kernel, part, rows, scale, out, part.stride(0), out.stride(0), *out.shape)
 
 
@@ -115,7 +118,7 @@ def gradients(
     hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor, count: Tensor, largest: Tensor, coefficients: Tensor,
     scale: Tensor, softcap: float, with_sum: bool, hidden_gradient: Tensor | None, weight_gradient: Tensor | None,
 ) -> None:  # fmt: skip
-    """Fills hidden_gradient [T, H], zeros before, at the rows, and weight_gradient [V, H].
+    """Fill hidden_gradient [T, H], zeros before, at the rows, and weight_gradient [V, H].
 
     The gradient of the logits is computed again for one panel of the vocabulary after the other.
     """

@@ -1,4 +1,4 @@
-"""What `linear_cross_entropy` is to PyTorch: operations that go through the logits piece by piece, and their gradients.
+"""The PyTorch operations of `linear_cross_entropy`, which go through the logits chunk by chunk, and their gradients.
 
 Sizes: T tokens, H width, V vocabulary, C rows that may carry loss, B rows of a slab. What all operations share:
     hidden [T, H], weight [V, H].
@@ -100,7 +100,7 @@ def logit_statistics_backward(
 
 
 def scaled(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """gradient * scale, rounded once and with no copy in between.
+    """Return gradient * scale, rounded once and with no copy in between.
 
     The scale is a vector, [1]: a scalar would be rounded to the gradient's dtype before the product.
     """
@@ -168,7 +168,7 @@ def _even(rows: int, limit: int) -> int:
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, beta: int) -> None:
-    """total = beta * total + a @ b, summed in the dtype of total."""
+    """Set total to beta * total + a @ b, summed in the dtype of total."""
     if total.dtype != a.dtype and total.is_cuda:
         torch.addmm(total, a, b, out_dtype=total.dtype, beta=beta, out=total)
     else:
@@ -263,8 +263,8 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _recompute_gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     wanted, coefficients = ctx.needs_input_grad[:2], upstream[1:].contiguous()
     gradients = OPERATIONS.linear_cross_entropy_statistics_backward(coefficients, *ctx.saved_tensors, *ctx.constants, *wanted)
-    found = [gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)]
-    return (*found, *[None] * (3 + len(ctx.constants)))
+    returned = [gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)]
+    return (*returned, *[None] * (3 + len(ctx.constants)))
 
 
 def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -22,24 +22,24 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def nearest_in_buckets(
     scores: Tensor,
-    places: Tensor,
+    indices: Tensor,
     queries: Tensor,
-    own: Tensor,
+    own_index: Tensor,
     buckets: Tensor,
     members: Tensor,
     starts: Tensor,
     *,
     backend: str = "auto",
 ) -> None:
-    """Update the K members of greatest inner product with each query by those of one bucket; of equals the lower places stay.
+    """Update the K members of greatest inner product with each query by those of one bucket; of equals the lower indices stay.
 
     Backends round products differently. A member that is shown to a query twice is in its list twice. Not differentiable.
 
     Args:
         scores: float32 [Q, K], updated in place: the products, greatest first; -inf where there is none, as at the beginning.
-        places: int64 [Q, K], updated in place: rows of `members`; -1 where there is none, as at the beginning.
+        indices: int64 [Q, K], updated in place: rows of `members`; -1 where there is none, as at the beginning.
         queries: [Q, D] float32, bfloat16 or float16, finite.
-        own: int64 [Q], the row of `members` that a query itself is, which is not shown to it; -1 if it is none.
+        own_index: int64 [Q], the row of `members` that a query itself is, which is not shown to it; -1 if it is none.
         buckets: int64 [Q] in [0, B), the bucket that each query is shown.
         members: [N, D], as `queries`, N below 2**31; those of a bucket side by side.
         starts: int64 [B + 1], from 0 to N: bucket b is members[starts[b]:starts[b + 1]].
@@ -49,13 +49,13 @@ def nearest_in_buckets(
     Raises:
         ValueError: naming the argument that does not fit, or a backend that is unknown or cannot run here.
     """
-    _check(scores, places, queries, own, buckets, members, starts)
+    _check(scores, indices, queries, own_index, buckets, members, starts)
     if len(queries):
-        BACKENDS[_resolved(backend, scores)](scores, places, queries, own, buckets, members, starts)
+        BACKENDS[_resolved(backend, scores)](scores, indices, queries, own_index, buckets, members, starts)
 
 
 def _plain(
-    scores: Tensor, places: Tensor, queries: Tensor, own: Tensor, buckets: Tensor, members: Tensor, starts: Tensor
+    scores: Tensor, indices: Tensor, queries: Tensor, own_index: Tensor, buckets: Tensor, members: Tensor, starts: Tensor
 ) -> None:
     bounds = starts.tolist()
     for bucket in buckets.unique().tolist():
@@ -63,18 +63,18 @@ def _plain(
         for first in range(bounds[bucket], bounds[bucket + 1], PLAIN_MEMBERS):
             shown = torch.arange(first, min(first + PLAIN_MEMBERS, bounds[bucket + 1]), device=members.device)
             products = queries[rows].float() @ members[shown].float().T
-            products.masked_fill_(shown == own[rows, None], -torch.inf)  # the list has a -1 for it, which comes first
-            found = torch.cat([scores[rows], products], 1)
-            by_place, order = torch.cat([places[rows], shown.expand_as(products)], 1).sort(1)
-            kept, best = found.gather(1, order).sort(dim=1, descending=True, stable=True)
-            scores[rows] = kept[:, : scores.shape[1]]
-            places[rows] = by_place.gather(1, best)[:, : scores.shape[1]]
+            products.masked_fill_(shown == own_index[rows, None], -torch.inf)  # the list has a -1 for it, which comes first
+            candidates = torch.cat([scores[rows], products], 1)
+            by_index, order = torch.cat([indices[rows], shown.expand_as(products)], 1).sort(1)
+            sorted_scores, best = candidates.gather(1, order).sort(dim=1, descending=True, stable=True)
+            scores[rows] = sorted_scores[:, : scores.shape[1]]
+            indices[rows] = by_index.gather(1, best)[:, : scores.shape[1]]
 
 
 def _fused(
-    scores: Tensor, places: Tensor, queries: Tensor, own: Tensor, buckets: Tensor, members: Tensor, starts: Tensor
+    scores: Tensor, indices: Tensor, queries: Tensor, own_index: Tensor, buckets: Tensor, members: Tensor, starts: Tensor
 ) -> None:
-    torch.ops.sbp_kernels.nearest_in_buckets(scores, places, queries, own, buckets, members, starts)
+    torch.ops.sbp_kernels.nearest_in_buckets(scores, indices, queries, own_index, buckets, members, starts)
 
 
 BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]] = {
@@ -97,13 +97,13 @@ def _resolved(backend: str, scores: Tensor) -> str:
 
 
 def _check(
-    scores: Tensor, places: Tensor, queries: Tensor, own: Tensor, buckets: Tensor, members: Tensor, starts: Tensor
+    scores: Tensor, indices: Tensor, queries: Tensor, own_index: Tensor, buckets: Tensor, members: Tensor, starts: Tensor
 ) -> None:
     if queries.dim() != 2 or members.dim() != 2 or queries.shape[1] != members.shape[1]:
         raise ValueError(f"queries and members must be [Q, D], [N, D]: got {tuple(queries.shape)}, {tuple(members.shape)}")
     if queries.dtype != members.dtype or queries.dtype not in DTYPES:
-        found = f"{queries.dtype}, {members.dtype}"
-        raise ValueError(f"queries and members must both be float32, bfloat16 or float16: got {found}")
+        given = f"{queries.dtype}, {members.dtype}"
+        raise ValueError(f"queries and members must both be float32, bfloat16 or float16: got {given}")
     if scores.dim() != 2 or scores.shape[1] == 0:
         raise ValueError(f"scores must be [Q, K] with K at least 1: got {tuple(scores.shape)}")
     if starts.dim() != 1 or len(starts) < 2:
@@ -111,22 +111,22 @@ def _check(
     rows = len(queries)
     for name, x, shape, dtype in (
         ("scores", scores, (rows, scores.shape[1]), torch.float32),
-        ("places", places, (rows, scores.shape[1]), torch.int64),
-        ("own", own, (rows,), torch.int64),
+        ("indices", indices, (rows, scores.shape[1]), torch.int64),
+        ("own_index", own_index, (rows,), torch.int64),
         ("buckets", buckets, (rows,), torch.int64),
         ("members", members, members.shape, members.dtype),
         ("starts", starts, starts.shape, torch.int64),
     ):
         if x.shape != shape or x.dtype != dtype or x.device != queries.device:
-            found = f"{x.dtype} {tuple(x.shape)} on {x.device}"
-            raise ValueError(f"{name} must be {dtype} {list(shape)} on {queries.device}: got {found}")
-    if any(x.stride(1) != 1 for x in (scores, places, queries, members)):
-        raise ValueError("a row of scores, places, queries and members must be side by side in memory: make them contiguous")
+            given = f"{x.dtype} {tuple(x.shape)} on {x.device}"
+            raise ValueError(f"{name} must be {dtype} {list(shape)} on {queries.device}: got {given}")
+    if any(x.stride(1) != 1 for x in (scores, indices, queries, members)):
+        raise ValueError("a row of scores, indices, queries and members must be side by side in memory: make them contiguous")
 
 
 register_operation(
-    "nearest_in_buckets(Tensor(a!) scores, Tensor(b!) places, Tensor queries, Tensor own, Tensor buckets, Tensor members, "
-    "Tensor starts) -> ()",
+    "nearest_in_buckets(Tensor(a!) scores, Tensor(b!) indices, Tensor queries, Tensor own_index, Tensor buckets, "
+    "Tensor members, Tensor starts) -> ()",
     "nearest.triton.nearest_in_buckets",
     lambda *_: None,
 )

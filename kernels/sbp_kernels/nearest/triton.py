@@ -153,24 +153,26 @@ def nearest_kernel(
 
 
 def nearest_in_buckets(
-    scores: Tensor, places: Tensor, queries: Tensor, own: Tensor, buckets: Tensor, members: Tensor, starts: Tensor
+    scores: Tensor, indices: Tensor, queries: Tensor, own_index: Tensor, buckets: Tensor, members: Tensor, starts: Tensor
 ) -> None:
-    """See `nearest.nearest_in_buckets`."""
+    """Launch the kernel; see `api.nearest_in_buckets`."""
     options = block_options(scores.shape[1], members.dtype)
     order, tiles = tiles_of(buckets, starts, options["BLOCK_Q"])
     waiting = torch.empty(len(queries), options["ROOM"], dtype=torch.int64, device=queries.device)
     counts = torch.empty(len(queries), dtype=torch.int32, device=queries.device)
     nearest_kernel[(len(tiles),)](
-        scores, places, queries, own, members, order, tiles, waiting, counts,
-        scores.stride(0), places.stride(0), queries.stride(0), members.stride(0), own.stride(0), queries.shape[1], **options,
+        scores, indices, queries, own_index, members, order, tiles, waiting, counts,
+        scores.stride(0), indices.stride(0), queries.stride(0), members.stride(0), own_index.stride(0), queries.shape[1],
+        **options,
     )  # fmt: skip
 
 
 def tiles_of(buckets: Tensor, starts: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """Queries in the order of their buckets, int64 [Q], and tiles of at most `rows` of them, int32 [T, 4].
 
-    A tile's columns: first and last place in that order, and those of its bucket among the members; ends exclusive. T follows
-    from shapes, so that nothing waits for the device; tiles that are not needed are empty and have no members.
+    A tile's columns: its first and last position in that order, and the first and last member of its bucket; ends exclusive.
+    The number of tiles follows from shapes, so that there is no host-device synchronisation; tiles that are not needed are
+    empty and have no members.
     """
     by_bucket, order = buckets.sort(stable=True)
     ends = torch.searchsorted(by_bucket, torch.arange(len(starts) - 1, device=buckets.device), right=True)

@@ -65,7 +65,7 @@ class RMSNorm(nn.RMSNorm):
     """`torch.nn.RMSNorm` over the last dimension, made and saved alike, whose call may add a residual first."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
-        """`rms_norm` of x [..., W]: y, or (y, x + residual)."""
+        """Return `rms_norm` of x [..., W]: y, or (y, x + residual)."""
         if self.weight is None or len(self.normalized_shape) != 1:
             raise ValueError("RMSNorm needs a weight over one dimension: use torch.nn.RMSNorm for other forms")
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
@@ -73,7 +73,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 def plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The same by torch's own operations, in the wider of the two dtypes and rounded to that of x."""
+    """Compute RMSNorm by torch's own operations, in the wider of the two dtypes and rounded to that of x."""
     dtype = torch.promote_types(x.dtype, weight.dtype)
     return F.rms_norm(x.to(dtype), weight.shape, weight.to(dtype), eps).to(x.dtype)
 

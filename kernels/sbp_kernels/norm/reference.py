@@ -6,6 +6,6 @@ from torch import Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, residual: Tensor | None = None, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """y [..., W] and x + residual, in float64."""
+    """Return the normed [..., W] and x + residual, in float64."""
     total = x.double() if residual is None else x.double() + residual.double()
     return total / (total.square().mean(-1, keepdim=True) + eps).sqrt() * weight.double(), total

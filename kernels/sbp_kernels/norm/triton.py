@@ -136,18 +136,18 @@ def rms_norm_backward_kernel(
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """y [..., W] and rstd [...]."""
+    """Return y [..., W] and rstd [...]."""
     y, _, rstd = forward(x, None, weight, eps)
     return y, rstd
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """y [..., W], the sum and rstd [...]."""
+    """Return y [..., W], the sum and rstd [...]."""
     return forward(x, residual, weight, eps)
 
 
 def forward(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the sum (x itself where there is no residual) and rstd [...] of x [..., W]."""
+    """Return y, the sum (x itself where there is no residual) and rstd [...] of x [..., W]."""
     options = forward_options(x.shape[-1])
     y, rstd = torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty(x.shape[:-1], device=x.device)
     wide = x.shape[-1] > options["BLOCK_WIDTH"]
@@ -233,6 +233,6 @@ def _row_products(x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def as_rows(x: Tensor) -> Tensor:
-    """x [..., W] as [rows, W] with neighbouring columns side by side, copied only where its strides force it."""
+    """View x [..., W] as [rows, W] with neighbouring columns side by side, copied only where its strides force it."""
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.stride(-1) == 1 else rows.contiguous()

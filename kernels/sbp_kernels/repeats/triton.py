@@ -34,12 +34,13 @@ def repeats_kernel(
     tl.store(found + row, tl.max(longest, 0) >= width)
 
 
-def repeats(runs: Tensor, drawn: Tensor, lengths: Tensor, width: int) -> Tensor:
-    """bool [B]; see `repeats.repeats`."""
-    rows, tokens = runs.shape
-    found = torch.empty(rows, dtype=torch.bool, device=runs.device)
+def repeats(suffix_lengths: Tensor, tokens: Tensor, lengths: Tensor, width: int) -> Tensor:
+    """Launch the kernel: bool [B]; see `api.repeats`."""
+    rows, capacity = suffix_lengths.shape
+    repeated = torch.empty(rows, dtype=torch.bool, device=suffix_lengths.device)
     repeats_kernel[(rows,)](
-        runs, drawn, lengths, found, runs.stride(0), drawn.stride(0), lengths.stride(0), tokens, width,
-        BLOCK=min(triton.next_power_of_2(tokens), BLOCK), num_warps=4,
+        suffix_lengths, tokens, lengths, repeated,
+        suffix_lengths.stride(0), tokens.stride(0), lengths.stride(0), capacity, width,
+        BLOCK=min(triton.next_power_of_2(capacity), BLOCK), num_warps=4,
     )  # fmt: skip
-    return found
+    return repeated

@@ -96,7 +96,7 @@ class QKNormRope(nn.Module):
         self.k_norm = nn.RMSNorm(head_width, eps, device=device, dtype=dtype)
 
     def forward(self, qkv: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q [T, Hq, D], k and v [T, Hkv, D] of qkv [T, Hq + 2 Hkv, D] or [T, (Hq + 2 Hkv) * D]."""
+        """Return q [T, Hq, D], k and v [T, Hkv, D] of qkv [T, Hq + 2 Hkv, D] or [T, (Hq + 2 Hkv) * D]."""
         return qk_norm_rope(
             qkv,
             self.q_norm.weight,

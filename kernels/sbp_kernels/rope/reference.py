@@ -18,7 +18,7 @@ def qk_norm_rope(
     theta: float = 10000.0,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q [T, Hq, D], k and v [T, Hkv, D] of qkv [T, Hq + 2 Hkv, D], in float64.
+    """Return q [T, Hq, D], k and v [T, Hkv, D] of qkv [T, Hq + 2 Hkv, D], in float64.
 
     Numbers i and i + D/2 of a head turn as one complex number, by position * theta ** (-2 i / D) radians.
     """

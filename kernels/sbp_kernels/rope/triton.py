@@ -191,7 +191,7 @@ def forward(
     theta: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q [T, Hq, D], k [T, Hkv, D] and rstd [Hq + Hkv, T], empty without norms, of qkv [T, Hq + 2 Hkv, D]."""
+    """Return q [T, Hq, D], k [T, Hkv, D] and rstd [Hq + Hkv, T], empty without norms, of qkv [T, Hq + 2 Hkv, D]."""
     tokens, _, width = qkv.shape
     qkv = _with_adjacent_columns(qkv)
     q = torch.empty(tokens, heads, width, dtype=qkv.dtype, device=qkv.device)

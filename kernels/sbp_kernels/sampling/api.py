@@ -1,6 +1,6 @@
 """`sample_tokens`: one token a row by temperature, top-k and top-p, from one given uniform number a row.
 
-The draw is by inverse transform, so that what a row gets depends on its logits and its uniform alone.
+Sampling is by inverse transform: the token of a row depends on its logits and its uniform number alone.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from sbp_kernels._backends import runs_triton
 from sbp_kernels._registration import register_operation
 
 COLDEST = 1e-30  # the inverse is a float32; none but the most probable tokens are left long before
-Drawn = tuple[Tensor, Tensor]
+Sampled = tuple[Tensor, Tensor]
 # (logits, uniforms, temperature, top_p, top_k, forbidden) -> tokens, log-probabilities
-Sampler = Callable[[Tensor, Tensor, float, float, int, Tensor | None], Drawn]
+Sampler = Callable[[Tensor, Tensor, float, float, int, Tensor | None], Sampled]
 
 
 def sample_tokens(
@@ -28,11 +28,11 @@ def sample_tokens(
     top_k: int = 0,
     forbidden: Tensor | None = None,
     backend: str = "auto",
-) -> Drawn:
-    """Draw one token a row from softmax(logits / temperature), cut to the `top_k` most probable and then to their nucleus.
+) -> Sampled:
+    """Sample one token a row from softmax(logits / temperature), cut to the `top_k` most probable and then to their nucleus.
 
     The nucleus is the smallest set of most probable tokens that holds `top_p` of the probability that top-k left (Holtzman
-    et al. 2020, section 3.1). Of equal tokens at an edge, those with lower ids are in. The draw inverts the cumulative
+    et al. 2020, section 3.1). Of equal tokens at an edge, those with lower ids are in. Sampling inverts the cumulative
     distribution over what is left in the order of ids. Tokens are ordered by their logits and their probabilities are
     rounded to float32, so that backends may differ in the last token of a nucleus, by rounding.
 
@@ -43,7 +43,7 @@ def sample_tokens(
         temperature: of the distribution; 0 takes the most probable token, of equal ones the lowest id, and no uniform.
         top_p: in (0, 1]; 1 cuts nothing.
         top_k: how many tokens are left at most; 0 cuts nothing.
-        forbidden: int64 [F] ids below V that are never drawn; the others share their probability.
+        forbidden: int64 [F] ids below V that are never sampled; the others share their probability.
         backend: "triton", for CUDA tensors (and for any where TRITON_INTERPRET=1 is set, which is slow and for checking);
             "numba", for float32 on the CPU; "torch", for every device; or "auto", the first of these that can run.
 
@@ -56,14 +56,14 @@ def sample_tokens(
     """
     _check(logits, uniforms, forbidden)
     if not temperature >= 0 or not 0 < top_p <= 1 or top_k < 0:
-        found = f"temperature={temperature}, top_p={top_p}, top_k={top_k}"
-        raise ValueError(f"temperature and top_k must be at least 0, top_p in (0, 1]: got {found}")
+        given = f"temperature={temperature}, top_p={top_p}, top_k={top_k}"
+        raise ValueError(f"temperature and top_k must be at least 0, top_p in (0, 1]: got {given}")
     if temperature > 0:
         temperature = max(temperature, COLDEST)
     return BACKENDS[_resolved(backend, logits)](logits, uniforms, float(temperature), float(top_p), top_k, forbidden)
 
 
-def _plain(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float, top_k: int, forbidden: Tensor | None) -> Drawn:
+def _plain(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float, top_k: int, forbidden: Tensor | None) -> Sampled:
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     allowed = wide if forbidden is None else wide.index_fill(1, forbidden, float("-inf"))
     if temperature == 0:
@@ -71,14 +71,14 @@ def _plain(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float, t
     else:
         weights = ((allowed - allowed.amax(-1, keepdim=True)) / temperature).exp()
         if top_k or top_p < 1:
-            weights = weights * _kept(allowed, weights, top_p, top_k)
-        tokens = _drawn(weights, uniforms)
+            weights = weights * _nucleus(allowed, weights, top_p, top_k)
+        tokens = _sampled(weights, uniforms)
     log_probabilities = wide.log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1)
     return tokens, log_probabilities.float()
 
 
-def _kept(logits: Tensor, weights: Tensor, top_p: float, top_k: int) -> Tensor:
-    """bool [B, V], what is left of the distribution, by sorting."""
+def _nucleus(logits: Tensor, weights: Tensor, top_p: float, top_k: int) -> Tensor:
+    """Mask, bool [B, V], of the tokens that top-k and top-p leave, by sorting."""
     _, ids = logits.sort(descending=True, stable=True)
     sorted_weights = weights.gather(1, ids)
     cumulative = sorted_weights.cumsum(-1, dtype=torch.float64)
@@ -90,7 +90,7 @@ def _kept(logits: Tensor, weights: Tensor, top_p: float, top_k: int) -> Tensor:
     return torch.zeros_like(kept).scatter_(1, ids, kept)
 
 
-def _drawn(weights: Tensor, uniforms: Tensor) -> Tensor:
+def _sampled(weights: Tensor, uniforms: Tensor) -> Tensor:
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     whole = cumulative[:, -1:]
     passed = (cumulative <= uniforms.unsqueeze(1) * whole).sum(-1)
@@ -99,7 +99,7 @@ def _drawn(weights: Tensor, uniforms: Tensor) -> Tensor:
 
 def _compiled(
     logits: Tensor, uniforms: Tensor, temperature: float, top_p: float, top_k: int, forbidden: Tensor | None
-) -> Drawn:
+) -> Sampled:
     from sbp_kernels.sampling.cpu import sample
 
     ids = torch.zeros(0, dtype=torch.int64) if forbidden is None else forbidden
@@ -108,7 +108,7 @@ def _compiled(
     return torch.from_numpy(tokens), torch.from_numpy(log_probabilities)
 
 
-def _fused(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float, top_k: int, forbidden: Tensor | None) -> Drawn:
+def _fused(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float, top_k: int, forbidden: Tensor | None) -> Sampled:
     return torch.ops.sbp_kernels.sample_tokens(logits, uniforms, temperature, top_p, top_k, forbidden)
 
 
@@ -118,8 +118,8 @@ BACKENDS: dict[str, Sampler] = {"triton": _fused, "numba": _compiled, "torch": _
 def _resolved(backend: str, logits: Tensor) -> str:
     compilable = logits.device.type == "cpu" and logits.dtype == torch.float32
     if backend == "numba" and not compilable:
-        found = f"{logits.dtype} on {logits.device}"
-        raise ValueError(f"backend 'numba' takes float32 logits on the CPU, not {found}: use backend='torch'")
+        given = f"{logits.dtype} on {logits.device}"
+        raise ValueError(f"backend 'numba' takes float32 logits on the CPU, not {given}: use backend='torch'")
     if backend == "numba" or (backend == "auto" and compilable):
         return "numba"
     if backend not in ("auto", *BACKENDS):
@@ -139,7 +139,7 @@ def _check(logits: Tensor, uniforms: Tensor, forbidden: Tensor | None) -> None:
         raise ValueError(f"logits, uniforms and forbidden must be on one device: got {sorted(map(str, devices))}")
 
 
-def _fake(logits: Tensor, *_: object) -> Drawn:
+def _fake(logits: Tensor, *_: object) -> Sampled:
     rows = logits.shape[:1]
     return logits.new_empty(rows, dtype=torch.int64), logits.new_empty(rows, dtype=torch.float32)
 

@@ -1,4 +1,4 @@
-"""`sample_tokens` on the CPU, row by row without sorting; it holds no lock, so that batches can be drawn side by side.
+"""`sample_tokens` on the CPU, row by row without sorting; it holds no lock, so that batches can be sampled side by side.
 
 Every pass over a row is a simple loop that the compiler turns into vector instructions; sums are let free of their order
 for that, which depends on the length of the row alone. Where a cut ends is found by sums over what lies above seven logits
@@ -168,7 +168,7 @@ def _drop_below(allowed: Floats, edge: np.float32, weights: Floats) -> None:
 
 @njit(cache=True, nogil=True)
 def _weigh(allowed: Floats, largest: np.float32, factor: np.float32, weights: Floats) -> None:
-    """weights = exp((allowed - largest) * factor)."""
+    """Set weights to exp((allowed - largest) * factor)."""
     for token in range(len(allowed)):
         exponent = (allowed[token] - largest) * factor
         weight = _exp(exponent)  # unconditionally, for vectors

@@ -60,8 +60,8 @@ def swiglu_linear(gate_up: Tensor, down_weight: Tensor, *, backend: str = "auto"
         dtype = torch.get_autocast_dtype(gate_up.device.type)
         gate_up, down_weight = gate_up.to(dtype), down_weight.to(dtype)
     if down_weight.dim() != 2 or gate_up.shape[-1] != 2 * down_weight.shape[1]:
-        found = f"{tuple(down_weight.shape)}, {tuple(gate_up.shape)}"
-        raise ValueError(f"down_weight must be [W, F] for gate_up [..., 2F]: got {found}")
+        given = f"{tuple(down_weight.shape)}, {tuple(gate_up.shape)}"
+        raise ValueError(f"down_weight must be [W, F] for gate_up [..., 2F]: got {given}")
     if (down_weight.dtype, down_weight.device) != (gate_up.dtype, gate_up.device):
         raise ValueError(f"down_weight, {down_weight.dtype} on {down_weight.device}, must share dtype and device with gate_up")
     if runs_triton(backend, gate_up):
