@@ -50,11 +50,11 @@ def assert_accurate(layout: PackedLayout, tensors: list[Tensor], backend: str) -
     """
     mask = dense_mask(layout).to(tensors[0].device)
     found = with_gradients(lambda *qkv: packed_attention(*qkv, layout, backend=backend), *tensors)
-    peers = [with_gradients(lambda *qkv: torch_operation(*qkv, mask), *tensors)]
+    others = [with_gradients(lambda *qkv: torch_operation(*qkv, mask), *tensors)]
     if backend != "torch":
-        peers.append(with_gradients(lambda *qkv: packed_attention(*qkv, layout, backend="torch"), *tensors))
+        others.append(with_gradients(lambda *qkv: packed_attention(*qkv, layout, backend="torch"), *tensors))
     exact = with_gradients(lambda *qkv: exact_attention(*qkv, layout), *(x.double() for x in tensors))
-    for name, mine, right, *theirs in zip(("out", "dq", "dk", "dv"), found, exact, *peers, strict=True):
+    for name, mine, right, *theirs in zip(("out", "dq", "dk", "dv"), found, exact, *others, strict=True):
         allowed = 2 * max(*(error(x, right) for x in theirs), rounding(right, mine.dtype))
         assert mine.isfinite().all() and error(mine, right) <= allowed, name
 
@@ -205,7 +205,7 @@ def test_on_a_gpu(forest: tuple[list[int], list[int]], tiles: Tiles, width: int,
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-def test_a_stream_of_one_token(backend: str) -> None:
+def test_a_packed_sequence_of_one_token(backend: str) -> None:
     q, k, v, gradient = inputs(1, (4, 2), torch.float32, 16)
     layout = PackedLayout.from_lengths([1], tiles=SMALL)
     out, dq, dk, dv = with_gradients(lambda *qkv: packed_attention(*qkv, layout, backend=backend), q, k, v, gradient)
@@ -320,7 +320,7 @@ def test_gradients_are_the_same_in_every_run() -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", *KERNELS])
-def test_scale_and_an_empty_stream(backend: str) -> None:
+def test_softmax_scale_and_an_empty_sequence(backend: str) -> None:
     q, k, v, _ = inputs(5, (2, 2), torch.float32, 16)
     layout = PackedLayout.from_lengths([5])
     theirs, right = (

@@ -1,4 +1,4 @@
-"""Libraries for documents as backends of attention: what they are given is computed by plain torch, as if on a GPU."""
+"""Third-party attention of varlen libraries, which plain torch stands in for, as if on a GPU."""
 
 import importlib.machinery
 import inspect
@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from peer_attention import (
+from sbp_kernels import PackedLayout
+from sbp_kernels.attention import third_party
+from sbp_kernels.attention.registry import find_backend
+from third_party_attention import (
     DOCUMENTS_ALONE,
     LAYOUTS,
     SCALE,
@@ -24,9 +27,6 @@ from peer_attention import (
     torch_operation,
     with_gradients,
 )
-from sbp_kernels import PackedLayout
-from sbp_kernels.attention import third_party
-from sbp_kernels.attention.registry import find_backend
 from torch import Tensor
 from torch.nn.attention import varlen
 
@@ -143,7 +143,7 @@ INSTALLATIONS = {
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (3, 1)])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize(("backend", "generation", "prepare"), INSTALLATIONS.values(), ids=INSTALLATIONS)
-def test_libraries_for_documents_are_given_what_means_the_same(
+def test_varlen_libraries_get_equivalent_arguments(
     backend: str, generation: int, prepare: Callable[[pytest.MonkeyPatch], None], layout: PackedLayout, heads: tuple[int, int],
     pretended_gpu: Callable[[int], None], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -221,7 +221,7 @@ def test_a_library_that_cannot_run_here_is_refused(
 
 @pytest.mark.parametrize("backend", DOCUMENTS_ALONE)
 @pytest.mark.usefixtures("pretended_gpu")
-def test_what_a_library_for_documents_cannot_express_is_refused(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_input_that_a_varlen_library_cannot_express_is_refused(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     install_flash_attn(monkeypatch, "flash_attn", False)
     install_xformers(monkeypatch)
     q, k, v, _ = inputs(12, (2, 1), torch.float16)

@@ -146,7 +146,7 @@ def test_on_the_device(mode: str, dtype: torch.dtype, reduction: str, monkeypatc
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", MODES)
-def test_the_device_is_never_waited_for(mode: str) -> None:
+def test_no_host_device_synchronisation(mode: str) -> None:
     hidden, weight, targets = on_device(*inputs(300, 64, 500, torch.bfloat16))
     with_gradients(linear_cross_entropy, hidden, weight, targets, mode=mode)  # compiles
     torch.cuda.set_sync_debug_mode("error")

@@ -110,7 +110,7 @@ def test_members_find_each_other_round_by_round_as_in_one_bucket(backend: str) -
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_of_equal_members_those_at_lower_indices_stay(backend: str) -> None:
+def test_of_equal_scores_the_lower_indices_stay(backend: str) -> None:
     search = Search(torch.tensor([[1.0, -1.0], [-1.0, 1.0], [-1.0, 0.0]]), torch.ones(40, 2), [-1, -1, 3], [10, 30], 6)
     search.show(torch.tensor([1, 0, 0]), backend)
     search.check()
@@ -193,7 +193,7 @@ def test_tiles_hold_every_query_once_beside_others_of_its_bucket(buckets: list[i
     assert torch.equal(empty[:, 2], empty[:, 3])
 
 
-def test_the_operation_declares_what_it_changes() -> None:
+def test_opcheck_of_the_declared_mutations() -> None:
     search = Search(torch.randn(3, 4), torch.randn(9, 4), [0, 1, -1], [4, 5], 3)
     arguments = (search.scores, search.indices, search.queries, search.own, torch.tensor([0, 1, 1]))
     torch.library.opcheck(torch.ops.sbp_kernels.nearest_in_buckets, (*arguments, search.members, search.starts))

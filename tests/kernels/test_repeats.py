@@ -61,12 +61,12 @@ def test_every_answer_is_that_of_brute_force(backend: str, texts: list[list[int]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_repeats_may_overlap(backend: str) -> None:
+def test_repeats_that_overlap_are_repeats(backend: str) -> None:
     follow(backend, [[1, 2, 1, 2, 1, 2], [5, 5, 5, 5], [1, 2, 3, 4, 1, 2]], 4, 8, [0, 0, 0])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_runs_are_counted_as_far_as_their_type_goes(backend: str) -> None:
+def test_suffix_lengths_stop_at_the_largest_int16(backend: str) -> None:
     suffix_lengths = torch.tensor([[0, 32_766, 32_767, 5]], dtype=torch.int16)
     tokens = torch.tensor([[3, 3, 3, 3]], dtype=torch.int32)
     assert repeats(suffix_lengths, tokens, torch.tensor([4], dtype=torch.int32), 32_767, backend=backend).tolist() == [True]
@@ -95,7 +95,7 @@ def test_strides_and_no_rows(backend: str) -> None:
     assert repeats(nothing, nothing.int(), torch.zeros(0, dtype=torch.int32), 2, backend=backend).shape == (0,)
 
 
-def test_the_operation_declares_what_it_changes() -> None:
+def test_opcheck_of_the_declared_mutations() -> None:
     suffix_lengths, tokens = torch.zeros(2, 6, dtype=torch.int16), torch.zeros(2, 6, dtype=torch.int32)
     torch.library.opcheck(torch.ops.sbp_kernels.repeats, (suffix_lengths, tokens, torch.full((2,), 4, dtype=torch.int32), 2))
 

@@ -1,4 +1,4 @@
-"""PyTorch's own operations as backends of attention, and on a GPU all backends."""
+"""Third-party attention of torch: sdpa and flex; on a GPU all third-party backends."""
 
 import functools
 import gc
@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peer_attention import (
+from sbp_kernels import PackedLayout
+from sbp_kernels.attention import third_party
+from third_party_attention import (
     HEADS,
     LAYOUTS,
     SCALE,
@@ -25,8 +27,6 @@ from peer_attention import (
     torch_operation,
     with_gradients,
 )
-from sbp_kernels import PackedLayout
-from sbp_kernels.attention import third_party
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import create_block_mask
@@ -99,7 +99,7 @@ def test_a_single_document_needs_no_mask(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [mask is None for mask in masks] == [True, False, True]
 
 
-def test_what_is_made_of_a_layout_is_shared_by_layers_and_freed_with_it() -> None:
+def test_masks_of_a_layout_are_shared_by_layers_and_freed_with_it() -> None:
     layout = PackedLayout.from_lengths([3, 5])
     for make in (third_party._documents, third_party._dense_mask, third_party._block_mask):
         assert make(layout) is make(layout)

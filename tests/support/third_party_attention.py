@@ -1,4 +1,4 @@
-"""What the tests of other libraries as backends share: layouts, inputs, and what the answers are held against."""
+"""Layouts, inputs and exact answers shared by the tests of third-party attention backends."""
 
 from collections.abc import Callable
 from dataclasses import replace
