@@ -296,6 +296,6 @@ register_attention_backend(
 register_attention_backend(
     "xformers",
     xformers_attention,
-    operations=["xformers"],
+    operations=["xformers", "aten::_efficient_attention", "aten::_flash_attention"],  # its own, or those that torch ships
     check_device=lambda device: find_library("xformers", device),
 )
