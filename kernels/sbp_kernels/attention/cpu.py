@@ -26,7 +26,7 @@ Part = tuple[slice, slice, bool, bool]  # queries, keys, whether causal, whether
 def segment_attention(
     q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scale: float, return_lse: bool
 ) -> tuple[Tensor, Tensor]:
-    """Compute out [T, Hq, D] and lse [Hq, T], differentiable. On a device other than the CPU it waits for the layout."""
+    """Compute out [T, Hq, D] and lse [Hq, T], differentiable. A layout on another device is copied to the host first."""
     return torch.ops.sbp_kernels.segment_attention(q, k, v, layout.visible_until, scale)
 
 

@@ -100,5 +100,5 @@ def backward(
 
 
 def _strides(*tensors: Tensor) -> list[int]:
-    """Of a row and of a head, for each tensor."""
+    """Strides of a row and of a head, of each tensor."""
     return [stride for tensor in tensors for stride in tensor.stride()[:2]]

@@ -1,6 +1,6 @@
 """Third-party backends of `packed_attention`: the attention of torch and of other libraries.
 
-`sdpa` and `flex` express every mask of a layout. `varlen`, `flash-attn` and `xformers` know documents alone, so they take
+`sdpa` and `flex` express every mask of a layout. `varlen`, `flash-attn` and `xformers` express only documents, so they take
 layouts in which no two partners share a seed; a pair is one document to them. All but `flex` give None for the
 log-sum-exp: theirs, where they have one, has no gradient.
 
@@ -41,7 +41,7 @@ LIBRARIES = {
 
 
 class Documents(NamedTuple):
-    """What kernels for documents of varying length take.
+    """Arguments of kernels for documents of varying length.
 
     Attributes:
         lengths: tokens of each document; None where they were never on the host.
@@ -60,7 +60,7 @@ def sdpa_attention(
     """PyTorch's `scaled_dot_product_attention` over the whole packed sequence, on any device.
 
     More than one document takes a mask of T * T bytes, and on CUDA a bias of T * T elements a call: for
-    short sequences. So do documents whose lengths are known on the device alone.
+    short sequences. So do documents whose lengths are known only on the device.
     """
     mask = _dense_mask(layout)
     shared = q.shape[1] != k.shape[1]
@@ -96,9 +96,9 @@ def flex_attention(
 def varlen_attention(
     q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scale: float, return_lse: bool
 ) -> tuple[Tensor, None]:
-    """PyTorch's `varlen_attn`: by default FlashAttention-2 (Dao 2023). Documents alone.
+    """PyTorch's `varlen_attn`: by default FlashAttention-2 (Dao 2023). For documents only.
 
-    Where the lengths are known on the device alone, T stands for the longest, which starts many programs without work.
+    Where the lengths are known only on the device, T stands for the longest, which starts many programs without work.
     """
     attention = find_library("varlen", q.device)
     _, ends, longest = _documents_for("varlen", q, layout, HALF)
@@ -113,7 +113,7 @@ def flash_attn_attention(
 ) -> tuple[Tensor, None]:
     """The library flash-attn: FlashAttention-3 (Shah et al. 2024) on Hopper where it is installed, else FlashAttention-2.
 
-    Documents alone. Of lengths on the device alone, what `varlen_attention` says holds here too.
+    For documents only. Lengths that are known only on the device have the cost described in `varlen_attention`.
     """
     attention = find_library("flash-attn", q.device)
     _, ends, longest = _documents_for("flash-attn", q, layout, HALF)
@@ -125,7 +125,7 @@ def flash_attn_attention(
 def xformers_attention(
     q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scale: float, return_lse: bool
 ) -> tuple[Tensor, None]:
-    """The `memory_efficient_attention` of xformers, by the kernel that it chooses. Documents alone.
+    """The `memory_efficient_attention` of xformers, by the kernel that it chooses. For documents only.
 
     Its backward does not share heads: where gradients are needed, k and v are repeated for each query head.
     """
@@ -165,7 +165,7 @@ def find_library(backend: str, device: torch.device) -> Callable[..., Any]:
 
 @functools.cache
 def _compiled_flex_attention() -> Callable[..., Any]:
-    """As one graph or not at all: past torch's limit of recompilations it raises rather than going on unfused."""
+    """FlexAttention compiled as one graph; past torch's limit of recompilations it raises rather than running unfused."""
     return torch.compile(flex.flex_attention, fullgraph=True, dynamic=False)
 
 

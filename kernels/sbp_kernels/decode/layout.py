@@ -13,8 +13,8 @@ class DecodeLayout:
     """The pages of G groups, each a seed and up to N samples of it, and of B rows, each a sample or idle.
 
     All tensors are int32, contiguous and on one device. Their shapes are capacities and their content may be refilled in
-    place, so that one CUDA graph serves every step. Page 0 is scratch and belongs to nobody: idle rows write there. What
-    stands in the tables beyond the tokens in use is never followed.
+    place, so that one CUDA graph serves every step. Page 0 is scratch space for idle rows and belongs to
+    no sample. Table entries beyond the tokens in use are never read.
 
     Attributes:
         seed_pages: [G, S] page ids of each group's seed, in the order of its tokens.

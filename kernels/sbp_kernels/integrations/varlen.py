@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdRef
 
 from sbp_kernels.attention import packed_attention
-from sbp_kernels.integrations import layout_of_documents, once_a_tensor
+from sbp_kernels.integrations import layout_of_documents, cached_by_tensor
 from sbp_kernels.layout import PackedLayout
 
 
@@ -84,7 +84,7 @@ def flash_attn_varlen_func(
     return out, lse, None
 
 
-@once_a_tensor
+@cached_by_tensor
 def _layout_of_equal(cu_seqlens_q: Tensor, cu_seqlens_k: WeakIdRef, _version: int | None, tokens: int) -> PackedLayout:
     """The layout of documents whose ends are given twice, after a comparison."""
     if not torch.equal(cu_seqlens_q, cu_seqlens_k()):

@@ -81,7 +81,7 @@ class PackedLayout:
         """Independent documents given by their ends, [0, end of the first, ..., T], as users of flash-attn hold them.
 
         A document without tokens is left out, so a `cu_seqlens` padded with T to a fixed length is fine. A tensor on a
-        device stays there: the plan is built on it, without waiting for it, so nothing of the tensor's content can be
+        device stays there: the plan is built on it without host-device synchronisation, so the tensor's content cannot be
         checked; tokens past its last value count as one more document.
 
         Args:
@@ -148,18 +148,18 @@ class PackedLayout:
         return chain[::-1]
 
     def visible_pairs(self) -> int:
-        """Number of (query, key) pairs that the mask lets through; what document-aware FLOP counts are made of."""
+        """Number of (query, key) pairs that the mask lets through, for document-aware FLOP counts."""
         return int(self.positions.long().add(1).sum())
 
     def planned(self) -> PackedLayout:
-        """The same layout with its plan; built on the host, so before `to` where both are called."""
+        """Return the same layout with its plan, which is built on the host: call it before `to`."""
         if self.plan is not None:
             return self
         until = self.visible_until.numpy()
         return replace(self, plan=build_plan(until, self.tiles or choose_tiles(until), may_split=self.may_split))
 
     def to(self, device: torch.device | str) -> PackedLayout:
-        """The same layout with its tensors on `device`: one copy, which on CUDA does not wait."""
+        """Return the same layout with its tensors on `device`: one copy, asynchronous on CUDA."""
         device = torch.device(device)
         if device == self.positions.device or (device.index is None and device.type == self.positions.device.type):
             return self

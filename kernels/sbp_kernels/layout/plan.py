@@ -95,7 +95,7 @@ def capacities(tokens: int, tiles: Tiles, *, may_split: bool) -> tuple[int, int,
 
 
 def choose_tiles(visible_until: Array) -> Tiles:
-    """Narrow tiles where wide ones would mostly compute what nobody sees (packs of short documents), else wide ones."""
+    """Choose narrow tiles where wide ones would mostly compute invisible pairs (short documents), else wide ones."""
     starts, ends, until, parents, _ = find_segments(visible_until)
     areas = []
     for tiles in (WIDE, NARROW):
@@ -105,7 +105,7 @@ def choose_tiles(visible_until: Array) -> Tiles:
 
 
 def build_plan(visible_until: Array, tiles: Tiles, *, may_split: bool) -> Plan:
-    """The plan of a checked mask; `may_split` reserves slots for cutting up the keys that many queries see."""
+    """Build the plan of a checked mask; `may_split` reserves slots for cutting up the keys that many queries see."""
     starts, ends, until, parents, _ = find_segments(visible_until)
     queries = query_work(starts, ends, until, parents, tiles.query_rows, tiles.key_step)
     keys = key_work(starts, ends, until, tiles.key_rows, tiles.query_step)
@@ -286,7 +286,7 @@ def key_work(starts, ends, until, rows, step):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def split_long_tiles(tiles, runs, work, step, maximum_parts, shortest_part):  # type: ignore[no-untyped-def]
-    """The same tables with long tiles cut into parts, and the table of the splits."""
+    """Cut long tiles into parts; return the tables and the table of the splits."""
     longest = max(shortest_part, (work.sum() + maximum_parts - 1) // maximum_parts)
     parts = (work + longest - 1) // longest
     new_tiles = np.empty((parts.sum(), 6), np.int32)

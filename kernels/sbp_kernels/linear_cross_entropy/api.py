@@ -168,7 +168,7 @@ def loss_rows_of(targets: Tensor, capacity: int, ignore_index: int = -100) -> Te
 
 
 def select_loss_rows(hidden: Tensor, targets: Tensor, loss_rows: Tensor, ignore_index: int = -100) -> tuple[Tensor, Tensor]:
-    """Hidden states [capacity, H] and targets [capacity] of the rows with loss alone, such as for the final norm.
+    """Hidden states [capacity, H] and targets [capacity] of only the rows with loss, such as for the final norm.
 
     Entries that only fill up `loss_rows` repeat its first row and have no loss. What follows is
     `linear_cross_entropy(norm(hidden), weight, targets)`, without `loss_rows`.
@@ -219,7 +219,7 @@ class LinearCrossEntropy(nn.Module):
 def _rows_with_loss(targets: Tensor, loss_rows: Tensor | None, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
     """int32 [C] rows with loss, in order, then T; their number, int32; their targets [C].
 
-    Shapes depend on shapes alone and nothing waits for the device.
+    Shapes depend only on shapes; there is no host-device synchronisation.
     """
     tokens = len(targets)
     padded = F.pad(targets, (0, 1), value=ignore_index)

@@ -128,7 +128,7 @@ def _relative(target_logit: Tensor, targets: Tensor, largest: Tensor, vocabulary
 
 
 def _slope(capped: Tensor, softcap: float) -> Tensor | None:
-    """Of the cap, where there is one."""
+    """Derivative of the soft cap, None where there is none."""
     return 1 - (capped / softcap).square_() if softcap else None
 
 

@@ -5,7 +5,7 @@ Sizes: T tokens, H width, V vocabulary, C rows that may carry loss, B rows of a 
     targets: int32 [C]; V for one that does not exist, which is refused on the CPU and makes the loss NaN elsewhere; -1 for one
         that another shard of the vocabulary holds.
     rows: int32 [C], indices into hidden of the rows with loss, then T up to the end.
-    count: int32 scalar, how many are not T; the host reads it on the CPU alone.
+    count: int32 scalar, how many are not T; the host reads it only on the CPU.
     softcap: logits become softcap * tanh(logits / softcap); 0 leaves them as they are.
     backend: "torch" or "triton".
 

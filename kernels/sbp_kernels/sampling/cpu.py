@@ -234,7 +234,7 @@ def _sum_above(allowed: Floats, measures: Floats, edge: np.float32) -> float:
 
 @njit(cache=True, nogil=True, fastmath={"reassoc"})
 def _sums_above(allowed: Floats, measures: Floats, edges: Seven) -> Seven:
-    """What lies above each of the edges."""
+    """Sum of the measures of the logits above each of the edges."""
     e_1, e_2, e_3, e_4, e_5, e_6, e_7 = edges
     s_1 = s_2 = s_3 = s_4 = s_5 = s_6 = s_7 = ZERO
     for token in range(len(allowed)):
