@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sbp_kernels.attention import packed_attention
-from sbp_kernels.integrations import layout_of_documents, cached_by_tensor
+from sbp_kernels.integrations import cached_by_tensor, layout_of_documents
 from sbp_kernels.layout import PackedLayout
 from sbp_kernels.linear_cross_entropy import linear_cross_entropy
 from sbp_kernels.norm import rms_norm
@@ -252,7 +252,7 @@ def _layout_of(
 
 @cached_by_tensor
 def _layout_of_positions(position_ids: Tensor) -> PackedLayout:
-    """Layout of position ids [1, T]: a document begins wherever they do not increase by one, which is transformers' own rule."""
+    """Layout of position ids [1, T]: a document begins wherever they do not increase by one, as in transformers."""
     positions = position_ids.reshape(-1).cpu()
     inner = (positions.diff() != 1).nonzero().squeeze(1) + 1
     ends = [*inner.tolist(), len(positions)]

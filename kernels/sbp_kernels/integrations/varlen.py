@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdRef
 
 from sbp_kernels.attention import packed_attention
-from sbp_kernels.integrations import layout_of_documents, cached_by_tensor
+from sbp_kernels.integrations import cached_by_tensor, layout_of_documents
 from sbp_kernels.layout import PackedLayout
 
 

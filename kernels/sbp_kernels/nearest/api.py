@@ -44,7 +44,8 @@ def nearest_in_buckets(
         members: [N, D], as `queries`, N below 2**31; those of a bucket side by side.
         starts: int64 [B + 1], from 0 to N: bucket b is members[starts[b]:starts[b + 1]].
         backend: "triton", for CUDA tensors (and for any where TRITON_INTERPRET=1 is set, which is slow and for checking), up
-            to 1,024 neighbours; "torch", for every device, which it synchronises with; or "auto", the first of these that can run.
+            to 1,024 neighbours; "torch", for every device, with a host-device synchronisation; or "auto", the first of these
+            that can run.
 
     Raises:
         ValueError: naming the argument that does not fit, or a backend that is unknown or cannot run here.
