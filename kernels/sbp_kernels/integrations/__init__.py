@@ -18,8 +18,8 @@ _LAYOUTS = WeakTensorKeyDictionary()
 def cached_by_tensor(build: Callable[..., PackedLayout]) -> Callable[..., PackedLayout]:
     """Cache `build`, whose first argument is a tensor, for each tensor object and version of its content.
 
-    All layers of a model get the same tensor, so they share one layout. A tensor that was written to is built from again, except
-    where PyTorch does not count writes: in a tensor made under `torch.inference_mode`.
+    All layers of a model get the same tensor, so they share one layout. A tensor that was written to is built from again,
+    except where PyTorch does not count writes: in a tensor made under `torch.inference_mode`.
     """
 
     @torch.compiler.disable
