@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sbp_kernels import PackedLayout, packed_attention, reference
+from sbp_kernels import PackedLayout, packed_attention
+from sbp_kernels.attention import reference
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 

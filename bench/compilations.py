@@ -12,20 +12,18 @@ from itertools import chain
 from unittest.mock import patch
 
 import torch
-from sbp_kernels import (
-    linear_cross_entropy_launch,
-    nearest_kernels,
-    norm_kernels,
-    repeats_kernels,
-    rope_kernels,
-    sampling_kernels,
-    swiglu_kernels,
-)
 from sbp_kernels.attention import launch as attention_kernels
-from sbp_kernels.attention.hopper_kernels import specialised_forward
+from sbp_kernels.attention.hopper import specialised_forward
 from sbp_kernels.decode import DecodeLayout
-from sbp_kernels.decode import launch as decode_kernels
-from sbp_kernels.plan import NARROW, WIDE, Tiles, capacities
+from sbp_kernels.decode import triton as decode_kernels
+from sbp_kernels.layout.plan import NARROW, WIDE, Tiles, capacities
+from sbp_kernels.linear_cross_entropy import launch as linear_cross_entropy_launch
+from sbp_kernels.nearest import triton as nearest_kernels
+from sbp_kernels.norm import triton as norm_kernels
+from sbp_kernels.repeats import triton as repeats_kernels
+from sbp_kernels.rope import triton as rope_kernels
+from sbp_kernels.sampling import triton as sampling_kernels
+from sbp_kernels.swiglu import triton as swiglu_kernels
 from torch import Tensor
 
 from bench.aot.compilation import TARGETS, Compilation, Requirements, launches

@@ -8,8 +8,8 @@ from itertools import product
 
 import torch
 import torch.nn.functional as F
-from sbp_kernels import linear_cross_entropy, reference
-from sbp_kernels.linear_cross_entropy import loss_rows_of
+from sbp_kernels import linear_cross_entropy
+from sbp_kernels.linear_cross_entropy import loss_rows_of, reference
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sbp_kernels import PackedLayout
-from sbp_kernels.plan import NARROW, WIDE, build_plan, choose_tiles
+from sbp_kernels.layout.plan import NARROW, WIDE, build_plan, choose_tiles
 
 from bench.case import Case, Prepared, Tensors, no_inputs, no_results
 from bench.length_distributions import LENGTH_DISTRIBUTIONS, PARTNER_COUNTS, SegmentTree, documents, shared_seeds

@@ -59,7 +59,7 @@ def _rotary(rows: int, heads: int, key_heads: int, width: int) -> Case:
     def apply(backend: str) -> Function:
         def function(qkv: Tensor, q_weight: Tensor, k_weight: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
             return qk_norm_rope(
-                qkv, q_weight, k_weight, positions, heads=heads, key_value_heads=key_heads, rope_base=5e5, backend=backend
+                qkv, q_weight, k_weight, positions, heads=heads, key_value_heads=key_heads, theta=5e5, backend=backend
             )
 
         return function

@@ -16,7 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import sbp_kernels.norm
+import sbp_kernels.norm.api
 import torch
 import torch.nn.functional as F
 from sbp_kernels import qk_norm_rope, swiglu
@@ -232,12 +232,12 @@ def replaced(kernels: str) -> Iterator[None]:
                 total = x + residual
                 return liger_rms_norm(total, weight, epsilon), total
 
-            stack.enter_context(patch.object(sbp_kernels.norm, "rms_norm", norm))
+            stack.enter_context(patch.object(sbp_kernels.norm.api, "rms_norm", norm))
             stack.enter_context(patch.object(transformer, "swiglu", lambda x: liger_swiglu(*x.chunk(2, -1))))
             loss = partial(liger_fused_linear_cross_entropy, reduction="sum")
             stack.enter_context(patch.object(transformer, "linear_cross_entropy", loss))
         elif kernels == "torch":
-            stack.enter_context(patch.object(sbp_kernels.norm, "rms_norm", partial(rms_norm, backend="torch")))
+            stack.enter_context(patch.object(sbp_kernels.norm.api, "rms_norm", partial(rms_norm, backend="torch")))
             stack.enter_context(patch.object(transformer, "swiglu", partial(swiglu, backend="torch")))
             stack.enter_context(patch.object(transformer, "linear_cross_entropy", plain_loss))
         yield

@@ -1,7 +1,14 @@
-"""Operations of packed language-model training that any PyTorch stack can use; nothing here knows the trainer."""
+"""Operations of packed language-model training that any PyTorch stack can use; independent of the trainer."""
 
-from sbp_kernels.attention import packed_attention, resolve_backend
+from sbp_kernels.attention import (
+    attention_backends,
+    attention_operations,
+    packed_attention,
+    register_attention_backend,
+    resolve_backend,
+)
 from sbp_kernels.decode import DecodeLayout, append_to_pages, decode_attention
+from sbp_kernels.integrations.varlen import flash_attn_varlen_func
 from sbp_kernels.layout import PackedLayout
 from sbp_kernels.linear_cross_entropy import LinearCrossEntropy, linear_cross_entropy, loss_rows_of
 from sbp_kernels.nearest import nearest_in_buckets
@@ -19,12 +26,16 @@ __all__ = [
     "RMSNorm",
     "SwiGLU",
     "append_to_pages",
+    "attention_backends",
+    "attention_operations",
     "decode_attention",
+    "flash_attn_varlen_func",
     "linear_cross_entropy",
     "loss_rows_of",
     "nearest_in_buckets",
     "packed_attention",
     "qk_norm_rope",
+    "register_attention_backend",
     "repeats",
     "resolve_backend",
     "rms_norm",

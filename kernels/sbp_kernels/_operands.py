@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def dense(x: Tensor) -> Tensor:
-    """x itself, or a contiguous copy where a product on this device may read the memory between its rows.
+    """Return x, or a contiguous copy where a product on this device may read the memory between its rows.
 
     oneDNN's products in 16-bit dtypes on processors with AMX read the gap between the rows of a strided operand and multiply
     it by zeros. Where the gap holds NaN or infinity, the product is NaN.

@@ -11,7 +11,22 @@ from sbp_fast.config.section import NO_EFFECT, Count, Section, Share
 from sbp_fast.errors import UserError
 from sbp_fast.registry import Registry
 
-AttentionBackend = Literal["auto", "triton", "triton-hopper", "torch", "flash-attn", "xformers", "flex", "sdpa", "varlen"]
+
+def _check_attention_backend(name: str) -> str:
+    """Look a name other than "auto" up in the registry of the kernels, which imports torch; skip that where torch is absent."""
+    if name == "auto":
+        return name
+    try:
+        from sbp_kernels import attention_backends
+    except ModuleNotFoundError:
+        return name
+    if name not in attention_backends():
+        known = {"known": ", ".join(map(repr, ["auto", *attention_backends()]))}
+        raise PydanticCustomError("attention_backend", "Input should be one of {known}", known)
+    return name
+
+
+AttentionBackend = Annotated[str, AfterValidator(_check_attention_backend)]
 
 
 def _require_registered(registry: Registry[Any], name: str) -> str:

@@ -46,8 +46,8 @@ class Attention(nn.Module):
             positions_T,
             heads=self.heads,
             key_value_heads=self.kv_heads,
-            rope_base=self.rope_theta,
-            epsilon=self.norm_eps,
+            theta=self.rope_theta,
+            eps=self.norm_eps,
         )
 
     def output(self, out_THD: Tensor) -> Tensor:

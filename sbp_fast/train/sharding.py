@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from sbp_kernels import attention_operations
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -18,8 +18,8 @@ from sbp_fast.errors import UserError
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.pipeline.distributed import Processes
 
-# costly operations, whose results selective checkpointing saves; flash_attn and xformers belong to other attention backends
-SAVED_WHEN_SELECTIVE = re.compile(r"aten::(mm|_scaled_mm)$|\w+::\w*attention|flash_attn|xformers")
+# with the attention of the registered backends, all that is costly to compute again
+PRODUCTS = ("aten::mm", "aten::_scaled_mm")
 
 
 def resolve_precision(recipe: TrainConfig, device: str | torch.device) -> torch.dtype:
@@ -125,12 +125,13 @@ def _checkpoint_activations(block: nn.Module, choice: str) -> None:
 def _checkpointed(forward: Callable[..., Any], choice: str, *inputs: Any) -> Any:
     if choice == "full":
         return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
-    contexts = partial(create_selective_checkpoint_contexts, _save_costly_operations)
+    contexts = partial(create_selective_checkpoint_contexts, partial(_save_costly_operations, attention_operations()))
     return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
-def _save_costly_operations(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    costly = SAVED_WHEN_SELECTIVE.match(operation.name())
+def _save_costly_operations(attention: tuple[str, ...], _: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    name = operation.name()
+    costly = name in PRODUCTS or name.startswith(attention)
     return CheckpointPolicy.MUST_SAVE if costly else CheckpointPolicy.PREFER_RECOMPUTE
 
 

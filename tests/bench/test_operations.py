@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from sbp_kernels import nearest_kernels
-from sbp_kernels.reference import dense_mask
+from sbp_kernels.layout.reference import dense_mask
+from sbp_kernels.nearest import triton as nearest_kernels
 
 from bench import machine, runner
 from bench.attention import PackedSequence

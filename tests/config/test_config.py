@@ -1,12 +1,10 @@
 """Configuration: composition, overrides, refusals, and the way back to TOML."""
 
 from pathlib import Path
-from typing import get_args
 
 import pytest
-from sbp_kernels.attention.api import BACKENDS
 
-from sbp_fast.config import AttentionBackend, RunConfig
+from sbp_fast.config import RunConfig
 from sbp_fast.config.files import diff_config, dump_config, find_config, load_config
 from sbp_fast.errors import UserError
 
@@ -71,10 +69,6 @@ def test_diff_names_each_changed_leaf() -> None:
     new = load_config(["demo"], ["pretrain.tokens=5", "name=run"]).model_dump(mode="json")
     assert "pretrain.tokens: 1000000 -> 5" in diff_config(old, new)
     assert diff_config(old, old) == []
-
-
-def test_every_attention_of_the_kernels_can_be_chosen() -> None:
-    assert set(get_args(AttentionBackend)) == {"auto", *BACKENDS}
 
 
 def test_renamed_key_is_refused_with_the_new_name(tmp_path: Path) -> None:

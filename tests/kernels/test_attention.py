@@ -8,11 +8,12 @@ import torch.nn.functional as F
 import triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sbp_kernels import PackedLayout, packed_attention, plan, resolve_backend
-from sbp_kernels.attention import hopper_kernels, launch
-from sbp_kernels.plan import Tiles
-from sbp_kernels.reference import dense_mask
-from sbp_kernels.reference import packed_attention as exact_attention
+from sbp_kernels import PackedLayout, packed_attention, resolve_backend
+from sbp_kernels.attention import hopper, launch
+from sbp_kernels.attention.reference import packed_attention as exact_attention
+from sbp_kernels.layout import plan
+from sbp_kernels.layout.plan import Tiles
+from sbp_kernels.layout.reference import dense_mask
 from small_ops import check_errors
 from torch import Tensor
 from trees import error, forests, rounding, tile_sizes, trees
@@ -102,7 +103,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
         def empty_like(self, x: Tensor) -> Tensor:
             return torch.empty_like(x).fill_(float("nan"))
 
-    for module in (launch, hopper_kernels):
+    for module in (launch, hopper):
         monkeypatch.setattr(module, "torch", Poison())
 
 
@@ -138,12 +139,12 @@ def test_torch_errs_no_more_than_twice_its_own_operation(dtype: torch.dtype) -> 
 
 
 def test_the_path_for_devices_without_a_fused_operation_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sbp_kernels.attention import segments
+    from sbp_kernels.attention import cpu
 
     layout = PackedLayout.from_tree([5, 3, 9, 4], [-1, 0, 0, -1])
     tensors = inputs(len(layout), (4, 2), torch.float64)
     right = with_gradients(lambda *qkv: packed_attention(*qkv, layout), *tensors)
-    monkeypatch.setattr(segments, "FUSED_ON", ())
+    monkeypatch.setattr(cpu, "FUSED_ON", ())
     found = with_gradients(lambda *qkv: packed_attention(*qkv, layout), *tensors)
     for mine, fused in zip(found, right, strict=True):
         assert 0 < error(mine, fused) < 1e-14  # another order of sums
@@ -227,7 +228,7 @@ def test_on_a_gpu(forest: tuple[list[int], list[int]], tiles: Tiles, width: int,
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-def test_a_stream_of_one_token(backend: str) -> None:
+def test_a_packed_sequence_of_one_token(backend: str) -> None:
     q, k, v, gradient = inputs(1, (4, 2), torch.float32, 16)
     layout = PackedLayout.from_lengths([1], tiles=SMALL)
     out, dq, dk, dv = with_gradients(lambda *qkv: packed_attention(*qkv, layout, backend=backend), q, k, v, gradient)
@@ -353,14 +354,14 @@ def test_gradients_are_the_same_in_every_run() -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", *KERNELS])
-def test_scale_and_an_empty_stream(backend: str) -> None:
+def test_softmax_scale_and_an_empty_sequence(backend: str) -> None:
     q, k, v, _ = inputs(5, (2, 2), torch.float32, 16)
     layout = PackedLayout.from_lengths([5])
     theirs, right = (
         F.scaled_dot_product_attention(*(x.transpose(0, 1).to(dtype) for x in (q, k, v)), is_causal=True, scale=0.3)
         for dtype in (torch.float32, torch.float64)
     )
-    mine = packed_attention(q, k, v, layout, scale=0.3, backend=backend).transpose(0, 1)
+    mine = packed_attention(q, k, v, layout, softmax_scale=0.3, backend=backend).transpose(0, 1)
     assert error(mine, right) <= 2 * max(error(theirs, right), error(right.float(), right))
     empty = packed_attention(q[:0], k[:0], v[:0], PackedLayout.from_lengths([]), backend=backend)
     assert empty.shape == (0, 2, 16)
@@ -393,7 +394,7 @@ def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="backend 'cutlass' is unknown: use auto, triton"):
         packed_attention(q, k, v, layout, backend="cutlass")
     with pytest.raises(ValueError, match="scale must be positive, got 0"):
-        packed_attention(q, k, v, layout, scale=0)
+        packed_attention(q, k, v, layout, softmax_scale=0)
     with pytest.raises(ValueError, match=r"q is torch\.float64: backend 'triton' takes bfloat16, float16 and float32"):
         packed_attention(q.double(), k.double(), v.double(), layout, backend="triton")
     wide = torch.zeros(6, 1, 300)

@@ -1,4 +1,4 @@
-"""Libraries for documents as backends of attention: what they are given is computed by plain torch, as if on a GPU."""
+"""Third-party attention of varlen libraries, which plain torch stands in for, as if on a GPU."""
 
 import importlib.machinery
 import inspect
@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from peer_attention import (
+from sbp_kernels import PackedLayout
+from sbp_kernels.attention import third_party
+from sbp_kernels.attention.registry import find_backend
+from third_party_attention import (
     DOCUMENTS_ALONE,
     LAYOUTS,
     SCALE,
@@ -24,8 +27,6 @@ from peer_attention import (
     torch_operation,
     with_gradients,
 )
-from sbp_kernels import PackedLayout
-from sbp_kernels.attention import peers
 from torch import Tensor
 from torch.nn.attention import varlen
 
@@ -33,11 +34,11 @@ from torch.nn.attention import varlen
 @pytest.fixture
 def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Makes the backends take CPU tensors as if they were on a GPU of that generation."""
-    find = peers.find_library.__wrapped__
+    find = third_party.find_library.__wrapped__
 
     def pretend(generation: int) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (generation, 0))
-        monkeypatch.setattr(peers, "find_library", lambda backend, device: find(backend, torch.device("cuda")))
+        monkeypatch.setattr(third_party, "find_library", lambda backend, device: find(backend, torch.device("cuda")))
 
     pretend(8)
     return pretend
@@ -142,7 +143,7 @@ INSTALLATIONS = {
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (3, 1)])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize(("backend", "generation", "prepare"), INSTALLATIONS.values(), ids=INSTALLATIONS)
-def test_libraries_for_documents_are_given_what_means_the_same(
+def test_varlen_libraries_get_equivalent_arguments(
     backend: str, generation: int, prepare: Callable[[pytest.MonkeyPatch], None], layout: PackedLayout, heads: tuple[int, int],
     pretended_gpu: Callable[[int], None], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -201,7 +202,7 @@ def test_under_a_compiler_each_layout_keeps_its_own_mask(name: str, monkeypatch:
 def test_a_library_that_cannot_run_here_is_refused(
     backend: str, monkeypatch: pytest.MonkeyPatch, pretended_gpu: Callable[[int], None]
 ) -> None:
-    find = peers.find_library
+    find = third_party.find_library
     with pytest.raises(ValueError, match=f"'{backend}' needs CUDA tensors, these are on cpu: use backend 'torch' or 'sdpa'"):
         monkeypatch.undo()
         run(backend, LAYOUTS["documents"])(*inputs(40, (2, 1), torch.float16)[:3])
@@ -209,7 +210,7 @@ def test_a_library_that_cannot_run_here_is_refused(
     with pytest.raises(ValueError, match=f"'{backend}' needs a GPU of the Ampere generation"):
         find(backend, None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    module, name = peers.LIBRARIES[backend]
+    module, name = third_party.LIBRARIES[backend]
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ValueError, match=f"'{backend}' lacks {module}.{name} .*: install it"):
         find(backend, None)
@@ -220,7 +221,7 @@ def test_a_library_that_cannot_run_here_is_refused(
 
 @pytest.mark.parametrize("backend", DOCUMENTS_ALONE)
 @pytest.mark.usefixtures("pretended_gpu")
-def test_what_a_library_for_documents_cannot_express_is_refused(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_input_that_a_varlen_library_cannot_express_is_refused(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     install_flash_attn(monkeypatch, "flash_attn", False)
     install_xformers(monkeypatch)
     q, k, v, _ = inputs(12, (2, 1), torch.float16)
@@ -234,7 +235,7 @@ def test_what_a_library_for_documents_cannot_express_is_refused(backend: str, mo
         ((q[:0], k[:0], v[:0], PackedLayout.from_lengths([])), "layout has no tokens"),
     ]:
         with pytest.raises(ValueError, match=message):
-            peers.PEERS[backend](*arguments, SCALE, False)
+            find_backend(backend).attend(*arguments, SCALE, False)
 
 
 @pytest.mark.usefixtures("pretended_gpu")

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from sbp_kernels import PackedLayout, packed_attention, plan
-from sbp_kernels.attention import fused, kernels, launch
-from sbp_kernels.device_plan import plan_documents
-from sbp_kernels.plan import Tiles
+from sbp_kernels import PackedLayout, packed_attention
+from sbp_kernels.attention import fused, launch
+from sbp_kernels.attention import triton as kernels
+from sbp_kernels.layout import plan
+from sbp_kernels.layout.device_plan import plan_documents
+from sbp_kernels.layout.plan import Tiles
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -118,7 +120,7 @@ class NothingReadsTheDevice(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("backend", ["triton", "triton-hopper"])
-def test_nothing_waits_for_the_device(backend: str) -> None:
+def test_no_host_device_synchronisation(backend: str) -> None:
     layout, leaves = layouts()[0], qkv()
     with NothingReadsTheDevice():
         out = packed_attention(*leaves, layout, backend=backend)
@@ -162,7 +164,7 @@ def test_lengths_change_neither_a_kernels_compilation_nor_its_grid(monkeypatch: 
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_nothing_waits_and_a_graph_serves_other_lengths() -> None:
+def test_on_a_gpu_no_synchronisation_and_one_graph_for_other_lengths() -> None:
     shapes = [(4096, heads, 64) for heads in (8, 2, 2)]
     q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for shape in shapes)
     lengths = [[1000, 3000, 96], [4096], [500, 1500, 2096]]

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from paged import Batch, Group, batch, groups, torch_operation
 from sbp_kernels import DecodeLayout, append_to_pages, decode_attention
-from sbp_kernels.decode import attention, launch
-from sbp_kernels.reference import decode_attention as exact_attention
+from sbp_kernels.decode import api, triton
+from sbp_kernels.decode.reference import decode_attention as exact_attention
 from small_ops import INTERPRETED, check_errors, guarded_memory
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -24,9 +24,9 @@ MIXED: list[Group] = [(33, [1, 0, 40, 7]), (0, [5, 16, 0, 0]), (64, [17, 32, 31,
 @contextmanager
 def small_splits(step: int = 16, split: int = 32, widest: int = 64) -> Iterator[None]:
     """So that short sequences have several splits, of several steps."""
-    whole = launch.partial_options
+    whole = triton.partial_options
     options = {"SPLIT_TOKENS": split, "WIDEST_TILE": widest, "partial_options": lambda *x: {**whole(*x), "STEP": step}}
-    with mock.patch.multiple(launch, **options), guarded_memory():
+    with mock.patch.multiple(triton, **options), guarded_memory():
         yield
 
 
@@ -130,7 +130,7 @@ def test_scale_and_extreme_scores(backend: str) -> None:
     """The largest score of one part may be far from that of another, to either side."""
     case = batch([(40, [40, 40])], (2, 1))
     for factor in (1e-3, 100.0):
-        found = decode_attention(*case.arguments, scale=factor, backend=backend)
+        found = decode_attention(*case.arguments, softmax_scale=factor, backend=backend)
         check_errors(*(live(case, x) for x in (found, found, exact_attention(*case.arguments, factor))))
 
 
@@ -279,15 +279,15 @@ def test_float8_needs_a_device_that_has_it(monkeypatch: pytest.MonkeyPatch) -> N
     keys.stride.return_value = 1
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (8, 0))
     with pytest.raises(ValueError, match=r"need compute capability 8\.9, this device has 8\.0: keep them in bfloat16"):
-        attention._resolved("triton", q, keys, keys)
+        api._resolved("triton", q, keys, keys)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
-    assert attention._resolved("auto", q, keys, keys) == attention._resolved("triton", q, keys, keys) == "triton"
+    assert api._resolved("auto", q, keys, keys) == api._resolved("triton", q, keys, keys) == "triton"
 
 
 def test_auto_is_the_first_that_can_run() -> None:
     wide, half = torch.zeros(1, 1, 16, 8), torch.zeros(1, 1, 16, 8, dtype=torch.float16)
-    assert attention._resolved("auto", wide, wide, wide) == "numba"
-    assert attention._resolved("auto", half, half, half) == attention._resolved("auto", wide, half, half) == "torch"
+    assert api._resolved("auto", wide, wide, wide) == "numba"
+    assert api._resolved("auto", half, half, half) == api._resolved("auto", wide, half, half) == "torch"
 
 
 @pytest.mark.gpu

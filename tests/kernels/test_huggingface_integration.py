@@ -270,7 +270,7 @@ def test_adapters_on_the_feed_forward_work() -> None:
     torch.testing.assert_close(feed_forward(x), 2 * once)
 
 
-def test_one_layout_a_forward_pass_and_none_of_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_forward_pass_makes_one_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[Any] = []
     original = PackedLayout.from_cu_seqlens
     monkeypatch.setattr(PackedLayout, "from_cu_seqlens", lambda *a, **k: built.append(a) or original(*a, **k))
@@ -323,7 +323,7 @@ def test_compiled_as_one_graph() -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_nothing_waits_for_cu_seq_lens() -> None:
+def test_on_a_gpu_cu_seq_lens_cause_no_synchronisation() -> None:
     model = patch(make("Qwen3").to("cuda", torch.bfloat16))
     tokens, labels = batch_of(DOCUMENTS, 0, "cuda")
     count = (labels[:, 1:] != -100).sum()
@@ -337,7 +337,7 @@ def test_on_a_gpu_nothing_waits_for_cu_seq_lens() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_what_packed_attention_cannot_do_is_refused() -> None:
+def test_unsupported_options_of_attention_are_refused() -> None:
     model, (tokens, labels) = patch(make("Qwen3")), batch_of(DOCUMENTS, 0)
     with pytest.raises(ValueError, match="attention_mask"):
         model(input_ids=tokens, attention_mask=torch.ones_like(tokens))

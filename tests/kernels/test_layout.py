@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sbp_kernels import PackedLayout
-from sbp_kernels.layout import _move
-from sbp_kernels.plan import WIDE
-from sbp_kernels.reference import dense_mask
+from sbp_kernels.layout.packed_layout import _move
+from sbp_kernels.layout.plan import WIDE
+from sbp_kernels.layout.reference import dense_mask
 from trees import trees
 
 

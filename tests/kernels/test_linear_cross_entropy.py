@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from losses import IGNORED, MODES, inputs, plain_cross_entropy, with_gradients
 from sbp_kernels import linear_cross_entropy
+from sbp_kernels.linear_cross_entropy import cpu as plain
 from sbp_kernels.linear_cross_entropy import loss_rows_of, select_loss_rows
-from sbp_kernels.reference import linear_cross_entropy as exact_cross_entropy
+from sbp_kernels.linear_cross_entropy.reference import linear_cross_entropy as exact_cross_entropy
 from torch import Tensor
 from trees import error
 
@@ -25,8 +26,8 @@ def options(draw: st.DrawFn) -> dict[str, Any]:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few rows and columns make several tiles in the torch form of `recompute`."""
-    monkeypatch.setattr("sbp_kernels.linear_cross_entropy_torch.TILE_ROWS", 7)
-    monkeypatch.setattr("sbp_kernels.linear_cross_entropy_torch.TILE_COLUMNS", 5)
+    monkeypatch.setattr(plain, "TILE_ROWS", 7)
+    monkeypatch.setattr(plain, "TILE_COLUMNS", 5)
 
 
 @pytest.mark.parametrize("mode", MODES)

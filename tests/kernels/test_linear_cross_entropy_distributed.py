@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from sbp_kernels import linear_cross_entropy
 from sbp_kernels.linear_cross_entropy import LinearCrossEntropy
-from sbp_kernels.reference import linear_cross_entropy as exact_cross_entropy
+from sbp_kernels.linear_cross_entropy.reference import linear_cross_entropy as exact_cross_entropy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard

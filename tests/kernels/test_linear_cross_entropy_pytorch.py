@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from losses import IGNORED, MODES, inputs, plain_cross_entropy, with_gradients
 from sbp_kernels import linear_cross_entropy
-from sbp_kernels import linear_cross_entropy_operations as implementations
 from sbp_kernels.linear_cross_entropy import LinearCrossEntropy, loss_rows_of, resolve_mode
+from sbp_kernels.linear_cross_entropy import cpu as plain
+from sbp_kernels.linear_cross_entropy import operations as implementations
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.profiler import ProfilerActivity, profile
@@ -38,8 +39,8 @@ def allocations(function: Callable[[], Any]) -> tuple[int, int]:
 @pytest.mark.parametrize("mode", MODES)
 def test_full_logits_never_exist(mode: str, dtype: torch.dtype, reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, width, vocabulary, slab = 4096, 4, 1024, 128
-    monkeypatch.setattr("sbp_kernels.linear_cross_entropy_torch.TILE_ROWS", slab)
-    monkeypatch.setattr("sbp_kernels.linear_cross_entropy_torch.TILE_COLUMNS", vocabulary)
+    monkeypatch.setattr(plain, "TILE_ROWS", slab)
+    monkeypatch.setattr(plain, "TILE_COLUMNS", vocabulary)
     hidden, weight, targets = inputs(rows, width, vocabulary, dtype)
     leaves = hidden.requires_grad_(), weight.requires_grad_()
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sbp_kernels import nearest, nearest_in_buckets, nearest_kernels
+from sbp_kernels.nearest import api as nearest
+from sbp_kernels.nearest import nearest_in_buckets
+from sbp_kernels.nearest import triton as nearest_kernels
 from torch import Tensor
 from trees import error
 
@@ -41,27 +43,27 @@ class Search:
         self.queries, self.members, self.own = queries, members, torch.tensor(own, dtype=torch.int64)
         self.starts = torch.tensor([0, *np.cumsum(sizes)])
         self.scores = torch.full((len(own), k), -torch.inf)
-        self.places = torch.full((len(own), k), -1)
+        self.indices = torch.full((len(own), k), -1)
         self.exact = queries.double().cpu() @ members.double().cpu().T
         self.shown = torch.zeros_like(self.exact, dtype=torch.bool)
 
     def show(self, buckets: Tensor, backend: str) -> None:
-        tensors = (self.scores, self.places, self.queries, self.own, buckets, self.members, self.starts)
+        tensors = (self.scores, self.indices, self.queries, self.own, buckets, self.members, self.starts)
         nearest_in_buckets(*tensors, backend=backend)
         place = torch.arange(len(self.members))
         inside = (place >= self.starts[buckets, None]) & (place < self.starts[buckets + 1, None])
         self.shown |= inside & (place != self.own[:, None])
 
     def best(self) -> tuple[Tensor, Tensor]:
-        """Scores float64 and places, by a full sort of what was shown."""
+        """Scores float64 and indices, by a full sort of what was shown."""
         k = self.scores.shape[1]
         padded = torch.nn.functional.pad(self.exact.where(self.shown, -torch.inf), (0, k), value=-torch.inf)
-        scores, places = padded.sort(dim=1, descending=True, stable=True)
-        return scores[:, :k], places[:, :k].masked_fill(scores[:, :k].isneginf(), -1)
+        scores, indices = padded.sort(dim=1, descending=True, stable=True)
+        return scores[:, :k], indices[:, :k].masked_fill(scores[:, :k].isneginf(), -1)
 
     def check(self) -> None:
-        scores, places = self.best()
-        assert torch.equal(self.places, places)
+        scores, indices = self.best()
+        assert torch.equal(self.indices, indices)
         assert torch.equal(self.scores.double(), scores)
 
 
@@ -104,18 +106,18 @@ def test_members_find_each_other_round_by_round_as_in_one_bucket(backend: str) -
     searches[1].show(torch.zeros(20, dtype=torch.int64), backend)
     for search in searches:
         search.check()
-        assert not (search.places == order[:, None]).any()
+        assert not (search.indices == order[:, None]).any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_of_equal_members_those_at_lower_places_stay(backend: str) -> None:
+def test_of_equal_scores_the_lower_indices_stay(backend: str) -> None:
     search = Search(torch.tensor([[1.0, -1.0], [-1.0, 1.0], [-1.0, 0.0]]), torch.ones(40, 2), [-1, -1, 3], [10, 30], 6)
     search.show(torch.tensor([1, 0, 0]), backend)
     search.check()
     search.scores[search.scores == 0] = -0.0  # zeros of either sign are equal
     search.show(torch.tensor([0, 1, 1]), backend)
     search.check()
-    assert search.places.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 4, 5, 6]]
+    assert search.indices.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 2, 4, 5, 6]]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -125,8 +127,8 @@ def test_products_err_at_most_twice_as_much_as_a_matrix_product(backend: str, dt
     queries, members = (torch.randn(rows, 70, generator=generator).to(dtype) for rows in (6, 50))
     search = Search(queries, members, [-1] * 6, [50], 12)
     search.show(torch.zeros(6, dtype=torch.int64), backend)
-    assert torch.equal(search.places, search.best()[1])
-    exact, plain = search.best()[0], (queries @ members.T).gather(1, search.places)
+    assert torch.equal(search.indices, search.best()[1])
+    exact, plain = search.best()[0], (queries @ members.T).gather(1, search.indices)
     assert error(search.scores, exact) <= 2 * error(plain, exact)
 
 
@@ -143,13 +145,13 @@ def test_nothing_else_is_read_or_written(backend: str) -> None:
     search = Search(members[[3, 8, 12]], members.clone(), [3, 8, 12], [10, 9, 11], 4)
     search.members[:10] = search.members[19:] = torch.nan
     search.members, search.queries = beside(search.members, torch.nan), beside(search.queries, torch.nan)
-    search.scores, search.places = beside(search.scores, torch.nan), beside(search.places, 77)
+    search.scores, search.indices = beside(search.scores, torch.nan), beside(search.indices, 77)
     search.own = torch.stack([search.own, torch.full_like(search.own, 5)], 1)[:, 0]
     search.show(torch.tensor([1, 1, 1]), backend)
     search.check()
-    assert search.scores._base is not None and search.places._base is not None
+    assert search.scores._base is not None and search.indices._base is not None
     assert search.scores._base.isnan().sum() == 6 * 7 - 3 * 4
-    assert (search.places._base == 77).sum() == 6 * 7 - 3 * 4
+    assert (search.indices._base == 77).sum() == 6 * 7 - 3 * 4
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -158,7 +160,7 @@ def test_no_queries_and_empty_buckets_change_nothing(backend: str) -> None:
     search.show(torch.zeros(0, dtype=torch.int64), backend)
     search = Search(torch.zeros(2, 5), torch.zeros(3, 5), [-1, 0], [0, 3, 0], 2)
     search.show(torch.tensor([0, 2]), backend)
-    assert (search.places == -1).all() and search.scores.isneginf().all()
+    assert (search.indices == -1).all() and search.scores.isneginf().all()
     search.show(torch.tensor([1, 1]), backend)
     search.check()
 
@@ -171,7 +173,7 @@ def test_the_same_bits_at_every_run() -> None:
         search = Search(members[rows], members, rows.tolist(), [25, 15], 5)
         for shift in range(2):
             search.show((rows + shift) % 2, "triton")
-        found.append((search.scores, search.places))
+        found.append((search.scores, search.indices))
     assert all(map(torch.equal, found[0], found[1]))
     assert torch.equal(found[0][1][order], found[2][1])  # a list depends on no other query
 
@@ -181,8 +183,8 @@ def test_tiles_hold_every_query_once_beside_others_of_its_bucket(buckets: list[i
     starts = torch.tensor([0, 3, 3, 10, 11, 30, 31])
     order, tiles = nearest_kernels.tiles_of(torch.tensor(buckets), starts, rows)
     used = tiles[tiles[:, 1] > tiles[:, 0]].tolist()
-    places = [place for start, stop, _, _ in used for place in range(start, stop)]
-    assert sorted(order[places].tolist()) == list(range(len(buckets)))
+    indices = [place for start, stop, _, _ in used for place in range(start, stop)]
+    assert sorted(order[indices].tolist()) == list(range(len(buckets)))
     assert len(used) == sum(-(-buckets.count(bucket) // rows) for bucket in set(buckets))
     for start, stop, first, last in used:
         (bucket,) = {buckets[query] for query in order[start:stop].tolist()}
@@ -191,9 +193,9 @@ def test_tiles_hold_every_query_once_beside_others_of_its_bucket(buckets: list[i
     assert torch.equal(empty[:, 2], empty[:, 3])
 
 
-def test_the_operation_declares_what_it_changes() -> None:
+def test_opcheck_of_the_declared_mutations() -> None:
     search = Search(torch.randn(3, 4), torch.randn(9, 4), [0, 1, -1], [4, 5], 3)
-    arguments = (search.scores, search.places, search.queries, search.own, torch.tensor([0, 1, 1]))
+    arguments = (search.scores, search.indices, search.queries, search.own, torch.tensor([0, 1, 1]))
     torch.library.opcheck(torch.ops.sbp_kernels.nearest_in_buckets, (*arguments, search.members, search.starts))
 
 
@@ -208,9 +210,9 @@ def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     search = Search(torch.zeros(2, 4), torch.zeros(5, 4), [0, 1], [5], 3)
     right = {
         "scores": search.scores,
-        "places": search.places,
+        "indices": search.indices,
         "queries": search.queries,
-        "own": search.own,
+        "own_index": search.own,
         "buckets": torch.zeros(2, dtype=torch.int64),
         "members": search.members,
         "starts": search.starts,
@@ -221,8 +223,8 @@ def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"queries": torch.zeros(2, 4).long(), "members": torch.zeros(5, 4).long()}, "must both be float32"),
         ({"scores": torch.zeros(2, 0)}, r"scores must be \[Q, K\] with K at least 1"),
         ({"scores": torch.zeros(3, 3)}, r"scores must be torch.float32 \[2, 3\]"),
-        ({"places": torch.zeros(2, 3)}, r"places must be torch.int64 \[2, 3\]"),
-        ({"own": torch.zeros(3, dtype=torch.int64)}, r"own must be torch.int64 \[2\]"),
+        ({"indices": torch.zeros(2, 3)}, r"indices must be torch.int64 \[2, 3\]"),
+        ({"own_index": torch.zeros(3, dtype=torch.int64)}, r"own_index must be torch.int64 \[2\]"),
         ({"buckets": torch.zeros(2, dtype=torch.int32)}, r"buckets must be torch.int64 \[2\]"),
         ({"members": torch.zeros(5, 4, device="meta")}, "members must be .* on cpu"),
         ({"starts": torch.zeros(1, dtype=torch.int64)}, r"starts must be \[B \+ 1\] with B at least 1"),
@@ -232,7 +234,7 @@ def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             nearest_in_buckets(**{**right, **wrong})
-    many = {"scores": torch.zeros(2, 1025), "places": torch.zeros(2, 1025, dtype=torch.int64)}
+    many = {"scores": torch.zeros(2, 1025), "indices": torch.zeros(2, 1025, dtype=torch.int64)}
     with pytest.raises(ValueError, match="'triton' keeps up to 1024 neighbours, not 1025"):
         nearest_in_buckets(**{**right, **many}, backend="triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
@@ -249,9 +251,9 @@ def test_on_a_gpu(dtype: torch.dtype, k: int, monkeypatch: pytest.MonkeyPatch) -
     members = torch.nn.functional.normalize(torch.randn(5000, 384, generator=generator), dim=1).to("cuda", dtype)
     starts = torch.tensor([0, 700, 700, 1500, 5000], device="cuda")
     own = torch.randperm(5000, generator=generator)[:3000].cuda()
-    places = torch.arange(5000, device="cuda")
+    indices = torch.arange(5000, device="cuda")
     exact = members[own].double() @ members.double().T
-    exact.masked_fill_(places == own[:, None], -torch.inf)
+    exact.masked_fill_(indices == own[:, None], -torch.inf)
 
     def search() -> tuple[Tensor, Tensor]:
         scores = torch.full((3000, k), -torch.inf, device="cuda")

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from sbp_kernels import norm, norm_kernels, reference
-from sbp_kernels.norm import RMSNorm, rms_norm
+from sbp_kernels.norm import RMSNorm, reference, rms_norm
+from sbp_kernels.norm import api as norm
+from sbp_kernels.norm import triton as norm_kernels
 from small_ops import INTERPRETED, check_errors, guarded_memory, strided, with_gradients
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sbp_kernels import PackedLayout, plan
-from sbp_kernels.device_plan import plan_documents
-from sbp_kernels.plan import Plan, Tiles, build_plan, capacities, choose_tiles, find_segments
+from sbp_kernels import PackedLayout
+from sbp_kernels.layout import plan
+from sbp_kernels.layout.device_plan import plan_documents
+from sbp_kernels.layout.plan import Plan, Tiles, build_plan, capacities, choose_tiles, find_segments
 from torch import Tensor, tensor
 from trees import forests, tile_sizes
 

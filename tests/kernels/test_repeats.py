@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sbp_kernels import repeats, repeats_kernels
+from sbp_kernels.repeats import repeats
+from sbp_kernels.repeats import triton as repeats_kernels
 from torch import Tensor
 
 BACKENDS = ["torch", "numba", "triton"]
@@ -28,21 +29,21 @@ def common_suffix(text: list[int], lag: int) -> int:
 def follow(backend: str, texts: list[list[int]], width: int, capacity: int, starts: list[int]) -> None:
     """Draw the texts side by side, row r from step starts[r] on, and check every answer and all of the state."""
     rows = len(texts)
-    runs = torch.full((rows, capacity), 999, dtype=torch.int16)  # of whatever was there before
-    drawn, lengths = torch.full((rows, capacity), -7, dtype=torch.int32), torch.zeros(rows, dtype=torch.int32)
+    suffix_lengths = torch.full((rows, capacity), 999, dtype=torch.int16)  # of whatever was there before
+    tokens, lengths = torch.full((rows, capacity), -7, dtype=torch.int32), torch.zeros(rows, dtype=torch.int32)
     for step in range(max(start + len(text) for start, text in zip(starts, texts, strict=True))):
         now = []
         for row, (start, text) in enumerate(zip(starts, texts, strict=True)):
             now.append(text[: max(step + 1 - start, 0)] if step < start + len(text) else [])
             lengths[row] = len(now[row])
-            drawn[row, : len(now[row])] = torch.tensor(now[row], dtype=torch.int32)
-        before = runs.clone()
-        found = repeats(runs, drawn, lengths, width, backend=backend)
-        assert found.dtype == torch.bool
-        assert found.tolist() == [occurred_before(text, width) for text in now]
+            tokens[row, : len(now[row])] = torch.tensor(now[row], dtype=torch.int32)
+        before = suffix_lengths.clone()
+        repeated = repeats(suffix_lengths, tokens, lengths, width, backend=backend)
+        assert repeated.dtype == torch.bool
+        assert repeated.tolist() == [occurred_before(text, width) for text in now]
         for row, text in enumerate(now):
             suffixes = [common_suffix(text, lag) if 0 < lag < len(text) else 0 for lag in range(capacity)]
-            assert runs[row].tolist() == (suffixes if text else before[row].tolist())
+            assert suffix_lengths[row].tolist() == (suffixes if text else before[row].tolist())
 
 
 @settings(max_examples=60)
@@ -60,16 +61,16 @@ def test_every_answer_is_that_of_brute_force(backend: str, texts: list[list[int]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_repeats_may_overlap(backend: str) -> None:
+def test_repeats_that_overlap_are_repeats(backend: str) -> None:
     follow(backend, [[1, 2, 1, 2, 1, 2], [5, 5, 5, 5], [1, 2, 3, 4, 1, 2]], 4, 8, [0, 0, 0])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_runs_are_counted_as_far_as_their_type_goes(backend: str) -> None:
-    runs = torch.tensor([[0, 32_766, 32_767, 5]], dtype=torch.int16)
-    drawn = torch.tensor([[3, 3, 3, 3]], dtype=torch.int32)
-    assert repeats(runs, drawn, torch.tensor([4], dtype=torch.int32), 32_767, backend=backend).tolist() == [True]
-    assert runs.tolist() == [[0, 32_767, 32_767, 6]]
+def test_suffix_lengths_stop_at_the_largest_int16(backend: str) -> None:
+    suffix_lengths = torch.tensor([[0, 32_766, 32_767, 5]], dtype=torch.int16)
+    tokens = torch.tensor([[3, 3, 3, 3]], dtype=torch.int32)
+    assert repeats(suffix_lengths, tokens, torch.tensor([4], dtype=torch.int32), 32_767, backend=backend).tolist() == [True]
+    assert suffix_lengths.tolist() == [[0, 32_767, 32_767, 6]]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -77,14 +78,16 @@ def test_strides_and_no_rows(backend: str) -> None:
     def follow_strided(wide: bool) -> tuple[list[bool], Tensor]:
         random = np.random.default_rng(0)
         text = torch.from_numpy(random.integers(0, 2, (3, 20)).astype(np.int32))
-        runs, drawn = (torch.full((3, 20 + 9 * wide), 3, dtype=dtype)[:, :20] for dtype in (torch.int16, torch.int32))
-        drawn.copy_(text)
+        suffix_lengths, tokens = (
+            torch.full((3, 20 + 9 * wide), 3, dtype=dtype)[:, :20] for dtype in (torch.int16, torch.int32)
+        )
+        tokens.copy_(text)
         lengths = torch.zeros(3, 2, dtype=torch.int32)[:, 0] if wide else torch.zeros(3, dtype=torch.int32)
         answers = []
         for length in range(1, 21):
             lengths.fill_(length)
-            answers += repeats(runs, drawn, lengths, 3, backend=backend).tolist()
-        return answers, runs
+            answers += repeats(suffix_lengths, tokens, lengths, 3, backend=backend).tolist()
+        return answers, suffix_lengths
 
     for mine, right in zip(follow_strided(True), follow_strided(False), strict=True):
         assert torch.equal(mine, right) if isinstance(mine, Tensor) else mine == right
@@ -92,29 +95,33 @@ def test_strides_and_no_rows(backend: str) -> None:
     assert repeats(nothing, nothing.int(), torch.zeros(0, dtype=torch.int32), 2, backend=backend).shape == (0,)
 
 
-def test_the_operation_declares_what_it_changes() -> None:
-    runs, drawn = torch.zeros(2, 6, dtype=torch.int16), torch.zeros(2, 6, dtype=torch.int32)
-    torch.library.opcheck(torch.ops.sbp_kernels.repeats, (runs, drawn, torch.full((2,), 4, dtype=torch.int32), 2))
+def test_opcheck_of_the_declared_mutations() -> None:
+    suffix_lengths, tokens = torch.zeros(2, 6, dtype=torch.int16), torch.zeros(2, 6, dtype=torch.int32)
+    torch.library.opcheck(torch.ops.sbp_kernels.repeats, (suffix_lengths, tokens, torch.full((2,), 4, dtype=torch.int32), 2))
 
 
 def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs, drawn, lengths = torch.zeros(2, 6, dtype=torch.int16), torch.zeros(2, 6).int(), torch.zeros(2).int()
+    suffix_lengths, tokens, lengths = torch.zeros(2, 6, dtype=torch.int16), torch.zeros(2, 6).int(), torch.zeros(2).int()
     for arguments, options, message in [
-        ((runs.int(), drawn, lengths, 2), {}, r"runs must be int16 \[B, T\]"),
-        ((runs, drawn[:, 1:], lengths, 2), {}, r"drawn must be int32 \[2, 6\]"),
-        ((runs, drawn.long(), lengths, 2), {}, "drawn must be int32"),
-        ((runs, drawn, lengths[:1], 2), {}, r"lengths must be int32 \[2\]"),
-        ((runs, drawn, lengths.to("meta"), 2), {}, "lengths must be int32 .* on cpu"),
-        ((runs.T.contiguous().T, drawn, lengths, 2), {}, "must be side by side in memory"),
-        ((runs, drawn, lengths, 0), {}, "width must be from 1 to 32767: got 0"),
-        ((runs, drawn, lengths, 2), {"backend": "cuda"}, "backend 'cuda' is unknown"),
-        ((runs.to("meta"), drawn.to("meta"), lengths.to("meta"), 2), {"backend": "numba"}, "'numba' takes tensors on the CPU"),
+        ((suffix_lengths.int(), tokens, lengths, 2), {}, r"suffix_lengths must be int16 \[B, T\]"),
+        ((suffix_lengths, tokens[:, 1:], lengths, 2), {}, r"tokens must be int32 \[2, 6\]"),
+        ((suffix_lengths, tokens.long(), lengths, 2), {}, "tokens must be int32"),
+        ((suffix_lengths, tokens, lengths[:1], 2), {}, r"lengths must be int32 \[2\]"),
+        ((suffix_lengths, tokens, lengths.to("meta"), 2), {}, "lengths must be int32 .* on cpu"),
+        ((suffix_lengths.T.contiguous().T, tokens, lengths, 2), {}, "must be side by side in memory"),
+        ((suffix_lengths, tokens, lengths, 0), {}, "width must be from 1 to 32767: got 0"),
+        ((suffix_lengths, tokens, lengths, 2), {"backend": "cuda"}, "backend 'cuda' is unknown"),
+        (
+            (suffix_lengths.to("meta"), tokens.to("meta"), lengths.to("meta"), 2),
+            {"backend": "numba"},
+            "'numba' takes tensors on the CPU",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             repeats(*arguments, **options)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="'triton' needs CUDA tensors"):
-        repeats(runs, drawn, lengths, 2, backend="triton")
+        repeats(suffix_lengths, tokens, lengths, 2, backend="triton")
 
 
 @pytest.mark.gpu

@@ -7,8 +7,10 @@ import torch
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from sbp_kernels import PackedLayout, reference, rope, rope_kernels
-from sbp_kernels.rope import QKNormRope, qk_norm_rope, rotary_frequencies
+from sbp_kernels import PackedLayout
+from sbp_kernels.rope import QKNormRope, qk_norm_rope, reference, rotary_frequencies
+from sbp_kernels.rope import api as rope
+from sbp_kernels.rope import triton as rope_kernels
 from small_ops import INTERPRETED, check_errors, guarded_memory, strided, with_gradients
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
@@ -37,27 +39,27 @@ def inputs(
     return [x.to(device, dtype) for x in (qkv, *weights)], positions.to(device), upstream
 
 
-def run(backend: str, leaves: list[Tensor], positions: Tensor, upstream: list[Tensor], rope_base: float = 1e4) -> list[Tensor]:
+def run(backend: str, leaves: list[Tensor], positions: Tensor, upstream: list[Tensor], theta: float = 1e4) -> list[Tensor]:
     """q, k, v and the gradients of qkv and, where there are two more leaves, of the weights."""
     heads, key_value_heads = upstream[0].shape[1], upstream[1].shape[1]
 
     def operation(qkv: Tensor, q_weight: Tensor | None = None, k_weight: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        sizes = {"heads": heads, "key_value_heads": key_value_heads, "rope_base": rope_base}
+        sizes = {"heads": heads, "key_value_heads": key_value_heads, "theta": theta}
         return qk_norm_rope(qkv, q_weight, k_weight, positions, backend=backend, **sizes)
 
     return with_gradients(operation, leaves, upstream)
 
 
-def exactly(leaves: list[Tensor], positions: Tensor, upstream: list[Tensor], rope_base: float = 1e4) -> list[Tensor]:
-    sizes = {"heads": upstream[0].shape[1], "key_value_heads": upstream[1].shape[1], "rope_base": rope_base}
+def exactly(leaves: list[Tensor], positions: Tensor, upstream: list[Tensor], theta: float = 1e4) -> list[Tensor]:
+    sizes = {"heads": upstream[0].shape[1], "key_value_heads": upstream[1].shape[1], "theta": theta}
     wide = [x.double() for x in leaves]
     return with_gradients(lambda x, q=None, k=None: reference.qk_norm_rope(x, q, k, positions, **sizes), wide, upstream)
 
 
-def of_the_model(leaves: list[Tensor], positions: Tensor, upstream: list[Tensor], rope_base: float = 1e4) -> list[Tensor]:
+def of_the_model(leaves: list[Tensor], positions: Tensor, upstream: list[Tensor], theta: float = 1e4) -> list[Tensor]:
     """The plain operation, as models write it: norm, angle and rotation in the dtype of the input, angle in float32."""
     heads, width = [x.shape[1] for x in upstream], upstream[0].shape[-1]
-    angles = positions.float().unsqueeze(-1) / rope_base ** (torch.arange(0, width, 2, device=positions.device) / width)
+    angles = positions.float().unsqueeze(-1) / theta ** (torch.arange(0, width, 2, device=positions.device) / width)
     angles = torch.cat([angles, angles], -1).unsqueeze(-2)
     cosine, sine = angles.cos().to(leaves[0].dtype), angles.sin().to(leaves[0].dtype)
 
@@ -83,7 +85,7 @@ def of_the_model(leaves: list[Tensor], positions: Tensor, upstream: list[Tensor]
 @example(6, 1, 1, 64, torch.float32, True, True, 1e4, FURTHEST)
 def test_errs_no_more_than_twice_the_plain_operation(
     tokens: int, heads: int, key_value_heads: int, width: int, dtype: torch.dtype, norm: bool, slices: bool,
-    rope_base: float, furthest: int,
+    theta: float, furthest: int,
 ) -> None:  # fmt: skip
     leaves, positions, upstream = inputs(tokens, (heads, key_value_heads), width, dtype, furthest=furthest)
     leaves = leaves if norm else leaves[:1]
@@ -91,11 +93,11 @@ def test_errs_no_more_than_twice_the_plain_operation(
     if slices and tokens:
         used, used_upstream = [strided(leaves[0]), *leaves[1:]], [strided(x) for x in upstream]
     with small_blocks():
-        found = run("triton", used, positions, used_upstream, rope_base)
-    plain = of_the_model(leaves, positions, upstream, rope_base)
-    exact = exactly(leaves, positions, upstream, rope_base)
+        found = run("triton", used, positions, used_upstream, theta)
+    plain = of_the_model(leaves, positions, upstream, theta)
+    exact = exactly(leaves, positions, upstream, theta)
     check_errors(found, plain, exact)
-    check_errors(run("torch", leaves, positions, upstream, rope_base), plain, exact)
+    check_errors(run("torch", leaves, positions, upstream, theta), plain, exact)
 
 
 def test_one_token() -> None:
@@ -138,9 +140,9 @@ def test_given_frequencies_replace_those_of_the_base() -> None:
     frequencies = rotary_frequencies(500.0 ** (torch.arange(16, dtype=torch.float64) / -16))
     for backend in ("triton", "torch"):
         found = qk_norm_rope(
-            *leaves, positions, heads=2, key_value_heads=1, frequencies=frequencies, backend=backend, rope_base=7.0
+            *leaves, positions, heads=2, key_value_heads=1, frequencies=frequencies, backend=backend, theta=7.0
         )
-        assert all(map(torch.equal, found, run(backend, leaves, positions, upstream, rope_base=500.0)[:3]))
+        assert all(map(torch.equal, found, run(backend, leaves, positions, upstream, theta=500.0)[:3]))
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -195,13 +197,13 @@ def test_weights_of_another_dtype() -> None:
 def test_the_module_stands_in_for_the_models(triton: bool) -> None:
     layout = PackedLayout.from_lengths([4, 7, 2])
     leaves, _, upstream = inputs(len(layout), (3, 2), 32, torch.float32)
-    module = QKNormRope(3, 2, 32, rope_base=500.0, epsilon=1e-6)
+    module = QKNormRope(3, 2, 32, theta=500.0, eps=1e-6)
     assert {name: type(child) for name, child in module.named_children()} == {"q_norm": nn.RMSNorm, "k_norm": nn.RMSNorm}
     module.load_state_dict({"q_norm.weight": leaves[1], "k_norm.weight": leaves[2]})
     with mock.patch.object(rope, "runs_triton", return_value=triton):
         found = with_gradients(lambda qkv: module(qkv.flatten(1), layout.positions), leaves[:1], upstream)
         torch.autograd.backward(module(leaves[0], layout.positions)[:2], upstream[:2])
-    right = of_the_model(leaves, layout.positions, upstream, rope_base=500.0)
+    right = of_the_model(leaves, layout.positions, upstream, theta=500.0)
     torch.testing.assert_close([*found, module.q_norm.weight.grad, module.k_norm.weight.grad], right)
 
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sbp_kernels import sample_tokens, sampling, sampling_kernels
-from sbp_kernels.reference import sampling_probabilities
+from sbp_kernels.sampling import api as sampling
+from sbp_kernels.sampling import sample_tokens
+from sbp_kernels.sampling import triton as sampling_kernels
+from sbp_kernels.sampling.reference import sampling_probabilities
 from scipy.stats import chisquare
 from small_ops import check_errors
 from torch import Tensor
@@ -59,7 +61,7 @@ def test_each_token_has_its_share_of_the_uniforms(backend: str, rule: tuple[floa
 
 @pytest.mark.parametrize("backend", ["torch", "numba"])
 @pytest.mark.parametrize("rule", RULES)
-def test_draws_follow_the_exact_probabilities(backend: str, rule: tuple[float, float, int]) -> None:
+def test_samples_follow_the_exact_probabilities(backend: str, rule: tuple[float, float, int]) -> None:
     logits, options, expected = example(rule)
     draws = 50_000
     counts = np.bincount(draw(backend, logits, uniforms_of(draws), **options), minlength=40)
@@ -92,7 +94,7 @@ def test_draws_follow_the_exact_probabilities(backend: str, rule: tuple[float, f
         (0.6, 3, {0, 2}),
     ],
 )
-def test_where_a_cut_ends(backend: str, top_p: float, top_k: int, reachable: set[int]) -> None:
+def test_top_k_and_top_p_end_at_the_expected_token(backend: str, top_p: float, top_k: int, reachable: set[int]) -> None:
     logits = torch.tensor([0.25, 0.125, 0.5, 0.0625, 0.0625]).log()  # of the two equal ones the lower id is in first
     uniforms = torch.linspace(0, LAST, 19, dtype=torch.float64)
     assert set(draw(backend, logits, uniforms, temperature=1.0, top_p=top_p, top_k=top_k)) == reachable
@@ -110,7 +112,7 @@ def test_a_nucleus_of_equal_tokens_is_the_first_of_them(backend: str, top_p: flo
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_every_token_can_be_drawn_without_a_cut(backend: str) -> None:
+def test_every_token_can_be_sampled_without_a_cut(backend: str) -> None:
     logits = torch.tensor([0.0, 3.0, -25.0])  # float32 probabilities that sum to 1 before the last is added
     ends = logits.double().softmax(-1).cumsum(0)
     uniforms = [0.0, float(ends[0]) * 0.999, float(ends[0]) * 1.001, (float(ends[1]) + 1) / 2, LAST]
@@ -119,7 +121,7 @@ def test_every_token_can_be_drawn_without_a_cut(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("top_p", "top_k"), [(0.3, 0), (0.9, 0), (1.0, 0), (1.0, 2), (1.0, 5), (0.9, 5)])
-def test_what_must_not_be_drawn(backend: str, top_p: float, top_k: int) -> None:
+def test_forbidden_tokens_are_never_sampled(backend: str, top_p: float, top_k: int) -> None:
     """Neither forbidden tokens, however probable, nor those of probability zero."""
     logits = torch.full((300,), float("-inf"))
     logits[[3, 7, 8, 290]] = torch.tensor([90.0, 0.0, 0.0, 1e4])
@@ -152,7 +154,7 @@ def test_temperature_zero_takes_the_first_of_the_most_probable(backend: str) -> 
     st.one_of(st.just(0), st.integers(1, 800)),
     st.integers(0, 2**32),
 )
-def test_every_form_draws_the_same(
+def test_all_backends_sample_the_same_tokens(
     backend: str, vocabulary: int, spread: float, temperature: float, top_p: float, top_k: int, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
@@ -220,7 +222,7 @@ def test_strides_and_no_rows(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["numba", "triton"])
-def test_rows_that_are_not_numbers_end_all_the_same(backend: str) -> None:
+def test_rows_of_nan_terminate(backend: str) -> None:
     logits = torch.full((2, 70), float("nan"))
     for options in ({"temperature": 0.0}, {}, {"top_p": 0.5, "top_k": 9}):
         tokens, _ = sample_tokens(logits, uniforms_of(2), **{"temperature": 1.0, **options}, backend=backend)

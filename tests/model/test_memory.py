@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from sbp_kernels import PackedLayout, linear_cross_entropy_launch
-from sbp_kernels import linear_cross_entropy_operations as operations
-from sbp_kernels.linear_cross_entropy import resolve_mode
+from sbp_kernels import PackedLayout
+from sbp_kernels.linear_cross_entropy import launch, operations, resolve_mode
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -57,7 +56,7 @@ class Living(TorchDispatchMode):
 def _small_operations_run_their_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """They choose plain torch on the CPU, which saves other tensors; importlib, since functions hide modules of their name."""
     for name in ("norm", "rope", "swiglu"):
-        monkeypatch.setattr(importlib.import_module(f"sbp_kernels.{name}"), "runs_triton", lambda backend, x: True)
+        monkeypatch.setattr(importlib.import_module(f"sbp_kernels.{name}.api"), "runs_triton", lambda backend, x: True)
 
 
 def forward(config: ModelConfig, checkpointing: Any) -> tuple[Living, Callable[[], torch.Tensor]]:
@@ -126,7 +125,7 @@ def test_peak_of_the_backward_pass_of_the_loss_is_exact(monkeypatch: pytest.Monk
 def test_slabs_and_panels_are_those_of_the_loss(vocabulary: int, rows: int, dtype: torch.dtype) -> None:
     size, limit = dtype.itemsize, operations.default_slab_rows(vocabulary, dtype, "cuda")
     assert memory.slab_rows(vocabulary, rows, size) == min(operations._even(rows, limit), rows)
-    assert memory.panel_columns(vocabulary, rows, size) == linear_cross_entropy_launch.panel_columns(rows, vocabulary, dtype)
+    assert memory.panel_columns(vocabulary, rows, size) == launch.panel_columns(rows, vocabulary, dtype)
     for width in (2, 128, 4096, 8192):
         slabs = resolve_mode(vocabulary, width, dtype, device_type="cuda") == "slab"
         assert memory.keeps_slabs(vocabulary, width, size) == slabs
@@ -138,7 +137,7 @@ def test_peak_of_the_loss_exceeds_its_figure_by_at_most_a_few_numbers_a_row(
 ) -> None:
     rows, width, vocabulary = 256, 64, 1000
     monkeypatch.setattr(memory, "SLAB_MODE_BYTES", 1 << 32 if slabs else 0)
-    for module in (memory, linear_cross_entropy_launch):
+    for module in (memory, launch):
         monkeypatch.setattr(module, "PANEL_BYTES", 1 << 20)
     weight, targets = torch.randn(vocabulary, width, device=DEVICE), torch.zeros(rows, device=DEVICE).int()
     every, count = torch.arange(rows, device=DEVICE).int(), torch.tensor(rows, device=DEVICE).int()

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from products import hostile_memory
 from sbp_kernels import PackedLayout
-from sbp_kernels.reference import dense_mask
+from sbp_kernels.layout.reference import dense_mask
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 from sbp_kernels import PackedLayout
-from sbp_kernels.plan import Tiles
+from sbp_kernels.layout.plan import Tiles
 from torch import Tensor
 
 

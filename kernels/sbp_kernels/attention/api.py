@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from sbp_kernels.attention.fused import fused_attention, specialised_attention
-from sbp_kernels.attention.peers import LIBRARIES, PEERS, find_library
-from sbp_kernels.attention.segments import segment_attention
+from sbp_kernels.attention import cpu, fused, third_party  # noqa: F401 (which register their backends)
+from sbp_kernels.attention.registry import find_backend
 from sbp_kernels.layout import PackedLayout
-
-# (q, k, v, layout, scale, whether lse is wanted) -> out, lse or None
-Attention = Callable[[Tensor, Tensor, Tensor, PackedLayout, float, bool], tuple[Tensor, Tensor | None]]
-BACKENDS: dict[str, Attention] = {
-    "triton": fused_attention,
-    "triton-hopper": specialised_attention,
-    "torch": segment_attention,
-    **PEERS,
-}
 
 
 @overload
 def packed_attention(
-    q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, *, scale: float | None = None, backend: str = "auto",
+    q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, *, softmax_scale: float | None = None, backend: str = "auto",
     return_lse: Literal[False] = False,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def packed_attention(
-    q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, *, scale: float | None = None, backend: str = "auto",
+    q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, *, softmax_scale: float | None = None, backend: str = "auto",
     return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def packed_attention(
@@ -40,18 +28,18 @@ def packed_attention(
     v: Tensor,
     layout: PackedLayout,
     *,
-    scale: float | None = None,
+    softmax_scale: float | None = None,
     backend: str = "auto",
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention in which a token sees its own segment up to itself and all of its ancestors.
 
     Args:
-        q: [T, Hq, D] queries of one packed stream.
+        q: [T, Hq, D] queries of one packed sequence.
         k: [T, Hkv, D] keys; Hq is a multiple of Hkv (grouped-query attention).
         v: [T, Hkv, D] values.
         layout: the segments; its length is T and it is on the device of q.
-        scale: of the scores, positive; D ** -0.5 by default.
+        softmax_scale: factor of the scores, positive; D ** -0.5 by default.
         backend: see `resolve_backend`.
         return_lse: also return the natural log-sum-exp of each query's scaled scores.
 
@@ -63,11 +51,11 @@ def packed_attention(
         ValueError: naming the argument that does not fit and what would.
     """
     backend = resolve_backend(backend, q.device)
-    _check(q, k, v, layout, backend)
-    scale = q.shape[2] ** -0.5 if scale is None else float(scale)
-    if not scale > 0:
-        raise ValueError(f"scale must be positive, got {scale}")
-    out, lse = BACKENDS[backend](q, k, v, layout, scale, return_lse)
+    _check(q, k, v, layout)
+    softmax_scale = q.shape[2] ** -0.5 if softmax_scale is None else float(softmax_scale)
+    if not softmax_scale > 0:
+        raise ValueError(f"softmax_scale must be positive, got {softmax_scale}")
+    out, lse = find_backend(backend).attend(q, k, v, layout, softmax_scale, return_lse)
     if not return_lse:
         return out
     if lse is None:
@@ -79,46 +67,32 @@ def resolve_backend(backend: str, device: torch.device | str) -> str:
     """The name of the backend that `packed_attention` will use: a named one as it is, or what "auto" means on `device`.
 
     "triton" are this package's kernels, for CUDA tensors (and for any where TRITON_INTERPRET=1 is set, which is slow and for
-    checking); "triton-hopper" has another forward kernel, see `hopper_kernels`. "torch" runs segment by segment on every
-    device. "flex", "sdpa", "varlen", "flash-attn" and "xformers" are what torch and other libraries have: see `peers`. "auto"
-    is "triton" on CUDA and "torch" elsewhere.
+    checking); "triton-hopper" has another forward kernel, see `hopper`. "torch" runs segment by segment on every
+    device. "flex", "sdpa", "varlen", "flash-attn" and "xformers" are what torch and other libraries have: see
+    `third_party`. More are added by `register_attention_backend`. "auto" is "triton" on CUDA and "torch" elsewhere.
 
     Raises:
         ValueError: an unknown backend, or one that cannot run on `device`.
     """
-    kind = torch.device(device).type
+    device = torch.device(device)
     if backend == "auto":
-        return "triton" if kind == "cuda" else "torch"
-    if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r} is unknown: use auto, {', '.join(BACKENDS)}")
-    if backend.startswith("triton") and kind != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(f"backend {backend!r} needs CUDA tensors, these are on {kind}: use backend 'torch'")
-    if backend in LIBRARIES:
-        find_library(backend, torch.device(device))
+        return "triton" if device.type == "cuda" else "torch"
+    check_device = find_backend(backend).check_device
+    if check_device is not None:
+        check_device(device)
     return backend
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, backend: str) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout) -> None:
     if q.dim() != 3 or k.dim() != 3 or v.shape != k.shape:
-        found = f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
-        raise ValueError(f"q, k, v must be [T, heads, D], k and v alike: got {found}")
+        given = f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        raise ValueError(f"q, k, v must be [T, heads, D], k and v alike: got {given}")
     if not q.shape[0] == k.shape[0] == len(layout):
         raise ValueError(f"q, k and layout differ in tokens: {q.shape[0]}, {k.shape[0]}, {len(layout)}")
     if k.shape[1] == 0 or q.shape[1] % k.shape[1] or q.shape[2] != k.shape[2]:
-        found = f"q has {q.shape[1]} heads of {q.shape[2]}, k {k.shape[1]} of {k.shape[2]}"
-        raise ValueError(f"{found}: heads of q must be a multiple, widths equal")
+        given = f"q has {q.shape[1]} heads of {q.shape[2]}, k {k.shape[1]} of {k.shape[2]}"
+        raise ValueError(f"{given}: heads of q must be a multiple, widths equal")
     if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
         raise ValueError("q, k and v must share dtype and device")
     if layout.visible_until.device != q.device:
         raise ValueError(f"layout is on {layout.visible_until.device}, q on {q.device}: use layout.to(q.device)")
-    if backend.startswith("triton"):
-        _check_triton(q, backend)
-
-
-def _check_triton(q: Tensor, backend: str) -> None:
-    if q.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        raise ValueError(f"q is {q.dtype}: backend {backend!r} takes bfloat16, float16 and float32")
-    if not 1 <= q.shape[2] <= 256:
-        raise ValueError(f"q has heads of width {q.shape[2]}: backend {backend!r} takes up to 256")
-    if backend == "triton-hopper" and q.shape[2] not in (16, 32, 64, 128):
-        raise ValueError(f"q has heads of width {q.shape[2]}: backend 'triton-hopper' takes 16, 32, 64 and 128")

@@ -7,12 +7,15 @@ is imported when one of them first runs. Their log-sum-exp is in base 2.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sbp_kernels.attention.registration import Gradients, register
+from sbp_kernels._backends import interprets
+from sbp_kernels.attention.operations import Gradients, register_attention
+from sbp_kernels.attention.registry import register_attention_backend
 from sbp_kernels.layout import PackedLayout
 
 TABLES = "Tensor query_tiles, Tensor query_runs, Tensor key_tiles, Tensor key_runs, Tensor splits"
@@ -21,7 +24,8 @@ TABLES = "Tensor query_tiles, Tensor query_runs, Tensor key_tiles, Tensor key_ru
 def fused_attention(
     q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scale: float, return_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """out [T, Hq, D] by the Triton kernels, and lse [Hq, T] if it is wanted; differentiable."""
+    """Compute out [T, Hq, D] by the Triton kernels, and lse [Hq, T] if it is wanted; differentiable."""
+    _check_heads(q, "triton")
     out, lse = torch.ops.sbp_kernels.packed_attention(q, k, v, *_arguments(layout, scale))
     return out, lse * math.log(2) if return_lse else None
 
@@ -29,7 +33,8 @@ def fused_attention(
 def specialised_attention(
     q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scale: float, return_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The same with the forward kernel for Hopper; see `hopper_kernels`."""
+    """Compute the same as `fused_attention`, with the forward kernel for Hopper; see `hopper`."""
+    _check_heads(q, "triton-hopper")
     out, lse = torch.ops.sbp_kernels.specialised_attention(q, k, v, *_arguments(layout, scale))
     return out, lse * math.log(2) if return_lse else None
 
@@ -51,11 +56,11 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, visible_until: Tensor, *rest: Any)
 
 
 def _specialised_forward(q: Tensor, k: Tensor, v: Tensor, visible_until: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    from sbp_kernels.attention import hopper_kernels
+    from sbp_kernels.attention import hopper
 
     query_tiles, query_runs, _, _, _, scale, tiles = rest
     q, k, v = (_rows_contiguous(x) for x in (q, k, v))
-    return hopper_kernels.specialised_forward(q, k, v, visible_until, query_tiles, query_runs, scale, tiles[0], tiles[1])
+    return hopper.specialised_forward(q, k, v, visible_until, query_tiles, query_runs, scale, tiles[0], tiles[1])
 
 
 def _backward(dout: Tensor, dlse: Tensor | None, *rest: Any) -> Gradients:
@@ -67,11 +72,36 @@ def _backward(dout: Tensor, dlse: Tensor | None, *rest: Any) -> Gradients:
     return launch.backward(dout, dlse, q, k, v, out, lse, visible_until, tuple(tables), scale, tuple(tiles))
 
 
+def _check_device(backend: str, device: torch.device) -> None:
+    if device.type != "cuda" and not interprets():
+        raise ValueError(f"backend {backend!r} needs CUDA tensors, these are on {device.type}: use backend 'torch'")
+
+
+def _check_heads(q: Tensor, backend: str) -> None:
+    if q.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise ValueError(f"q is {q.dtype}: backend {backend!r} takes bfloat16, float16 and float32")
+    if not 1 <= q.shape[2] <= 256:
+        raise ValueError(f"q has heads of width {q.shape[2]}: backend {backend!r} takes up to 256")
+    if backend == "triton-hopper" and q.shape[2] not in (16, 32, 64, 128):
+        raise ValueError(f"q has heads of width {q.shape[2]}: backend 'triton-hopper' takes 16, 32, 64 and 128")
+
+
 def _rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 ARGUMENTS = f"Tensor visible_until, {TABLES}, float scale, int[] tiles"
-DEVICES = ("CPU", "CUDA")  # on the CPU Triton's interpreter runs them
-register("packed_attention", ARGUMENTS, _forward, _backward, DEVICES)
-register("specialised_attention", ARGUMENTS, _specialised_forward, _backward, DEVICES)
+register_attention("packed_attention", ARGUMENTS, _forward, _backward)
+register_attention("specialised_attention", ARGUMENTS, _specialised_forward, _backward)
+register_attention_backend(
+    "triton",
+    fused_attention,
+    operations=["sbp_kernels::packed_attention"],
+    check_device=partial(_check_device, "triton"),
+)
+register_attention_backend(
+    "triton-hopper",
+    specialised_attention,
+    operations=["sbp_kernels::specialised_attention"],
+    check_device=partial(_check_device, "triton-hopper"),
+)

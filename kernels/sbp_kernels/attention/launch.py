@@ -1,4 +1,4 @@
-"""How the attention kernels are launched: their grids, tile shapes, warps and pipeline stages."""
+"""Launchers of the attention kernels: their grids, tile shapes, warps and pipeline stages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from sbp_kernels.attention import kernels
+from sbp_kernels.attention import triton as kernels
 
 Options = dict[str, Any]
 
@@ -20,15 +20,20 @@ def shapes(head_width: int, dtype: torch.dtype) -> Options:
 
 
 def forward_options(rows: int, head_width: int, dtype: torch.dtype) -> Options:
+    """Warps and pipeline stages of the forward kernel."""
     return _options(8 if rows >= 128 else 4, 3 if rows >= 128 else 2, head_width, dtype)
 
 
 def dq_options(rows: int, head_width: int, dtype: torch.dtype) -> Options:
+    """Warps and pipeline stages of the dQ kernel."""
     return _options(8 if rows >= 128 else 4, 2, head_width, dtype)
 
 
 def dk_dv_options(rows: int, head_width: int, dtype: torch.dtype) -> Options:
-    """Two accumulators of a tile each: four warps hold 64 rows only where heads are no wider than 64."""
+    """Warps and pipeline stages of the dK/dV kernel.
+
+    It has two accumulators of a tile each: four warps hold 64 rows only where heads are no wider than 64.
+    """
     return _options(8 if rows >= 128 or head_width > 64 else 4, 2, head_width, dtype)
 
 
@@ -40,7 +45,7 @@ def _options(warps: int, stages: int, head_width: int, dtype: torch.dtype) -> Op
 def forward(
     q: Tensor, k: Tensor, v: Tensor, visible_until: Tensor, tiles: Tensor, runs: Tensor, scale: float, rows: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """out [T, Hq, D] and lse [Hq, T], in base 2, over the query tiles of a plan; see `fused` for the arguments."""
+    """Compute out [T, Hq, D] and lse [Hq, T], in base 2, over the query tiles of a plan; see `fused` for the arguments."""
     tokens, heads, head_width = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
@@ -66,7 +71,7 @@ def backward(
     scale: float,
     tiles: tuple[int, int, int, int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dQ, dK and dV over the tables of a plan; see `fused` for the arguments."""
+    """Compute dQ, dK and dV over the tables of a plan; see `fused` for the arguments."""
     query_tiles, query_runs, key_tiles, key_runs, splits = tables
     query_rows, key_step, key_rows, query_step = tiles
     (_, heads, head_width), key_heads = q.shape, k.shape[1]
@@ -95,5 +100,5 @@ def backward(
 
 
 def _strides(*tensors: Tensor) -> list[int]:
-    """Of a row and of a head, for each tensor."""
+    """Strides of a row and of a head, of each tensor."""
     return [stride for tensor in tensors for stride in tensor.stride()[:2]]

@@ -46,11 +46,11 @@ def _decode(
         if seed_tokens[group]:
             members = group_rows[group]
             _attend(q, keys, values, seed_pages[group], seed_tokens[group], members, scale, largest, normalizer, out, scores)
-    alone = np.empty(1, np.int32)
+    own_row = np.empty(1, np.int32)
     for row in range(rows):
         if own_tokens[row]:
-            alone[0] = row
-            _attend(q, keys, values, own_pages[row], own_tokens[row], alone, scale, largest, normalizer, out, scores)
+            own_row[0] = row
+            _attend(q, keys, values, own_pages[row], own_tokens[row], own_row, scale, largest, normalizer, out, scores)
             for head in range(heads):
                 for d in range(width):
                     out[row, head, d] /= normalizer[row, head]

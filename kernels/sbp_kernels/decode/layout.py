@@ -13,13 +13,13 @@ class DecodeLayout:
     """The pages of G groups, each a seed and up to N samples of it, and of B rows, each a sample or idle.
 
     All tensors are int32, contiguous and on one device. Their shapes are capacities and their content may be refilled in
-    place, so that one CUDA graph serves every step. Page 0 is scratch and belongs to nobody: idle rows write there. What
-    stands in the tables beyond the tokens in use is never followed.
+    place, so that one CUDA graph serves every step. Page 0 is scratch space for idle rows and belongs to
+    no sample. Table entries beyond the tokens in use are never read.
 
     Attributes:
         seed_pages: [G, S] page ids of each group's seed, in the order of its tokens.
-        seed_tokens: [G] tokens of each seed; 0 in an empty slot.
-        group_rows: [G, N] rows of each group's samples that are being drawn now, -1 for none, in any places. A row that is
+        seed_tokens: [G] tokens of each seed; 0 in an unused group.
+        group_rows: [G, N] rows of each group's samples that are being generated now, -1 for none, in any order. A row that is
             not idle stands once in the group that `row_group` names, and in no other.
         row_group: [B] group of each row; any one for an idle row.
         own_pages: [B, O] page ids of each row's own tokens, in their order.
@@ -45,8 +45,8 @@ class DecodeLayout:
         for name, (length, dimensions) in sizes.items():
             x = getattr(self, name)
             if x.dtype != torch.int32 or x.device != device or not x.is_contiguous():
-                found = f"{x.dtype} on {x.device}{'' if x.is_contiguous() else ', not contiguous'}"
-                raise ValueError(f"{name} must be int32 on {device}, contiguous: got {found}")
+                given = f"{x.dtype} on {x.device}{'' if x.is_contiguous() else ', not contiguous'}"
+                raise ValueError(f"{name} must be int32 on {device}, contiguous: got {given}")
             if x.dim() != dimensions or x.shape[:1] != length:
                 shape = f"[{length[0] if length else 'any'}{', any' if dimensions == 2 else ''}]"
                 raise ValueError(f"{name} must be {shape}: got {tuple(x.shape)}")
@@ -55,7 +55,7 @@ class DecodeLayout:
     def empty(
         groups: int, samples: int, rows: int, seed_pages: int, own_pages: int, device: torch.device | str = "cpu"
     ) -> DecodeLayout:
-        """A layout of these capacities (G, N, B, S, O) with empty slots and idle rows alone."""
+        """A layout of these capacities (G, N, B, S, O) whose groups are unused and whose rows are idle."""
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=device)

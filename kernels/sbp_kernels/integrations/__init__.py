@@ -15,10 +15,10 @@ from sbp_kernels.layout import PackedLayout
 _LAYOUTS = WeakTensorKeyDictionary()
 
 
-def once_a_tensor(build: Callable[..., PackedLayout]) -> Callable[..., PackedLayout]:
-    """`build`, whose first argument is a tensor, at work once for each content of that very tensor.
+def cached_by_tensor(build: Callable[..., PackedLayout]) -> Callable[..., PackedLayout]:
+    """Cache `build`, whose first argument is a tensor, for each tensor object and version of its content.
 
-    All layers of a model are handed the same tensor, so they share one layout. A tensor written to since is built from again,
+    All layers of a model get the same tensor, so they share one layout. A tensor that was written to is built from again,
     except where PyTorch does not count writes: in a tensor made under `torch.inference_mode`.
     """
 
@@ -35,7 +35,7 @@ def once_a_tensor(build: Callable[..., PackedLayout]) -> Callable[..., PackedLay
     return built
 
 
-@once_a_tensor
+@cached_by_tensor
 def layout_of_documents(cu_seqlens: Tensor, tokens: int) -> PackedLayout:
-    """`PackedLayout.from_cu_seqlens`, built once for all layers given the same tensor, without waiting for it."""
+    """`PackedLayout.from_cu_seqlens`, built once for all layers given the same tensor, without host-device synchronisation."""
     return PackedLayout.from_cu_seqlens(cu_seqlens, tokens=tokens)

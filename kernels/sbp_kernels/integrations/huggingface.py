@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sbp_kernels.attention import packed_attention
-from sbp_kernels.integrations import layout_of_documents, once_a_tensor
+from sbp_kernels.integrations import cached_by_tensor, layout_of_documents
 from sbp_kernels.layout import PackedLayout
 from sbp_kernels.linear_cross_entropy import linear_cross_entropy
 from sbp_kernels.norm import rms_norm
@@ -60,8 +60,17 @@ def attention_forward(
     without either those that `position_ids` show by starting again, which on a device are read back once a forward pass.
 
     Args:
-        query: [1, Hq, T, D], the packed stream as a batch of one.
-        key, value: [1, Hkv, T, D].
+        module: the attention module; its `is_causal` is read.
+        query: [1, Hq, T, D], the packed sequence as a batch of one.
+        key: [1, Hkv, T, D].
+        value: [1, Hkv, T, D].
+        attention_mask: must be None.
+        dropout: must be 0.
+        scaling: factor of the scores; D ** -0.5 by default.
+        packed_layout: see above.
+        cu_seq_lens_q: see above.
+        position_ids: see above.
+        kwargs: options of other attentions, refused if they are set and change the result.
 
     Returns:
         [1, T, Hq, D], and None for the attention weights.
@@ -76,19 +85,19 @@ def attention_forward(
     if (getattr(module, "is_causal", True) if kwargs.get("is_causal") is None else kwargs["is_causal"]) is False:
         raise ValueError("packed attention is causal: use another attn_implementation for is_causal=False")
     if key.shape[2] != query.shape[2]:
-        found = f"{query.shape[2]} queries and {key.shape[2]} keys"
-        raise ValueError(f"packed attention reads no cache, got {found}: use another attn_implementation to generate")
+        given = f"{query.shape[2]} queries and {key.shape[2]} keys"
+        raise ValueError(f"packed attention reads no cache, got {given}: use another attn_implementation to generate")
     layout = _layout_of(query.shape[0], query.shape[2], packed_layout, cu_seq_lens_q, position_ids)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if torch.is_autocast_enabled(query.device.type):
         q, k, v = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (q, k, v))
-    return packed_attention(q, k, v, layout, scale=scaling).unsqueeze(0), None
+    return packed_attention(q, k, v, layout, softmax_scale=scaling).unsqueeze(0), None
 
 
 def packed_inputs(layout: PackedLayout) -> dict[str, Any]:
-    """What a model's forward call takes for a stream of this layout, beside `input_ids` [1, T]; needed for shared prefixes.
+    """Arguments of a model's forward call for a layout, beside `input_ids` [1, T]; needed for shared prefixes.
 
-    For labels, put -100 wherever a token does not continue the one before it in the stream, as transformers'
+    For labels, put -100 wherever a token does not continue the one before it in the packed sequence, as transformers'
     `DataCollatorWithFlattening` does: at the first token of every segment but one that directly follows its parent.
     """
     return {"position_ids": layout.positions.long().unsqueeze(0), "packed_layout": layout, "use_cache": False}
@@ -214,7 +223,7 @@ def _lm_head_forward(self: Any, hidden: Tensor, targets: Tensor | None = None, *
 
 
 def _rms_norm_forward(self: Any, x: Tensor) -> Tensor:
-    return rms_norm(x, self.weight, epsilon=self.variance_epsilon)
+    return rms_norm(x, self.weight, eps=self.variance_epsilon)
 
 
 def _feed_forward_forward(self: Any, x: Tensor) -> Tensor:
@@ -241,9 +250,9 @@ def _layout_of(
     return PackedLayout.from_lengths([tokens])
 
 
-@once_a_tensor
+@cached_by_tensor
 def _layout_of_positions(position_ids: Tensor) -> PackedLayout:
-    """Of position ids [1, T]: a document begins wherever they do not go on by one, which is transformers' own rule."""
+    """Layout of position ids [1, T]: a document begins wherever they do not increase by one, as in transformers."""
     positions = position_ids.reshape(-1).cpu()
     inner = (positions.diff() != 1).nonzero().squeeze(1) + 1
     ends = [*inner.tolist(), len(positions)]
