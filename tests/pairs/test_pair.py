@@ -183,7 +183,7 @@ def test_examples_show_every_bin_of_similarity(tmp_path: Path) -> None:
     pairs, counts = run_pair(tmp_path, similarity_low=0.2, near_duplicate_containment=0.3, **UNCAPPED)
     bins = read_json(tmp_path / "pairs/examples.json")
     assert sum(bin["candidates"] for bin in bins) * 2 == counts["candidates"]
-    assert sum(bin["kept"] for bin in bins) * 2 == len(pairs)
+    assert sum(bin["accepted"] for bin in bins) * 2 == len(pairs)
     rows, reasons = {id: row for row, id in enumerate(ids)}, set()
     for bin in bins:
         assert len(bin["examples"]) == min(3, bin["candidates"])
