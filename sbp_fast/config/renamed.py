@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 RENAMED: dict[str, str] = {
+    "joint.maximum_synthetic_share": "arms.sbp.share",
+    "joint.minimum_synthetic_share": "arms.sbp.minimum_share",
+    "evaluate.bootstrap_samples": "compare.bootstrap_samples",
+    "evaluate.confidence": "compare.confidence",
     "evaluate.measured_documents": "quality.measured_documents",
     "evaluate.judged_documents": "quality.judged_documents",
     "evaluate.judge": "quality.judge",
