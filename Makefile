@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-cpus check test-slow test-faults bench aot gpu clean
+.PHONY: help setup run test test-cpus check test-slow test-faults bench bench-plots aot gpu clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,13 +53,16 @@ test-faults: $(READY)  ## Kill training and synthesis twenty times at random, al
 bench: $(READY)  ## Measure side by side what this machine can measure (OP=name for one)
 	@$(BIN)/python -m bench $(OP)
 
+bench-plots: $(READY)  ## Draw pictures of the committed results into bench/plots
+	@$(BIN)/python -m bench.plot
+
 aot: $(READY) $(OLDEST_TRITON)  ## Compile every kernel ahead of time, with two releases of Triton, and compare with the committed table
 	@$(BIN)/python -m bench.aot $(ARGS)
 
 $(OLDEST_TRITON): | $(READY)
 	@rm -rf $@.partial && $(BIN)/python -m pip install --quiet --no-deps --target $@.partial triton==3.6.0 && mv $@.partial $@
 
-gpu:  ## On a GPU machine: correctness on the device, then the benches, within BUDGET seconds; only torch, triton and numba are needed
+gpu:  ## On a GPU machine: correctness on the device, then the benchmarks, within BUDGET seconds; only torch, triton and numba are needed
 	@PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu --budget $(BUDGET) --out $(RESULTS)
 
 clean:  ## Remove the environment, caches and the demo run

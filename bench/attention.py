@@ -1,9 +1,10 @@
-"""Attention over documents and over shared seeds, against everything else that can compute it."""
+"""Attention over documents and over shared seeds, beside every other backend that can compute it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -12,24 +13,27 @@ from sbp_kernels import PackedLayout, packed_attention, reference
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bench import machine
 from bench.case import Case, Prepared, Provider, Tensors
-from bench.machine import device
-from bench.mixes import MIXES, PARTNERS, Forest, documents, shared_seeds
+from bench.length_distributions import LENGTH_DISTRIBUTIONS, PARTNER_COUNTS, SegmentTree, documents, shared_seeds
 
-Attend = Callable[..., Tensor]  # of q, k, v and the layout
+Attend = Callable[..., Tensor]  # q, k, v, layout -> output
 PASSES = ("forward", "backward", "both")
-PRODUCTS = {"forward": 2, "backward": 5, "both": 7}  # matrix products that the definition needs, FlashAttention's count
-PEERS = ("flex", "varlen", "xformers", "flash-attn")
-CHECKED_TOKENS = 1024  # the definition in float64 needs a score for every pair and head
+PRODUCTS = {"forward": 2, "backward": 5, "both": 7}  # matrix products of the definition, as FlashAttention counts them
+THIRD_PARTY_BACKENDS = ("flex", "varlen", "xformers", "flash-attn")
+CHECKED_TOKENS = 1024  # the definition in float64 holds a score for every pair and head
 
 
 @dataclass(frozen=True)
-class Stream:
-    """A packed stream, and the same documents for kernels that must repeat a seed for each of its partners.
+class PackedSequence:
+    """A packed sequence, and the same documents for kernels that must repeat a seed for each of its partners.
 
     Attributes:
-        scored: rows whose output carries loss; `scored_repeated`: the same rows in the repeated stream.
-        index: for each row of the repeated stream, the row that it repeats.
+        layout: of T tokens.
+        scored: int64 [S], the rows whose output carries loss.
+        repeated: layout of the R tokens with seeds repeated.
+        index: int64 [R], the row of the sequence that each row of the repeated one is a copy of.
+        scored_repeated: int64 [S], the scored rows in the repeated sequence.
     """
 
     layout: PackedLayout
@@ -39,15 +43,16 @@ class Stream:
     scored_repeated: Tensor
 
     @staticmethod
-    def of(forest: Forest) -> Stream:
-        lengths, parents = forest
+    def of(tree: SegmentTree) -> PackedSequence:
+        """Lay out a segment tree both ways."""
+        lengths, parents = tree
         starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
         rows = [torch.arange(start, start + length) for start, length in zip(starts, lengths, strict=False)]
         seeds = {parent for parent in parents if parent >= 0}
         leaves = [segment for segment in range(len(lengths)) if segment not in seeds]
         paths = [([rows[parents[leaf]]] if parents[leaf] >= 0 else []) + [rows[leaf]] for leaf in leaves]
         ends = torch.tensor([sum(map(len, path)) for path in paths]).cumsum(0)
-        return Stream(
+        return PackedSequence(
             PackedLayout.from_tree(lengths, parents) if seeds else PackedLayout.from_lengths(lengths),
             torch.cat([rows[leaf] for leaf in leaves]),
             PackedLayout.from_lengths([sum(map(len, path)) for path in paths]),
@@ -55,62 +60,66 @@ class Stream:
             torch.cat([torch.arange(end - len(path[-1]), end) for end, path in zip(ends, paths, strict=True)]),
         )
 
-    def to(self, target: torch.device) -> Stream:
+    def to(self, target: torch.device) -> PackedSequence:
+        """Return a copy on the target device."""
         moved = {name: getattr(self, name).to(target) for name in self.__dataclass_fields__}
         return replace(self, **moved)
 
 
 def attention() -> Iterator[Case]:
+    """Every head layout, size, length distribution and pass; on a CPU one small layout."""
     cuda = torch.cuda.is_available()
     shapes = [(64, 8, 128), (24, 8, 128), (64, 8, 64), (24, 8, 64)] if cuda else [(4, 2, 64)]
     sizes = (16384, 8192, 32768) if cuda else (4096,)
-    for position, (query_heads, key_heads, width) in enumerate(shapes):
-        for tokens in sizes:
-            forests = {name: documents(name, tokens) for name in (*MIXES, "dense")}
-            forests |= {f"{count} partners a seed": shared_seeds(count, tokens) for count in PARTNERS}
-            for name, forest in forests.items():
-                for kind in PASSES if cuda else ("forward", "both"):
-                    importance = position + 4 * (tokens != sizes[0]) + 2 * (kind == "both")
-                    yield _case(name, forest, (query_heads, key_heads, width), kind, importance)
+    names = [*LENGTH_DISTRIBUTIONS, "dense", *(f"{count} partners a seed" for count in PARTNER_COUNTS)]
+    kinds = PASSES if cuda else ("forward", "both")
+    combinations = list(product(enumerate(shapes), sizes, names, kinds))
+    # the first head layouts and the first size matter most, and forward and backward alone more than both in one
+    combinations.sort(key=lambda it: it[0][0] + 4 * (it[1] != sizes[0]) + 2 * (it[3] == "both"))
+    for (_, heads), tokens, name, kind in combinations:
+        yield _case(name, _tree(name, tokens), heads, kind)
 
 
-def _case(name: str, forest: Forest, heads: tuple[int, int, int], kind: str, importance: int, small: bool = False) -> Case:
-    stream = Stream.of(forest).to(device())
-    tokens = len(stream.layout)
+def _tree(name: str, tokens: int) -> SegmentTree:
+    return shared_seeds(int(name.split()[0]), tokens) if "partners" in name else documents(name, tokens)
+
+
+def _case(name: str, tree: SegmentTree, heads: tuple[int, int, int], kind: str, small: bool = False) -> Case:
+    device = machine.device()
+    sequence = PackedSequence.of(tree).to(device)
+    tokens = len(sequence.layout)
     query_heads, key_heads, width = heads
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
     def inputs(generator: torch.Generator) -> Tensors:
         shapes = {"q": query_heads, "k": key_heads, "v": key_heads, "dout": query_heads}
-        made = {
-            key: torch.randn(tokens, count, width, device=device(), dtype=dtype, generator=generator)
+        tensors = {
+            key: torch.randn(tokens, count, width, device=device, dtype=dtype, generator=generator)
             for key, count in shapes.items()
         }
-        made["dout"] = torch.zeros_like(made["dout"]).index_copy(0, stream.scored, made["dout"][stream.scored])
-        return made
+        tensors["dout"] = torch.zeros_like(tensors["dout"]).index_copy(0, sequence.scored, tensors["dout"][sequence.scored])
+        return tensors
 
     shared = "partners" in name
-    pairs = stream.layout.visible_pairs()
+    pairs = sequence.layout.visible_pairs()
     check = None
     if tokens > CHECKED_TOKENS and not small:
-        smaller = shared_seeds(int(name.split()[0]), CHECKED_TOKENS) if shared else documents(name, CHECKED_TOKENS)
-        check = _case(name, smaller, heads, kind, importance, small=True)
+        check = _case(name, _tree(name, CHECKED_TOKENS), heads, kind, small=True)
     flops = PRODUCTS[kind] * 2.0 * query_heads * width * pairs
     return Case(
-        {"stream": name, "tokens": tokens, "heads": f"{query_heads}:{key_heads}", "width": width, "pass": kind},
+        {"lengths": name, "tokens": tokens, "heads": f"{query_heads}:{key_heads}", "width": width, "pass": kind},
         inputs,
-        _providers(stream, kind, name),
-        lambda given: _exact(given, stream, kind),
-        work=float(len(stream.scored)) if shared else flops / 1e12,
+        _providers(sequence, kind, name),
+        lambda tensors: _exact(tensors, sequence, kind),
+        work=float(len(sequence.scored)) if shared else flops / 1e12,
         unit="loss tokens" if shared else "useful TFLOP",
         flops=flops,
-        judges=("one operation, dense mask",),
+        baselines=("one operation, dense mask",),
         check=check,
-        importance=importance,
     )
 
 
-def _providers(stream: Stream, kind: str, name: str) -> dict[str, Provider]:
+def _providers(sequence: PackedSequence, kind: str, name: str) -> dict[str, Provider]:
     def by_name(backend: str) -> Attend:
         return lambda q, k, v, layout: packed_attention(q, k, v, layout, backend=backend)
 
@@ -118,26 +127,26 @@ def _providers(stream: Stream, kind: str, name: str) -> dict[str, Provider]:
     ours: dict[str, Attend] = {"ours": by_name("auto")}
     if cuda:
         ours["ours, Hopper forward"] = by_name("triton-hopper")
-    providers = {title: _provider(attend, stream, kind, repeat=False) for title, attend in ours.items()}
-    if len(stream.layout) <= (CHECKED_TOKENS if cuda else 1 << 20):
-        providers["one operation, dense mask"] = _provider(by_name("sdpa"), stream, kind, repeat=False)
-    repeat = len(stream.index) > len(stream.layout)
-    providers["flex"] = _provider(by_name("flex"), stream, kind, repeat=False)
-    providers["flex, its mask made"] = _provider(_flex_with_its_mask, stream, kind, repeat=False)
-    for backend in PEERS if repeat else PEERS[1:]:
+    providers = {title: _provider(attend, sequence, kind, repeat=False) for title, attend in ours.items()}
+    if len(sequence.layout) <= (CHECKED_TOKENS if cuda else 1 << 20):
+        providers["one operation, dense mask"] = _provider(by_name("sdpa"), sequence, kind, repeat=False)
+    repeat = len(sequence.index) > len(sequence.layout)
+    providers["flex"] = _provider(by_name("flex"), sequence, kind, repeat=False)
+    providers["flex, its mask made"] = _provider(_flex_with_its_mask, sequence, kind, repeat=False)
+    for backend in THIRD_PARTY_BACKENDS if repeat else THIRD_PARTY_BACKENDS[1:]:
         suffix = ", seed repeated" if repeat else ""
-        providers[backend + suffix] = _provider(by_name(backend), stream, kind, repeat=repeat)
+        providers[backend + suffix] = _provider(by_name(backend), sequence, kind, repeat=repeat)
     if name == "dense":
-        providers["cuDNN"] = _provider(_cudnn, stream, kind, repeat=False)
+        providers["cuDNN"] = _provider(_cudnn, sequence, kind, repeat=False)
     return providers
 
 
-def _provider(attend: Attend, stream: Stream, kind: str, *, repeat: bool) -> Provider:
-    layout, index = (stream.repeated, stream.index) if repeat else (stream.layout, None)
-    scored = stream.scored_repeated if repeat else stream.scored
+def _provider(attend: Attend, sequence: PackedSequence, kind: str, *, repeat: bool) -> Provider:
+    layout, index = (sequence.repeated, sequence.index) if repeat else (sequence.layout, None)
+    scored = sequence.scored_repeated if repeat else sequence.scored
 
-    def provider(given: Tensors) -> Prepared:
-        q, k, v, dout = (given[name] if index is None else given[name][index] for name in ("q", "k", "v", "dout"))
+    def provider(tensors: Tensors) -> Prepared:
+        q, k, v, dout = (tensors[name] if index is None else tensors[name][index] for name in ("q", "k", "v", "dout"))
         if index is not None:  # the repeated seed carries no loss
             dout = torch.zeros_like(dout).index_copy(0, scored, dout[scored])
         leaves = [x.detach().requires_grad_() for x in (q, k, v)]
@@ -150,12 +159,12 @@ def _provider(attend: Attend, stream: Stream, kind: str, *, repeat: bool) -> Pro
             out = attend(*leaves, layout)
             return (out.detach(), *torch.autograd.grad(out, leaves, dout))
 
-        def results(found: tuple[Tensor, ...]) -> Tensors:
-            named: Tensors = dict(zip(("out", "dq", "dk", "dv"), found, strict=False))
+        def results(output: tuple[Tensor, ...]) -> Tensors:
+            named: Tensors = dict(zip(("out", "dq", "dk", "dv"), output, strict=False))
             restored: Tensors = {name: named[name][scored] for name in ("out", "dq") if name in named}
             for name in ("dk", "dv"):
                 if name in named and index is not None:
-                    total = torch.zeros_like(given["k"], dtype=torch.float32)
+                    total = torch.zeros_like(tensors["k"], dtype=torch.float32)
                     restored[name] = total.index_add(0, index, named[name].float())
                 elif name in named:
                     restored[name] = named[name]
@@ -170,13 +179,13 @@ def _provider(attend: Attend, stream: Stream, kind: str, *, repeat: bool) -> Pro
     return provider
 
 
-def _exact(given: Tensors, stream: Stream, kind: str) -> Tensors:
-    q, k, v = (given[name].double().requires_grad_() for name in ("q", "k", "v"))
-    out = reference.packed_attention(q, k, v, stream.layout)
-    exact = {"out": out.detach()[stream.scored]}
+def _exact(tensors: Tensors, sequence: PackedSequence, kind: str) -> Tensors:
+    q, k, v = (tensors[name].double().requires_grad_() for name in ("q", "k", "v"))
+    out = reference.packed_attention(q, k, v, sequence.layout)
+    exact = {"out": out.detach()[sequence.scored]}
     if kind != "forward":
-        dq, dk, dv = torch.autograd.grad(out, (q, k, v), given["dout"].double())
-        exact |= {"dq": dq[stream.scored], "dk": dk, "dv": dv}
+        dq, dk, dv = torch.autograd.grad(out, (q, k, v), tensors["dout"].double())
+        exact |= {"dq": dq[sequence.scored], "dk": dk, "dv": dv}
     return exact
 
 
@@ -190,7 +199,7 @@ def _cudnn(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout) -> Tensor:
 
 
 def _flex_with_its_mask(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout) -> Tensor:
-    """As its users write it: the block mask of a batch is made by torch's own function, from a mask function."""
+    """FlexAttention as its users call it: torch makes the block mask of a batch from a mask function."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     if not q.is_cuda:

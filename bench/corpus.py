@@ -1,5 +1,7 @@
-"""Token shards: writing and reading beside Megatron-LM's builder, MosaicML's MDS and litdata, and finding near-copies beside
-datasketch and datatrove. CPU seconds of the whole process on real text, the embedded corpus a few times over.
+"""Token shards and near-duplicates: CPU seconds of the whole process on real text, the embedded corpus a few times over.
+
+Writing and reading shards are compared with Megatron-LM's builder, MosaicML's MDS and litdata; MinHash keys with those of
+datasketch and datatrove.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from bench.case import Case, Prepared, Provider, Tensors
+from bench.case import Case, Prepared, Provider, no_inputs, no_results
 from sbp_fast.config import CorpusConfig, RunConfig
 from sbp_fast.data.documents import Document, find_files, read_file
 from sbp_fast.data.prepared import PreparedCorpus
@@ -36,15 +38,22 @@ from sbp_fast.pipeline.progress import Console
 from sbp_fast.stages.prepare import prepare
 
 REPEATS = 4  # of the embedded corpus, in another order each time
-SEQUENCE = 4096  # tokens of a sample where samples and not documents are stored
-BATCH = 512  # documents of a batch, as `prepare` writes them
-WINDOWS = 400  # read at random in one run
-TEXTS = 1500  # documents that near-copies are looked for in
+SEQUENCE = 4096  # tokens of a sample, for formats that store samples and not documents
+BATCH = 512  # documents written at once, as in `prepare`
+WINDOWS = 400  # windows read at random in one run
+TEXTS = 1500  # documents whose MinHash keys are computed
 
 
 @dataclass(frozen=True)
-class Documents:
-    """What is written: uint16 tokens of each document, of all of them joined and cut, and where the files go."""
+class TokenizedCorpus:
+    """Documents to write, and a folder for the files.
+
+    Attributes:
+        tokens: uint16 tokens of each document.
+        sequences: the same tokens, joined and cut into samples of `SEQUENCE`.
+        vocabulary_size: of the tokenizer.
+        folder: for the files of all formats.
+    """
 
     tokens: list[np.ndarray]
     sequences: list[np.ndarray]
@@ -53,10 +62,11 @@ class Documents:
 
     @property
     def total(self) -> int:
+        """Tokens of all documents."""
         return sum(map(len, self.tokens))
 
     def empty(self, name: str) -> Path:
-        """A folder for `name`, with nothing in it."""
+        """Return an empty folder for `name`."""
         folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -64,8 +74,14 @@ class Documents:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Documents one after the other, or a list of ids for each; their lengths, and columns for `CorpusWriter.add_batch`."""
+class DocumentBatch:
+    """Arguments of `CorpusWriter.add_batch`.
+
+    Attributes:
+        tokens: the tokens of all documents in one array, or a list of ids for each document.
+        lengths: int64, tokens of each document.
+        columns: document columns by name.
+    """
 
     tokens: Any
     lengths: np.ndarray
@@ -73,11 +89,12 @@ class Batch:
 
 
 def corpus() -> Iterator[Case]:
-    documents = prepared_documents()
+    """Writing, reading in order and at random, and MinHash keys."""
+    documents = tokenized_corpus()
     tokens, lists = documents.total, [ids.tolist() for ids in documents.tokens]
 
-    def write(how: Callable[..., Any], given: Sequence[Any], compression: Compression = "none") -> Provider:
-        return _provider(partial(how, documents, given, compression))
+    def write(writer: Callable[..., Any], items: Sequence[Any], compression: Compression = "none") -> Provider:
+        return _provider(partial(writer, documents, items, compression))
 
     yield _case(
         "write, raw",
@@ -109,7 +126,7 @@ def corpus() -> Iterator[Case]:
     yield _case("read in order, to int64", tokens, read)
     random: dict[str, Provider] = {
         "ours, raw": _provider(partial(_windows, raw)),
-        "ours, zstd, one block kept": _provider(partial(_windows, _forgetful(packed))),
+        "ours, zstd, one block cached": _provider(partial(_windows, _with_small_cache(packed))),
     }
     yield _case("read windows of 4096 at random, to int64", WINDOWS * SEQUENCE, random)
     texts = [document.text for document in _texts()][:TEXTS]
@@ -123,29 +140,26 @@ def corpus() -> Iterator[Case]:
 
 def _case(name: str, work: int, providers: dict[str, Provider], unit: str = "tokens") -> Case:
     shape = {"operation": name, unit: work}
-    return Case(shape, _no_inputs, providers, None, work=float(work), unit=unit, clock=time.process_time)
-
-
-def _no_inputs(_: torch.Generator) -> Tensors:
-    return {}
+    return Case(shape, no_inputs, providers, None, work=float(work), unit=unit, clock=time.process_time)
 
 
 def _provider(run: Callable[[], Any]) -> Provider:
-    return lambda _: Prepared(run, lambda _: {})
+    return lambda _: Prepared(run, no_results)
 
 
 def _lazily(make: Callable[[], Callable[[], Any]]) -> Provider:
-    """What needs a package that may be missing, or files that take long to write."""
-    made = cache(make)
-    return lambda _: Prepared(made(), lambda _: {})
+    """A provider that needs a package that may be missing, or files that take long to write."""
+    run_once_made = cache(make)
+    return lambda _: Prepared(run_once_made(), no_results)
 
 
 def _texts() -> list[Document]:
-    found = [item for file in find_files("embedded:default") for item in read_file(file, CorpusConfig())]
-    return [item for item in found if isinstance(item, Document)]
+    items = [item for file in find_files("embedded:default") for item in read_file(file, CorpusConfig())]
+    return [item for item in items if isinstance(item, Document)]
 
 
-def prepared_documents() -> Documents:
+def tokenized_corpus() -> TokenizedCorpus:
+    """Prepare the embedded corpus and repeat its documents, in another order each time."""
     folder = Path(tempfile.mkdtemp(prefix="sbp-fast-bench-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     prepare(RunConfig(corpus=CorpusConfig(vocabulary_size=32_768)), folder / "prepared", console=Console(quiet=True))
@@ -155,60 +169,60 @@ def prepared_documents() -> Documents:
     tokens = [np.array(train[document]) for document in order.tolist()]
     joined = np.concatenate(tokens)
     sequences = [joined[start : start + SEQUENCE] for start in range(0, len(joined) - SEQUENCE, SEQUENCE)]
-    return Documents(tokens, sequences, train.vocabulary_size, folder)
+    return TokenizedCorpus(tokens, sequences, train.vocabulary_size, folder)
 
 
-def _batches(given: Sequence[Any]) -> list[Batch]:
-    """Documents as they come from files: those of a batch together, what is known of them in columns."""
-    found = []
-    for start in range(0, len(given), BATCH):
-        documents = given[start : start + BATCH]
+def _batches(items: Sequence[Any]) -> list[DocumentBatch]:
+    """Documents as they come from files: joined, a batch at a time, with their columns."""
+    batches = []
+    for start in range(0, len(items), BATCH):
+        documents = items[start : start + BATCH]
         names = pa.array(map(str, range(start, start + len(documents))))
         tokens = documents if isinstance(documents[0], list) else np.concatenate(documents)
         columns = {"ids": names, "sources": pa.repeat("bench", len(names)), "text_bytes": np.ones(len(names), np.int64)}
-        found.append(Batch(tokens, np.array([len(ids) for ids in documents]), columns))
-    return found
+        batches.append(DocumentBatch(tokens, np.array([len(ids) for ids in documents]), columns))
+    return batches
 
 
-def _ours(documents: Documents, given: Sequence[Any], compression: Compression = "none") -> Corpus:
+def _ours(documents: TokenizedCorpus, items: Sequence[Any], compression: Compression = "none") -> Corpus:
     directory = documents.empty(f"ours-{compression}")
     writer = CorpusWriter(directory, documents.vocabulary_size, compression=compression)
-    for number, tokens in enumerate(given):
-        writer.add(tokens, id=str(number), source="bench", text_bytes=1)
+    for index, tokens in enumerate(items):
+        writer.add(tokens, id=str(index), source="bench", text_bytes=1)
     return writer.close()
 
 
-def _ours_batches(documents: Documents, given: Sequence[Batch], compression: Compression = "none") -> Corpus:
+def _ours_batches(documents: TokenizedCorpus, items: Sequence[DocumentBatch], compression: Compression = "none") -> Corpus:
     writer = CorpusWriter(documents.empty(f"ours-{compression}"), documents.vocabulary_size, compression=compression)
-    for batch in given:
+    for batch in items:
         writer.add_batch(batch.tokens, batch.lengths, **batch.columns)
     return writer.close()
 
 
-def _ours_lists(documents: Documents, given: Sequence[Batch], _: Compression) -> Corpus:
-    """What `prepare` does with the ids that a tokenizer returns."""
+def _ours_lists(documents: TokenizedCorpus, items: Sequence[DocumentBatch], _: Compression) -> Corpus:
+    """Write as `prepare` does with the ids that a tokenizer returns."""
     writer = CorpusWriter(documents.empty("ours-none"), documents.vocabulary_size)
-    for batch in given:
+    for batch in items:
         writer.add_batch(*join_ids(batch.tokens), **batch.columns)
     return writer.close()
 
 
-def _megatron(documents: Documents, given: Sequence[Any], _: Compression) -> None:
-    """What its preprocess_data.py does with the ids of each document, there a list."""
+def _megatron(documents: TokenizedCorpus, items: Sequence[Any], _: Compression) -> None:
+    """Write as Megatron-LM's preprocess_data.py does with the ids of each document, which are a list there."""
     library, directory = import_module("megatron.core.datasets.indexed_dataset"), documents.empty("megatron")
     builder = library.IndexedDatasetBuilder(str(directory / "tokens.bin"), dtype=np.uint16)
-    for tokens in given:
+    for tokens in items:
         builder.add_document(tokens, [len(tokens)])
     builder.finalize(str(directory / "tokens.idx"))
 
 
-def _mds(documents: Documents, given: Sequence[np.ndarray], compression: Compression = "none") -> str:
+def _mds(documents: TokenizedCorpus, items: Sequence[np.ndarray], compression: Compression = "none") -> str:
     directory = str(documents.empty(f"mds-{compression}"))
     packing = "zstd:1" if compression == "zstd" else None
     with import_module("streaming").MDSWriter(
         out=directory, columns={"tokens": "ndarray:uint16"}, compression=packing, hashes=["xxh64"]
     ) as writer:
-        for tokens in given:
+        for tokens in items:
             writer.write({"tokens": tokens})
     return directory
 
@@ -220,18 +234,18 @@ def _read(opened: Corpus) -> None:
 
 def _read_mds(directory: Path) -> None:
     reader = import_module("streaming.base.format.mds.reader").MDSReader
-    for facts in json.loads((directory / "index.json").read_text())["shards"]:
-        shard = reader.from_json(str(directory), None, facts)
-        for number in range(facts["samples"]):
-            shard.get_item(number)["tokens"].astype(np.int64)
+    for entry in json.loads((directory / "index.json").read_text())["shards"]:
+        shard = reader.from_json(str(directory), None, entry)
+        for index in range(entry["samples"]):
+            shard.get_item(index)["tokens"].astype(np.int64)
 
 
-def _litdata(documents: Documents) -> Callable[[], None]:
+def _litdata(documents: TokenizedCorpus) -> Callable[[], None]:
     library, writing = import_module("litdata"), import_module("litdata.streaming.writer")
     directory, loader = str(documents.empty("litdata")), library.TokensLoader(block_size=SEQUENCE)
     writer = writing.BinaryWriter(directory, chunk_bytes="64MB", item_loader=loader)
-    for number, tokens in enumerate(documents.sequences):
-        writer[number] = torch.from_numpy(tokens)
+    for index, tokens in enumerate(documents.sequences):
+        writer[index] = torch.from_numpy(tokens)
     writer.done()
     writer.merge()
 
@@ -247,13 +261,13 @@ def _windows(opened: Corpus) -> None:
         opened.slice(start, start + SEQUENCE).astype(np.int64)
 
 
-def _forgetful(opened: Corpus) -> Corpus:
-    """The corpus with room for one unpacked block: as if it were far larger than what is kept."""
-    kept, blocks.CACHED_BYTES = blocks.CACHED_BYTES, 1
+def _with_small_cache(opened: Corpus) -> Corpus:
+    """The corpus with a cache of one decompressed block, so that reads miss the cache as in a far larger corpus."""
+    usual, blocks.CACHED_BYTES = blocks.CACHED_BYTES, 1
     try:
         return Corpus(opened.directory)
     finally:
-        blocks.CACHED_BYTES = kept
+        blocks.CACHED_BYTES = usual
 
 
 def _keys(texts: list[bytes]) -> None:
@@ -270,14 +284,14 @@ def _datasketch(texts: list[str]) -> None:
 
 
 def _datatrove(texts: list[str]) -> Callable[[], None]:
-    """Its step of signatures, without its own splitting into words, which takes longer, and without its files."""
+    """The signature step of datatrove, without its own word splitting, which takes longer, and without its files."""
     module: Any = import_module("datatrove.pipeline.dedup.minhash")
     config = module.MinhashConfig(n_grams=SHINGLE_WORDS, num_buckets=BANDS, hashes_per_bucket=ROWS)
-    kept, module.load_word_tokenizer = module.load_word_tokenizer, lambda language: SimpleNamespace(word_tokenize=str.split)
+    usual, module.load_word_tokenizer = module.load_word_tokenizer, lambda language: SimpleNamespace(word_tokenize=str.split)
     try:
         step = module.MinhashDedupSignature("memory://signatures", config)
     finally:
-        module.load_word_tokenizer = kept
+        module.load_word_tokenizer = usual
 
     def run() -> None:
         for text in texts:

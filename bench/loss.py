@@ -1,4 +1,4 @@
-"""Output projection and cross-entropy, forward and backward, with half and with all of the rows carrying loss."""
+"""Output projection and cross-entropy, forward and backward, where half or all of the rows carry loss."""
 
 from __future__ import annotations
 
@@ -13,38 +13,40 @@ from sbp_kernels.linear_cross_entropy import loss_rows_of
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from bench import machine
 from bench.case import Case, Prepared, Provider, Tensors
-from bench.machine import device
 
-Loss = Callable[..., Tensor]  # of hidden, weight, targets and the rows that carry loss
+Loss = Callable[..., Tensor]  # hidden, weight, targets, rows that carry loss -> scalar
 CHUNKS = 8
 CHECKED_ROWS = 512
 IGNORED = -100
 
 
 def loss() -> Iterator[Case]:
+    """The widths and vocabularies of real models; on a CPU one small shape."""
     if torch.cuda.is_available():
         shapes = [(16384, 4096, 131072), (16384, 3072, 49152), (16384, 2048, 49152), (16384, 2048, 131072)]
     else:
         shapes = [(4096, 128, 4096)]
-    for importance, ((rows, width, vocabulary), share) in enumerate(product(shapes, (0.5, 1.0))):
-        yield _case(rows, width, vocabulary, share, importance)
+    for (rows, width, vocabulary), share in product(shapes, (0.5, 1.0)):
+        yield _case(rows, width, vocabulary, share)
 
 
-def _case(rows: int, width: int, vocabulary: int, share: float, importance: int, small: bool = False) -> Case:
+def _case(rows: int, width: int, vocabulary: int, share: float, small: bool = False) -> Case:
+    device = machine.device()
     with_loss = int(rows * share)
-    carrying = torch.arange(rows, device=device()) % rows < with_loss
-    loss_rows = loss_rows_of(torch.where(carrying, 0, IGNORED).cpu(), with_loss).to(device())
+    carrying = torch.arange(rows, device=device) % rows < with_loss
+    loss_rows = loss_rows_of(torch.where(carrying, 0, IGNORED).cpu(), with_loss).to(device)
 
     def inputs(generator: torch.Generator) -> Tensors:
         dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-        hidden = torch.randn(rows, width, device=device(), dtype=dtype, generator=generator)
-        weight = torch.randn(vocabulary, width, device=device(), dtype=dtype, generator=generator) * width**-0.5
-        targets = torch.randint(0, vocabulary, (rows,), device=device(), generator=generator)
+        hidden = torch.randn(rows, width, device=device, dtype=dtype, generator=generator)
+        weight = torch.randn(vocabulary, width, device=device, dtype=dtype, generator=generator) * width**-0.5
+        targets = torch.randint(0, vocabulary, (rows,), device=device, generator=generator)
         return {"hidden": hidden, "weight": weight, "targets": targets.where(carrying, IGNORED), "loss_rows": loss_rows}
 
-    def exact(given: Tensors) -> Tensors:
-        double = {**given, "hidden": given["hidden"].double(), "weight": given["weight"].double()}
+    def exact(tensors: Tensors) -> Tensors:
+        double = {**tensors, "hidden": tensors["hidden"].double(), "weight": tensors["weight"].double()}
         return _provider(lambda hidden, weight, targets, _: reference.linear_cross_entropy(hidden, weight, targets))(
             double
         ).run()
@@ -60,9 +62,8 @@ def _case(rows: int, width: int, vocabulary: int, share: float, importance: int,
         work=float(with_loss),
         unit="loss tokens",
         flops=6.0 * with_loss * width * vocabulary,
-        judges=("full logits",),
-        check=None if rows <= CHECKED_ROWS else _case(CHECKED_ROWS, width, vocabulary, share, importance, small=True),
-        importance=importance,
+        baselines=("full logits",),
+        check=None if rows <= CHECKED_ROWS else _case(CHECKED_ROWS, width, vocabulary, share, small=True),
     )
 
 
@@ -76,7 +77,7 @@ def _functions() -> dict[str, Loss]:
     return functions
 
 
-WHOLE = ("full logits", "full logits, compiled")  # left out where their memory is most of a device's
+WHOLE = ("full logits", "full logits, compiled")  # left out where they would need most of a device's memory
 
 
 def _ours(mode: str) -> Loss:
@@ -94,7 +95,7 @@ def _chunked(hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor) -> T
 
 
 def _compacted(function: Loss) -> Loss:
-    """As a careful user would call it: on the rows that carry loss alone."""
+    """Call the function as a careful user would: on the rows that carry loss alone."""
     return lambda hidden, weight, targets, rows: function(hidden[rows], weight, targets[rows], rows)
 
 
@@ -113,7 +114,7 @@ def _cut(hidden: Tensor, weight: Tensor, targets: Tensor, _: Tensor) -> Tensor:
 
 def _own(hidden: Tensor, weight: Tensor, targets: Tensor, _: Tensor) -> Tensor:
     if not hasattr(F, "linear_cross_entropy"):
-        raise ValueError("this release of torch has none")
+        raise ValueError("this release of torch has no linear_cross_entropy")
     return F.linear_cross_entropy(hidden, weight, targets, ignore_index=IGNORED, reduction="sum")
 
 
@@ -123,11 +124,11 @@ def _needs_cuda(x: Tensor) -> None:
 
 
 def _provider(function: Loss) -> Provider:
-    def provider(given: Tensors) -> Prepared:
-        leaves = [given[name].detach().requires_grad_() for name in ("hidden", "weight")]
+    def provider(tensors: Tensors) -> Prepared:
+        leaves = [tensors[name].detach().requires_grad_() for name in ("hidden", "weight")]
 
         def run() -> Tensors:
-            value = function(*leaves, given["targets"], given["loss_rows"])
+            value = function(*leaves, tensors["targets"], tensors["loss_rows"])
             hidden, weight = torch.autograd.grad(value, leaves)
             return {"loss": value.detach(), "dhidden": hidden, "dweight": weight}
 

@@ -1,7 +1,8 @@
-"""What a benchmark ran on: names and versions, and the rates that its arithmetic and its memory reach."""
+"""What a benchmark ran on: names and versions, and the measured rates of arithmetic and memory."""
 
 from __future__ import annotations
 
+import gc
 import platform
 import re
 import subprocess
@@ -14,8 +15,9 @@ from typing import Any
 
 import torch
 
-PEERS = (
+RECORDED_PACKAGES = (
     "triton",
+    "transformers",
     "liger-kernel",
     "cut-cross-entropy",
     "xformers",
@@ -33,59 +35,62 @@ PEERS = (
 
 
 def device() -> torch.device:
+    """Return the GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device_name() -> str:
+    """Return the name of the GPU, or that of the processor with the number of threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    return f"{found[1] if found else platform.processor()} {torch.get_num_threads()} threads"
+    model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    return f"{model[1] if model else platform.processor()} {torch.get_num_threads()} threads"
 
 
 def environment() -> dict[str, Any]:
-    """What the figures depend on."""
-    here = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=here, check=False)
-    found: dict[str, Any] = {
+    """Return what the figures depend on: device, driver, versions, threads and commit."""
+    folder = Path(__file__).parent
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=folder, check=False)
+    values: dict[str, Any] = {
         "device": device_name(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "commit": commit.stdout.strip(),
-        "versions": {name: installed for name in PEERS if (installed := _version(name))},
+        "versions": {name: installed for name in RECORDED_PACKAGES if (installed := _version(name))},
     }
     if torch.cuda.is_available():
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         driver = subprocess.run(query, capture_output=True, text=True, check=False)
-        found |= {"cuda": torch.version.cuda, "driver": driver.stdout.strip().splitlines()[:1]}
+        values |= {"cuda": torch.version.cuda, "driver": driver.stdout.strip().splitlines()[:1]}
     else:
-        found["capability"] = torch.backends.cpu.get_cpu_capability()
-    return found
+        values["capability"] = torch.backends.cpu.get_cpu_capability()
+    return values
 
 
 @cache
-def limits() -> dict[str, float]:
-    """Measured, on random data: FLOP/s of a large matrix product, bytes/s of a large copy (read and written)."""
+def roofline() -> dict[str, float]:
+    """Measure on random data the FLOP/s of a large matrix product and the bytes/s of a large copy (read and written)."""
     cuda = torch.cuda.is_available()
     size, dtype = (8192, torch.bfloat16) if cuda else (1024, torch.float32)
     a, b = (torch.randn(size, size, device=device(), dtype=dtype) for _ in range(2))
     source = torch.randn((1 << 29) if cuda else (1 << 25), device=device(), dtype=torch.float32)
     target = torch.empty_like(source)
     return {
-        "flops": 2.0 * size**3 / _best(lambda: a @ b),
-        "bytes": 2.0 * source.numel() * source.element_size() / _best(lambda: target.copy_(source)),
+        "flops": 2.0 * size**3 / _least_seconds(lambda: a @ b),
+        "bytes": 2.0 * source.numel() * source.element_size() / _least_seconds(lambda: target.copy_(source)),
     }
 
 
 def synchronize() -> None:
+    """Wait until the GPU has done all that it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def settle(seconds: float = 1.0) -> None:
-    """Keep the device busy until its clocks are what they will be."""
+    """Keep the GPU busy until its clocks have settled."""
     if torch.cuda.is_available():
         a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
         started = time.perf_counter()
@@ -94,7 +99,30 @@ def settle(seconds: float = 1.0) -> None:
             torch.cuda.synchronize()
 
 
-def _best(call: Callable[[], Any], runs: int = 10) -> float:
+def reset_peak_memory() -> int | None:
+    """Begin to watch for the peak of memory; return the bytes allocated now, or None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def peak_memory() -> int | None:
+    """Return the most bytes allocated at once since `reset_peak_memory`, or None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
+
+
+def release_memory() -> None:
+    """Free what no object holds any more, in Python and on the GPU."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _least_seconds(call: Callable[[], Any], runs: int = 10) -> float:
     times = []
     for _ in range(runs):
         synchronize()

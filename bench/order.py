@@ -1,7 +1,7 @@
-"""Reading training batches in order: tokens a second of one process, beside an index as Megatron's and MosaicML Streaming.
+"""Reading training batches in order: tokens a second of one process, beside Megatron-LM's index and MosaicML Streaming.
 
-All three read the same documents from the same tokens into streams of the same length. What they promise differs: ours keeps
-documents whole, needs no index file and gives the layout that attention needs; the others cut the joined documents anywhere.
+All three read the same documents into sequences of the same length. They promise different things: ours keeps documents
+whole, needs no index file and returns the layout that attention needs; the others cut the joined documents anywhere.
 """
 
 from __future__ import annotations
@@ -12,139 +12,139 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from bench.case import Case, Prepared, Provider, Tensors
+from bench.case import Case, Prepared, Provider, Tensors, no_inputs, no_results
 from sbp_fast.config import RunConfig
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.token_shards.writer import CorpusWriter
 from sbp_fast.train.data.corpus_batches import CorpusBatches
 from sbp_fast.train.task import TrainTask
 
-TOKENS, STREAM, CONTEXT, STREAMS = 16_000_000, 16_384, 4096, 64
+TOKENS, CONTEXT = 16_000_000, 4096
+SEQUENCE, SEQUENCES = 16_384, 64  # tokens of a packed sequence, sequences of a step
 END = 1  # token that ends a document
 MEANS = {"lognormal documents of mean 821": 821, "short documents of mean 129": 129}
 
 
 def order() -> Iterator[Case]:
+    """Documents of usual and of short length."""
     for name, mean in MEANS.items():
         folder = Path(tempfile.mkdtemp(prefix="sbp-fast-bench-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         corpus = write_corpus(folder / "corpus", mean)
-        ours = Ours(corpus)
-        facts = {"padding of our streams": ours.batches.packed["real"].packing.padding_share}
+        ours = SequenceReader(corpus)
+        padding = {"padding of our sequences": ours.batches.packed["real"].packing.padding_share}
         providers: dict[str, Provider] = {
             "ours": _provider(ours.run),
             "ours, with the tile plan": _provider(ours.run_planned),
             "index as Megatron's": _provider(MegatronIndex(corpus).run),
             "MosaicML Streaming": partial(_mosaic, cache(partial(Mosaic, corpus, folder / "mds"))),
         }
-        shape = {"corpus": name, "stream": STREAM, "streams": STREAMS}
-        yield Case(shape, _no_inputs, providers, None, work=float(STREAM * STREAMS), unit="tokens", facts=facts)
+        shape = {"corpus": name, "sequence tokens": SEQUENCE, "sequences": SEQUENCES}
+        yield Case(shape, no_inputs, providers, None, work=float(SEQUENCE * SEQUENCES), unit="tokens", statistics=padding)
 
 
 def _provider(run: Callable[[], None]) -> Provider:
-    return lambda _: Prepared(run, _nothing)
+    return lambda _: Prepared(run, no_results)
 
 
 def _mosaic(opened: Callable[[], Mosaic], _: Tensors) -> Prepared:
-    return Prepared(opened().run, _nothing)
-
-
-def _no_inputs(_: torch.Generator) -> Tensors:
-    return {}
-
-
-def _nothing(_: Any) -> Tensors:
-    return {}
+    return Prepared(opened().run, no_results)
 
 
 def write_corpus(directory: Path, mean: int) -> Corpus:
-    """Documents of random tokens with lognormal lengths."""
+    """Write documents of random tokens with lognormal lengths of that mean."""
     random = np.random.default_rng(0)
     writer = CorpusWriter(directory, 1 << 15)
     lengths = np.clip(random.lognormal(np.log(mean) - 0.5, 1.0, TOKENS // mean), 8, 16 * CONTEXT).astype(int)
-    for number, length in enumerate(lengths):
+    for index, length in enumerate(lengths):
         tokens = np.append(random.integers(2, 1 << 15, length - 1), END)
-        writer.add(tokens, id=str(number), source="bench", text_bytes=1)
+        writer.add(tokens, id=str(index), source="bench", text_bytes=1)
     return writer.close()
 
 
-class Ours:
-    """Streams of whole documents with targets and layout."""
+class SequenceReader:
+    """Our reader: sequences of whole documents with targets and layout."""
 
     def __init__(self, corpus: Corpus) -> None:
-        values = {"tokens": 10**12, "tokens_per_step": STREAM * STREAMS, "microbatch_tokens": STREAM}
+        values = {"tokens": 10**12, "tokens_per_step": SEQUENCE * SEQUENCES, "microbatch_tokens": SEQUENCE}
         config = RunConfig.model_validate({"pretrain": values, "model": {"context": CONTEXT}})
         self.batches, self.step = CorpusBatches(corpus, None, TrainTask.of_arm(config, "baseline"), CONTEXT), 0
 
     def run(self) -> None:
+        """Read the next step."""
         self.step += 1
-        for number in range(STREAMS):
-            self.batches.stream(self.step, number)
+        for index in range(SEQUENCES):
+            self.batches.stream(self.step, index)
 
     def run_planned(self) -> None:
+        """Read the next step and plan the tiles of its attention."""
         self.step += 1
-        for number in range(STREAMS):
-            self.batches.stream(self.step, number).layout.planned()
+        for index in range(SEQUENCES):
+            self.batches.stream(self.step, index).layout.planned()
 
 
 class MegatronIndex:
-    """Three index arrays over joined documents (Megatron-LM's data loading guide): the order of documents, where each sample
-    begins in it, and the order of samples. Each sample then gets labels, a loss mask, and positions that begin anew after
-    each end token, with the ends that its attention takes."""
+    """Three index arrays over joined documents, after Megatron-LM's data loading guide.
+
+    They hold the order of documents, where each sample begins in it, and the order of samples. Each sample then gets labels, a
+    loss mask, positions that restart after each end token, and the cumulative lengths that its attention takes.
+    """
 
     def __init__(self, corpus: Corpus) -> None:
         random = np.random.default_rng(0)
         self.corpus, self.next = corpus, 0
         self.documents = random.permutation(len(corpus))
         ends = np.cumsum(np.diff(corpus.offsets)[self.documents])
-        starts = np.arange(0, ends[-1] - STREAM - 1, STREAM)
+        starts = np.arange(0, ends[-1] - SEQUENCE - 1, SEQUENCE)
         self.first = np.searchsorted(ends, starts, "right")
         self.offsets = starts - np.concatenate([[0], ends])[self.first]
         self.samples = random.permutation(len(starts))
 
     def run(self) -> None:
-        for _ in range(STREAMS):
+        """Read the next step."""
+        for _ in range(SEQUENCES):
             self.sample(int(self.samples[self.next % len(self.samples)]))
             self.next += 1
 
     def sample(self, index: int) -> tuple[torch.Tensor, ...]:
-        document, skip, missing, parts = int(self.first[index]), int(self.offsets[index]), STREAM + 1, []
+        """Return tokens, labels, loss mask, positions and cumulative lengths of a sample."""
+        document, skip, missing, parts = int(self.first[index]), int(self.offsets[index]), SEQUENCE + 1, []
         while missing > 0:
             part = self.corpus[int(self.documents[document])][skip : skip + missing]
             parts.append(part)
             document, skip, missing = document + 1, 0, missing - len(part)
         text = torch.from_numpy(np.concatenate(parts).astype(np.int64))
         tokens, labels = text[:-1].contiguous(), text[1:].contiguous()
-        mask, positions = torch.ones(STREAM), torch.arange(STREAM)
+        mask, positions = torch.ones(SEQUENCE), torch.arange(SEQUENCE)
         ends = (tokens == END).nonzero().flatten()
         mask[ends] = 0.0
         before = 0
         for end in ends.tolist():
             positions[end + 1 :] -= end + 1 - before
             before = end + 1
-        cu_seqlens = torch.cat([ends.new_zeros(1), ends + 1, ends.new_tensor([STREAM])])
+        cu_seqlens = torch.cat([ends.new_zeros(1), ends + 1, ends.new_tensor([SEQUENCE])])
         return tokens, labels, mask, positions, cu_seqlens
 
 
 class Mosaic:
-    """A shuffled StreamingDataset of streams cut from the joined documents, as llm-foundry writes them."""
+    """A shuffled StreamingDataset of sequences cut from the joined documents, as llm-foundry writes them."""
 
     def __init__(self, corpus: Corpus, directory: Path) -> None:
         from streaming import MDSWriter, StreamingDataset
 
         with MDSWriter(out=str(directory), columns={"tokens": "ndarray:uint16"}) as writer:
-            for start in range(0, corpus.tokens - STREAM, STREAM):
-                writer.write({"tokens": np.array(corpus.slice(start, start + STREAM))})
+            for start in range(0, corpus.tokens - SEQUENCE, SEQUENCE):
+                writer.write({"tokens": np.array(corpus.slice(start, start + SEQUENCE))})
         self.dataset = StreamingDataset(local=str(directory), shuffle=True, batch_size=1)
         self.samples = iter(self.dataset)
 
     def run(self) -> None:
-        for _ in range(STREAMS):
+        """Read the next step."""
+        for _ in range(SEQUENCES):
             sample = next(self.samples, None)
             if sample is None:  # the next epoch
                 self.samples = iter(self.dataset)

@@ -1,18 +1,17 @@
-"""Draw the README's tables from committed results: `python -m bench.readme`, never by hand."""
+"""`python -m bench.readme`: draw the tables of README.md and bench/README.md from committed results."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.records import peers_of
+from bench.records import RESULTS, load, third_party, title
+from bench.registry import BENCHMARKS
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
 DEMO = ROOT / "docs" / "demo" / "results.json"
-RESULTS = ROOT / "bench" / "results"
 DEMO_MARKS = "<!-- demo table: drawn by `python -m bench.readme` -->", "<!-- end of demo table -->"
 KERNEL_MARKS = "<!-- kernel table: drawn by `python -m bench.readme` -->", "<!-- end of kernel table -->"
 DATA_MARKS = "<!-- data table: drawn by `python -m bench.readme` -->", "<!-- end of data table -->"
@@ -21,23 +20,31 @@ METRICS = {
     "continuation_accuracy": "four-way continuation",
     "capital_accuracy": "capital questions",
 }
-OPERATIONS = ("attention", "loss", "small", "generation")
-DATA_OPERATIONS = ("corpus", "pairs")
 
 
 def main() -> None:
-    README.write_text(drawn(README.read_text()))
+    """Write every page with its tables drawn anew."""
+    for path, text in pages().items():
+        path.write_text(text)
 
 
-def drawn(text: str) -> str:
-    """`text` with all tables as the committed results have them."""
-    text = _between(text, DEMO_MARKS, demo_table(json.loads(DEMO.read_text())))
-    text = _between(text, KERNEL_MARKS, kernel_table(RESULTS))
-    return _between(text, DATA_MARKS, data_table(RESULTS))
+def pages() -> dict[Path, str]:
+    """Return the pages that hold tables, by path, with the tables as the committed results have them."""
+    readme, results = ROOT / "README.md", ROOT / "bench" / "README.md"
+    demo = _between(readme.read_text(), DEMO_MARKS, demo_table(json.loads(DEMO.read_text())))
+    kernels = _between(results.read_text(), KERNEL_MARKS, kernel_table(RESULTS))
+    return {readme: demo, results: _between(kernels, DATA_MARKS, data_table(RESULTS))}
 
 
 def _between(text: str, marks: tuple[str, str], table: str) -> str:
+    """Replace what stands between the marks.
+
+    Raises:
+        ValueError: a mark is missing.
+    """
     begin, end = marks
+    if begin not in text or end not in text:
+        raise ValueError(f"the page lacks the marks {begin} and {end}")
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     return f"{before}{begin}\n{table}\n{end}{after}"
@@ -57,9 +64,9 @@ def demo_table(results: dict[str, Any]) -> str:
 
 
 def kernel_table(folder: Path) -> str:
-    """For each device that was measured: every case whose answers were right, beside the fastest of its peers."""
-    lines = ["| device | operation | case | ours | fastest peer | ours is as fast as it, times |", "|---|---|---|---|---|---|"]
-    records = _records(folder, OPERATIONS)
+    """Return every case whose check held, of each measured device, beside the fastest third-party backend."""
+    lines = ["| device | benchmark | case | ours | fastest third-party backend | speed-up |", "|---|---|---|---|---|---|"]
+    records = _records(folder, "kernels")
     for record in records:
         lines += _rows(record)
     if not any("cuda" in record["environment"] for record in records):
@@ -68,22 +75,20 @@ def kernel_table(folder: Path) -> str:
 
 
 def data_table(folder: Path) -> str:
-    """For each device that was measured: every case with all of its peers."""
-    lines = ["| device | case | ours | as fast as, times |", "|---|---|---|---|"]
-    for record in _records(folder, DATA_OPERATIONS):
+    """Return every case of each measured device beside all peer libraries."""
+    lines = ["| device | benchmark | case | ours | speed-up over |", "|---|---|---|---|---|"]
+    for record in _records(folder, "data"):
         for case in record["cases"]:
-            if peers := peers_of(case):
-                ratios = "; ".join(f"{peer} {case['speed_up'][peer][1]:.2f}" for peer in peers)
-                lines.append(f"| {record['environment']['device']} | {_shape(case)} | {_rate(case)} | {ratios} |")
+            if libraries := third_party(case):
+                ratios = "; ".join(f"{library} {case['speed_up'][library][1]:.2f}" for library in libraries)
+                device, name = record["environment"]["device"], record["operation"]
+                lines.append(f"| {device} | {name} | {title(case)} | {_rate(case)} | {ratios} |")
     return "\n".join(lines)
 
 
-def _records(folder: Path, operations: Sequence[str]) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for name in operations for path in sorted(folder.glob(f"*/{name}.json"))]
-
-
-def _shape(case: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in case["shape"].items())
+def _records(folder: Path, table: str) -> list[dict[str, Any]]:
+    names = [name for name, entry in BENCHMARKS.items() if entry.table == table]
+    return [load(path) for name in names for path in sorted(folder.glob(f"*/{name}.json"))]
 
 
 def _rate(case: dict[str, Any]) -> str:
@@ -93,13 +98,13 @@ def _rate(case: dict[str, Any]) -> str:
 
 def _rows(record: dict[str, Any]) -> Iterator[str]:
     for case in record["cases"]:
-        peers = peers_of(case)
-        if not case["check"]["right"] or not peers:
+        backends = third_party(case)
+        if not case["check"]["right"] or not backends:
             continue
-        peer = min(peers, key=lambda name: case["seconds"][name][1])
-        low, middle, high = case["speed_up"][peer]
-        device, operation = record["environment"]["device"], record["operation"]
-        yield f"| {device} | {operation} | {_shape(case)} | {_rate(case)} | {peer} | {middle:.2f} ({low:.2f} to {high:.2f}) |"
+        fastest = min(backends, key=lambda name: case["seconds"][name][1])
+        low, middle, high = case["speed_up"][fastest]
+        device, name = record["environment"]["device"], record["operation"]
+        yield f"| {device} | {name} | {title(case)} | {_rate(case)} | {fastest} | {middle:.2f} ({low:.2f} to {high:.2f}) |"
 
 
 def _figure(value: dict[str, float], metric: str) -> str:

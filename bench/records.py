@@ -1,8 +1,14 @@
-"""Where results are kept: `<folder>/<device>/<operation>.json`, written whole as they come."""
+"""Files of results: `<folder>/<device>/<benchmark>.json`, rewritten after each case.
+
+A record holds "operation" (the name of the benchmark), "environment" and "cases". Each case holds "shape", "unit", "work",
+"flops", "bytes", "roofline" (measured FLOP/s and bytes/s of the device), "statistics" and "check". Where the check holds there
+are, by provider, "seconds", "speed_up" of ours over it, "memory" in bytes, "disagreement" with ours, and "left_out" with the
+reason. Seconds and speed-ups are [first quartile, median, third quartile]; those of fewer than four runs are [least,
+median, greatest].
+"""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -14,34 +20,58 @@ from bench import machine
 
 RESULTS = Path(__file__).parent / "results"
 
-
-def parser(program: str, description: str | None) -> argparse.ArgumentParser:
-    """With the options that every program of measurements has."""
-    found = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
-    found.add_argument("--budget", type=float, default=float("inf"), help="seconds in all; the important cases come first")
-    found.add_argument("--out", type=Path, default=RESULTS, help="folder of the results; default: bench/results")
-    return found
-
-
-def record_of(operation: str) -> dict[str, Any]:
-    """A record without cases yet."""
-    return {"operation": operation, "environment": machine.environment(), "cases": []}
+# keys of records written before version 0.2 -> keys today
+RENAMED = {"limits": "roofline", "facts": "statistics"}
+RENAMED_IN_SHAPE = {
+    "attention": {"stream": "lengths"},
+    "plan": {"stream": "lengths"},
+    "order": {"stream": "sequence tokens", "streams": "sequences"},
+}
 
 
-def path_of(folder: Path, operation: str) -> Path:
-    """Where the results of an operation on this device go; its folder is made."""
+def new_record(name: str) -> dict[str, Any]:
+    """Return the record of a benchmark with the environment and without cases."""
+    return {"operation": name, "environment": machine.environment(), "cases": []}
+
+
+def path_of(folder: Path, name: str) -> Path:
+    """Return the file for the results of a benchmark on this device, and create its folder."""
     device = folder / re.sub(r"\W+", "-", machine.device_name()).strip("-").lower()
     device.mkdir(parents=True, exist_ok=True)
-    return device / f"{operation}.json"
+    return device / f"{name}.json"
 
 
 def save(path: Path, record: Mapping[str, Any]) -> None:
-    """Write what is measured so far; a reader never sees half of it."""
+    """Write the record in one step: a reader never sees half of it."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=1) + "\n")
     os.replace(temporary, path)
 
 
-def peers_of(case: dict[str, Any]) -> list[str]:
-    """The providers of a measured case that are not ours in another form."""
+def load(path: Path) -> dict[str, Any]:
+    """Read a record; keys of older versions come back under their names of today."""
+    record: dict[str, Any] = json.loads(path.read_text())
+    shape_keys = RENAMED_IN_SHAPE.get(record["operation"], {})
+    record["cases"] = [_renamed(case, RENAMED) for case in record["cases"]]
+    for case in record["cases"]:
+        case["shape"] = _renamed(case["shape"], shape_keys)
+    return record
+
+
+def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(key, key): value for key, value in values.items()}
+
+
+def title(case: Mapping[str, Any]) -> str:
+    """Return the shape of a measured case in one line, without the tables of settings in it."""
+    return ", ".join(f"{key} {value}" for key, value in case["shape"].items() if not isinstance(value, dict))
+
+
+def third_party(case: Mapping[str, Any]) -> list[str]:
+    """Return the timed providers of a measured case that are not a form of ours."""
     return [name for name in case.get("speed_up", ()) if not name.startswith("ours")]
+
+
+def roofline_seconds(case: Mapping[str, Any]) -> float:
+    """Return the seconds that the useful work of a measured case takes at the measured rates of the device."""
+    return max(case["flops"] / case["roofline"]["flops"], case["bytes"] / case["roofline"]["bytes"])

@@ -1,24 +1,75 @@
-"""What is measured: each operation by name, with its cases. A new kernel is one entry."""
+"""The benchmarks by name, in order of importance. A new benchmark is one call of `register`.
+
+An entry names a function and does not import it, so that a machine with only torch, triton, numpy and numba can list every
+benchmark and run those of the kernels.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
 
-from bench.attention import attention
 from bench.case import Case
-from bench.corpus import corpus
-from bench.loss import loss
-from bench.order import order
-from bench.pairs import pairs
-from bench.plan import plan
-from bench.small import small
 
-OPERATIONS: dict[str, Callable[[], Iterator[Case]]] = {
-    "plan": plan,
-    "attention": attention,
-    "loss": loss,
-    "small": small,
-    "order": order,
-    "pairs": pairs,
-    "corpus": corpus,
-}
+
+@dataclass(frozen=True)
+class Benchmark:
+    """An entry of the registry.
+
+    Attributes:
+        cases: "module:function"; the function returns an iterator of cases, the important ones first. A case may be expensive
+            to build and is built only when it is reached.
+        gpu_share: share of the time left that `make gpu` gives to this benchmark; 0 leaves it out there.
+        table: table of bench/README.md that shows it, "kernels" or "data"; "" for none.
+    """
+
+    cases: str
+    gpu_share: float = 0.0
+    table: str = ""
+
+    def load(self) -> Callable[[], Iterator[Case]]:
+        """Import the module and return the function.
+
+        Raises:
+            ImportError: a package that the module needs is not installed.
+        """
+        module, function = self.cases.split(":")
+        loaded: Callable[[], Iterator[Case]] = getattr(import_module(module), function)
+        return loaded
+
+
+BENCHMARKS: dict[str, Benchmark] = {}
+
+
+def register(name: str, cases: str, *, gpu_share: float = 0.0, table: str = "") -> None:
+    """Add a benchmark; the arguments are those of `Benchmark`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in BENCHMARKS:
+        raise ValueError(f"benchmark {name!r} is registered already, as {BENCHMARKS[name].cases}")
+    BENCHMARKS[name] = Benchmark(cases, gpu_share, table)
+
+
+def benchmark(name: str) -> Benchmark:
+    """Return the benchmark of that name.
+
+    Raises:
+        ValueError: there is none; the message lists those there are.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(f"unknown benchmark {name!r}: choose from {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]
+
+
+register("attention", "bench.attention:attention", gpu_share=0.3, table="kernels")
+register("generation", "bench.generation:generation", gpu_share=0.4, table="kernels")
+register("training", "bench.training:training", gpu_share=0.6, table="kernels")
+register("loss", "bench.loss:loss", gpu_share=0.5, table="kernels")
+register("small", "bench.small:small", gpu_share=0.7, table="kernels")
+register("pairs", "bench.pairs:pairs", gpu_share=0.7, table="data")
+register("plan", "bench.plan:plan", gpu_share=1.0)
+register("order", "bench.order:order")
+register("corpus", "bench.corpus:corpus", table="data")

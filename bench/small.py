@@ -1,4 +1,4 @@
-"""RMSNorm, query and key norm with rotary embedding, and SwiGLU: what each must beat is torch.compile."""
+"""RMSNorm, query and key norm with rotary embedding, and SwiGLU, beside torch.compile and Liger."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from sbp_kernels.rope import qk_norm_rope
 from sbp_kernels.swiglu import swiglu
 from torch import Tensor
 
+from bench import machine
 from bench.case import Case, Prepared, Provider, Tensors
-from bench.machine import device
 
-Function = Callable[..., tuple[Tensor, ...]]  # of the leaves, then of what has no gradient
+Function = Callable[..., tuple[Tensor, ...]]  # inputs with a gradient, then those without -> outputs
 ROWS = 16384
 CHECKED_ROWS = 256
 POSITIONS = 4096
 
 
 def small() -> Iterator[Case]:
-    """On CUDA alone: elsewhere these operations are plain torch, and there is nothing to compare."""
+    """Each operation at the sizes of real models, on CUDA alone: elsewhere it is plain torch, with nothing to compare."""
     if not torch.cuda.is_available():
         return
     for width in (2048, 3072, 4096):
@@ -50,9 +50,9 @@ def _norm(rows: int, width: int, added: bool) -> Case:
 
     name = "rms_norm with residual" if added else "rms_norm"
     shapes = {"x": (rows, width), "weight": (width,)} | ({"residual": (rows, width)} if added else {})
-    streams = 9 if added else 5  # forward: x (and residual) in, y (and sum) out; backward: dy (and dsum), x in, dx out
+    passes = 9 if added else 5  # forward: x (and residual) in, y (and sum) out; backward: dy (and dsum), x in, dx out
     smaller = lambda: _norm(CHECKED_ROWS, width, added)  # noqa: E731
-    return _case(name, {"rows": rows, "width": width}, shapes, {}, apply, {"Liger": liger}, streams * rows * width, smaller)
+    return _case(name, {"rows": rows, "width": width}, shapes, {}, apply, {"Liger": liger}, passes * rows * width, smaller)
 
 
 def _rotary(rows: int, heads: int, key_heads: int, width: int) -> Case:
@@ -65,7 +65,7 @@ def _rotary(rows: int, heads: int, key_heads: int, width: int) -> Case:
         return function
 
     shapes = {"qkv": (rows, heads + 2 * key_heads, width), "q_weight": (width,), "k_weight": (width,)}
-    fixed = {"positions": (torch.arange(rows, device=device()) % POSITIONS).int()}
+    fixed = {"positions": (torch.arange(rows, device=machine.device()) % POSITIONS).int()}
     numbers = rows * width * (2 * (heads + key_heads) + 3 * (heads + key_heads) + 2 * key_heads)
     smaller = lambda: _rotary(CHECKED_ROWS, heads, key_heads, width)  # noqa: E731
     shape = {"rows": rows, "heads": f"{heads}:{key_heads}", "width": width}
@@ -92,59 +92,58 @@ def _case(
     shapes: dict[str, tuple[int, ...]],
     fixed: Tensors,
     apply: Callable[[str], Function],
-    peers: dict[str, Function],
+    libraries: dict[str, Function],
     numbers: float,
     smaller: Callable[[], Case],
 ) -> Case:
     def inputs(generator: torch.Generator) -> Tensors:
-        made = {
-            key: torch.randn(size, device=device(), dtype=torch.bfloat16, generator=generator) for key, size in shapes.items()
-        }
-        return made | fixed
+        options: dict[str, Any] = {"device": machine.device(), "dtype": torch.bfloat16, "generator": generator}
+        return {key: torch.randn(size, **options) for key, size in shapes.items()} | fixed
 
     plain = apply("torch")
-    functions = {"ours": apply("triton"), "eager": plain, "compiled": torch.compile(plain), **peers}
+    functions = {"ours": apply("triton"), "eager": plain, "compiled": torch.compile(plain), **libraries}
     checked = shape["rows"] == CHECKED_ROWS
     return Case(
         {"operation": name, **shape, "pass": "both"},
         inputs,
         {title: _provider(function, list(shapes), list(fixed)) for title, function in functions.items()},
-        lambda given: _exact(plain, given, list(shapes), list(fixed)),
+        lambda tensors: _exact(plain, tensors, list(shapes), list(fixed)),
         work=2 * numbers / 1e9,
         unit="GB",
         bytes=2.0 * numbers,
-        judges=("eager",),
+        baselines=("eager",),
         check=None if checked else smaller(),
     )
 
 
 def _provider(function: Function, leaves: list[str], fixed: list[str]) -> Provider:
-    def provider(given: Tensors) -> Prepared:
-        inputs = [given[name].detach().requires_grad_() for name in leaves]
-        rest = [given[name] for name in fixed]
+    def provider(tensors: Tensors) -> Prepared:
+        inputs = [tensors[name].detach().requires_grad_() for name in leaves]
+        rest = [tensors[name] for name in fixed]
         gradients = _upstream(function(*inputs, *rest))
 
         def run() -> Tensors:
             out = function(*inputs, *rest)
-            found = torch.autograd.grad(out, inputs, gradients)
-            named = {f"out {index}": x.detach() for index, x in enumerate(out)}
-            return named | {f"d{name}": x for name, x in zip(leaves, found, strict=True)}
+            return _named(out, leaves, torch.autograd.grad(out, inputs, gradients))
 
         return Prepared(run)
 
     return provider
 
 
-def _exact(function: Function, given: Tensors, leaves: list[str], fixed: list[str]) -> Tensors:
-    """In float64, with the bf16 gradients of the outputs that every provider gets."""
-    inputs = [given[name].double().requires_grad_() for name in leaves]
-    out = function(*inputs, *(given[name] for name in fixed))
-    found = torch.autograd.grad(out, inputs, [gradient.double() for gradient in _upstream(out)])
+def _exact(function: Function, tensors: Tensors, leaves: list[str], fixed: list[str]) -> Tensors:
+    """Results in float64, from the bf16 gradients of the outputs that every provider gets."""
+    inputs = [tensors[name].double().requires_grad_() for name in leaves]
+    out = function(*inputs, *(tensors[name] for name in fixed))
+    return _named(out, leaves, torch.autograd.grad(out, inputs, [gradient.double() for gradient in _upstream(out)]))
+
+
+def _named(out: tuple[Tensor, ...], leaves: list[str], gradients: tuple[Tensor, ...]) -> Tensors:
     named = {f"out {index}": x.detach() for index, x in enumerate(out)}
-    return named | {f"d{name}": x for name, x in zip(leaves, found, strict=True)}
+    return named | {f"d{name}": x for name, x in zip(leaves, gradients, strict=True)}
 
 
 def _upstream(out: tuple[Tensor, ...]) -> list[Tensor]:
     """The same random gradients of the outputs for every provider."""
-    generator = torch.Generator(device()).manual_seed(0)
+    generator = torch.Generator(machine.device()).manual_seed(0)
     return [torch.empty(x.shape, dtype=torch.bfloat16, device=x.device).normal_(generator=generator) for x in out]

@@ -1,1 +1,1 @@
-"""The ahead-of-time gate: every kernel compiled for GPUs that need not be here, its figures held to a committed table."""
+"""The ahead-of-time gate: compile every kernel for four GPUs without one, and compare its figures with a committed table."""

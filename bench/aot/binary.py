@@ -1,6 +1,6 @@
-"""What a compiled kernel is made of, read from the binary.
+"""Figures of a compiled kernel, read from its binary.
 
-Figures of one binary, as kept in the table:
+Figures of one binary, as in the table:
     registers: of 32 bits, of one thread (on AMD vector registers, accumulation registers included).
     spill_bytes: read and written per thread by spill code, each instruction counted once.
     local_bytes: stack and local memory (on AMD scratch) of one thread.
@@ -8,7 +8,7 @@ Figures of one binary, as kept in the table:
     tensor_memory_columns: of one block, on sm_100.
     warps: of one block, those that warp specialisation adds included.
     blocks: that fit on a multiprocessor at once.
-    instructions: how many there are of the kinds in `NVIDIA_KINDS` or `AMD_KINDS`.
+    instructions: counts of the kinds in `NVIDIA_KINDS` or `AMD_KINDS`.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ OPCODE = re.compile(r"^\s*(?:/\*[0-9a-f]+\*/)?\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]
 
 
 def nvidia_figures(target: str, cubin: bytes, metadata: Any) -> Figures:
+    """Return the figures of a cubin, from what the disassembler prints."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
@@ -69,7 +70,7 @@ def nvidia_figures(target: str, cubin: bytes, metadata: Any) -> Figures:
 
 
 def amd_figures(target: str, assembly: str, metadata: Any) -> Figures:
-    """`assembly` is the text that LLVM emits, which ends with the metadata of the kernel."""
+    """Return the figures of an AMD kernel from the assembly that LLVM emits, which ends with the kernel's metadata."""
 
     def resource(name: str) -> int:
         return int(re.findall(rf"^\s+(?:- )?\.{name}:\s*(\d+)$", assembly, re.MULTILINE)[-1])
@@ -103,7 +104,11 @@ def _completed(target: str, figures: Figures, counts: dict[str, int]) -> Figures
 
 
 def usage_of(report: str) -> dict[str, int]:
-    """Numbers in the line of the kernel in what `cuobjdump -res-usage` prints."""
+    """Return the numbers of the kernel's line in what `cuobjdump -res-usage` prints.
+
+    Raises:
+        ValueError: there is no such line.
+    """
     line = re.search(r"Function .*\n\s*(REG:.*)", report)
     if line is None:
         raise ValueError(f"cuobjdump printed no resource usage: {report!r}")
@@ -111,7 +116,7 @@ def usage_of(report: str) -> dict[str, int]:
 
 
 def access_bytes(suffixes: str) -> int:
-    """Bytes that an access to local memory moves per thread, from the suffixes of its opcode: ".64", ".LU.128"."""
+    """Return the bytes that an access to local memory moves per thread, from the suffixes of its opcode: ".64", ".LU.128"."""
     widths = {"8": 1, "U8": 1, "S8": 1, "16": 2, "U16": 2, "S16": 2, "64": 8, "128": 16}
     return next((widths[part] for part in suffixes.split(".") if part in widths), 4)
 

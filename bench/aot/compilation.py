@@ -1,4 +1,4 @@
-"""What the gate compiles: a kernel at the types, constants and launch options that its launcher gives it."""
+"""A compilation: a kernel with the types, constants and launch options that its launcher gives it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Requirements:
-    """What must hold of a binary, whatever the committed table says. The figures are described in `bench.aot.binary`.
+    """Requirements on a binary, whatever the committed table says; `bench.aot.binary` describes the figures.
 
     Attributes:
         tensor_cores: products run on them: HMMA on sm_80, HGMMA and no HMMA on sm_90, tcgen05 or HMMA on sm_100,
@@ -37,7 +37,7 @@ class Requirements:
         spill_bytes: target -> bytes of spill code allowed; none where a target is not named.
         instructions: target -> instructions that must be there, such as {"sm_90": ("UTMALDG", "USETMAXREG")}.
         atomics: atomics on global memory are allowed, which makes the order of sums arbitrary.
-        impossible: target, or "release target" -> why it can't compile, or can't run, there; nothing else is required there.
+        impossible: target, or "release target" -> why the kernel can't compile or run there; nothing else is required there.
     """
 
     tensor_cores: bool = False
@@ -47,6 +47,7 @@ class Requirements:
     impossible: Mapping[str, str] = field(default_factory=dict)
 
     def why_impossible(self, release: str, target: str) -> str | None:
+        """Return why the kernel can't run there, or None where it can."""
         return self.impossible.get(f"{release} {target}", self.impossible.get(target))
 
 
@@ -75,7 +76,7 @@ class Compilation:
     targets: tuple[str, ...] = tuple(TARGETS)
 
     def source(self) -> ASTSource:
-        """What `triton.compile` takes.
+        """Return what `triton.compile` takes.
 
         Raises:
             ValueError: an argument of the kernel is in neither or both of signature and constants, or one is no argument.
@@ -88,7 +89,7 @@ class Compilation:
         return ASTSource(self.kernel, types, dict(self.constants), attributes)
 
     def fingerprint(self) -> str:
-        """Changes when what is compiled does: the kernel, whatever of ours it calls, types, constants, launch options.
+        """Return a hash of what is compiled: the kernel, the functions of ours that it calls, types, constants, launch options.
 
         Triton's own cache key also moves with line numbers and between releases, and an interpreted kernel has none.
         """
@@ -106,7 +107,7 @@ def launches(
     by_kernel: Mapping[str, Requirements] | None = None,
     targets: Sequence[str] = tuple(TARGETS),
 ) -> Iterator[Compilation]:
-    """Every kernel that `launch(*arguments)` starts, specialised as Triton would for what it is given; none of them runs.
+    """Yield every kernel that `launch(*arguments)` starts, specialised as Triton would for its arguments; none of them runs.
 
     Args:
         name: of the compilations, each followed by the name of its kernel.
@@ -116,19 +117,19 @@ def launches(
         by_kernel: name of a kernel -> what is required of it.
         targets: that the launchers start this on.
     """
-    found: dict[str, Compilation] = {}  # by fingerprint: a kernel started twice the same way is compiled once
+    recorded: dict[str, Compilation] = {}  # by fingerprint: a kernel started twice the same way is compiled once
 
     def record(kernel: Any, grid: object) -> Callable[..., None]:
         def start(*positional: Any, **named: Any) -> None:
             compilation = _specialised(kernel, positional, named)
-            found.setdefault(compilation.fingerprint(), compilation)
+            recorded.setdefault(compilation.fingerprint(), compilation)
 
         return start
 
     with patch.object(KernelInterface, "__getitem__", record):
         launch(*arguments)
     times: Counter[str] = Counter()
-    for compilation in found.values():
+    for compilation in recorded.values():
         kernel = compilation.name
         times[kernel] += 1
         number = f" {times[kernel]}" if times[kernel] > 1 else ""
@@ -137,7 +138,7 @@ def launches(
 
 
 def _specialised(kernel: Any, positional: tuple[Any, ...], named: Mapping[str, Any]) -> Compilation:
-    """The compilation, named after its kernel, that `kernel[grid](*positional, **named)` needs: by Triton's own rules."""
+    """The compilation that `kernel[grid](*positional, **named)` needs by Triton's own rules, named after its kernel."""
     if not isinstance(kernel, JITFunction):  # the interpreter stands in its place
         kernel = JITFunction(kernel.fn, **kernel.kwargs)
     bind = create_function_from_signature(inspect.signature(kernel.fn), kernel.params, BaseBackend)
@@ -154,24 +155,24 @@ def _specialised(kernel: Any, positional: tuple[Any, ...], named: Mapping[str, A
 
 
 def _sources(kernel: Any) -> dict[str, str]:
-    """Text of a jit function and of all it reaches outside triton, without comments; nothing for anything else."""
-    found: dict[str, str] = {}
+    """Source of a jit function and of all functions that it reaches outside triton, without comments; {} for other objects."""
+    sources: dict[str, str] = {}
     waiting = [kernel]
     while waiting:
         function = getattr(waiting.pop(), "fn", None)
         if not isinstance(function, FunctionType) or function.__module__.startswith("triton."):
             continue
         name = f"{function.__module__}.{function.__qualname__}"
-        if name not in found:
+        if name not in sources:
             referenced = dict(_referenced(function))
             plain = sorted(f"{key}={value}" for key, value in referenced.items() if type(value).__name__ == "constexpr")
-            found[name] = "\n".join([_without_comments(inspect.getsource(function)), *plain])
+            sources[name] = "\n".join([_without_comments(inspect.getsource(function)), *plain])
             waiting += referenced.values()
-    return found
+    return sources
 
 
 def _referenced(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """Names outside the function that it uses, `module.name` among them, with their values."""
+    """Names that the function uses from outside it, with their values; `module.name` too."""
     names = inspect.getclosurevars(function)
     for name, value in {**names.globals, **names.nonlocals}.items():
         yield name, value

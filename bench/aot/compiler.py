@@ -29,14 +29,14 @@ Task = tuple[str, str]  # name of the compilation, target
 def results(
     tasks: Sequence[Task], fingerprints: Mapping[str, str], *, folder: Path | None, entries: str, processes: int
 ) -> Iterator[tuple[str, str, dict[str, object]]]:
-    """Name, target and figures ({"error": reason} where it did not compile) of each task, as they finish.
+    """Yield name, target and figures ({"error": reason} where it did not compile) of each task, as they finish.
 
     Args:
         tasks: what to compile.
         fingerprints: name -> what its fingerprint must be: the sources are read anew, and may have changed by then.
         folder: holds the release of triton to use; the installed one where None.
         entries: module whose `compilations()` lists what the tasks name.
-        processes: to compile in at once.
+        processes: how many compile at once.
     """
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -55,27 +55,28 @@ def results(
 
 
 def listed(entries: str) -> dict[str, Compilation]:
-    """The compilations of a module by name.
+    """Return the compilations of a module by name.
 
     Raises:
         ValueError: two have the same name.
     """
-    found: dict[str, Compilation] = {}
+    by_name: dict[str, Compilation] = {}
     for compilation in importlib.import_module(entries).compilations():
-        if compilation.name in found:
+        if compilation.name in by_name:
             raise ValueError(f"two compilations are named {compilation.name!r}.")
-        found[compilation.name] = compilation
-    return found
+        by_name[compilation.name] = compilation
+    return by_name
 
 
 def main() -> None:
+    """Compile what standard input lists, and print a line of figures for each task."""
     entries, processes = sys.argv[1], int(sys.argv[2])
     compilations = listed(entries)
-    asked = json.load(sys.stdin)
-    for name, fingerprint in asked["fingerprints"].items():
+    request = json.load(sys.stdin)
+    for name, fingerprint in request["fingerprints"].items():
         if compilations[name].fingerprint() != fingerprint:
             sys.exit(f"error: {name} changed while others were compiled: run again.")
-    waiting: list[Task] = asked["tasks"][::-1]
+    waiting: list[Task] = request["tasks"][::-1]
     running: dict[Connection, tuple[Task, multiprocessing.process.BaseProcess, Path]] = {}
     fork = multiprocessing.get_context("fork")  # a child has torch and triton imported already
     with tempfile.TemporaryDirectory() as logs:
@@ -102,7 +103,7 @@ def main() -> None:
 
 
 def _compile(compilation: Compilation, target: str, sender: Connection, log: Path) -> None:
-    """In the child: sends the figures, or why there are none; what compilers print goes to the log."""
+    """In the child: send the figures, or why there are none; what compilers print goes to the log."""
     with log.open("w") as stream:
         os.dup2(stream.fileno(), sys.stderr.fileno())
         os.dup2(stream.fileno(), sys.stdout.fileno())
@@ -124,10 +125,10 @@ def _figures(compilation: Compilation, target: str) -> dict[str, object]:
 
 
 def _reason(log: str, otherwise: str) -> str:
-    """One line, the same on every machine: the compiler's first error, without the place, which moves, or any folder."""
-    found = re.search(r"(?:error *: |fatal *: |Assertion )(.*)", log + otherwise)
+    """The compiler's first error in one line, the same on every machine: without line numbers, which move, and folders."""
+    match = re.search(r"(?:error *: |fatal *: |Assertion )(.*)", log + otherwise)
     lines = [line.strip() for line in otherwise.splitlines() if line.strip()]
-    return re.sub(r"(?:/[\w.+-]+)+/", "", found[1] if found else lines[-1])[:200]
+    return re.sub(r"(?:/[\w.+-]+)+/", "", match[1] if match else lines[-1])[:200]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How many thread blocks fit on one multiprocessor at once: arithmetic over the limits that vendors publish."""
+"""Number of thread blocks that fit on one multiprocessor at once, from the capacities that vendors publish."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """Limits of a streaming multiprocessor (NVIDIA) or compute unit (AMD), which has four partitions.
+    """Capacities of a streaming multiprocessor (NVIDIA) or compute unit (AMD), which has four partitions.
 
     Attributes:
         registers: of 32 bits, per partition, for all threads of its warps.
@@ -45,13 +45,13 @@ MULTIPROCESSORS = {
 def blocks_per_multiprocessor(
     target: str, *, warps: int, registers: int, shared_bytes: int, tensor_memory_columns: int = 0
 ) -> int:
-    """Blocks of `warps` warps, `registers` a thread, that run at once; 0 where not one can be launched."""
-    limits = MULTIPROCESSORS[target]
-    per_warp = max(1, -(-registers * limits.warp // limits.granule)) * limits.granule
-    resident = min(limits.warps, limits.registers // per_warp) * PARTITIONS
-    fits = [limits.blocks, resident // warps]
-    if shared_bytes + limits.reserved:
-        fits.append(limits.shared // (shared_bytes + limits.reserved))
+    """Return how many blocks of `warps` warps, `registers` a thread, run at once; 0 where none can be launched."""
+    capacity = MULTIPROCESSORS[target]
+    per_warp = max(1, -(-registers * capacity.warp // capacity.granule)) * capacity.granule
+    resident = min(capacity.warps, capacity.registers // per_warp) * PARTITIONS
+    fits = [capacity.blocks, resident // warps]
+    if shared_bytes + capacity.reserved:
+        fits.append(capacity.shared // (shared_bytes + capacity.reserved))
     if tensor_memory_columns:
-        fits.append(limits.tensor_memory // tensor_memory_columns)
+        fits.append(capacity.tensor_memory // tensor_memory_columns)
     return min(fits)

@@ -20,7 +20,7 @@ Rows = dict[tuple[str, str, str], Figures]  # (release, entry, target) -> figure
 
 
 def read(path: Path) -> tuple[dict[str, str], Rows]:
-    """Fingerprints and figures; none where there is no table yet."""
+    """Return fingerprints and figures; none where there is no table yet."""
     if not path.exists():
         return {}, {}
     record = json.loads(path.read_text())
@@ -34,6 +34,7 @@ def read(path: Path) -> tuple[dict[str, str], Rows]:
 
 
 def write(path: Path, fingerprints: Mapping[str, str], rows: Rows) -> None:
+    """Write the table, one binary a line."""
     figures: dict[str, Any] = {}
     for (release, name, target), row in rows.items():
         figures.setdefault(release, {}).setdefault(name, {})[target] = row
@@ -51,16 +52,16 @@ def _dumped(value: Any, *, depth: int, indent: str = "") -> str:
 
 
 def out_of_date(path: Path, compilations: Mapping[str, Compilation]) -> list[str]:
-    """Why the table does not speak of the kernels as they are, a line each; compiles nothing."""
+    """Return why the table does not describe the kernels as they are now, a line each, without compiling anything."""
     fingerprints, rows = read(path)
-    found = [f"{name}: not in the table" for name in compilations if name not in fingerprints]
-    found += [f"{name}: in the table, but no entry" for name in fingerprints if name not in compilations]
+    reasons = [f"{name}: not in the table" for name in compilations if name not in fingerprints]
+    reasons += [f"{name}: in the table, but no entry" for name in fingerprints if name not in compilations]
     known = {name: compilation for name, compilation in compilations.items() if name in fingerprints}
-    found += [f"{name}: changed since" for name, it in known.items() if it.fingerprint() != fingerprints[name]]
+    reasons += [f"{name}: changed since" for name, it in known.items() if it.fingerprint() != fingerprints[name]]
     for release in sorted({release for release, _, _ in rows}):
         for name, compilation in known.items():
             for target in compilation.targets:
                 figures = rows.get((release, name, target))
                 failed = ["no figures"] if figures is None else failures(compilation, release, target, figures)
-                found += [f"{name}, {target}, triton {release}: {line}" for line in failed]
-    return found
+                reasons += [f"{name}, {target}, triton {release}: {line}" for line in failed]
+    return reasons

@@ -1,4 +1,4 @@
-"""What must hold of a binary, and what may not get worse."""
+"""Rules that a binary must meet, and figures that may not get worse."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from bench.aot.binary import Figures
 from bench.aot.compilation import Compilation
 
-# at least one of the first, none of the second
+# target -> instructions of which one must be there, and instructions that may not be there
 TENSOR_CORES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "sm_80": (("HMMA",), ()),
     "sm_90": (("HGMMA",), ("HMMA",)),
@@ -20,7 +20,7 @@ MAY_NOT_APPEAR = ("atomics",)
 
 
 def failures(compilation: Compilation, release: str, target: str, figures: Figures) -> list[str]:
-    """What the entry requires and the binary does not have."""
+    """Return what the entry requires and the binary does not meet, a line each."""
     if compilation.requires.why_impossible(release, target) is not None:
         return []
     if "error" in figures:
@@ -46,7 +46,7 @@ def failures(compilation: Compilation, release: str, target: str, figures: Figur
 
 
 def differences(before: Figures, after: Figures) -> tuple[list[str], list[str]]:
-    """Regressions, then all other changes, of one binary against what the table says of it."""
+    """Return regressions, then all other changes, of one binary against its figures in the table."""
     if "error" in before or "error" in after:
         if before == after:
             return [], []

@@ -1,4 +1,4 @@
-"""The ahead-of-time gate: what is compiled, and figures read from real binaries."""
+"""The ahead-of-time gate: compilations, and figures read from real binaries."""
 
 import importlib.util
 from dataclasses import replace
@@ -36,7 +36,7 @@ def figures() -> dict[tuple[str, str], Any]:
 
 
 @pytest.mark.parametrize(("target", "kind"), [("sm_80", "HMMA"), ("sm_90", "HGMMA"), ("sm_100", "UTCMMA"), ("gfx942", "MFMA")])
-def test_a_sample_compiles_for_every_target_and_its_figures_are_read(figures: Any, target: str, kind: str) -> None:
+def test_product_compiles_for_every_target_with_plausible_figures(figures: Any, target: str, kind: str) -> None:
     row = figures["product", target]
     assert row["instructions"][kind] > 0
     assert row["instructions"]["transcendentals" if target == "gfx942" else "MUFU"] >= 128 * 128 // (4 * 64)
@@ -47,7 +47,7 @@ def test_a_sample_compiles_for_every_target_and_its_figures_are_read(figures: An
     assert failures(PRODUCT, triton.__version__, target, row) == []
 
 
-def test_on_sm_90_the_product_is_of_warpgroups_alone(figures: Any) -> None:
+def test_product_on_sm_90_uses_warpgroup_instructions_only(figures: Any) -> None:
     assert "HMMA" not in figures["product", "sm_90"]["instructions"]
     # one warp can't issue a warpgroup's product
     assert "HGMMA" not in figures["one warp", "sm_90"]["instructions"]
@@ -55,7 +55,7 @@ def test_on_sm_90_the_product_is_of_warpgroups_alone(figures: Any) -> None:
     assert any("no HGMMA" in line for line in found) and any("the slower form" in line for line in found)
 
 
-def test_spills_are_seen(figures: Any) -> None:
+def test_failures_of_a_spilling_kernel_name_the_spills(figures: Any) -> None:
     row = figures["one warp", "sm_90"]  # 128 x 128 sums in 32 threads
     assert row["registers"] == 255 and row["spill_bytes"] > 0 and row["local_bytes"] > 0
     found = failures(PRODUCT, "", "sm_90", row)
@@ -65,14 +65,14 @@ def test_spills_are_seen(figures: Any) -> None:
     assert failures(allowed, "", "sm_90", row) == []
 
 
-def test_what_does_not_fit_cannot_be_launched(figures: Any) -> None:
+def test_failures_of_a_kernel_too_large_say_it_cannot_be_launched(figures: Any) -> None:
     for target in TARGETS:
         row = figures["too large", target]
         found = failures(PRODUCT, "", target, row)
         assert row["shared_bytes"] > 64 * 1024 and any("cannot be launched" in line for line in found), target
 
 
-def test_atomics_are_seen(figures: Any) -> None:
+def test_failures_of_an_atomic_kernel_name_the_atomics(figures: Any) -> None:
     for target in TARGETS:
         row = figures["atomic", target]
         assert row["instructions"]["atomics"] > 0
@@ -80,11 +80,11 @@ def test_atomics_are_seen(figures: Any) -> None:
         assert "atomics" not in figures["product", target]["instructions"]
 
 
-def test_alignment_reaches_the_compiler(figures: Any) -> None:
+def test_unaligned_product_takes_more_registers(figures: Any) -> None:
     assert figures["unaligned", "sm_90"]["registers"] > figures["product", "sm_90"]["registers"]
 
 
-def test_an_entry_that_cannot_compile_says_why_in_one_line(figures: Any) -> None:
+def test_impossible_entry_gives_the_reason_in_one_line(figures: Any) -> None:
     row = figures["impossible", "sm_90"]
     assert row.keys() == {"error"} and "one row only" in row["error"] and "\n" not in row["error"]
     assert failures(IMPOSSIBLE, "3.6.0", "sm_90", row) == [f"does not compile: {row['error']}"]
@@ -95,19 +95,19 @@ def test_an_entry_that_cannot_compile_says_why_in_one_line(figures: Any) -> None
     assert failures(elsewhere, "3.6.0", "sm_90", row) != []
 
 
-def test_a_compiler_that_dies_takes_nothing_else_with_it(figures: Any) -> None:
+def test_compiler_that_dies_leaves_other_entries_alone(figures: Any) -> None:
     assert "died" in figures["abort", "sm_90"]["error"]
     assert len(figures) == len(EVERYWHERE) * len(TARGETS) + len(ONLY_ON_SM_90)
 
 
-def test_sources_that_changed_on_the_way_are_refused(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_results_with_changed_sources_exit(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     monkeypatch.setenv("PYTHONPATH", FOLDER)
     with pytest.raises(SystemExit):
         list(results([("product", "sm_90")], {"product": "another"}, folder=None, entries=SAMPLES, processes=1))
     assert "error: product changed" in capfd.readouterr().err
 
 
-def test_arguments_must_be_shared_out() -> None:
+def test_source_with_missing_or_doubled_arguments_raises() -> None:
     for wrong in (replace(PRODUCT, signature={}), replace(PRODUCT, constants={**PRODUCT.constants, "rows": 1})):
         with pytest.raises(ValueError, match="must share out the arguments"):
             wrong.source()
@@ -120,7 +120,7 @@ def launch(rows: int = 128, stride: int = 64, dtype: torch.dtype = torch.bfloat1
     impossible[(1,)](out, 1, ROWS=rows)
 
 
-def test_a_launch_is_specialised_as_triton_specialises_it() -> None:
+def test_launches_are_specialised_by_the_rules_of_triton() -> None:
     needs = Requirements(tensor_cores=True)
     first, second = launches("sample", launch, by_kernel={"product": needs}, targets=["sm_90"])
     assert first.targets == second.targets == ("sm_90",)
@@ -134,7 +134,7 @@ def test_a_launch_is_specialised_as_triton_specialises_it() -> None:
     assert first.constants == {**PRODUCT.constants, "rows": 1} and first.aligned == {"a", "b"}
 
 
-def test_different_launches_of_one_kernel_are_numbered() -> None:
+def test_launches_of_one_kernel_twice_are_numbered() -> None:
     def twice() -> None:
         launch()
         launch(stride=72)
@@ -143,7 +143,7 @@ def test_different_launches_of_one_kernel_are_numbered() -> None:
     assert names == ["sample: product", "sample: impossible", "sample: product 2"]
 
 
-def test_fingerprints_follow_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fingerprint_changes_with_all_that_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     before = PRODUCT.fingerprint()
     others = (
         replace(PRODUCT, options={"num_warps": 8, "num_stages": 2}),
@@ -161,6 +161,6 @@ def test_fingerprints_follow_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -
     assert len({before, called, PRODUCT.fingerprint()}) == 3
 
 
-def test_comments_do_not_count() -> None:
+def test_sources_that_differ_in_comments_are_equal() -> None:
     assert _without_comments("    x = 1  # one\n    # two\n    y = 2\n") == _without_comments("    x = 1\n    y = 2\n")
     assert _without_comments("x = 1\n") != _without_comments("x = 2\n")

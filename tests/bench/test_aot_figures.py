@@ -1,4 +1,4 @@
-"""The ahead-of-time gate: what a disassembly and a report say, and how many blocks fit."""
+"""The ahead-of-time gate: parsing of disassembly and reports, and blocks per multiprocessor."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from bench.aot.binary import OPCODE, access_bytes, amd_figures, usage_of
 from bench.aot.occupancy import blocks_per_multiprocessor
 
 
-def test_opcodes_and_widths_are_read_from_a_disassembly() -> None:
+def test_disassembly_gives_opcodes_and_access_widths() -> None:
     code = """
     .L_x_1:
         /*1a40*/              @!P0 STL.128 [R1+0x8], R4 ;
@@ -22,13 +22,13 @@ def test_opcodes_and_widths_are_read_from_a_disassembly() -> None:
     assert access_bytes(".U8") == 1 and access_bytes("") == 4
 
 
-def test_a_report_of_the_disassembler_that_says_nothing_is_refused() -> None:
+def test_usage_of_a_report_without_the_kernel_raises() -> None:
     assert usage_of(" Function f:\n  REG:174 STACK:8 LOCAL:0 CONSTANT[0]:424\n")["STACK"] == 8
     with pytest.raises(ValueError, match="no resource usage"):
         usage_of("Resource usage:\n")
 
 
-def test_amd_figures_are_those_of_the_metadata() -> None:
+def test_amd_figures_of_an_assembly_follow_its_metadata() -> None:
     text = """
 \tv_mfma_f32_32x32x8_bf16 a
 \tglobal_atomic_add_f32 v
@@ -80,7 +80,9 @@ def test_amd_figures_are_those_of_the_metadata() -> None:
         ("gfx942", 4, 64, 64 * 1024 + 1, 0, 0),
     ],
 )
-def test_blocks_on_a_multiprocessor(target: str, warps: int, registers: int, shared: int, columns: int, expected: int) -> None:
+def test_blocks_per_multiprocessor_of_registers_and_shared_memory(
+    target: str, warps: int, registers: int, shared: int, columns: int, expected: int
+) -> None:
     fits = blocks_per_multiprocessor(
         target, warps=warps, registers=registers, shared_bytes=shared, tensor_memory_columns=columns
     )

@@ -35,7 +35,7 @@ from bench.aot.verdict import differences, failures
         ({"error": "out of everything"}, "compiles -> does not compile (out of everything)"),
     ],
 )
-def test_each_regression_is_told_with_both_figures(after: dict[str, Any], line: str) -> None:
+def test_differences_of_a_worse_binary_name_both_figures(after: dict[str, Any], line: str) -> None:
     assert line in differences(ROW, after)[0]
     assert line not in differences(ROW, after)[1]
     assert differences(after, ROW)[0] == ([] if "HMMA" not in after.get("instructions", {}) else ["HMMA 64 -> 0"])
@@ -44,13 +44,13 @@ def test_each_regression_is_told_with_both_figures(after: dict[str, Any], line: 
 @pytest.mark.parametrize(
     "after", [changed(registers=140), changed(shared_bytes=70_000), changed(instructions={"BAR": 9}), changed(blocks=3)]
 )
-def test_other_changes_are_no_regressions(after: dict[str, Any]) -> None:
+def test_differences_of_other_figures_are_no_regressions(after: dict[str, Any]) -> None:
     worse, other = differences(ROW, after)
     assert not worse and len(other) == 1
     assert differences(ROW, dict(ROW)) == ([], [])
 
 
-def test_promised_instructions_must_be_there() -> None:
+def test_failures_of_a_binary_without_promised_instructions_name_them() -> None:
     entry = replace(PRODUCT, requires=Requirements(instructions={"sm_90": ("UTMALDG", "USETMAXREG")}))
     assert failures(entry, "", "sm_90", ROW) == ["has no USETMAXREG, which the entry promises"]
     assert failures(entry, "", "sm_80", ROW) == []
@@ -77,7 +77,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-def test_the_command_compares_fails_and_updates(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_with_a_regression_fails_until_updated(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 0 and not run.path.exists()
     assert "8 binaries are not in the table, 0 of the table are no more" in capsys.readouterr().out
     assert run("--update") == 0
@@ -97,7 +97,7 @@ def test_the_command_compares_fails_and_updates(run: Any, capsys: pytest.Capture
     assert run() == 0
 
 
-def test_only_what_has_changed_is_compiled_if_asked(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_with_changed_compiles_only_new_entries(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run("--update")
     before = table.read(run.path)[1]
     run.rows |= {("other", target): figures for (_, target), figures in list(run.rows.items())}
@@ -111,13 +111,13 @@ def test_only_what_has_changed_is_compiled_if_asked(run: Any, monkeypatch: pytes
     assert {figures["registers"] for key, figures in table.read(run.path)[1].items() if key[2] == "sm_90"} == {100}
 
 
-def test_a_failure_is_never_written(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_update_with_a_failure_writes_nothing(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     run.rows["product", "sm_90"] = changed(instructions={"HGMMA": 0})
     assert run("--update") == 1 and not run.path.exists()
     assert "FAILURE: product, sm_90, triton 3.9.0: has no HGMMA" in capsys.readouterr().out
 
 
-def test_an_entry_is_compiled_for_its_own_targets_alone(run: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_entry_with_one_target_is_compiled_for_it_only(run: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     run("--update")
     monkeypatch.setattr(gate, "listed", lambda _: {"product": replace(PRODUCT, targets=("sm_90",))})
     assert run() == 0
@@ -126,7 +126,7 @@ def test_an_entry_is_compiled_for_its_own_targets_alone(run: Any, monkeypatch: p
     assert {target for _, _, target in table.read(run.path)[1]} == {"sm_90"}
 
 
-def test_mistakes_are_told_in_one_line(run: Any) -> None:
+def test_command_with_a_mistake_exits_with_one_line(run: Any) -> None:
     for arguments in (["--only", "nothing"], ["--release", "2.0"]):
         with pytest.raises(SystemExit, match=r"^error: "):
             run(*arguments)
@@ -134,7 +134,7 @@ def test_mistakes_are_told_in_one_line(run: Any) -> None:
         run("--update", "--only", "product")
 
 
-def test_a_table_out_of_date_is_told(run: Any, tmp_path: Path) -> None:
+def test_out_of_date_names_each_stale_entry(run: Any, tmp_path: Path) -> None:
     assert table.out_of_date(run.path, {"product": PRODUCT}) == ["product: not in the table"]
     run("--update")
     assert table.out_of_date(run.path, {"product": PRODUCT}) == []
@@ -151,12 +151,12 @@ def test_a_table_out_of_date_is_told(run: Any, tmp_path: Path) -> None:
     assert table.out_of_date(run.path, {"product": PRODUCT}) == ["product, sm_80, triton 3.6.0: no figures"]
 
 
-def test_no_two_entries_share_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listed_with_two_entries_of_one_name_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.compilations, "compilations", lambda: iter([PRODUCT, PRODUCT]))
     with pytest.raises(ValueError, match="two compilations are named"):
         listed("bench.compilations")
 
 
-def test_the_committed_table_speaks_of_the_kernels_as_they_are() -> None:
+def test_committed_table_describes_the_kernels_of_today() -> None:
     stale = table.out_of_date(table.PATH, listed("bench.compilations"))
     assert not stale, "run `make aot`, then `python -m bench.aot --update`:\n" + "\n".join(stale)

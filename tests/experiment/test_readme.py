@@ -3,17 +3,20 @@
 import re
 from pathlib import Path
 
-from bench.readme import drawn
+import pytest
+
+from bench.readme import pages
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_tables_are_drawn_from_the_committed_results() -> None:
-    assert drawn(README) == README
+@pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_tables_of_a_page_are_those_of_the_committed_results(path: Path) -> None:
+    assert pages()[path] == path.read_text()
 
 
-def test_every_path_in_the_map_and_every_link_exists() -> None:
+def test_every_path_in_the_map_exists() -> None:
     tree = re.search(r"```\n(README\.md.*?)```", README, re.DOTALL)
     assert tree is not None
     folder = Path()
@@ -22,13 +25,18 @@ def test_every_path_in_the_map_and_every_link_exists() -> None:
         if not indent:
             folder = Path(name) if name.endswith("/") else Path()
         assert (ROOT / (folder / name if indent else name)).exists(), line
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
 
 
-def test_every_command_of_the_readme_exists() -> None:
+@pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_of_a_page_exists(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_of_a_page_exists(path: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     commands = set(re.findall(r'@app\.command\(\s*(?:name="(\w+)")?', (ROOT / "sbp_fast" / "cli.py").read_text()))
     functions = set(re.findall(r"^def (\w+)\(", (ROOT / "sbp_fast" / "cli.py").read_text(), re.MULTILINE))
-    assert set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE)) <= targets
-    assert set(re.findall(r"^sbp-fast (\w+)", README, re.MULTILINE)) <= functions | commands
+    assert set(re.findall(r"^make ([a-z-]+)", path.read_text(), re.MULTILINE)) <= targets
+    assert set(re.findall(r"^sbp-fast (\w+)", path.read_text(), re.MULTILINE)) <= functions | commands

@@ -37,7 +37,8 @@ class CorpusBatches:
 
     def __init__(self, real: Corpus, synthetic: Corpus | None, task: TrainTask, context: int) -> None:
         recipe, seed = task.recipe, task.seed
-        self.stream_tokens, self.streams_per_step, self.steps = recipe.microbatch_tokens, recipe.streams_per_step, recipe.steps
+        self.stream_tokens, self.streams_per_step = recipe.microbatch_tokens, recipe.sequences_per_step
+        self.steps = recipe.steps
         if self.stream_tokens < context:
             found = f"{self.stream_tokens} is less than model.context = {context}"
             raise UserError("pretrain.microbatch_tokens", found, "raise it to that or more")
