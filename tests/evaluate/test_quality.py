@@ -94,7 +94,7 @@ def run(inputs: dict[str, Path], out: Path, *overrides: str) -> Manifest:
     config = configure(inputs["directory"], *OVERRIDES, *overrides)
     paths = {name: inputs[name] for name in ("corpus", "synthetic", "kept", "pairs")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(relevance, "Encoder", FakeEncoder)
+        patch.setattr(relevance, "SentenceEncoder", FakeEncoder)
         return measure_quality(config, out, **paths, console=QUIET)
 
 
@@ -283,7 +283,7 @@ def test_the_command_takes_models_or_documents(options: list[str]) -> None:
 
 
 def test_the_command_measures_documents(inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relevance, "Encoder", FakeEncoder)
+    monkeypatch.setattr(relevance, "SentenceEncoder", FakeEncoder)
     options = [text for name in ("corpus", "synthetic", "kept", "pairs") for text in (f"--{name}", str(inputs[name]))]
     settings = [f"corpus.path={inputs['directory']}/documents.jsonl", *OVERRIDES, "threads=1"]
     result = CliRunner().invoke(app, ["evaluate", "demo", *settings, *options, "--out", str(tmp_path / "out")])

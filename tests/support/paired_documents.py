@@ -1,4 +1,4 @@
-"""Documents with vectors of our choice, the stage `pair` over them, and what it should give, by the definition alone."""
+"""Documents with given vectors, the stage `pair` over them, and the pairs that its definition gives."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from sbp_fast.data.token_shards.writer import CorpusWriter
 from sbp_fast.data.tokenizer import train_tokenizer
 from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Work, run_stage
+from sbp_fast.pipeline.stage import StageContext, run_stage
 from sbp_fast.stages.pair import pair
 
 QUIET = Console(quiet=True)
 DOCUMENTS, BEGIN, END = 60, 0, 1
-UNCAPPED: dict[str, Any] = {"neighbours": DOCUMENTS, "partners_per_seed": DOCUMENTS, "seeds_per_partner": DOCUMENTS}
+UNCAPPED: dict[str, Any] = {"neighbors": DOCUMENTS, "partners_per_seed": DOCUMENTS, "seeds_per_partner": DOCUMENTS}
 
 
 def make_documents(seed: int) -> tuple[list[list[int]], list[str]]:
-    """Random token strings, three parts to an original; some are spliced from another, some are copies, exact or nearly."""
+    """Random token strings, three parts to an original; some are spliced from another, some are (near-)duplicates."""
     random = np.random.default_rng(seed)
     texts = [random.integers(3, 300, random.integers(2, 60)).tolist() for _ in range(DOCUMENTS)]
     for number in range(3, DOCUMENTS, 2):
@@ -40,18 +40,18 @@ def make_vectors(seed: int, documents: int = DOCUMENTS) -> np.ndarray:
 def write_inputs(directory: Path, texts: list[list[int]], ids: list[str], vectors: np.ndarray) -> tuple[Path, Path]:
     """What `prepare` and `embed` would have written."""
 
-    def write_corpus(work: Work) -> None:
-        train_tokenizer(["a few words"], 300).save(work.directory / "tokenizer.json")
+    def write_corpus(context: StageContext) -> None:
+        train_tokenizer(["a few words"], 300).save(context.directory / "tokenizer.json")
         for part in ("train", "heldout"):
-            writer = CorpusWriter(work.directory / part, 300)
+            writer = CorpusWriter(context.directory / part, 300)
             for tokens, id in zip(texts, ids, strict=True):
                 writer.add([BEGIN, *tokens, END], id=id, source="letters", text_bytes=1)
             writer.close()
-        work.record(unique_documents=len(texts), embedded=False, sources={"letters": len(texts)})
+        context.record(unique_documents=len(texts), embedded=False, sources={"letters": len(texts)})
 
-    def write_vectors(work: Work) -> None:
-        np.save(work.directory / "vectors-00000.npy", vectors[:20])
-        np.save(work.directory / "vectors-00001.npy", vectors[20:])
+    def write_vectors(context: StageContext) -> None:
+        np.save(context.directory / "vectors-00000.npy", vectors[:20])
+        np.save(context.directory / "vectors-00001.npy", vectors[20:])
 
     corpus, out = directory / "corpus", directory / "vectors"
     config = {"corpus": {"group_separator": "/"}}
@@ -72,14 +72,14 @@ def shingles(tokens: list[int]) -> set[tuple[int, ...]]:
 
 
 def representatives(texts: list[list[int]], share: float = 0.8) -> list[int]:
-    """Documents that neither equal an earlier one nor are near-copies of an earlier representative."""
-    found: list[int] = []
+    """Documents that neither equal an earlier one nor are near-duplicates of an earlier representative."""
+    representative_rows: list[int] = []
     for row, tokens in enumerate(texts):
         if texts.index(tokens) == row:
-            held = ((shingles(tokens), shingles(texts[other])) for other in found)
-            if all(len(mine & theirs) < share * max(len(mine), len(theirs)) for mine, theirs in held):
-                found.append(row)
-    return found
+            compared = ((shingles(tokens), shingles(texts[other])) for other in representative_rows)
+            if all(len(mine & theirs) < share * max(len(mine), len(theirs)) for mine, theirs in compared):
+                representative_rows.append(row)
+    return representative_rows
 
 
 def qualifying(texts: list[list[int]], ids: list[str], vectors: np.ndarray, low: float, high: float, limit: float) -> set:
@@ -89,8 +89,8 @@ def qualifying(texts: list[list[int]], ids: list[str], vectors: np.ndarray, low:
     for a in firsts:
         for b in firsts:
             mine, theirs = shingles(texts[a]), shingles(texts[b])
-            near_copy = len(mine & theirs) >= limit * min(len(mine), len(theirs))
-            if a != b and low <= vectors[a] @ vectors[b] <= high and not near_copy:
+            near_duplicate = len(mine & theirs) >= limit * min(len(mine), len(theirs))
+            if a != b and low <= vectors[a] @ vectors[b] <= high and not near_duplicate:
                 pairs |= {(a, b)} if ids[a].split("/")[0] != ids[b].split("/")[0] else set()
     return pairs
 
