@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 RENAMED: dict[str, str] = {
+    "corpus.near_copy_similarity": "corpus.near_duplicate_similarity",
     "evaluate.measured_documents": "quality.measured_documents",
     "evaluate.judged_documents": "quality.judged_documents",
     "evaluate.judge": "quality.judge",

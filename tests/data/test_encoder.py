@@ -199,7 +199,7 @@ def test_a_missing_gigatoken_is_missed_before_anything_is_read(tmp_path: Path, m
 def test_ids_that_turn_out_to_differ_leave_nothing_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoders, "CHECKED_BYTES", 0)
     monkeypatch.setattr(encoders, "SAMPLED", 1)
-    monkeypatch.setattr("sbp_fast.stages.prepare.SMALL_PART_BYTES", 2000)
+    monkeypatch.setattr("sbp_fast.data.preparation.SMALL_PARTITION_BYTES", 2000)
     settings = {"shard_tokens": 1000, "workers": 1}
     expected = prepare(configure(tmp_path, "tokenizers", **settings), tmp_path / "expected", console=QUIET)
     corpus = PreparedCorpus(tmp_path / "expected")
@@ -208,7 +208,7 @@ def test_ids_that_turn_out_to_differ_leave_nothing_written(tmp_path: Path, monke
     with pytest.raises(IdsDiffer, match=last.partition(",")[0]):
         prepare(configure(tmp_path, "auto", **settings), tmp_path / "out", console=QUIET)
     left = {path.name for path in (tmp_path / "out.partial").rglob("*")}
-    assert "spill" in left and not [name for name in left if name.startswith(("part-", "tokens-", "train"))]
+    assert "shuffle" in left and not [name for name in left if name.startswith(("partition-", "tokens-", "train"))]
     again = prepare(configure(tmp_path, "tokenizers", **settings), tmp_path / "out", console=QUIET)
     assert again.files == expected.files
 
@@ -239,7 +239,7 @@ def test_gigatoken_refuses_what_it_cannot_load() -> None:
 
 @NEEDS_GIGATOKEN
 def test_gigatoken_writes_the_corpus_that_tokenizers_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sbp_fast.stages.prepare.SMALL_PART_BYTES", 2000)
+    monkeypatch.setattr("sbp_fast.data.preparation.SMALL_PARTITION_BYTES", 2000)
     first, second = (
         prepare(configure(tmp_path, encoder, workers=2), tmp_path / encoder, console=QUIET)
         for encoder in ("tokenizers", "gigatoken")

@@ -3,13 +3,14 @@ from pathlib import Path
 
 import pytest
 
-import sbp_fast.stages.prepare as module
 from sbp_fast.config import CorpusConfig, RunConfig
+from sbp_fast.data import preparation
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.tokenizer import train_tokenizer
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.stage import Manifest
 from sbp_fast.stages.prepare import prepare
 
 QUIET = Console(quiet=True)
@@ -57,7 +58,7 @@ def test_every_document_arrives_whole_in_one_place(tmp_path: Path) -> None:
 
 def test_counts_say_what_was_written(tmp_path: Path) -> None:
     corpus = run(configure(write_jsonl(tmp_path / "c.jsonl", letters(400))), tmp_path / "out")
-    counts, train = corpus.manifest.counts, corpus.train
+    counts, train = corpus.counts, corpus.train
     assert counts["documents"] == len(train) == 384 and counts["heldout_documents"] == len(corpus.heldout) == 16
     assert counts["unique_documents"] == len(corpus.unique) == 96
     assert counts["tokens"] == train.tokens and counts["unique_tokens"] == sum(len(train[i]) for i in range(96))
@@ -68,14 +69,14 @@ def test_counts_say_what_was_written(tmp_path: Path) -> None:
 
 def test_documents_are_shuffled_by_the_seed_alone(tmp_path: Path) -> None:
     config = configure(write_jsonl(tmp_path / "c.jsonl", letters(400)))
-    first, again = run(config, tmp_path / "1"), run(config, tmp_path / "2")
+    first, _ = run(config, tmp_path / "1"), run(config, tmp_path / "2")
     other = run(config.model_copy(update={"seed": 1}), tmp_path / "3")
     assert set(first.heldout.ids) != set(other.heldout.ids)
     heldout = write_jsonl(tmp_path / "h.jsonl", [("h", "Held out.")])
     same = configure(tmp_path / "c.jsonl", heldout=str(heldout))
     orders = [list(run(same.model_copy(update={"seed": seed}), tmp_path / f"s{seed}").train.ids) for seed in (0, 1)]
     assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
-    assert first.manifest.fingerprint == again.manifest.fingerprint
+    assert len({Manifest.load(tmp_path / name).fingerprint for name in "12"}) == 1
     numbers = [int(id.split("/")[1]) for id in first.unique.ids]
     assert min(numbers) < 10 and max(numbers) > 90  # the unique documents are from everywhere
 
@@ -112,7 +113,7 @@ def test_copies_are_dropped_and_counted(tmp_path: Path) -> None:
     corpus = run(config, tmp_path / "out")
     assert sorted(corpus.heldout.ids) == ["held/1", "held/2"]
     assert len(corpus.train) == 199 and documents[7][0] not in corpus.train.ids and "letter/0/0" in corpus.train.ids
-    assert corpus.manifest.counts["copies_dropped"] == 5 and corpus.manifest.counts["heldout_copies_dropped"] == 1
+    assert corpus.counts["duplicates_dropped"] == 5 and corpus.counts["heldout_duplicates_dropped"] == 1
 
 
 def test_the_tokenizer_learns_from_the_unique_documents_alone(tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_the_tokenizer_learns_from_the_unique_documents_alone(tmp_path: Path) ->
 
 
 def test_the_tokenizer_learns_from_a_bounded_head_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TRAINING_BYTES", 1000)
+    monkeypatch.setattr(preparation, "TRAINING_BYTES", 1000)
     documents = [(str(i), f"{chr(97 + i % 26) * 3}{chr(97 + i // 26) * 3} " * 3) for i in range(400)]
     corpus = run(configure(write_jsonl(tmp_path / "c.jsonl", documents)), tmp_path / "out")
     head = [corpus.text(corpus.train, i) for i in range(48)]  # of 21 bytes each
@@ -150,7 +151,7 @@ def test_long_documents_become_passages_of_one_original(tmp_path: Path) -> None:
     everything = texts(corpus, corpus.train) | texts(corpus, corpus.heldout)
     parts = sorted(id for id in everything if id.startswith("story/one/"))
     assert parts[0] == "story/one/0000" and " ".join(everything[part] for part in parts) == story
-    assert corpus.manifest.counts["passages_cut"] == len(parts) and max(map(len, everything.values())) <= 200
+    assert corpus.counts["passages_cut"] == len(parts) and max(map(len, everything.values())) <= 200
     assert {corpus.group(part) for part in parts} == {"story/one"}
 
 

@@ -1,4 +1,4 @@
-"""Near-copies: what MinHash estimates, what is found against comparing everything with everything, what `prepare` does."""
+"""Near-duplicates: what MinHash estimates, what is found against comparing everything with everything, what `prepare` does."""
 
 import json
 import re
@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import sbp_fast.stages.prepare as module
 from sbp_fast.config import CorpusConfig, RunConfig
+from sbp_fast.data import preparation
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.dedup.minhash import BANDS, ROWS, SHINGLE_WORDS, band_keys, jaccard, word_ids
 from sbp_fast.dedup.shingles import shingle_hashes, signature, window_hashes
 from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.stage import Manifest
 from sbp_fast.stages.prepare import prepare
 
 QUIET = Console(quiet=True)
@@ -135,12 +136,12 @@ def groups(texts: dict[str, str], least: float) -> list[set[str]]:
 @pytest.mark.parametrize("least", [0.75, 0.9])
 def test_what_comparing_everything_finds(tmp_path: Path, least: float) -> None:
     texts = make(tmp_path / "documents")
-    corpus = run(tmp_path / "documents", tmp_path / "out", near_copy_similarity=least, heldout_share=0.05)
+    corpus = run(tmp_path / "documents", tmp_path / "out", near_duplicate_similarity=least, heldout_share=0.05)
     stay = [*corpus.train.ids, *corpus.heldout.ids]
     expected = groups(texts, least)
     assert len(stay) == len(expected) < len(texts) and all(len(group & set(stay)) == 1 for group in expected)
-    assert corpus.manifest.counts["near_copies_dropped"] == len(texts) - len(stay)
-    listed = pq.read_table(tmp_path / "out/near-copies.parquet").to_pylist()
+    assert corpus.counts["near_duplicates_dropped"] == len(texts) - len(stay)
+    listed = pq.read_table(tmp_path / "out/near-duplicates.parquet").to_pylist()
     assert {row["id"] for row in listed} == texts.keys() - set(stay) and {row["kept"] for row in listed} <= set(stay)
     assert all(row["similarity"] == pytest.approx(similarity(texts[row["id"]], texts[row["kept"]])) for row in listed)
     first = [id for id in stay if id in corpus.train.ids and "-" in id and int(id.split("-")[1]) < 40]
@@ -162,21 +163,21 @@ def test_a_document_like_one_held_out_is_not_trained_on(tmp_path: Path) -> None:
 def test_the_same_from_any_cut_and_any_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "documents")
     whole = run(tmp_path / "documents", tmp_path / "whole", workers=1)
-    monkeypatch.setattr(module, "PART_BYTES", 20_000)
+    monkeypatch.setattr(preparation, "PARTITION_BYTES", 20_000)
     cut = [run(tmp_path / "documents", tmp_path / str(workers), workers=workers) for workers in (1, 2)]
-    assert cut[0].manifest.files == cut[1].manifest.files
-    assert cut[0].manifest.counts == whole.manifest.counts and list(cut[0].train.ids) == list(whole.train.ids)
+    assert Manifest.load(tmp_path / "1").files == Manifest.load(tmp_path / "2").files
+    assert cut[0].counts == whole.counts and list(cut[0].train.ids) == list(whole.train.ids)
     assert len(list((tmp_path / "1/train").glob("tokens*"))) > 1
 
 
-def test_without_near_copies_nothing_goes(tmp_path: Path) -> None:
+def test_without_near_duplicates_nothing_is_dropped(tmp_path: Path) -> None:
     folder = tmp_path / "documents"
     folder.mkdir()
     texts = [f"{number} " * (number % 9 + 1) + f"{number**2} {number**3}" for number in range(200)] + ["...", "!!!"]
     (folder / "0.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     corpus = run(folder, tmp_path / "out")
-    assert len(corpus.train) + len(corpus.heldout) == len(texts) and corpus.manifest.counts["near_copies_dropped"] == 0
-    assert pq.read_table(tmp_path / "out/near-copies.parquet").num_rows == 0
+    assert len(corpus.train) + len(corpus.heldout) == len(texts) and corpus.counts["near_duplicates_dropped"] == 0
+    assert pq.read_table(tmp_path / "out/near-duplicates.parquet").num_rows == 0
 
 
 def test_shingles_are_those_of_the_pairs(tmp_path: Path) -> None:
