@@ -102,10 +102,3 @@ class LogConfig(Section):
     """Read the device's figures this often; between two reads nothing waits for the device."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Get the same figures under the same keys; the package of each must be installed."""
-
-
-class JointConfig(Section):
-    maximum_synthetic_share: Share = 0.375
-    """Share of the joint run's tokens that is synthetic, less if fewer synthetic tokens are kept: none is read twice."""
-    minimum_synthetic_share: Annotated[Share, NO_EFFECT] = 0.0
-    """Refuse to begin the joint run with less than this."""

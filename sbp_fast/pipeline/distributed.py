@@ -1,7 +1,7 @@
 """The processes of one training run: who they are, how they are started, and how they agree.
 
-A process started by torchrun, or by `launch` here, finds its number in the environment and joins the others; any other is
-alone. Process 0 leads: it keeps the stage's directory, speaks, and tells the others whether there is work.
+A process started by torchrun, or by `run_in_processes` here, finds its number in the environment and joins the others; any
+other is alone. Process 0 leads: it keeps the stage's directory, speaks, and tells the others whether there is work.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from sbp_fast.config import resolve_device
 from sbp_fast.errors import UserError
+from sbp_fast.pipeline.progress import Console
 
 FIRST_STEP_MINUTES = 30  # compilation and the first checkpoint of a large model take their time
 
@@ -118,36 +120,59 @@ def joined(device: str, *, group_of_one: bool = False) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-def launch(arguments: Sequence[str], processes: int, device: str) -> int:
-    """Run `python -m sbp_fast ARGUMENTS` as `processes` processes on this machine, by torch's elastic launcher.
+def run_in_processes(function: Callable[..., Any], *arguments: Any, gpus: int, console: Console, **options: Any) -> Any:
+    """Call a stage's function here, or in `gpus` processes of this machine by torch's elastic launcher.
+
+    Args:
+        function: takes `console` besides `arguments` and `options`; it and they can be pickled. Its first argument is the
+            configuration, which names the device.
+        gpus: 1 calls it here, as does being one of several processes already (under torchrun).
+        console: what this process prints to; of several processes rank 0 prints.
 
     Returns:
-        The exit code: 0, or that of the first process that failed, which has said why.
+        What the function returns; None where other processes ran it.
 
     Raises:
         UserError: more processes than CUDA devices.
+        SystemExit: one of the processes failed, and has said why; the code is that of the first that did.
     """
+    if gpus == 1 or world_size() > 1:
+        return function(*arguments, console=Console(quiet=True) if not leads() else console, **options)
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    if device.startswith("cuda") and processes > torch.cuda.device_count():
-        found = f"asks for {processes} processes, and there are {torch.cuda.device_count()} CUDA devices"
-        raise UserError(f"--gpus {processes}", found, "ask for as many as there are, or set device=cpu")
+    if resolve_device(arguments[0]).startswith("cuda") and gpus > torch.cuda.device_count():
+        problem = f"asks for {gpus} processes, and there are {torch.cuda.device_count()} CUDA devices"
+        raise UserError(f"--gpus {gpus}", problem, "ask for as many as there are, or set device=cpu")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its report of a failure buries the reason
-    config = LaunchConfig(
+    launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=processes,
+        nproc_per_node=gpus,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         run_id=str(os.getpid()),
         max_restarts=0,
+        start_method="spawn",
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "sbp_fast", *arguments)
+        elastic_launch(launch, _run_as_one_of_several)(function, arguments, options)
     except ChildFailedError as failed:
-        return next(iter(failed.failures.values())).exitcode
-    return 0
+        raise SystemExit(next(iter(failed.failures.values())).exitcode) from None
+    return None
+
+
+def _run_as_one_of_several(function: Callable[..., Any], arguments: Sequence[Any], options: dict[str, Any]) -> None:
+    console = Console(quiet=not leads())
+    try:
+        function(*arguments, console=console, **options)
+    except UserError as error:
+        if leads():  # of several processes that meet the same mistake one says so
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except Stopped as stopped:
+        console.say(str(stopped))
+        sys.exit(stopped.exit_code)
 
 
 class Stopped(Exception):

@@ -13,16 +13,16 @@ from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import INDEX, Corpus
 from sbp_fast.errors import UserError
 from sbp_fast.generate.backends.backend import check_backend
-from sbp_fast.generate.seeds import SeedPlan
+from sbp_fast.generate.seeds import SeedPlan, wanted_tokens
 from sbp_fast.generate.shard_writer import PARTS, Parts
 from sbp_fast.generate.tasks import draw_elsewhere, draw_here, versions_in
 from sbp_fast.model.flops import forward_flops
 from sbp_fast.model.saved import read_description
-from sbp_fast.pipeline.distributed import Processes, joined, led, world_size
+from sbp_fast.pipeline.distributed import Processes, joined, world_size
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Manifest, Work, run_stage
+from sbp_fast.pipeline.stage import Manifest, Work, run_stage_together
 
 
 def synthesize(
@@ -63,19 +63,16 @@ def synthesize(
             work.device = str(processes.device)
             _synthesize(config, PreparedCorpus(corpus), model, work, processes, workers)
 
-        def lead(announce: Any) -> Manifest:
-            def announced(work: Work) -> None:
-                announce(work.directory)
-                body(work)
-
-            inputs: dict[str, Path | str] = {"corpus": corpus, "model": model}
-            settings = what_it_depends_on(config)
-            return run_stage("synthesize", out, config=settings, inputs=inputs, body=announced, console=console, force=force)
-
-        def follow(directory: Path) -> None:
-            body(Work(directory, out, {"corpus": corpus, "model": model}, Console(quiet=True)))
-
-        return led(processes, lead, follow)
+        return run_stage_together(
+            processes,
+            "synthesize",
+            out,
+            config=what_it_depends_on(config),
+            inputs={"corpus": corpus, "model": model},
+            body=body,
+            console=console,
+            force=force,
+        )
 
 
 def what_it_depends_on(config: RunConfig) -> dict[str, Any]:
@@ -83,8 +80,7 @@ def what_it_depends_on(config: RunConfig) -> dict[str, Any]:
     return {
         "seed": config.seed,
         "synthesize": config.synthesize.settings(),
-        "joint": config.joint.settings(),
-        "pretrain": {"tokens": config.pretrain.tokens},
+        "wanted_tokens": wanted_tokens(config),
     }
 
 
