@@ -54,7 +54,7 @@ class Preparation:
     Args:
         config: of the run.
         directory: the output.
-        scratch: for the shuffled documents; the caller removes it afterwards.
+        scratch: a directory for the shuffled documents, which the caller removes afterwards.
         console: for progress.
         record: called with counts for the manifest.
         save_clock: called after each durable step.

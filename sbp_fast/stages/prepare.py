@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -16,9 +15,7 @@ from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.files import hash_file
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Manifest, Work, run_stage
-
-SHUFFLE = "shuffle"
+from sbp_fast.pipeline.stage import Manifest, StageContext, run_stage
 
 
 def prepare(config: RunConfig, out: Path, *, console: Console, force: bool = False, workers: Workers = LOCAL) -> Manifest:
@@ -47,19 +44,23 @@ def prepare(config: RunConfig, out: Path, *, console: Console, force: bool = Fal
         "corpus": corpus.settings(),
     }
 
-    def body(work: Work) -> None:
-        scratch = work.directory / SHUFFLE
-        if not work.counted():
-            callbacks = {"console": work.console, "record": work.record, "save_clock": work.keep_clock}
-            try:
-                Preparation(config, work.directory, scratch, workers=workers, **callbacks).run()
-            except BrokenProcessPool:
-                raise UserError(
-                    "corpus.workers",
-                    "a process was killed, most likely for want of memory",
-                    "rerun, it goes on where it stopped; with fewer corpus.workers if that happens again",
-                ) from None
-            work.keep_counts()
-        shutil.rmtree(scratch, ignore_errors=True)
+    def body(context: StageContext) -> None:
+        preparation = Preparation(
+            config,
+            context.directory,
+            context.scratch,
+            console=context.console,
+            record=context.record,
+            save_clock=context.keep_clock,
+            workers=workers,
+        )
+        try:
+            preparation.run()
+        except BrokenProcessPool:
+            raise UserError(
+                "corpus.workers",
+                "a process was killed, most likely for want of memory",
+                "rerun, it goes on where it stopped; with fewer corpus.workers if that happens again",
+            ) from None
 
     return run_stage("prepare", out, config=settings, inputs=inputs, body=body, console=console, force=force)

@@ -208,7 +208,7 @@ def test_ids_that_turn_out_to_differ_leave_nothing_written(tmp_path: Path, monke
     with pytest.raises(IdsDiffer, match=last.partition(",")[0]):
         prepare(configure(tmp_path, "auto", **settings), tmp_path / "out", console=QUIET)
     left = {path.name for path in (tmp_path / "out.partial").rglob("*")}
-    assert "shuffle" in left and not [name for name in left if name.startswith(("partition-", "tokens-", "train"))]
+    assert "scratch" in left and not [name for name in left if name.startswith(("partition-", "tokens-", "train"))]
     again = prepare(configure(tmp_path, "tokenizers", **settings), tmp_path / "out", console=QUIET)
     assert again.files == expected.files
 

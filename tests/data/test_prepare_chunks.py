@@ -55,7 +55,7 @@ def test_the_same_bytes_from_any_number_of_processes(input: Path, tmp_path: Path
     made = [prepare(configure(input, workers=workers), tmp_path / str(workers), console=QUIET) for workers in (1, 2, 3)]
     assert made[0].files == made[1].files == made[2].files and made[0].fingerprint == made[2].fingerprint
     assert len([name for name in made[0].files if name.startswith("train/tokens")]) > 3
-    assert not [path for path in (tmp_path / "2").rglob("*") if "shuffle" in path.name]
+    assert not [path for path in (tmp_path / "2").rglob("*") if "scratch" in path.name]
 
 
 @settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])

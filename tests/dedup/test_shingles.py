@@ -57,7 +57,7 @@ def test_a_short_text_is_contained_in_its_equals_alone() -> None:
 
 @pytest.mark.parametrize("held", [6, 100])
 def test_documents_held_in_parts_give_the_same_shares(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sbp_fast.dedup.shingles.HELD_DOCUMENTS", held)
+    monkeypatch.setattr("sbp_fast.dedup.shingles.DOCUMENTS_IN_MEMORY", held)
     random = np.random.default_rng(0)
     texts = [random.integers(0, 6, random.integers(1, 60)).astype(np.uint16) for _ in range(40)]
     table, shingles = ShingleTable.build(texts, 3), DocumentShingles(40, texts.__getitem__, 3)

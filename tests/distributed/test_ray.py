@@ -267,7 +267,7 @@ def test_the_driver_killed_and_restarted(cluster: str, tmp_path: Path) -> None:
 
     assert start("whole").wait() == 0
     process = start("broken", "--engine", "ray", "--address", cluster)
-    while process.poll() is None and not list(tmp_path.glob("broken.partial/shuffle/partition-*")):
+    while process.poll() is None and not list(tmp_path.glob("broken.partial/scratch/partition-*")):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

@@ -157,7 +157,7 @@ def test_near_copies_are_found_at_any_place_and_number(held: int, tmp_path: Path
         half = original.copy()
         half[100:] = random.integers(0, 5000, 100)
         texts.append(half)
-    monkeypatch.setattr("sbp_fast.dedup.shingles.HELD_DOCUMENTS", held)
+    monkeypatch.setattr("sbp_fast.dedup.shingles.DOCUMENTS_IN_MEMORY", held)
     first = first_of_near_copies(DocumentShingles(len(texts), texts.__getitem__, 13), 0.8, tmp_path)
     copies = np.array([50 + 41 * number + place for number in range(50) for place in range(40)])
     assert (first[copies] == np.repeat(np.arange(50), 40)).mean() > 0.999
