@@ -85,11 +85,12 @@ def _case(documents: int, importance: int) -> Case:
 def _ours(facts: dict[str, float]) -> Provider:
     def provider(given: Tensors) -> Prepared:
         from sbp_fast.config import PairConfig
-        from sbp_fast.neighbors.self_join import choose_backend, self_join
-        from sbp_fast.neighbors.top_k import products
+        from sbp_fast.neighbors.backends import choose_backend
+        from sbp_fast.neighbors.self_join import self_join
+        from sbp_fast.neighbors.top_k import inner_products
         from sbp_fast.pipeline.progress import Console
 
-        vectors, config = given["vectors"].numpy(), PairConfig(neighbours=NEIGHBOURS, target_recall=TARGET)
+        vectors, config = given["vectors"].numpy(), PairConfig(neighbors=NEIGHBOURS, target_recall=TARGET)
 
         def run() -> None:
             found = self_join(
@@ -97,13 +98,13 @@ def _ours(facts: dict[str, float]) -> Provider:
                 np.arange(len(vectors)),
                 config,
                 backend=choose_backend(config, len(vectors)),
-                wanted=lambda first, second: products(vectors, first, vectors, second) >= LOW,
+                counted=lambda first, second: inner_products(vectors, first, vectors, second) >= LOW,
                 seed=0,
                 threads=1,
                 device="cpu",
                 console=Console(quiet=True),
             )
-            facts.update({"auto: effort": found.effort, "auto: pair recall": found.recall})
+            facts.update({"auto: effort": found.search_budget, "auto: pair recall": found.recall})
 
         return Prepared(run)
 
@@ -130,13 +131,13 @@ def _build_and_search(build: Callable[[np.ndarray], Search], vectors: np.ndarray
 
 def _sample(vectors: np.ndarray) -> Any:
     """The pairs in the band of sampled documents."""
-    from sbp_fast.neighbors.exact import ExactJoin
-    from sbp_fast.neighbors.self_join import Sample
+    from sbp_fast.neighbors.exact import ExactSearcher
+    from sbp_fast.neighbors.self_join import RecallSample
 
     queries = np.sort(np.random.default_rng(0).permutation(len(vectors))[:QUERIES])
-    ids, scores = ExactJoin(vectors, threads=1).search(queries, NEIGHBOURS)
+    ids, scores = ExactSearcher(vectors, threads=1).search(queries, NEIGHBOURS)
     rows, columns = np.nonzero(scores >= LOW)
-    return Sample(queries[rows], ids[rows, columns], scores[rows, columns])
+    return RecallSample(queries[rows], ids[rows, columns], scores[rows, columns])
 
 
 def _hnswlib(vectors: np.ndarray) -> Search:

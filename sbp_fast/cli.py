@@ -172,7 +172,7 @@ def pair(
     address: Address = None,
     force: Force = False,
 ) -> None:
-    """Find related documents that are not near-copies of each other."""
+    """Find related documents that are not near-duplicates of each other."""
     config = _load(settings)
     from sbp_fast.stages.pair import pair as work
 
@@ -190,17 +190,17 @@ def index(
     out: Out,
     force: Force = False,
 ) -> None:
-    """Add the unique documents of another corpus to an index that `pair` kept."""
+    """Add the unique documents of another corpus to an index that `pair` saved."""
     config = _load(settings)
     from sbp_fast.stages.index import index as work
 
     work(config, to, corpus, vectors, out, console=Console(), force=force)
 
 
-@app.command(epilog="Example: sbp-fast neighbours mine/pair --corpus mine/prepare --text 'ships of the navy'")
-def neighbours(
+@app.command(epilog="Example: sbp-fast neighbors mine/pair --corpus mine/prepare --text 'ships of the navy'")
+def neighbors(
     index: Annotated[
-        Path, typer.Argument(help="Output of `pair` with an index (pair.backend=hnswlib or pair.keep_index), or of `index`.")
+        Path, typer.Argument(help="Output of `pair` with an index (pair.backend=hnsw or pair.save_index), or of `index`.")
     ],
     *,
     corpus: Annotated[list[Path], typer.Option(help="Output of `prepare`; once for each corpus in the index.")],
@@ -210,12 +210,12 @@ def neighbours(
     count: Annotated[int, typer.Option(min=1, help="How many to print.")] = 10,
 ) -> None:
     """Print the unique documents nearest to a text or a document: similarity, id, corpus if there are several, first words."""
-    from sbp_fast.neighbors.query import neighbours as work
+    from sbp_fast.neighbors.query import find_neighbors
 
-    found = work(RunConfig(), index, corpora=corpus, vectors=vectors or (), text=text, document=document, count=count)
-    for neighbour in found:
-        place = f"  {neighbour.corpus}" if len(corpus) > 1 else ""
-        print(f"{neighbour.similarity:.4f}  {neighbour.id}{place}  {' '.join(neighbour.text.split())[:100]}")
+    query = {"text": text, "document": document}
+    for neighbor in find_neighbors(RunConfig(), index, corpora=corpus, vectors=vectors or (), **query, count=count):
+        directory = f"  {neighbor.corpus}" if len(corpus) > 1 else ""
+        print(f"{neighbor.similarity:.4f}  {neighbor.id}{directory}  {' '.join(neighbor.text.split())[:100]}")
 
 
 @app.command(epilog="Example: sbp-fast synthesize demo --corpus mine/prepare --model mine/synthesizer --out mine/synthesize")

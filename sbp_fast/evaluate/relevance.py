@@ -11,9 +11,9 @@ from sbp_fast.config import RunConfig, resolve_threads
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.evaluate.quality import rate
+from sbp_fast.neighbors.encoder import SentenceEncoder
 from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pipeline.stage import Work
-from sbp_fast.stages.embed import Encoder
 
 EDGES = np.linspace(-0.2, 1.0, 61).round(2)
 
@@ -66,7 +66,7 @@ def similarities(
         float64 [n] arrays: "seed" of each document to its seed, "random" to another one's seed, and "neighbours" of its seed
         to a true partner, NaN where that has none.
     """
-    encoder = Encoder(config.embed, work.device, resolve_threads(config))
+    encoder = SentenceEncoder(config.embed, work.device, resolve_threads(config))
     real, places = np.unique(np.concatenate([judged.seeds, judged.elsewhere, judged.neighbours]), return_inverse=True)
     texts = [prepared.text(kept, int(document)) for document in judged.documents]
     texts += [prepared.text(prepared.unique, int(document)) if document >= 0 else "" for document in real]

@@ -1,0 +1,1 @@
+"""Nearest neighbors of documents: sentence embeddings, kNN backends, and saved indexes."""

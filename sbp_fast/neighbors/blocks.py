@@ -1,4 +1,4 @@
-"""Work cut into blocks of a fixed size, each done by one thread: the result is the same from any number of threads."""
+"""Work in blocks of a fixed size, one thread a block, so that results do not depend on the number of threads."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 Result = TypeVar("Result")
 
 
-def in_blocks(length: int, block: int, work: Callable[[slice], Result], threads: int) -> Iterator[Result]:
-    """The results of `work` on `length` things, `block` at a time, in order.
+def map_blocks(length: int, block: int, function: Callable[[slice], Result], threads: int) -> Iterator[Result]:
+    """Yield the results of `function` on `length` rows, `block` rows at a time, in order.
 
-    Matrix products round differently when they are shared out between threads. So a product never is: a block belongs to
-    one thread, and how many threads there are decides only which blocks run side by side.
+    A matrix product rounds differently when several threads share it. Here one thread computes all of a block, and the
+    number of threads only decides which blocks run side by side.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # what the pool's threads inherit
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the pool's threads inherit this
     try:
         with ThreadPoolExecutor(threads) as pool:
-            yield from pool.map(work, [slice(start, min(start + block, length)) for start in range(0, length, block)])
+            yield from pool.map(function, [slice(start, min(start + block, length)) for start in range(0, length, block)])
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads_before)

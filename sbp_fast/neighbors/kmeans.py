@@ -1,4 +1,4 @@
-"""Spherical k-means (Dhillon and Modha, 2001): unit vectors and the unit centroids that they are nearest to."""
+"""Spherical k-means (Dhillon and Modha, 2001) of unit vectors."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbp_fast.neighbors.blocks import in_blocks
+from sbp_fast.neighbors.blocks import map_blocks
 
 BLOCK = 8192
 ITERATIONS = 8
-PRICE_ROUNDS, STEP = 32, 0.01  # of a price, in units of similarity, for a centroid with e times what it may have
+PRICE_ROUNDS, PRICE_STEP = 32, 0.01  # rise of a price, in units of similarity, for a centroid with e times its capacity
 
 
 def train_centroids(sample: np.ndarray, count: int, *, seed: int, threads: int, device: str = "cpu") -> np.ndarray:
-    """Centroids of a sample.
+    """Train centroids on a sample.
 
     Args:
         sample: float32 [vectors, dimension], unit norm; at least `count` vectors.
+        count: of centroids.
+        seed: of the first centroids, and of those that replace empty ones.
+        threads: of the CPU; the result does not depend on it.
         device: that computes the products.
 
     Returns:
-        float32 [count, dimension], unit norm. The same from any number of threads.
+        float32 [count, dimension], unit norm.
     """
     generator = np.random.default_rng(seed)
     centroids = sample[generator.choice(len(sample), count, replace=False)]
@@ -43,26 +46,32 @@ def nearest_centroids(
     prices: np.ndarray | None = None,
     device: str = "cpu",
 ) -> np.ndarray:
-    """The `count` centroids of greatest product with each vector, less its price, greatest first. int64 [vectors, count].
+    """Return the `count` centroids of greatest product, less their price, with each vector. int64 [vectors, count].
 
     Args:
-        device: that computes the products; from another one a vector may have other centroids, by rounding.
+        vectors: float32 [vectors, dimension].
+        centroids: float32 [centroids, dimension].
+        count: centroids of each vector, greatest first.
+        threads: of the CPU; the result does not depend on it.
+        prices: float32 [centroids], in units of similarity; none by default.
+        device: that computes the products. Rounding may give a vector other centroids on another device.
     """
     transposed = torch.from_numpy(centroids).to(device).T
     costs = torch.zeros(len(centroids)) if prices is None else torch.from_numpy(prices)
     costs = costs.to(device)
 
-    def work(rows: slice) -> Tensor:
+    def nearest_in_block(rows: slice) -> Tensor:
         products = torch.from_numpy(vectors[rows]).to(device) @ transposed
         return products.sub_(costs).topk(count, dim=1).indices.cpu()
 
-    return torch.cat([torch.zeros(0, count, dtype=torch.int64), *in_blocks(len(vectors), BLOCK, work, threads)]).numpy()
+    blocks = map_blocks(len(vectors), BLOCK, nearest_in_block, threads)
+    return torch.cat([torch.zeros(0, count, dtype=torch.int64), *blocks]).numpy()
 
 
-def balancing_prices(sample: np.ndarray, centroids: np.ndarray, count: int, most: float, *, threads: int) -> np.ndarray:
-    """What centroids must cost so that none is among the `count` nearest of many more than `most` of `sample`.
+def balancing_prices(sample: np.ndarray, centroids: np.ndarray, count: int, capacity: float, *, threads: int) -> np.ndarray:
+    """Find prices at which no centroid is among the `count` nearest of many more than `capacity` vectors of the sample.
 
-    Those that few are near to cost nothing: a price that moved vectors there would part them from their neighbours.
+    A centroid with few vectors has no price: a price there would part vectors from their neighbors.
 
     Returns:
         float32 [centroids], in units of similarity.
@@ -71,8 +80,8 @@ def balancing_prices(sample: np.ndarray, centroids: np.ndarray, count: int, most
     for _ in range(PRICE_ROUNDS):
         chosen = nearest_centroids(sample, centroids, count, threads=threads, prices=prices)
         sizes = np.bincount(chosen.reshape(-1), minlength=len(centroids))
-        if sizes.max() <= most:
+        if sizes.max() <= capacity:
             break
-        prices += np.float32(STEP) * np.log(np.maximum(sizes, 1) / most).astype(np.float32)
+        prices += np.float32(PRICE_STEP) * np.log(np.maximum(sizes, 1) / capacity).astype(np.float32)
         prices = np.maximum(prices, 0)
     return prices

@@ -1,7 +1,7 @@
-"""More vectors than one join should hold: each goes to its nearest few cells, and every cell is joined by itself.
+"""Partitions of more vectors than one self-join should hold: each vector goes to its nearest few, each is searched alone.
 
-A pair is found if the two share a cell, which near ones mostly do when each is in its nearest two or three (measured in
-docs/log.md). Shards that everyone asks would cost as many times more as there are shards.
+A pair is found if its two vectors share a partition. Near ones mostly do when each is in its nearest two or three (measured
+in docs/log.md). Shards that every query searches would cost as many times more as there are shards.
 """
 
 from __future__ import annotations
@@ -12,31 +12,36 @@ import numba
 import numpy as np
 
 from sbp_fast.neighbors.kmeans import balancing_prices, nearest_centroids, train_centroids
-from sbp_fast.neighbors.top_k import NOBODY, keep_best
+from sbp_fast.neighbors.top_k import NO_NEIGHBOR, take_top_k
 from sbp_fast.neighbors.vectors import READ_BLOCK, Vectors
 
-SAMPLED = 256  # vectors a cell that the router is trained on
-RANKED = 8  # cells looked at for each that a vector goes to, before all are
-FILLED = 0.6  # of a cell's room, on average: the rest is for cells that the balance does not make equal
+UNASSIGNED = -1
+TRAINING_VECTORS = 256  # a partition, on which the centroids are trained
+RANKED = 8  # partitions ranked for each that a vector goes to, before all are ranked
+FILL = 0.6  # of a partition's capacity, on average: the rest is for partitions that the balance does not make equal
 
 
-def route(vectors: Vectors, capacity: int, overlap: int, *, seed: int, threads: int) -> list[np.ndarray]:
-    """The members of each cell: every vector is in its nearest `overlap` cells that have room.
+def assign_partitions(vectors: Vectors, capacity: int, overlap: int, *, seed: int, threads: int) -> list[np.ndarray]:
+    """Assign every vector to its nearest `overlap` partitions that have room.
 
     Args:
-        capacity: vectors that a cell holds at most; with no more than this in all there is one cell.
+        vectors: all of them; read block by block.
+        capacity: vectors of a partition at most; where there are no more than this in all, there is one partition.
+        overlap: partitions of each vector.
+        seed: of the sample on which the partitions' centroids are trained.
+        threads: of the CPU; the result does not depend on it.
 
     Returns:
-        For each cell int64 rows of `vectors`, ascending.
+        For each partition int64 rows of `vectors`, ascending.
     """
     if len(vectors) <= capacity:
         return [np.arange(len(vectors))]
-    count = max(overlap, math.ceil(len(vectors) * overlap / (FILLED * capacity)))
-    sample = np.sort(np.random.default_rng(seed).permutation(len(vectors))[: SAMPLED * count])
-    known = vectors[sample]
-    centroids = train_centroids(known, count, seed=seed, threads=threads)
-    most = capacity * len(known) / len(vectors)
-    prices = balancing_prices(known, centroids, overlap, most, threads=threads)
+    count = max(overlap, math.ceil(len(vectors) * overlap / (FILL * capacity)))
+    sample_rows = np.sort(np.random.default_rng(seed).permutation(len(vectors))[: TRAINING_VECTORS * count])
+    sample = vectors[sample_rows]
+    centroids = train_centroids(sample, count, seed=seed, threads=threads)
+    sample_capacity = capacity * len(sample) / len(vectors)
+    prices = balancing_prices(sample, centroids, overlap, sample_capacity, threads=threads)
     room = np.full(count, capacity)
     members: list[list[np.ndarray]] = [[] for _ in range(count)]
     for start in range(0, len(vectors), READ_BLOCK):
@@ -44,41 +49,41 @@ def route(vectors: Vectors, capacity: int, overlap: int, *, seed: int, threads: 
         chosen = _choose(vectors[rows], centroids, overlap, prices, room, threads)
         order = np.argsort(chosen, axis=None, kind="stable")
         ends = np.searchsorted(chosen.reshape(-1)[order], np.arange(count), "right")
-        for cell, part in enumerate(np.split(rows[order // overlap], ends[:-1])):
-            members[cell].append(part)
+        for partition, part in enumerate(np.split(rows[order // overlap], ends[:-1])):
+            members[partition].append(part)
     return [np.concatenate(parts) for parts in members]
 
 
 def _choose(
     vectors: np.ndarray, centroids: np.ndarray, overlap: int, prices: np.ndarray, room: np.ndarray, threads: int
 ) -> np.ndarray:
-    """The nearest `overlap` cells with room of each vector, whose room is taken. int64 [vectors, overlap]"""
-    chosen = np.full((len(vectors), overlap), NOBODY)
+    """Take room in the nearest `overlap` partitions of each vector that have some. int64 [vectors, overlap]."""
+    chosen = np.full((len(vectors), overlap), UNASSIGNED)
     for ranks in (min(len(centroids), RANKED * overlap), len(centroids)):
-        short = np.flatnonzero(chosen[:, -1] == NOBODY)  # of all in the first turn; few find the nearest cells full
-        if len(short):
-            ranked = nearest_centroids(vectors[short], centroids, ranks, threads=threads, prices=prices)
-            chosen[short] = _take_room(ranked, chosen[short], room)
+        unfinished = np.flatnonzero(chosen[:, -1] == UNASSIGNED)  # all at first; then few, whose nearest partitions are full
+        if len(unfinished):
+            ranked = nearest_centroids(vectors[unfinished], centroids, ranks, threads=threads, prices=prices)
+            chosen[unfinished] = _take_room(ranked, chosen[unfinished], room)
     return chosen
 
 
 @numba.njit(cache=True)
 def _take_room(ranked: np.ndarray, chosen: np.ndarray, room: np.ndarray) -> np.ndarray:
-    """Fill up each row of `chosen` with the first cells of its ranking that have room and are not yet in it."""
+    """Fill each row of `chosen` with the first partitions of its ranking that have room and are not in it yet."""
     for row in range(len(ranked)):
-        taken = (chosen[row] != NOBODY).sum()
-        for cell in ranked[row]:
+        taken = (chosen[row] != UNASSIGNED).sum()
+        for partition in ranked[row]:
             if taken == chosen.shape[1]:
                 break
-            if room[cell] > 0 and not (chosen[row] == cell).any():
-                chosen[row, taken] = cell
-                room[cell] -= 1
+            if room[partition] > 0 and not (chosen[row] == partition).any():
+                chosen[row, taken] = partition
+                room[partition] -= 1
                 taken += 1
     return chosen
 
 
-class Merged:
-    """The best k neighbours of each document over the cells that it was in.
+class MergedNeighbors:
+    """The k nearest neighbors of each document over all partitions that it is in.
 
     Attributes:
         ids: int64 [documents, k]; -1 where there are fewer.
@@ -86,18 +91,17 @@ class Merged:
     """
 
     def __init__(self, documents: int, k: int) -> None:
-        self.ids = np.full((documents, k), NOBODY)
+        self.ids = np.full((documents, k), NO_NEIGHBOR)
         self.similarities = np.full((documents, k), -np.inf, dtype=np.float32)
 
     def add(self, rows: np.ndarray, ids: np.ndarray, similarities: np.ndarray) -> None:
-        """What one cell found for its members `rows`: ids int64 and similarities float32, [rows, k]."""
-
+        """Add the neighbors of the documents `rows` in one partition: ids int64 and similarities float32, [rows, k]."""
         for start in range(0, len(rows), READ_BLOCK):
             part = slice(start, start + READ_BLOCK)
             own = rows[part]
-            joined = np.concatenate([self.ids[own], ids[part]], axis=1)
+            merged = np.concatenate([self.ids[own], ids[part]], axis=1)
             scores = np.concatenate([self.similarities[own], similarities[part]], axis=1)
-            order = np.argsort(joined, axis=1, kind="stable")
-            joined, scores = np.take_along_axis(joined, order, axis=1), np.take_along_axis(scores, order, axis=1)
-            scores[:, 1:][joined[:, 1:] == joined[:, :-1]] = -np.inf  # found in an earlier cell, too
-            self.ids[own], self.similarities[own] = keep_best(joined, scores, self.ids.shape[1])
+            order = np.argsort(merged, axis=1, kind="stable")
+            merged, scores = np.take_along_axis(merged, order, axis=1), np.take_along_axis(scores, order, axis=1)
+            scores[:, 1:][merged[:, 1:] == merged[:, :-1]] = -np.inf  # found in an earlier partition, too
+            self.ids[own], self.similarities[own] = take_top_k(merged, scores, self.ids.shape[1])

@@ -1,4 +1,4 @@
-"""Asking an index that was kept: which documents are nearest to a text, or to one of them."""
+"""Queries of a saved index: the documents nearest to a text, or to one of the documents."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 from sbp_fast.config import RunConfig, resolve_device, resolve_threads
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
+from sbp_fast.neighbors.encoder import SentenceEncoder
 from sbp_fast.neighbors.hnsw import HnswIndex
-from sbp_fast.neighbors.saved_index import KeptIndex
+from sbp_fast.neighbors.saved_index import SavedIndex
 from sbp_fast.neighbors.vectors import Vectors
-from sbp_fast.stages.embed import Encoder
 
-SEARCH = 256  # candidates held while an index is asked; a single question may be thorough
+EF_SEARCH = 256  # size of the candidate list; a single query may be thorough
 
 
 @dataclass(frozen=True)
-class Neighbour:
-    """A document of `corpus` near to what was asked for; `text` is the whole of it."""
+class Neighbor:
+    """A document of `corpus` near to a query, with its whole text."""
 
     id: str
     similarity: float
@@ -29,7 +29,7 @@ class Neighbour:
     corpus: Path
 
 
-def neighbours(
+def find_neighbors(
     config: RunConfig,
     index: Path,
     *,
@@ -38,53 +38,59 @@ def neighbours(
     text: str = "",
     document: str = "",
     count: int = 10,
-) -> list[Neighbour]:
-    """The documents nearest to a text, or to a document but itself, nearest first; copies are answered by their representative.
+) -> list[Neighbor]:
+    """Find the documents nearest to a text or to another document, nearest first; one document stands for its duplicates.
 
     Args:
         config: for the device and threads alone; a text is encoded as the documents were.
-        index: output of `pair` that kept an index, or of `index`.
+        index: output of `pair` with an index, or of `index`.
         corpora: all those whose documents are in the index, in any order.
-        vectors: what was embedded of the corpus that `document` is from; of others, too, if at hand.
-        text, document: what to look for, or the id of a unique document; one of the two.
+        vectors: output of `embed` on the corpus that has `document`; on others, too, if at hand.
+        text: to search for; either this or `document`.
+        document: id of a unique document.
+        count: documents to return.
 
     Raises:
-        UserError: no index, a damaged one, inputs that are not those of the index, an id that is not there.
+        UserError: no index, a damaged one, inputs that the index was not made from, an unknown id.
     """
     if bool(text) == bool(document):
         raise UserError("options", "do not say what to look for", "give one of --text and --document")
-    kept = KeptIndex(index)
-    given, known = kept.sort(corpora, "corpus"), kept.sort(vectors, "vectors")
-    opened = [PreparedCorpus(kept.require(given, place, "corpus")) for place in range(len(kept.members))]
+    saved = SavedIndex(index)
+    corpus_directories, vector_directories = saved.match(corpora, "corpus"), saved.match(vectors, "vectors")
+    opened = [PreparedCorpus(saved.require(corpus_directories, number, "corpus")) for number in range(len(saved.corpora))]
     own = -1
     if document:
-        place, row = _find(opened, document)
-        own = kept.members[place].first + row
-        query = Vectors(kept.require(known, place, "vectors"))[np.array([row])]
+        number, row = _find_document(opened, document)
+        own = saved.corpora[number].first + row
+        query = Vectors(saved.require(vector_directories, number, "vectors"))[np.array([row])]
     else:
-        query = Encoder(kept.embedding, resolve_device(config), resolve_threads(config)).encode([text])
+        query = SentenceEncoder(saved.embedding, resolve_device(config), resolve_threads(config)).encode([text])
     best: dict[int, float] = {}
-    for cell in kept.cells:
-        ids, similarities = HnswIndex.load(cell).ask(query, count + 1, search=SEARCH, threads=1)
+    for partition in saved.partitions:
+        ids, similarities = HnswIndex.load(partition).search(query, count + 1, ef_search=EF_SEARCH, threads=1)
         best |= zip(ids[0].tolist(), similarities[0].tolist(), strict=True)
     best.pop(own, None)
     nearest = sorted(best.items(), key=lambda item: (-item[1], item[0]))[:count]
-    return [_show(kept, opened, id, similarity) for id, similarity in nearest]
+    return [_open_document(saved, opened, id, similarity) for id, similarity in nearest]
 
 
-def _find(opened: list[PreparedCorpus], id: str) -> tuple[int, int]:
-    """Which corpus has a unique document of this id, and its row there."""
-    found = [(place, int(row)) for place, one in enumerate(opened) for row in np.flatnonzero(np.asarray(one.unique.ids) == id)]
-    if not found:
+def _find_document(opened: list[PreparedCorpus], id: str) -> tuple[int, int]:
+    """Return the corpus that has a unique document of this id, and the document's row in it."""
+    matches = [
+        (number, int(row))
+        for number, prepared in enumerate(opened)
+        for row in np.flatnonzero(np.asarray(prepared.unique.ids) == id)
+    ]
+    if not matches:
         directories = ", ".join(str(prepared.directory) for prepared in opened)
         raise UserError(f"document {id}", f"is not among the unique documents of {directories}", "give another id")
-    if len(found) > 1:
-        directories = ", ".join(str(opened[place].directory) for place, _ in found)
+    if len(matches) > 1:
+        directories = ", ".join(str(opened[number].directory) for number, _ in matches)
         raise UserError(f"document {id}", f"is in several corpora: {directories}", "give its text with --text")
-    return found[0]
+    return matches[0]
 
 
-def _show(kept: KeptIndex, opened: list[PreparedCorpus], id: int, similarity: float) -> Neighbour:
-    place = kept.member_of(id)
-    prepared, row = opened[place], id - kept.members[place].first
-    return Neighbour(prepared.unique.id(row), similarity, prepared.text(prepared.unique, row), prepared.directory)
+def _open_document(saved: SavedIndex, opened: list[PreparedCorpus], id: int, similarity: float) -> Neighbor:
+    number = saved.corpus_of(id)
+    prepared, row = opened[number], id - saved.corpora[number].first
+    return Neighbor(prepared.unique.id(row), similarity, prepared.text(prepared.unique, row), prepared.directory)

@@ -1,4 +1,4 @@
-"""An index that a stage kept, as `pair` left it or as `index` added to it: its cells, and whose documents are in them."""
+"""A saved nearest-neighbor index, as `pair` wrote it or as `index` extended it: its partitions, and whose documents it has."""
 
 from __future__ import annotations
 
@@ -10,47 +10,46 @@ from typing import Literal
 
 from sbp_fast.config import EmbedConfig
 from sbp_fast.errors import UserError
-from sbp_fast.neighbors.hnsw import facts_path
-from sbp_fast.neighbors.partitioned_join import INDEX
+from sbp_fast.neighbors.hnsw import metadata_path
 from sbp_fast.neighbors.vectors import Vectors
 from sbp_fast.pipeline.files import read_json, write_json
 from sbp_fast.pipeline.stage import Manifest
 
-MEMBERS = "members.json"
-Input = Literal["corpus", "vectors"]
-STAGES = {"corpus": "prepare", "vectors": "embed"}
+INDEX, MEMBERS = "index", "members.json"
+InputKind = Literal["corpus", "vectors"]
+WRITTEN_BY = {"corpus": "prepare", "vectors": "embed"}
 
 
 @dataclass(frozen=True)
-class Member:
-    """A corpus whose unique documents an index has; it calls document i of them `first` + i."""
+class IndexedCorpus:
+    """A corpus whose unique documents are in an index; document i of them has the id `first` + i."""
 
     corpus: str
-    """Fingerprint of what `prepare` wrote."""
+    """Fingerprint of the output of `prepare`."""
     vectors: str
-    """Fingerprint of what `embed` wrote."""
+    """Fingerprint of the output of `embed`."""
     first: int
     documents: int
-    """Those that stand for no id in the index, as copies, included."""
+    """Of the corpus, with those that are left out of the index as duplicates."""
 
     @staticmethod
-    def of(vectors: Vectors, first: int = 0) -> Member:
-        """The one whose vectors these are, all of them."""
-        return Member(vectors.manifest.inputs["corpus"], vectors.manifest.fingerprint, first, len(vectors))
+    def of(vectors: Vectors, first: int = 0) -> IndexedCorpus:
+        """Return the corpus of these vectors, which must be all of its vectors."""
+        return IndexedCorpus(vectors.manifest.inputs["corpus"], vectors.manifest.fingerprint, first, len(vectors))
 
 
-class KeptIndex:
-    """What is known of an index without loading it.
+class SavedIndex:
+    """What is known of a saved index without loading it.
 
     Args:
-        directory: output of `pair` that kept an index, or of `index`.
+        directory: output of `pair` with an index, or of `index`.
         hashed: whether to hash the files; false where `run_stage` has just done it.
 
     Attributes:
-        members: the corpora in the index, in the order of their ids.
-        embedding: what its documents were embedded with.
-        cells: the files of the index, each a graph of its own.
-        cell_documents: how many documents each has.
+        corpora: whose documents are in the index, in the order of their ids.
+        embedding: settings that its documents were embedded with.
+        partitions: the files of the index, each a graph of its own.
+        partition_documents: the number of documents in each.
         dimension: of its vectors.
 
     Raises:
@@ -61,60 +60,69 @@ class KeptIndex:
         self.directory = directory
         manifest = Manifest.load(directory, hashed=hashed)
         if manifest.stage not in ("pair", "index"):
-            what = f"holds the output of {manifest.stage}, not of pair or index"
-            raise UserError(directory, what, "give the right directory")
-        self.cells = sorted((directory / INDEX).glob("cell-*.hnsw"))
-        if not self.cells:
-            remedy = "rerun pair with pair.keep_index=true, or with pair.backend=hnswlib"
-            raise UserError(directory, "keeps no index", remedy)
-        facts = [read_json(facts_path(cell)) for cell in self.cells]
-        self.cell_documents = [int(cell["documents"]) for cell in facts]
-        self.dimension: int = facts[0]["dimension"]
+            problem = f"holds the output of {manifest.stage}, not of pair or index"
+            raise UserError(directory, problem, "give the right directory")
+        self.partitions = sorted((directory / INDEX).glob("partition-*.hnsw"))
+        if not self.partitions:
+            remedy = "rerun pair with pair.save_index=true, or with pair.backend=hnsw"
+            raise UserError(directory, "has no saved index", remedy)
+        metadata = [read_json(metadata_path(partition)) for partition in self.partitions]
+        self.partition_documents = [int(partition["documents"]) for partition in metadata]
+        self.dimension: int = metadata[0]["dimension"]
         if not (directory / MEMBERS).is_file():
-            raise UserError(directory, "says not whose documents its index has", "rerun the stage that wrote it with --force")
-        said = read_json(directory / MEMBERS)
-        self.members = tuple(Member(**member) for member in said["members"])
-        self.embedding = EmbedConfig.model_validate(said["embed"])
+            problem = "does not say whose documents are in its index"
+            raise UserError(directory, problem, "rerun the stage that wrote it with --force")
+        members = read_json(directory / MEMBERS)
+        self.corpora = tuple(IndexedCorpus(**member) for member in members["members"])
+        self.embedding = EmbedConfig.model_validate(members["embed"])
 
-    def member_of(self, id: int) -> int:
-        """Which member's document has this id: its place among the members."""
-        return bisect_right([member.first for member in self.members], id) - 1
+    def corpus_of(self, id: int) -> int:
+        """Return which corpus has the document of this id, as an index into `corpora`."""
+        return bisect_right([corpus.first for corpus in self.corpora], id) - 1
 
-    def sort(self, directories: Sequence[Path], kind: Input) -> dict[int, Path]:
-        """Directories by the place of the member that they are the corpus or the vectors of.
+    def match(self, directories: Sequence[Path], kind: InputKind) -> dict[int, Path]:
+        """Match directories with the corpora that they are, or are the vectors of.
+
+        Returns:
+            Index into `corpora` -> directory.
 
         Raises:
-            UserError: one that is of no member.
+            UserError: a directory matches none.
         """
-        known = [getattr(member, kind) for member in self.members]
-        given = {}
+        fingerprints = [getattr(corpus, kind) for corpus in self.corpora]
+        matched = {}
         for directory in directories:
-            fingerprint = Manifest.load(directory, STAGES[kind], hashed=False).fingerprint
-            if fingerprint not in known:
-                what = f"not what the index in {self.directory} was made from"
-                raise UserError(directory, what, f"give the right --{kind}")
-            given[known.index(fingerprint)] = directory
-        return given
+            fingerprint = Manifest.load(directory, WRITTEN_BY[kind], hashed=False).fingerprint
+            if fingerprint not in fingerprints:
+                problem = f"not what the index in {self.directory} was made from"
+                raise UserError(directory, problem, f"give the right --{kind}")
+            matched[fingerprints.index(fingerprint)] = directory
+        return matched
 
-    def require(self, given: dict[int, Path], place: int, kind: Input) -> Path:
-        """The directory of one member among those that `sort` sorted.
+    def require(self, matched: dict[int, Path], corpus: int, kind: InputKind) -> Path:
+        """Return the directory of one corpus among those that `match` matched.
 
         Raises:
             UserError: it is not among them.
         """
-        if place not in given:
-            member = self.members[place]
-            what = f"needs the {kind} with fingerprint {getattr(member, kind)} ({member.documents} documents) as well"
-            raise UserError(self.directory, what, f"give it with --{kind}")
-        return given[place]
+        if corpus not in matched:
+            missing = self.corpora[corpus]
+            problem = f"needs the {kind} with fingerprint {getattr(missing, kind)} ({missing.documents} documents) as well"
+            raise UserError(self.directory, problem, f"give it with --{kind}")
+        return matched[corpus]
 
 
-def write_members(directory: Path, members: Sequence[Member], embedding: EmbedConfig) -> None:
-    """Write whose documents the index in a directory has, and what they were embedded with."""
-    said = {"embed": embedding.model_dump(mode="json"), "members": [asdict(member) for member in members]}
-    write_json(directory / MEMBERS, said)
+def index_path(directory: Path, partition: int) -> Path:
+    """Return the path of a partition's index in the output of `pair` or `index`."""
+    return directory / INDEX / f"partition-{partition:05d}.hnsw"
+
+
+def write_members(directory: Path, corpora: Sequence[IndexedCorpus], embedding: EmbedConfig) -> None:
+    """Write whose documents are in the index of a directory, and the settings that they were embedded with."""
+    members = {"embed": embedding.model_dump(mode="json"), "members": [asdict(corpus) for corpus in corpora]}
+    write_json(directory / MEMBERS, members)
 
 
 def embedding_of(vectors: Vectors) -> EmbedConfig:
-    """What vectors were embedded with."""
+    """Return the settings that vectors were embedded with."""
     return EmbedConfig.model_validate(vectors.manifest.config["embed"])

@@ -1,68 +1,42 @@
-"""The one way to ask for neighbours of all documents at once, whatever finds them."""
+"""kNN self-join: the nearest neighbors of all vectors among themselves, by any backend, at a measured recall."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
 
 import numpy as np
 
 from sbp_fast.config import PairConfig
 from sbp_fast.errors import UserError
-from sbp_fast.neighbors.exact import ExactJoin
-from sbp_fast.neighbors.hnsw import HnswIndex, HnswJoin
-from sbp_fast.neighbors.ivf import BucketJoin
-from sbp_fast.pipeline.progress import Console, Task
+from sbp_fast.neighbors.backends import BACKENDS, KnnSearcher
+from sbp_fast.neighbors.exact import ExactSearcher
+from sbp_fast.neighbors.hnsw import HnswIndex
+from sbp_fast.pipeline.progress import Console
 
-Backend = Literal["exact", "bucket", "hnswlib"]
-Wanted = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Of pairs of members, int64 [pairs] each, which count for recall: bool [pairs]."""
-EXACT_UP_TO = 6000  # documents; with more, buckets take less time at a pair recall of 0.99 (docs/log.md)
-MARGIN = 2.0  # standard errors, by which the recall of a sample must be beyond the target
-REMEDIES = {"bucket": "raise pair.bucket_probes", "hnswlib": "raise pair.hnsw_links or pair.hnsw_construction"}
-
-
-class Join(Protocol):
-    """Members among whom neighbours are searched.
-
-    Attributes:
-        efforts: settings of `search`, in the order of rising cost and recall; none where the search is exact.
-    """
-
-    @property
-    def efforts(self) -> Sequence[int]: ...
-
-    def search(self, rows: np.ndarray, k: int, effort: int, task: Task | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The k other members nearest to each of the members `rows`: ids int64 and products float32, [rows, k], greatest
-        first; -1 and -inf where there are fewer."""
+PairFilter = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Which pairs of vectors, int64 [pairs] each, count for recall: bool [pairs]."""
+MARGIN = 2.0  # standard errors by which the recall of a sample must be above the target
 
 
 @dataclass(frozen=True)
-class Neighbours:
-    """What a self-join found, and what it took.
+class SelfJoinResult:
+    """The neighbors that a self-join found, and the search budget that it took.
 
     Attributes:
-        ids: int64 [documents, k], places among the vectors, nearest first; -1 where there are fewer.
+        ids: int64 [documents, k], indices of vectors, nearest first; -1 where there are fewer.
         similarities: float32 [documents, k], inner products, the same bits in either direction; -inf where there are fewer.
-        effort: buckets probed, or width of the search; 0 where all products were computed.
-        recall: of wanted pairs that the exact search finds from sampled documents, the share found from them.
-        index: if the backend was hnswlib.
+        search_budget: see `KnnSearcher.search_budgets`; 0 where all products were computed.
+        recall: of the counted pairs that an exact search finds from sampled documents, the share found from them.
+        index: that the backend built, if it builds one.
     """
 
     ids: np.ndarray
     similarities: np.ndarray
-    effort: int
+    search_budget: int
     recall: float
     index: HnswIndex | None = None
-
-
-def choose_backend(config: PairConfig, documents: int) -> Backend:
-    """What "auto" stands for with so many documents to join at once."""
-    if config.backend != "auto":
-        return config.backend
-    return "exact" if documents <= EXACT_UP_TO else "bucket"
 
 
 def self_join(
@@ -70,53 +44,58 @@ def self_join(
     ids: np.ndarray,
     config: PairConfig,
     *,
-    backend: Backend,
-    wanted: Wanted,
+    backend: str,
+    counted: PairFilter,
     seed: int,
     threads: int,
     device: str,
     console: Console,
-) -> Neighbours:
-    """The `config.neighbours` nearest others of every vector, found at the least effort that reaches `config.target_recall`.
+) -> SelfJoinResult:
+    """Find the `config.neighbors` nearest others of every vector at the least search budget that reaches the target recall.
 
-    Effort is chosen by itself: from sampled documents all pairs are found exactly, and effort rises until the share of the
-    wanted ones that a search finds, from either side, is surely at the target (`Sample.recall`).
+    All pairs of sampled documents are found exactly. The budget then rises until the share of the counted ones that a search
+    finds, from either document, is surely at `config.target_recall` (`RecallSample.recall`).
 
     Args:
         vectors: float32 [documents, dimension], unit norm.
-        ids: int64 [documents], ascending: what a kept index calls them.
-        wanted: which pairs of places among `vectors` count for recall.
-        seed: draws the sample and whatever else is random.
+        ids: int64 [documents], ascending: the ids of the documents in a saved index.
+        config: of the search.
+        backend: a name in `BACKENDS`.
+        counted: which pairs of `vectors` count for recall.
+        seed: of the sample and of whatever else is random.
+        threads: of the CPU.
+        device: of torch.
+        console: shows the progress.
 
     Returns:
-        The same from any number of threads and at every rerun.
+        The same result from any number of threads and at every rerun.
 
     Raises:
-        UserError: no effort reaches the target.
-        ValueError: two vectors are equal and the backend is hnswlib.
+        UserError: no search budget reaches the target; the backend is unknown.
+        ValueError: two vectors are equal and the backend is hnsw.
     """
-    sample = None
-    if backend != "exact":  # before the join is opened: a device need not hold the vectors twice
-        sample = _exact_sample(ExactJoin(vectors, threads=threads, device=device), config, wanted, seed)
-    join = _open(vectors, ids, config, backend, seed, threads, device, console)
-    effort, recall = (0, 1.0) if sample is None else _tune(join, sample, config, backend)
-    with console.task(f"documents joined ({backend})", len(vectors), "documents") as task:
-        found, similarities = join.search(np.arange(len(vectors)), config.neighbours, effort, task)
-    return Neighbours(found, similarities, effort, recall, join.index if isinstance(join, HnswJoin) else None)
+    knn_backend, sample = BACKENDS[backend], None
+    if not knn_backend.exact:  # before the backend is opened: a device need not hold the vectors twice
+        sample = _exact_sample(ExactSearcher(vectors, threads=threads, device=device), config, counted, seed)
+    searcher = knn_backend.open(vectors, ids, config, seed=seed, threads=threads, device=device, console=console)
+    budget, recall = (0, 1.0) if sample is None else _tune(searcher, sample, config, backend)
+    with console.task(f"neighbors searched ({backend})", len(vectors), "documents") as task:
+        neighbors, similarities = searcher.search(np.arange(len(vectors)), config.neighbors, budget, task)
+    return SelfJoinResult(neighbors, similarities, budget, recall, searcher.index)
 
 
-def sampled(documents: int, config: PairConfig, seed: int) -> np.ndarray:
-    """The documents whose neighbours are also searched exactly, int64 ascending."""
+def sample_queries(documents: int, config: PairConfig, seed: int) -> np.ndarray:
+    """Return the documents whose neighbors are also searched exactly, int64 ascending."""
     return np.sort(np.random.default_rng(seed).permutation(documents)[: config.recall_queries])
 
 
 @dataclass(frozen=True)
-class Sample:
+class RecallSample:
     """Pairs that an exact search finds from sampled documents.
 
     Attributes:
         first: int64 [pairs], the sampled document of each.
-        second: int64 [pairs], its neighbour.
+        second: int64 [pairs], its neighbor.
         similarities: float32 [pairs].
     """
 
@@ -126,97 +105,71 @@ class Sample:
 
     @property
     def rows(self) -> np.ndarray:
-        """The documents to search from: either end of each pair, ascending."""
+        """The documents to search from: both documents of each pair, ascending."""
         return np.union1d(self.first, self.second)
 
-    def recall(self, found: np.ndarray, similarities: np.ndarray) -> tuple[float, float]:
-        """The share of all pairs that were found from either end, as a join of all documents would.
+    def recall(self, neighbors: np.ndarray, similarities: np.ndarray) -> tuple[float, float]:
+        """Estimate the share of all pairs that a self-join of all documents finds from either document.
 
         Args:
-            found: int64 [rows, k], the neighbours of `rows`.
+            neighbors: int64 [rows, k], of the documents `rows`.
             similarities: float32 [rows, k], of these, greatest first.
 
         Returns:
-            The share, and what it is at least, by MARGIN standard errors. Pairs of one sampled document are found or missed
-            together, so the error is that of a ratio of sums over documents (Cochran 1977, section 6.3), and as it is itself
-            uncertain where few are missed, the bound is Wilson's (1927) for as many independent pairs as have that error.
+            The share, and a lower bound of it by MARGIN standard errors. Pairs of one sampled document are found or missed
+            together, so the error is that of a ratio of sums over documents (Cochran 1977, section 6.3). That error is itself
+            uncertain where few pairs are missed, so the bound is Wilson's (1927) for as many independent pairs as have it.
         """
         if not len(self.first):
             return 1.0, 1.0
         first, second = np.searchsorted(self.rows, self.first), np.searchsorted(self.rows, self.second)
-        hit = ((found[first] == self.second[:, None]) | (found[second] == self.first[:, None])).any(axis=1)
-        weight = chance_weight(self.similarities, similarities[second, -1])
+        hit = ((neighbors[first] == self.second[:, None]) | (neighbors[second] == self.first[:, None])).any(axis=1)
+        weight = sampling_weight(self.similarities, similarities[second, -1])
         share = float(weight[hit].sum() / weight.sum())
         if hit.all():
             return 1.0, 1.0
-        beyond = np.bincount(self.first, weight * (hit - share))  # of each document, found beyond its share
-        error = float(np.sqrt(np.square(beyond).sum()) / weight.sum())
+        excess = np.bincount(self.first, weight * (hit - share))  # of each document, found beyond the mean share
+        error = float(np.sqrt(np.square(excess).sum()) / weight.sum())
         return share, wilson_bound(share, error)
 
 
 def wilson_bound(share: float, error: float) -> float:
-    """The least share from which one with this standard error is MARGIN standard errors away."""
+    """Return the least true share from which an estimate with this standard error is MARGIN standard errors away."""
     spread = MARGIN**2 * error**2 / max(share * (1 - share), 1e-12)  # MARGIN^2 / independent pairs
     middle, half = share + spread / 2, MARGIN * math.sqrt(error**2 + spread**2 / (4 * MARGIN**2))
     return (middle - half) / (1 + spread)
 
 
-def chance_weight(similarities: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """What pairs drawn from one of their ends stand for: those that are drawn from the other as well come twice as often.
+def sampling_weight(similarities: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Return the weights of pairs found from one sampled document; a pair that both documents would find is twice as likely.
 
     Args:
         similarities: of the pairs.
-        reach: of the ends that were not drawn, the similarity of the last of its k neighbours.
+        reach: of the documents that were not sampled, the similarity of the last of their k neighbors.
     """
     return np.where(similarities >= reach, 0.5, 1.0)
 
 
-def _open(
-    vectors: np.ndarray,
-    ids: np.ndarray,
-    config: PairConfig,
-    backend: Backend,
-    seed: int,
-    threads: int,
-    device: str,
-    console: Console,
-) -> Join:
-    if backend == "exact":
-        return ExactJoin(vectors, threads=threads, device=device)
-    if backend == "bucket":
-        return BucketJoin(vectors, seed=seed, threads=threads, device=device, first_effort=config.bucket_probes)
-    with console.task("documents indexed", len(vectors), "documents") as task:
-        return HnswJoin(
-            vectors,
-            ids,
-            links=config.hnsw_links,
-            construction=config.hnsw_construction,
-            seed=seed,
-            threads=threads,
-            first_effort=config.hnsw_search,
-            task=task,
-        )
+def _exact_sample(exact: ExactSearcher, config: PairConfig, counted: PairFilter, seed: int) -> RecallSample:
+    queries = sample_queries(len(exact.vectors), config, seed)
+    ids, similarities = exact.search(queries, config.neighbors)
+    present = ids >= 0
+    first, second = queries[np.nonzero(present)[0]], ids[present]
+    counts = counted(first, second)
+    return RecallSample(first[counts], second[counts], similarities[present][counts])
 
 
-def _exact_sample(exact: ExactJoin, config: PairConfig, wanted: Wanted, seed: int) -> Sample:
-    queries = sampled(len(exact.vectors), config, seed)
-    ids, similarities = exact.search(queries, config.neighbours)
-    there = ids >= 0
-    first, second = queries[np.nonzero(there)[0]], ids[there]
-    counts = wanted(first, second)
-    return Sample(first[counts], second[counts], similarities[there][counts])
-
-
-def _tune(join: Join, sample: Sample, config: PairConfig, backend: Backend) -> tuple[int, float]:
-    """The least effort that surely reaches the target, and what it reaches."""
-    recall = 1.0
-    for effort in join.efforts:
-        recall, at_least = sample.recall(*join.search(sample.rows, config.neighbours, effort))
-        if at_least >= config.target_recall:
-            return effort, recall
+def _tune(searcher: KnnSearcher, sample: RecallSample, config: PairConfig, backend: str) -> tuple[int, float]:
+    """Return the least search budget that surely reaches the target, and its recall."""
+    budget, recall = 0, 1.0
+    for budget in searcher.search_budgets or (0,):
+        recall, lower_bound = sample.recall(*searcher.search(sample.rows, config.neighbors, budget))
+        if lower_bound >= config.target_recall:
+            return budget, recall
+    remedies = [BACKENDS[backend].remedy, "take another pair.backend", "or lower pair.target_recall"]
     raise UserError(
         f"pair.backend = {backend}",
-        f"finds {recall:.4f} of the pairs in the band at its greatest effort, {join.efforts[-1]}, and "
+        f"finds {recall:.4f} of the pairs in the band at its greatest search budget, {budget}, and "
         f"pair.target_recall is {config.target_recall}",
-        f"{REMEDIES[backend]}, take another pair.backend, or lower pair.target_recall",
+        ", ".join(filter(None, remedies)),
     )

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from sbp_fast.neighbors.top_k import products
+from sbp_fast.neighbors.top_k import inner_products
 from sbp_fast.pipeline.files import save_array
 from sbp_fast.pipeline.stage import Manifest
 
@@ -16,11 +16,11 @@ READ_BLOCK = 65_536
 
 
 class Vectors:
-    """The vectors of a finished `embed` stage, in the order of the unique corpus; only the rows asked for are read.
+    """The vectors of a finished `embed` stage, in the order of the unique corpus; only the requested rows are read.
 
     Args:
         directory: the stage's output.
-        rows: int64, the rows that this view has, in its order; all of them if left out.
+        rows: int64, the rows of this view, in its order; all of them if left out.
         hashed: whether to hash the files; false where that was done for all processes of a stage.
 
     Raises:
@@ -38,21 +38,21 @@ class Vectors:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, places: np.ndarray) -> np.ndarray:
-        """float32 [places, dimension], unit norm: whatever scale a vector was stored at goes out with its length."""
-        rows = self._rows[places]
-        found = np.empty((len(rows), self.dimension), dtype=np.float32)
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        """Return float32 [indices, dimension], unit norm; dividing by the length removes the scale of the storage."""
+        rows = self._rows[indices]
+        vectors = np.empty((len(rows), self.dimension), dtype=np.float32)
         order = np.argsort(rows, kind="stable")  # shard by shard, each read in its order
-        cuts = np.searchsorted(rows[order], self._ends)
-        for shard, start, end, first in zip(self._shards, [0, *cuts], cuts, [0, *self._ends], strict=False):
-            found[order[start:end]] = shard[rows[order[start:end]] - first]
-        found /= np.sqrt(np.einsum("nd,nd->n", found, found))[:, None]
-        return found
+        ends = np.searchsorted(rows[order], self._ends)
+        for shard, start, end, first in zip(self._shards, [0, *ends], ends, [0, *self._ends], strict=False):
+            vectors[order[start:end]] = shard[rows[order[start:end]] - first]
+        vectors /= np.sqrt(np.einsum("nd,nd->n", vectors, vectors))[:, None]
+        return vectors
 
-    def select(self, places: np.ndarray) -> Vectors:
-        """A view of some of these."""
+    def select(self, indices: np.ndarray) -> Vectors:
+        """Return a view of some of these vectors."""
         view = object.__new__(Vectors)
-        view.__dict__ |= self.__dict__ | {"_rows": self._rows[places]}
+        view.__dict__ |= self.__dict__ | {"_rows": self._rows[indices]}
         return view
 
 
@@ -60,8 +60,9 @@ def write_vectors(path: Path, vectors: np.ndarray, storage: Storage) -> None:
     """Write one shard, atomically.
 
     Args:
+        path: of the shard.
         vectors: float32 [documents, dimension], unit norm.
-        storage: as what numbers; int8 scales each vector so that its greatest component is 127.
+        storage: number format; int8 scales each vector so that its greatest component is 127.
     """
     if storage == "int8":
         greatest = np.abs(vectors).max(axis=1, keepdims=True)
@@ -70,10 +71,10 @@ def write_vectors(path: Path, vectors: np.ndarray, storage: Storage) -> None:
 
 
 def similarities(vectors: Vectors, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The inner product of each pair of rows, float32 [pairs]; the same bits as a self-join finds, in both directions."""
-    found = np.empty(len(first), dtype=np.float32)
+    """Return the inner product of each pair of rows, float32 [pairs]: the bits that a self-join finds in either direction."""
+    scores = np.empty(len(first), dtype=np.float32)
     for start in range(0, len(first), READ_BLOCK):
         part = slice(start, start + READ_BLOCK)
-        places = np.arange(len(first[part]))
-        found[part] = products(vectors[first[part]], places, vectors[second[part]], places)
-    return found
+        rows = np.arange(len(first[part]))
+        scores[part] = inner_products(vectors[first[part]], rows, vectors[second[part]], rows)
+    return scores

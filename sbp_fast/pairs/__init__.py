@@ -1,0 +1,1 @@
+"""Related pairs of documents: candidates, criteria and caps."""

@@ -1,4 +1,4 @@
-"""What pairing knows of the documents of a corpus, copies collapsed."""
+"""The documents that take part in pairing, with the columns that pairing needs of them."""
 
 from __future__ import annotations
 
@@ -21,44 +21,47 @@ MINIMUM_DOCUMENTS = 16
 
 
 @dataclass(frozen=True)
-class Documents:
-    """The documents that stand for themselves, and what was collapsed into them.
+class DistinctDocuments:
+    """One document of each cluster of duplicates.
 
     Attributes:
         rows: int64 [documents], their indices in the unique corpus, ascending.
-        vectors: of each document; read as they are needed.
+        vectors: of each document; read when they are needed.
         groups: uint64 [documents], equal for parts of one original that must not be paired.
         shingles: of each document.
-        copies: the documents that take no part, by their indices in the unique corpus.
-        prepared: what they are documents of.
+        duplicates: the documents that take no part, by their indices in the unique corpus.
+        prepared: the corpus.
     """
 
     rows: np.ndarray
     vectors: Vectors
     groups: np.ndarray
     shingles: DocumentShingles
-    copies: Copies
+    duplicates: Copies
     prepared: PreparedCorpus
 
     @staticmethod
-    def load(prepared: PreparedCorpus, vectors: Vectors, config: PairConfig, folder: Path) -> Documents:
-        """Read what `prepare` and `embed` wrote, and collapse copies.
+    def load(prepared: PreparedCorpus, vectors: Vectors, config: PairConfig, folder: Path) -> DistinctDocuments:
+        """Read the output of `prepare` and `embed`, and leave out duplicates.
 
         Args:
-            folder: for what does not stay in memory on the way.
+            prepared: the corpus.
+            vectors: of its unique documents.
+            config: of the criteria.
+            folder: for temporary files.
 
         Raises:
             UserError: too few documents, or all of them parts of one original.
         """
         corpus = prepared.unique
-        copies = Copies(len(corpus))
-        copies.collapse("exact", first_of_equals(corpus[row] for row in range(len(corpus))))
-        distinct = copies.representatives
+        duplicates = Copies(len(corpus))
+        duplicates.collapse("exact", first_of_equals(corpus[row] for row in range(len(corpus))))
+        distinct = duplicates.representatives
         shingles = DocumentShingles(len(distinct), lambda row: corpus[int(distinct[row])][1:-1], config.shingle_tokens)
-        copies.collapse("near", first_of_near_copies(shingles, config.collapse_containment, folder))
-        # equal vectors of different texts: the same head, and the encoder saw no more; no index can tell them apart
-        copies.collapse("same vector", first_of_equals(_each(vectors.select(copies.representatives))))
-        rows = copies.representatives
+        duplicates.collapse("near", first_of_near_copies(shingles, config.duplicate_containment, folder))
+        # different texts have equal vectors if they begin alike and the encoder saw no more; no index can tell them apart
+        duplicates.collapse("same vector", first_of_equals(_each_vector(vectors.select(duplicates.representatives))))
+        rows = duplicates.representatives
         shingles = shingles.select(np.searchsorted(distinct, rows))
         if len(rows) < MINIMUM_DOCUMENTS:
             raise UserError(
@@ -67,29 +70,29 @@ class Documents:
                 f"give a corpus with at least {MINIMUM_DOCUMENTS}, or raise corpus.unique_share",
             )
         groups = _groups(prepared, rows) if config.exclude_same_group else rows.astype(np.uint64)
-        return Documents(rows, vectors.select(rows), groups, shingles, copies, prepared)
+        return DistinctDocuments(rows, vectors.select(rows), groups, shingles, duplicates, prepared)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process reads texts and vectors from where they lie; no one there asks what was collapsed."""
-        return _reopened, (self.prepared.directory, self.vectors.directory, self.rows, self.groups, self.shingles.n)
+        """Have another process open texts and vectors by their directories; it needs no duplicates."""
+        return _reopen, (self.prepared.directory, self.vectors.directory, self.rows, self.groups, self.shingles.n)
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
-def _reopened(corpus: Path, vectors: Path, rows: np.ndarray, groups: np.ndarray, shingle_tokens: int) -> Documents:
+def _reopen(corpus: Path, vectors: Path, rows: np.ndarray, groups: np.ndarray, shingle_tokens: int) -> DistinctDocuments:
     prepared = PreparedCorpus(corpus)
     shingles = DocumentShingles(len(rows), lambda row: prepared.unique[int(rows[row])][1:-1], shingle_tokens)
-    return Documents(rows, Vectors(vectors, rows, hashed=False), groups, shingles, Copies(0), prepared)
+    return DistinctDocuments(rows, Vectors(vectors, rows, hashed=False), groups, shingles, Copies(0), prepared)
 
 
-def _each(vectors: Vectors) -> Iterator[np.ndarray]:
+def _each_vector(vectors: Vectors) -> Iterator[np.ndarray]:
     for start in range(0, len(vectors), READ_BLOCK):
         yield from vectors[np.arange(start, min(start + READ_BLOCK, len(vectors)))]
 
 
 def _groups(prepared: PreparedCorpus, rows: np.ndarray) -> np.ndarray:
-    """The hashed name of each document's original. Two with one hash would merely not be paired."""
+    """Return the hashed name of each document's original. Two originals with one hash would merely not be paired."""
     ids = (str(id) for part in prepared.unique.column_parts("id") for id in part)
     groups = np.fromiter((hash_name(prepared.group(id), 0) for id in ids), np.uint64, len(prepared.unique))[rows]
     if (groups == groups[0]).all():

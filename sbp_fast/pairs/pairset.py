@@ -1,4 +1,4 @@
-"""Related pairs of documents, as the stage `pair` wrote them."""
+"""Related pairs of documents, as the stage `pair` writes them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ class PairSet:
     """Ordered pairs of documents of `corpus.unique`, by (seed, falling score, partner).
 
     Attributes:
-        seeds, partners: int64 [pairs], indices into the unique corpus.
+        seeds: int64 [pairs], indices into the unique corpus.
+        partners: int64 [pairs], indices into the unique corpus.
         scores: float32 [pairs], cosine similarity.
-        fingerprint: that of the stage's output.
+        fingerprint: of the stage's output.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -37,7 +38,7 @@ class PairSet:
         return len(self.seeds)
 
     def groups(self) -> list[tuple[int, np.ndarray]]:
-        """Each seed with its partners, best first."""
+        """Return each seed with its partners, best first."""
         starts = np.flatnonzero(np.diff(self.seeds, prepend=-1))
         return [(int(self.seeds[start]), part) for start, part in zip(starts, np.split(self.partners, starts[1:]), strict=True)]
 
@@ -46,15 +47,16 @@ def write_pairs(directory: Path, parts: Iterable[tuple[np.ndarray, np.ndarray, n
     """Write pairs, atomically.
 
     Args:
-        parts: seeds, partners and scores, [pairs] each, over all parts in the order of `PairSet`. How the pairs are cut into
-            parts changes nothing.
+        directory: of the stage.
+        parts: seeds, partners and scores, [pairs] each, over all parts in the order of `PairSet`. How the pairs are divided
+            into parts changes nothing.
     """
     with atomic_path(directory / PAIRS) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
-        held = SCHEMA.empty_table()
+        pending = SCHEMA.empty_table()
         for part in parts:
-            held = pa.concat_tables([held, pa.table(list(part), names=SCHEMA.names).cast(SCHEMA)])
-            while len(held) >= ROW_GROUP:
-                writer.write_table(held[:ROW_GROUP])
-                held = held[ROW_GROUP:]
-        if len(held):
-            writer.write_table(held)
+            pending = pa.concat_tables([pending, pa.table(list(part), names=SCHEMA.names).cast(SCHEMA)])
+            while len(pending) >= ROW_GROUP:
+                writer.write_table(pending[:ROW_GROUP])
+                pending = pending[ROW_GROUP:]
+        if len(pending):
+            writer.write_table(pending)

@@ -1,4 +1,4 @@
-"""What becomes of the candidates of each range: weighed, judged, and what the report and the caps need of them laid down."""
+"""Scoring of the candidates of each range: measured, accepted or rejected, and written for the report and the caps."""
 
 from __future__ import annotations
 
@@ -9,79 +9,85 @@ from typing import Any
 import numpy as np
 
 from sbp_fast.data.external_sort import read_between, write_rows
-from sbp_fast.neighbors.merge import gathered, in_order, reach
-from sbp_fast.neighbors.self_join import chance_weight
-from sbp_fast.pairs.candidates import Candidates, sampled_pairs
-from sbp_fast.pairs.criteria import FAULTLESS, FAULTS
-from sbp_fast.pairs.tasks import WORK, Pairing
+from sbp_fast.neighbors.self_join import sampling_weight
+from sbp_fast.pairs.candidates import Candidates, sample_pairs
+from sbp_fast.pairs.criteria import ACCEPTED, REJECT_REASONS
+from sbp_fast.pairs.gather import canonical_order, read_edges, read_reach
+from sbp_fast.pairs.tasks import SCRATCH, Pairing
 from sbp_fast.pipeline.executors.executor import Advance
 from sbp_fast.pipeline.files import read_json, write_json
 
-JUDGED = np.dtype([("first", "<i8"), ("second", "<i8"), ("score", "<f4"), ("fault", "i1")])
+SCORED = np.dtype([("first", "<i8"), ("second", "<i8"), ("score", "<f4"), ("reject_reason", "i1")])
 DIRECTED = np.dtype([("seed", "<i8"), ("partner", "<i8"), ("score", "<f4"), ("containment", "<f8")])
 NEAREST = np.dtype([("document", "<i8"), ("similarity", "<f4")])
 SAMPLED = np.dtype([("first", "<i8"), ("second", "<i8"), ("weight", "<f8")])
 
 
-def write_sampled(pairing: Pairing) -> None:
-    """Write the pairs that should be found, by their first document; after all ranges are gathered."""
-    sample = sampled_pairs(pairing.documents, pairing.low, pairing.settings, pairing.config.seed)
-    weight = chance_weight(sample.similarities, reach(pairing, sample.second))
-    first, second = in_order(sample.first, sample.second)
+def write_recall_sample(pairing: Pairing) -> None:
+    """Write the sampled pairs that should be found, by their first document; after all ranges are gathered."""
+    sample = sample_pairs(pairing.documents, pairing.low, pairing.settings, pairing.config.seed)
+    weight = sampling_weight(sample.similarities, read_reach(pairing, sample.second))
+    first, second = canonical_order(sample.first, sample.second)
     order = np.argsort(first, kind="stable")
-    write_rows(_sampled_path(pairing), SAMPLED, first=first[order], second=second[order], weight=weight[order])
+    write_rows(_sample_path(pairing), SAMPLED, first=first[order], second=second[order], weight=weight[order])
 
 
-def _sampled_path(pairing: Pairing) -> Path:
-    return pairing.directory / WORK / "sampled.npy"
+def _sample_path(pairing: Pairing) -> Path:
+    return pairing.directory / SCRATCH / "sampled.npy"
 
 
-def facts_path(pairing: Pairing, number: int) -> Path:
-    """Where the counts of a judged range lie, written last."""
-    return pairing.file("judged", number).with_suffix(".json")
+def counts_path(pairing: Pairing, number: int) -> Path:
+    """Return the path of the counts of a scored range, which are written last."""
+    return pairing.file("scored", number).with_suffix(".json")
 
 
-def judge_range(pairing: Pairing, number: int, advance: Advance) -> None:
-    """Write the candidates whose first document is in a range, as JUDGED in order of (first, second); those without a fault in
-    both directions, as DIRECTED by seed; and the similarity of each document's nearest among them that may be paired with it,
-    as NEAREST."""
-    first, second, scores = gathered(pairing, number)
-    candidates = Candidates.weigh(pairing.documents, first, second, pairing.low, scores)
-    fault = candidates.judge(pairing.low, pairing.settings)
-    write_rows(pairing.file("judged", number), JUDGED, first=first, second=second, score=scores, fault=fault)
-    kept = fault == FAULTLESS
-    _write_directed(pairing, number, *(part[kept] for part in (first, second, scores, candidates.containment)))
+def score_range(pairing: Pairing, number: int, advance: Advance) -> None:
+    """Score the candidates whose first document is in a range.
+
+    Writes all candidates as SCORED by (first, second); the accepted ones in both directions as DIRECTED by seed; and the
+    similarity of each document's nearest eligible candidate as NEAREST.
+    """
+    first, second, scores = read_edges(pairing, number)
+    candidates = Candidates.measure(pairing.documents, first, second, pairing.low, scores)
+    reason = candidates.reject_reasons(pairing.low, pairing.settings)
+    write_rows(pairing.file("scored", number), SCORED, first=first, second=second, score=scores, reject_reason=reason)
+    accepted = reason == ACCEPTED
+    _write_directed(pairing, number, *(part[accepted] for part in (first, second, scores, candidates.containment)))
     documents, nearest = candidates.nearest_eligible(pairing.settings)
     write_rows(pairing.file("nearest", number), NEAREST, document=documents, similarity=nearest)
-    wanted = read_between(_sampled_path(pairing), "first", *pairing.ranges[number])
+    sampled = read_between(_sample_path(pairing), "first", *pairing.ranges[number])
     pairs = first * len(pairing.documents) + second
-    found = np.isin(wanted["first"] * len(pairing.documents) + wanted["second"], pairs)
-    facts: dict[str, float] = {"candidates": len(first), "found": int(found.sum())}
-    facts["weight_found"] = float(wanted["weight"][found].sum())
-    facts |= {name: int((fault == place).sum()) for place, name in enumerate(FAULTS)}
-    write_json(facts_path(pairing, number), facts)  # last: it marks the range as judged
+    found = np.isin(sampled["first"] * len(pairing.documents) + sampled["second"], pairs)
+    counts: dict[str, float] = {"candidates": len(first), "found": int(found.sum())}
+    counts["weight_found"] = float(sampled["weight"][found].sum())
+    counts |= {name: int((reason == index).sum()) for index, name in enumerate(REJECT_REASONS)}
+    write_json(counts_path(pairing, number), counts)  # last: it marks the range as scored
     advance(np.diff(pairing.ranges[number]).item())
 
 
-def sum_facts(pairing: Pairing) -> Counter[str]:
-    """Of all ranges: `candidates`, how many of them have each of `FAULTS` first, and of the sampled pairs `found` and
-    `weight_found`."""
+def total_counts(pairing: Pairing) -> Counter[str]:
+    """Sum the counts of all ranges.
+
+    Returns:
+        `candidates`; under each of `REJECT_REASONS` the candidates that it rejects first; `found` and `weight_found` of the
+        sampled pairs.
+    """
     total: Counter[str] = Counter()
     for number in range(len(pairing.ranges)):
-        total.update(read_json(facts_path(pairing, number)))
+        total.update(read_json(counts_path(pairing, number)))
     return total
 
 
-def measured_recall(pairing: Pairing, facts: Counter[str]) -> dict[str, Any]:
-    """Of the sampled pairs, how many are among the candidates, and of all pairs the share that this means."""
-    sampled = np.load(_sampled_path(pairing))
+def measure_recall(pairing: Pairing, counts: Counter[str]) -> dict[str, Any]:
+    """Count the sampled pairs among the candidates, and estimate the share of all pairs that was found."""
+    sampled = np.load(_sample_path(pairing))
     queries = min(pairing.settings.recall_queries, len(pairing.documents))
-    share = facts["weight_found"] / float(sampled["weight"].sum()) if len(sampled) else 1.0
-    return {"queries": queries, "pairs": len(sampled), "found": facts["found"], "recall": share}
+    share = counts["weight_found"] / float(sampled["weight"].sum()) if len(sampled) else 1.0
+    return {"queries": queries, "pairs": len(sampled), "found": counts["found"], "recall": share}
 
 
 def nearest_eligible(pairing: Pairing) -> np.ndarray:
-    """Similarity of each document's nearest that is neither of its group nor a near-copy, where there is one. float32"""
+    """Similarity of each document's nearest that is neither of its group nor a near-duplicate, if it has one. float32."""
     nearest = np.full(len(pairing.documents), -np.inf, dtype=np.float32)
     for number in range(len(pairing.ranges)):
         rows = np.load(pairing.file("nearest", number))

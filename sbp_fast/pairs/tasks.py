@@ -1,12 +1,12 @@
-"""The stage `pair` at work: what its tasks need, and where the files lie that they hand on.
+"""The tasks of the stage `pair`: what they need, and the files that they hand on.
 
-Documents are numbered as `Documents` has them and cut into ranges of which one fits the memory; what grows with the
-neighbours of all documents lies on disk, by range.
+Documents are numbered as in `DistinctDocuments` and divided into ranges of which one fits into memory. What grows with the
+neighbors of all documents is on disk, by range.
 
-    cells/     members-*  found-*                who is in a cell, and the neighbours found there            (joined.py)
-    ranges-N/  edges-*  reach-*                  the pairs of which one found the other, and how far each    (gathered.py)
-               judged-*  directed-*  nearest-*   each pair once, and what becomes of it                      (judged.py)
-               turns-*  sizes-*  taken-*         ordered pairs by the turn in which they may be taken        (capped.py)
+    partitions/  members-*  neighbors-*            partitioned_self_join.py   documents, and their neighbors in the partition
+    ranges-N/    edges-*  reach-*                  gather.py                  pairs that either document found
+                 scored-*  directed-*  nearest-*   score.py                   each pair once, with the reject reason
+                 ranked-*  sizes-*  taken-*        caps.py                    ordered pairs by their rank within the seed
 """
 
 from __future__ import annotations
@@ -21,26 +21,30 @@ import numpy as np
 
 from sbp_fast.config import PairConfig, RunConfig
 from sbp_fast.pairs.candidates import Candidates
-from sbp_fast.pairs.criteria import FAULTLESS
-from sbp_fast.pairs.document_statistics import Documents
+from sbp_fast.pairs.criteria import ACCEPTED
+from sbp_fast.pairs.document_statistics import DistinctDocuments
 from sbp_fast.pipeline.executors.executor import Place
 from sbp_fast.pipeline.progress import Console
 
-WORK = "work"
-NEIGHBOUR_BYTES = 256  # a document's neighbour in any task, where no pair is found twice and half are kept (docs/log.md)
+SCRATCH = "work"
+NEIGHBOR_BYTES = 256  # of a document's neighbor in any task, if no pair is found twice and half are accepted (docs/log.md)
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """What it takes to do any task.
+    """What every task needs.
 
     Attributes:
+        config: of the run.
+        documents: to pair.
         low: lower end of the band.
         directory: of the stage.
+        console: shows the progress.
+        place: where the tasks run.
     """
 
     config: RunConfig
-    documents: Documents
+    documents: DistinctDocuments
     low: float
     directory: Path
     console: Console
@@ -48,29 +52,31 @@ class Pairing:
 
     @property
     def settings(self) -> PairConfig:
+        """The settings of `pair`."""
         return self.config.pair
 
     @cached_property
     def ranges(self) -> list[tuple[int, int]]:
-        """Of documents, [first, end) each."""
+        """Half-open ranges of document indices, one per task."""
         documents = len(self.documents)
-        size = documents * self.settings.neighbours * NEIGHBOUR_BYTES
+        size = documents * self.settings.neighbors * NEIGHBOR_BYTES
         count = min(documents, math.ceil(size / (self.settings.memory_gib * 2**30)))
         return list(pairwise(documents * number // count for number in range(count + 1)))
 
     @property
-    def cells(self) -> Path:
-        """The folder of the cells' files."""
-        return self.directory / WORK / "cells"
+    def partitions(self) -> Path:
+        """The folder of the partitions' files."""
+        return self.directory / SCRATCH / "partitions"
 
     def file(self, kind: str, number: int) -> Path:
-        """A file of a range. Other ranges, which another memory makes, have another folder."""
-        return self.directory / WORK / f"ranges-{len(self.ranges)}" / f"{kind}-{number:05d}.npy"
+        """Return the path of a file of a range. Another memory size makes other ranges, which have another folder."""
+        return self.directory / SCRATCH / f"ranges-{len(self.ranges)}" / f"{kind}-{number:05d}.npy"
 
     def files(self, kind: str) -> list[Path]:
-        """Those of all ranges."""
+        """Return the paths of the files of all ranges."""
         return [self.file(kind, number) for number in range(len(self.ranges))]
 
-    def wanted(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Which pairs of documents would be kept if they were found, bool [pairs]."""
-        return Candidates.weigh(self.documents, first, second, self.low).judge(self.low, self.settings) == FAULTLESS
+    def qualify(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Return which pairs of documents no criterion rejects, bool [pairs]."""
+        candidates = Candidates.measure(self.documents, first, second, self.low)
+        return candidates.reject_reasons(self.low, self.settings) == ACCEPTED

@@ -79,7 +79,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return make_inputs(tmp_path_factory.mktemp("ray"))
 
 
-SPARED = ("gather", "write_turns")  # of `pair`: its other two series kill actors enough, which come back three times
+SPARED = ("gather", "write_ranks")  # of `pair`: its other two series kill actors enough, which come back three times
 
 
 class Killing(RayWorkers):
@@ -221,8 +221,8 @@ def faked(workers: Workers, corpus: Path) -> Any:
 
 
 def test_embed_and_pair(cluster: str, inputs: dict[str, Path], tmp_path: Path) -> None:
-    cells = "cell_documents=24, cell_overlap=2, memory_gib=1e-4, backend='bucket'"
-    pairing = f"pair={{{cells}, target_recall=0.3, similarity_low=0.6, neighbours=16}}"
+    cells = "partition_documents=24, partition_overlap=2, memory_gib=1e-4, backend='ivf'"
+    pairing = f"pair={{{cells}, target_recall=0.3, similarity_low=0.6, neighbors=16}}"
     config, corpus = configure(inputs["directory"], "embed.shard_documents=5", pairing), inputs["corpus"]
     found: dict[str, list[Manifest]] = {"embed": [], "pair": []}
     killing = Killing(tmp_path)
@@ -232,7 +232,7 @@ def test_embed_and_pair(cluster: str, inputs: dict[str, Path], tmp_path: Path) -
         out = tmp_path / f"pairs-{name}"
         found["pair"].append(pair(config, corpus, vectors, out, console=QUIET, workers=workers))
     assert killing.all_died() and killing.kills == 3
-    assert found["pair"][0].counts["join"]["cells"] >= 3 and len(found["embed"][0].files) >= 18
+    assert found["pair"][0].counts["self_join"]["partitions"] >= 3 and len(found["embed"][0].files) >= 18
     for here, there in found.values():
         facts = [(one.files, one.counts, one.flops, one.device, one.fingerprint) for one in (here, there)]
         assert facts[0] == facts[1]

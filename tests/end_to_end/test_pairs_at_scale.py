@@ -1,4 +1,4 @@
-"""`pair` as a process of its own: killed again and again, and over as many vectors as one machine joins at once."""
+"""`pair` as a process of its own: killed again and again, and over as many vectors as one self-join takes."""
 
 import os
 import random
@@ -68,27 +68,28 @@ def run_pair(directory: Path, out: Path, *settings: str) -> tuple[Manifest, int]
 
 
 @pytest.mark.slow
-def test_pairing_200_000_vectors_takes_less_than_4_gib_and_cells_find_as_many(tmp_path: Path) -> None:
+def test_pairing_200_000_vectors_takes_less_than_4_gib_and_partitions_find_as_many(tmp_path: Path) -> None:
     write_inputs(tmp_path, DOCUMENTS)
     whole, peak = run_pair(tmp_path, tmp_path / "whole")
     counts = whole.counts
     print(f"peak {peak / 2**30:.2f} GiB, {whole.seconds:.0f} s, {counts['pairs']} pairs, recall {counts['recall']['recall']}")
-    assert counts["join"] == {**counts["join"], "backend": "bucket", "cells": 1}
+    assert counts["self_join"] == {**counts["self_join"], "backend": "ivf", "partitions": 1}
     assert counts["recall"]["recall"] >= 0.99 and counts["documents"] == DOCUMENTS
     assert 1 << 30 < peak < MEMORY
-    routed, peak = run_pair(tmp_path, tmp_path / "routed", "pair.cell_documents=50000", "pair.memory_gib=0.25")
-    recall = routed.counts["recall"]["recall"]
-    print(f"in {routed.counts['join']['cells']} cells: peak {peak / 2**30:.2f} GiB, {routed.seconds:.0f} s, recall {recall}")
+    partitioned, peak = run_pair(tmp_path, tmp_path / "partitioned", "pair.partition_documents=50000", "pair.memory_gib=0.25")
+    recall = partitioned.counts["recall"]["recall"]
+    number = partitioned.counts["self_join"]["partitions"]
+    print(f"in {number} partitions: peak {peak / 2**30:.2f} GiB, {partitioned.seconds:.0f} s, recall {recall}")
     assert recall >= max(0.99, counts["recall"]["recall"] - 0.01) and peak < MEMORY / 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["bucket", "hnswlib"])
+@pytest.mark.parametrize("backend", ["ivf", "hnsw"])
 def test_random_kills_change_no_byte(backend: str, tmp_path: Path) -> None:
     write_inputs(tmp_path, 3000)
-    settings = (f"pair.backend={backend}", "pair.cell_documents=800", "pair.memory_gib=0.004", "threads=1")
+    settings = (f"pair.backend={backend}", "pair.partition_documents=800", "pair.memory_gib=0.004", "threads=1")
     whole, _ = run_pair(tmp_path, tmp_path / "whole", *settings)
-    assert whole.counts["join"]["cells"] > 10
+    assert whole.counts["self_join"]["partitions"] > 10
     dice, killed, partial = random.Random(0), 0, tmp_path / "broken.partial"
     for _ in range(100):
         begun, patience = len(files(partial)), dice.randint(1, 9)

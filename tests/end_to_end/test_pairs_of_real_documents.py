@@ -52,7 +52,7 @@ def paired(run: Path, name: str, threads: int = 1, **pairs: Any) -> tuple[Manife
 
 
 def by_brute_force(run: Path, manifest: Manifest) -> set[tuple[int, int]]:
-    """Of the documents that were not collapsed, all ordered pairs that qualify; either may be among the other's nearest."""
+    """All ordered pairs of distinct documents that qualify; either may be among the other's nearest."""
     import pyarrow.parquet as pq
 
     prepared, vectors = PreparedCorpus(run / "corpus"), Vectors(run / "vectors")
@@ -65,7 +65,7 @@ def by_brute_force(run: Path, manifest: Manifest) -> set[tuple[int, int]]:
         own = np.arange(start, min(start + 1000, len(rows)))
         scores = matrix[own] @ matrix.T
         scores[torch.arange(len(own)), torch.from_numpy(own)] = -2
-        best = scores.topk(settings.neighbours, dim=1)
+        best = scores.topk(settings.neighbors, dim=1)
         inside = (best.values >= manifest.counts["band"]["low"]).numpy()
         first, second = np.repeat(own, inside.sum(1)), best.indices.numpy()[inside]
         keys.update(zip(np.minimum(first, second).tolist(), np.maximum(first, second).tolist(), strict=True))
@@ -73,28 +73,29 @@ def by_brute_force(run: Path, manifest: Manifest) -> set[tuple[int, int]]:
     differ = groups[first] != groups[second]
     first, second = first[differ], second[differ]
     shingles = DocumentShingles(len(rows), lambda row: unique[int(rows[row])][1:-1], settings.shingle_tokens)
-    alone = np.maximum(*shingles.containment(first, second)) < settings.near_copy_containment
+    alone = np.maximum(*shingles.containment(first, second)) < settings.near_duplicate_containment
     ends = rows[first[alone]].tolist(), rows[second[alone]].tolist()
     return set(zip(*ends, strict=True)) | set(zip(*reversed(ends), strict=True))
 
 
 @pytest.mark.slow
-def test_every_backend_finds_the_pairs_of_real_documents_and_cells_and_threads_the_same(run: Path) -> None:
+def test_every_backend_partitioned_or_not_finds_the_pairs_of_real_documents(run: Path) -> None:
     exact, all_pairs = paired(run, "exact", backend="exact")
     expected = by_brute_force(run, exact)
     assert len(expected) > 10_000 and len(all_pairs & expected) >= 0.9999 * len(expected)
     assert len(all_pairs - expected) <= 0.0001 * len(expected)  # at the edge of the k nearest and of the band, by rounding
-    for backend in ("bucket", "hnswlib"):
+    for backend in ("ivf", "hnsw"):
         manifest, found = paired(run, backend, backend=backend)
         recall = len(found & all_pairs) / len(all_pairs)
-        print(f"{run.name}: {backend} finds {recall:.4f} of {len(all_pairs)} pairs, {manifest.counts['join']['efforts']}")
+        budgets = manifest.counts["self_join"]["search_budgets"]
+        print(f"{run.name}: {backend} finds {recall:.4f} of {len(all_pairs)} pairs, search budgets {budgets}")
         assert recall >= 0.99 and manifest.counts["recall"]["recall"] >= 0.99
         assert len(found - all_pairs) <= 0.01 * len(all_pairs)  # who are the k nearest differs where some are not found
         assert paired(run, f"{backend}-2", threads=2, backend=backend)[0].fingerprint == manifest.fingerprint
-    manifest, found = paired(run, "cells", backend="bucket", cell_documents=8000, memory_gib=0.02)
+    manifest, found = paired(run, "partitioned", backend="ivf", partition_documents=8000, memory_gib=0.02)
     recall = len(found & all_pairs) / len(all_pairs)
-    print(f"{run.name}: {manifest.counts['join']['cells']} cells find {recall:.4f}")
-    assert manifest.counts["join"]["cells"] > 5 and recall >= 0.99
+    print(f"{run.name}: {manifest.counts['self_join']['partitions']} partitions find {recall:.4f}")
+    assert manifest.counts["self_join"]["partitions"] > 5 and recall >= 0.99
 
 
 @pytest.mark.slow

@@ -134,7 +134,7 @@ def test_embedding_and_pairing_are_counted_by_document() -> None:
     assert config.embed.model == QWEN
     hashing = Corpus.guess(config).unique_tokens / 40e6
     assert pair.core_seconds == pytest.approx(documents * 3 * 2 * 1024 * 34 * 1000 / 22e9 + hashing)
-    graph = stage(load_config(["3b-200b"], ["pair.backend=hnswlib", "pair.cell_documents=100_000_000"]), "pair")
+    graph = stage(load_config(["3b-200b"], ["pair.backend=hnsw", "pair.partition_documents=100_000_000"]), "pair")
     assert graph.core_seconds == pytest.approx(documents * 1.24e-3 * 1024 / 384 + hashing)
     shorter = stage(load_config(["3b-200b"], ["embed.dimensions=256", "embed.storage=int8"]), "embed")
     assert shorter.disk == documents * (256 + 8)

@@ -22,20 +22,20 @@ from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.dedup.clusters import first_of_near_copies
 from sbp_fast.dedup.shingles import DocumentShingles
 from sbp_fast.errors import UserError
-from sbp_fast.neighbors.exact import ExactJoin
+from sbp_fast.neighbors.exact import ExactSearcher
 from sbp_fast.neighbors.vectors import Vectors
 from sbp_fast.pairs.criteria import random_pairs
-from sbp_fast.pairs.document_statistics import Documents
+from sbp_fast.pairs.document_statistics import DistinctDocuments
 from sbp_fast.pipeline.files import read_json
 
 
-@pytest.mark.parametrize("backend", ["exact", "bucket", "hnswlib"])
+@pytest.mark.parametrize("backend", ["exact", "ivf", "hnsw"])
 @pytest.mark.parametrize("seed", range(4))
 def test_without_caps_the_pairs_are_all_that_qualify(tmp_path: Path, seed: int, backend: str) -> None:
     texts, ids = make_documents(seed)
     vectors = make_vectors(seed)
     write_inputs(tmp_path, texts, ids, vectors)
-    band = {"similarity_low": 0.2, "similarity_high": 0.9, "near_copy_containment": 0.3}
+    band = {"similarity_low": 0.2, "similarity_high": 0.9, "near_duplicate_containment": 0.3}
     pairs, counts = run_pair(tmp_path, backend=backend, target_recall=1.0, **band, **UNCAPPED)
     expected = qualifying(texts, ids, vectors, 0.2, 0.9, 0.3)
     assert as_set(pairs) == expected and len(pairs) == len(expected) > 200
@@ -43,19 +43,19 @@ def test_without_caps_the_pairs_are_all_that_qualify(tmp_path: Path, seed: int, 
     assert counts["seeds"] == len({a for a, _ in expected})
     dropped = counts["dropped"]
     near = DOCUMENTS - 2 - len(representatives(texts))
-    assert near >= 2 and counts["copies"] == {"exact_copies": 2, "near_copies": near, "same_vector_copies": 0}
-    assert min(dropped[fault] for fault in ("below_band", "above_band", "same_group", "near_copies")) > 0
+    assert near >= 2 and counts["duplicates"] == {"exact_copies": 2, "near_copies": near, "same_vector_copies": 0}
+    assert min(dropped[reason] for reason in ("below_band", "above_band", "same_group", "near_duplicates")) > 0
     every_pair = len(representatives(texts)) * (len(representatives(texts)) - 1)
     if backend == "exact":
         assert counts["candidates"] == every_pair == len(expected) + sum(dropped.values())
-    assert counts["recall"]["recall"] == 1.0 and counts["join"]["backend"] == backend
+    assert counts["recall"]["recall"] == 1.0 and counts["self_join"]["backend"] == backend
     assert sum(counts["containment"]["pairs"][:6]) == len(expected) and sum(counts["containment"]["pairs"][6:]) == 0
 
 
-def test_pairs_of_one_original_are_kept_where_asked(tmp_path: Path) -> None:
+def test_exclude_same_group_false_accepts_pairs_of_one_original(tmp_path: Path) -> None:
     texts, ids = make_documents(0)
     write_inputs(tmp_path, texts, ids, make_vectors(0))
-    band = {"similarity_low": 0.2, "near_copy_containment": 0.3}
+    band = {"similarity_low": 0.2, "near_duplicate_containment": 0.3}
     pairs, _ = run_pair(tmp_path, exclude_same_group=False, **band, **UNCAPPED)
     ungrouped = [str(number) for number in range(DOCUMENTS)]
     assert as_set(pairs) == qualifying(texts, ungrouped, make_vectors(0), 0.2, 1.0, 0.3)
@@ -65,7 +65,7 @@ def test_caps_hold_and_drop_nothing_for_which_there_is_room(tmp_path: Path) -> N
     texts, ids = make_documents(5)
     write_inputs(tmp_path, texts, ids, make_vectors(5))
     everything, _ = run_pair(tmp_path, "all", similarity_low=0.2, **UNCAPPED)
-    capped = {"similarity_low": 0.2, "neighbours": DOCUMENTS, "partners_per_seed": 4, "seeds_per_partner": 3}
+    capped = {"similarity_low": 0.2, "neighbors": DOCUMENTS, "partners_per_seed": 4, "seeds_per_partner": 3}
     pairs, counts = run_pair(tmp_path, "capped", **capped)
     partners_of, seeds_of = Counter(pairs.seeds.tolist()), Counter(pairs.partners.tolist())
     assert max(partners_of.values()) <= 4 and max(seeds_of.values()) == 3
@@ -76,7 +76,7 @@ def test_caps_hold_and_drop_nothing_for_which_there_is_room(tmp_path: Path) -> N
     assert all(partners_of[seed] == 4 or seeds_of[partner] == 3 for seed, partner in left_out)
 
 
-def test_automatic_cut_off_is_what_the_given_share_of_random_pairs_exceeds(tmp_path: Path) -> None:
+def test_automatic_low_end_is_exceeded_by_the_given_share_of_random_pairs(tmp_path: Path) -> None:
     texts, ids = make_documents(1)
     vectors = make_vectors(1)
     write_inputs(tmp_path, texts, ids, vectors)
@@ -88,7 +88,7 @@ def test_automatic_cut_off_is_what_the_given_share_of_random_pairs_exceeds(tmp_p
     assert np.mean(np.array(differ) >= counts["band"]["low"]) == pytest.approx(0.05, abs=3e-3)
 
 
-def test_recall_is_what_the_exact_search_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recall_is_measured_against_the_exact_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts, ids = make_documents(2)
     vectors = make_vectors(2)
     write_inputs(tmp_path, texts, ids, vectors)
@@ -100,11 +100,11 @@ def test_recall_is_what_the_exact_search_says(tmp_path: Path, monkeypatch: pytes
     poor[::4] = np.argsort(-products, axis=1)[::4, 1:11]  # a quarter of them are searched well
     scores = np.einsum("nd,nkd->nk", vectors[rows], vectors[rows][poor])
 
-    def search(self: ExactJoin, rows: np.ndarray, k: int, *_: object) -> tuple[np.ndarray, np.ndarray]:
+    def search(self: ExactSearcher, rows: np.ndarray, k: int, *_: object) -> tuple[np.ndarray, np.ndarray]:
         return poor[rows], scores[rows]
 
-    monkeypatch.setattr(ExactJoin, "search", search)
-    band = {"similarity_low": 0.2, "neighbours": 10, "near_copy_containment": 0.3}
+    monkeypatch.setattr(ExactSearcher, "search", search)
+    band = {"similarity_low": 0.2, "neighbors": 10, "near_duplicate_containment": 0.3}
     _, counts = run_pair(tmp_path, target_recall=0.1, **band)
     allowed = qualifying(texts, ids, vectors, 0.2, 1.0, 0.3)
     candidates = {(rows[a], rows[b]) for a, others in enumerate(poor) for b in others}
@@ -126,12 +126,12 @@ def test_recall_is_what_the_exact_search_says(tmp_path: Path, monkeypatch: pytes
     run_pair(tmp_path, "refused", target_recall=0.1, **band)  # nothing is left of the refused one to stand in the way
 
 
-def test_copies_are_collapsed_into_the_first_and_listed(tmp_path: Path) -> None:
+def test_duplicates_are_replaced_by_the_first_and_listed(tmp_path: Path) -> None:
     texts, ids = make_documents(3)
     vectors = make_vectors(3)
     vectors[55] = vectors[11]  # another text, of which the encoder saw the same head
     write_inputs(tmp_path, texts, ids, vectors)
-    pairs, counts = run_pair(tmp_path, similarity_low=-1.0, near_copy_containment=1.0, **UNCAPPED)
+    pairs, counts = run_pair(tmp_path, similarity_low=-1.0, near_duplicate_containment=1.0, **UNCAPPED)
     table = pq.read_table(tmp_path / "pairs/copies.parquet").to_pydict()
     into = dict(zip(table["document"], zip(table["representative"], table["kind"], strict=True), strict=True))
     seven = into.get(7, (7, ""))[0]
@@ -139,13 +139,13 @@ def test_copies_are_collapsed_into_the_first_and_listed(tmp_path: Path) -> None:
     assert planted.items() <= into.items()
     assert set(into) == set(range(DOCUMENTS)) - set(representatives(texts)) | {55}
     assert {kind: list(table["kind"]).count(kind) for kind in ("exact", "near", "same vector")} == {
-        kind.removesuffix("_copies").replace("_", " "): count for kind, count in counts["copies"].items()
+        kind.removesuffix("_copies").replace("_", " "): count for kind, count in counts["duplicates"].items()
     }
     assert not set(into) & set(pairs.seeds.tolist())
 
 
 @pytest.mark.parametrize("held", [300, 65_536])
-def test_near_copies_are_found_at_any_place_and_number(held: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_duplicates_are_found_at_any_place_and_number(held: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     originals = [random.integers(0, 5000, 200) for _ in range(50)]
     texts = [*originals]
@@ -168,7 +168,7 @@ def test_near_copies_are_found_at_any_place_and_number(held: int, tmp_path: Path
 def test_documents_are_the_same_in_another_process(tmp_path: Path) -> None:
     write_inputs(tmp_path, *make_documents(0), make_vectors(0))
     settings = PairConfig(shingle_tokens=4)
-    here = Documents.load(PreparedCorpus(tmp_path / "corpus"), Vectors(tmp_path / "vectors"), settings, tmp_path)
+    here = DistinctDocuments.load(PreparedCorpus(tmp_path / "corpus"), Vectors(tmp_path / "vectors"), settings, tmp_path)
     there = pickle.loads(pickle.dumps(here))
     assert len(here) < DOCUMENTS - 3 and np.array_equal(there.rows, here.rows) and np.array_equal(there.groups, here.groups)
     assert np.array_equal(there.vectors[np.arange(len(here))], here.vectors[np.arange(len(here))])
@@ -180,19 +180,19 @@ def test_documents_are_the_same_in_another_process(tmp_path: Path) -> None:
 def test_examples_show_every_bin_of_similarity(tmp_path: Path) -> None:
     texts, ids = make_documents(3)
     write_inputs(tmp_path, texts, ids, make_vectors(3))
-    pairs, counts = run_pair(tmp_path, similarity_low=0.2, near_copy_containment=0.3, **UNCAPPED)
+    pairs, counts = run_pair(tmp_path, similarity_low=0.2, near_duplicate_containment=0.3, **UNCAPPED)
     bins = read_json(tmp_path / "pairs/examples.json")
     assert sum(bin["candidates"] for bin in bins) * 2 == counts["candidates"]
-    assert sum(bin["kept"] for bin in bins) * 2 == len(pairs)
-    rows, faults = {id: row for row, id in enumerate(ids)}, set()
+    assert sum(bin["accepted"] for bin in bins) * 2 == len(pairs)
+    rows, reasons = {id: row for row, id in enumerate(ids)}, set()
     for bin in bins:
         assert len(bin["examples"]) == min(3, bin["candidates"])
         for example in bin["examples"]:
             pair = rows[example["first"]["id"]], rows[example["second"]["id"]]
             assert bin["low"] <= example["similarity"] <= bin["high"] or bin["low"] == 0
-            assert (example["fault"] is None) == (pair in as_set(pairs))
-            faults.add(example["fault"])
-    assert {None, "below_band"} <= faults
+            assert (example["reject_reason"] is None) == (pair in as_set(pairs))
+            reasons.add(example["reject_reason"])
+    assert {None, "below_band"} <= reasons
 
 
 def test_output_is_ordered_and_the_same_each_time(tmp_path: Path) -> None:
@@ -207,14 +207,14 @@ def test_output_is_ordered_and_the_same_each_time(tmp_path: Path) -> None:
     assert len(groups) == len(set(first.seeds.tolist()))
 
 
-def test_what_cannot_be_paired_is_explained(tmp_path: Path) -> None:
+def test_unpairable_input_is_refused_with_the_reason(tmp_path: Path) -> None:
     texts, ids = make_documents(4)
     vectors = make_vectors(4)
     write_inputs(tmp_path / "good", texts, ids, vectors)
     with pytest.raises(UserError, match=r"no pair is left in the band.*at most.*set pair.similarity_low to a lower number"):
         run_pair(tmp_path / "good", similarity_low=0.9999)
-    with pytest.raises(UserError, match=r"near-copies were dropped.*raise pair.near_copy_containment"):
-        run_pair(tmp_path / "good", "copies", near_copy_containment=0.0)
+    with pytest.raises(UserError, match=r"near-duplicates were dropped.*raise pair.near_duplicate_containment"):
+        run_pair(tmp_path / "good", "duplicates", near_duplicate_containment=0.0)
     write_inputs(tmp_path / "few", texts[:15], ids[:15], vectors[:15])
     with pytest.raises(UserError, match="15 unique documents are too few to pair"):
         run_pair(tmp_path / "few")

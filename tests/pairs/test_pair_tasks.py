@@ -1,4 +1,4 @@
-"""`pair` over cells and ranges of documents: how they are cut, who does them and what is killed changes nothing."""
+"""`pair` over partitions and ranges of documents: their sizes, threads and kills change no result."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -16,11 +16,10 @@ from sbp_fast.config import PairConfig, RunConfig
 from sbp_fast.data.external_sort import write_rows
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import Unreachable, UserError
-from sbp_fast.neighbors import partitioned_join as joined_module
 from sbp_fast.neighbors.vectors import Vectors
-from sbp_fast.pairs import caps as capped
-from sbp_fast.pairs.criteria import take_in_turn, turns
-from sbp_fast.pairs.document_statistics import Documents
+from sbp_fast.pairs import caps, partitioned_self_join
+from sbp_fast.pairs.criteria import apply_caps, rank_in_seed
+from sbp_fast.pairs.document_statistics import DistinctDocuments
 from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pairs.tasks import Pairing
 from sbp_fast.pipeline.executors.executor import Place
@@ -52,25 +51,25 @@ def test_caps_take_every_seeds_best_partner_before_any_second(memory_gib: float,
     assert counts["dropped"]["seed_cap"] > 0 and counts["dropped"]["partner_cap"] > 0
 
 
-def test_the_seed_is_what_was_full_where_both_were() -> None:
+def test_pair_with_both_caps_reached_counts_for_the_seed_cap() -> None:
     partners_of, seeds_of = np.array([1, 0, 0], np.int32), np.array([0, 2, 0], np.int32)
-    outcome = take_in_turn(np.array([0, 2, 2, 2]), np.array([1, 1, 0, 0]), partners_of, seeds_of, 1, 2)
+    outcome = apply_caps(np.array([0, 2, 2, 2]), np.array([1, 1, 0, 0]), partners_of, seeds_of, 1, 2)
     assert outcome.tolist() == [1, 2, 0, 1]
     assert partners_of.tolist() == [1, 0, 1] and seeds_of.tolist() == [1, 2, 0]
-    assert turns(np.array([0, 0, 3, 3, 3, 9])).tolist() == [0, 1, 0, 1, 2, 0]
+    assert rank_in_seed(np.array([0, 0, 3, 3, 3, 9])).tolist() == [0, 1, 0, 1, 2, 0]
 
 
-@pytest.mark.parametrize("backend", ["exact", "hnswlib"])
+@pytest.mark.parametrize("backend", ["exact", "hnsw"])
 @pytest.mark.parametrize("memory_gib", [1e-6, 2e-4, 6e-4])
 def test_ranges_of_documents_change_no_file(backend: str, memory_gib: float, tmp_path: Path) -> None:
     write_inputs(tmp_path, *make_documents(3), make_vectors(3))
-    settings = {"backend": backend, "similarity_low": 0.2, "near_copy_containment": 0.3, "neighbours": 20}
+    settings = {"backend": backend, "similarity_low": 0.2, "near_duplicate_containment": 0.3, "neighbors": 20}
     whole, counts = run_pair(tmp_path, "whole", **settings)
     cut, cut_counts = run_pair(tmp_path, "cut", memory_gib=memory_gib, **settings)
     assert cut_counts == counts and counts["dropped"]["partner_cap"] > 0
     assert cut.fingerprint == whole.fingerprint
     with pytest.raises(UserError, match="was made from something else"):
-        run_pair(tmp_path, "whole", **{**settings, "neighbours": 19})
+        run_pair(tmp_path, "whole", **{**settings, "neighbors": 19})
 
 
 def test_more_pairs_than_a_row_group_holds_are_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,31 +81,32 @@ def test_more_pairs_than_a_row_group_holds_are_the_same_rows(tmp_path: Path, mon
     assert pq.ParquetFile(tmp_path / "cut/pairs.parquet").metadata.num_row_groups > 10
 
 
-def test_cells_find_the_same_pairs_and_resume_where_they_were_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partitions_find_the_same_pairs_and_resume_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     texts = [random.integers(3, 300, 30).tolist() for _ in range(1000)]
     write_inputs(tmp_path, texts, [f"letter-{number}" for number in range(1000)], clustered_vectors(1000))
-    settings: dict[str, Any] = {"similarity_low": 0.7, "backend": "hnswlib", "recall_queries": 1000}
+    settings: dict[str, Any] = {"similarity_low": 0.7, "backend": "hnsw", "recall_queries": 1000}
     whole, counts = run_pair(tmp_path, "whole", **settings)
-    assert counts["join"]["cells"] == 1
-    cells = {**settings, "cell_documents": 400, "target_recall": 0.97}
-    routed, counts = run_pair(tmp_path, "routed", **cells)
-    assert counts["join"]["cells"] == len(counts["join"]["efforts"]) == 13 and counts["join"]["largest_cell"] <= 400
+    assert counts["self_join"]["partitions"] == 1
+    partitioned = {**settings, "partition_documents": 400, "target_recall": 0.97}
+    routed, counts = run_pair(tmp_path, "routed", **partitioned)
+    search = counts["self_join"]
+    assert search["partitions"] == len(search["search_budgets"]) == 13 and search["largest_partition"] <= 400
     assert len(as_set(routed) & as_set(whole)) > 0.97 * len(whole)
 
-    join, joined = joined_module._join_cell, []
+    search_partition, searched = partitioned_self_join.search_partition, []
 
-    def join_then_die(*arguments: Any) -> Any:
-        joined.append(arguments[1].number)
-        if len(joined) == 4:
+    def search_then_die(*arguments: Any) -> Any:
+        searched.append(arguments[1].number)
+        if len(searched) == 4:
             raise KeyboardInterrupt
-        return join(*arguments)
+        return search_partition(*arguments)
 
-    monkeypatch.setattr(joined_module, "_join_cell", join_then_die)
+    monkeypatch.setattr(partitioned_self_join, "search_partition", search_then_die)
     with pytest.raises(KeyboardInterrupt):
-        run_pair(tmp_path, "resumed", **cells)
-    resumed, _ = run_pair(tmp_path, "resumed", **cells)
-    assert joined == [0, 1, 2, 3, *range(3, 13)]
+        run_pair(tmp_path, "resumed", **partitioned)
+    resumed, _ = run_pair(tmp_path, "resumed", **partitioned)
+    assert searched == [0, 1, 2, 3, *range(3, 13)]
     assert resumed.fingerprint == routed.fingerprint
     for path in (tmp_path / "routed").rglob("*"):
         if path.is_file() and path.name != "manifest.json":
@@ -135,16 +135,16 @@ class Losing(LocalWorkers):
             yield holders
 
 
-@pytest.mark.parametrize("function", ["_join_cell", "gather", "judge_range", "write_turns"])
+@pytest.mark.parametrize("function", ["search_partition", "gather", "score_range", "write_ranks"])
 @pytest.mark.parametrize("error", [Unreachable("workers", "were lost", "rerun"), KeyboardInterrupt()])
-def test_what_is_done_is_not_done_again_where_workers_were_lost(function: str, error: BaseException, tmp_path: Path) -> None:
+def test_finished_tasks_are_not_repeated_after_workers_were_lost(function: str, error: BaseException, tmp_path: Path) -> None:
     write_inputs(tmp_path, *make_documents(0), make_vectors(0))
-    settings = {"similarity_low": 0.2, "memory_gib": 1e-4, "cell_documents": 30, "target_recall": 0.5, "shingle_tokens": 4}
+    settings = {"similarity_low": 0.2, "memory_gib": 1e-4, "partition_documents": 30, "target_recall": 0.5, "shingle_tokens": 4}
     config = RunConfig.model_validate({"threads": 1, "pair": settings})
     inputs = tmp_path / "corpus", tmp_path / "vectors"
     whole = Losing("", 0, error)
     expected = pair(config, *inputs, tmp_path / "whole", console=QUIET, workers=whole)
-    assert min(whole.done[name] for name in ("_join_cell", "gather", "judge_range", "write_turns")) >= 3
+    assert min(whole.done[name] for name in ("search_partition", "gather", "score_range", "write_ranks")) >= 3
     broken, again = Losing(function, 1, error), Losing("", 0, error)
     with pytest.raises(type(error)):
         pair(config, *inputs, tmp_path / "out", console=QUIET, workers=broken)
@@ -154,40 +154,42 @@ def test_what_is_done_is_not_done_again_where_workers_were_lost(function: str, e
     assert manifest.fingerprint == expected.fingerprint and manifest.counts == expected.counts
 
 
-def test_with_another_memory_a_killed_stage_goes_on_from_its_cells(tmp_path: Path) -> None:
+def test_killed_stage_resumes_with_its_partitions_under_another_memory_size(tmp_path: Path) -> None:
     write_inputs(tmp_path, *make_documents(0), make_vectors(0))
     inputs, manifests = (tmp_path / "corpus", tmp_path / "vectors"), {}
     for out, memory_gib, workers in (
         ("whole", 2.0, Losing("", 0, KeyboardInterrupt())),
-        ("broken", 1e-4, Losing("judge_range", 2, KeyboardInterrupt())),
+        ("broken", 1e-4, Losing("score_range", 2, KeyboardInterrupt())),
         ("broken", 2e-4, again := Losing("", 0, KeyboardInterrupt())),
     ):
         settings = {"similarity_low": 0.2, "memory_gib": memory_gib, "shingle_tokens": 4}
         config = RunConfig.model_validate({"threads": 1, "pair": settings})
         with suppress(KeyboardInterrupt):
             manifests[out] = pair(config, *inputs, tmp_path / out, console=QUIET, workers=workers)
-    assert again.done["_join_cell"] == 0 and again.done["judge_range"] > 1
+    assert again.done["search_partition"] == 0 and again.done["score_range"] > 1
     assert manifests["broken"].fingerprint == manifests["whole"].fingerprint
 
 
-@pytest.mark.parametrize("backend", ["exact", "bucket", "hnswlib"])
+@pytest.mark.parametrize("backend", ["exact", "ivf", "hnsw"])
 def test_threads_change_no_file(backend: str, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     texts = [random.integers(3, 300, 30).tolist() for _ in range(900)]
     write_inputs(tmp_path, texts, [f"letter-{number}" for number in range(900)], clustered_vectors(900))
-    settings = {"similarity_low": 0.7, "backend": backend, "cell_documents": 500, "target_recall": 0.97, "shingle_tokens": 4}
+    settings = {"similarity_low": 0.7, "backend": backend, "partition_documents": 500, "target_recall": 0.97}
+    settings["shingle_tokens"] = 4
     manifests = []
     for threads in (1, 2):
         config, out = RunConfig.model_validate({"threads": threads, "pair": settings}), tmp_path / f"pairs-{threads}"
         manifests.append(pair(config, tmp_path / "corpus", tmp_path / "vectors", out, console=QUIET))
-    assert manifests[0].counts["join"]["cells"] > 1
+    assert manifests[0].counts["self_join"]["partitions"] > 1
     assert manifests[0].fingerprint == manifests[1].fingerprint and manifests[0].counts == manifests[1].counts
 
 
-def test_turns_are_taken_as_many_at_once_as_the_memory_holds(tmp_path: Path) -> None:
+def test_as_many_ranks_are_taken_at_once_as_fit_into_memory(tmp_path: Path) -> None:
     write_inputs(tmp_path, *make_documents(3), make_vectors(3))
-    documents = Documents.load(PreparedCorpus(tmp_path / "corpus"), Vectors(tmp_path / "vectors"), PairConfig(), tmp_path)
-    config = RunConfig.model_validate({"pair": {"memory_gib": 256 * 100 / 2**30, "neighbours": 10}})  # for 100 pairs
+    corpus, vectors = PreparedCorpus(tmp_path / "corpus"), Vectors(tmp_path / "vectors")
+    documents = DistinctDocuments.load(corpus, vectors, PairConfig(), tmp_path)
+    config = RunConfig.model_validate({"pair": {"memory_gib": 256 * 100 / 2**30, "neighbors": 10}})  # for 100 pairs
     pairing = Pairing(config, documents, 0.0, tmp_path, QUIET, Place("cpu", 1))
     pairing.file("sizes", 0).parent.mkdir(parents=True)
     for number in range(len(pairing.ranges)):
@@ -195,7 +197,7 @@ def test_turns_are_taken_as_many_at_once_as_the_memory_holds(tmp_path: Path) -> 
         write_rows(pairing.file("sizes", number), np.dtype([("pairs", "<i8")]), pairs=sizes)
     others = len(pairing.ranges) - 1
     total = np.array([90 + 30 * others, 10 + 20 * others, 1 + 10 * others, 5 * others])
-    batches = capped._batches(pairing)
+    batches = caps._batches(pairing)
     assert others >= 3 and [low for low, _ in batches] == [0, *[high for _, high in batches[:-1]]] and batches[-1][1] == 4
     assert all(total[low:high].sum() <= 100 or high == low + 1 for low, high in batches)
     assert all(total[low : high + 1].sum() > 100 for low, high in batches[:-1])

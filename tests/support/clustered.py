@@ -1,4 +1,4 @@
-"""Unit vectors with near neighbours, as documents have them: tight clusters within a wide space."""
+"""Unit vectors with near neighbors, as documents have them: tight clusters within a wide space."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def unit_vectors(documents: int, dimension: int, seed: int = 0) -> np.ndarray:
 
 
 def clustered_vectors(documents: int, dimension: int = 32, per_cluster: int = 12, seed: int = 0) -> np.ndarray:
-    """Topics of clusters of documents; the further from its cluster's middle, the fewer near neighbours a document has."""
+    """Topics of clusters of documents; the further from its cluster's middle, the fewer near neighbors a document has."""
     generator = np.random.default_rng(seed)
     clusters = max(1, documents // per_cluster)
     topics = unit_vectors(max(1, clusters // 20), dimension, seed + 1)

@@ -202,10 +202,10 @@ def write_run(directory: Path, evaluated: dict[str, Any] | None = None, judge: d
     return directory
 
 
-def pair_example_bin(similarity: float, fault: str | None) -> dict[str, Any]:
+def pair_example_bin(similarity: float, reject_reason: str | None) -> dict[str, Any]:
     first, second = {"id": "even-1", "text": prose(1)}, {"id": "odd-2", "text": HOSTILE}
-    example = {"similarity": similarity, "fault": fault, "first": first, "second": second}
-    return {"low": similarity, "high": similarity + 0.05, "candidates": 321, "kept": 12, "examples": [example]}
+    example = {"similarity": similarity, "reject_reason": reject_reason, "first": first, "second": second}
+    return {"low": similarity, "high": similarity + 0.05, "candidates": 321, "accepted": 12, "examples": [example]}
 
 
 def _write_pairs(directory: Path) -> None:
@@ -218,9 +218,15 @@ def _write_pairs(directory: Path) -> None:
         "band": {"low": 0.4821, "high": 1.0, "low_origin": "auto"},
         "random_pair_rate": 0.001,
         "candidates": 78_208,
-        "copies": {"exact_copies": 3, "near_copies": 2, "same_vector_copies": 0},
-        "join": {"backend": "hnswlib", "cells": 1, "largest_cell": 8, "efforts": [128], "recalls": [0.998]},
-        "dropped": {"near_copies": 214, "same_group": 1_201, "below_band": 60_411, "above_band": 0},
+        "duplicates": {"exact_copies": 3, "near_copies": 2, "same_vector_copies": 0},
+        "self_join": {
+            "backend": "hnsw",
+            "partitions": 1,
+            "largest_partition": 8,
+            "search_budgets": [128],
+            "recalls": [0.998],
+        },
+        "dropped": {"near_duplicates": 214, "same_group": 1_201, "below_band": 60_411, "above_band": 0},
         "recall": {"queries": 500, "pairs": 6_130, "found": 6_112, "recall": 0.9971},
         "histogram": {
             "edges": bins.tolist(),

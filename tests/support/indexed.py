@@ -1,4 +1,4 @@
-"""Corpora with vectors of our choice, and the index that `pair` would have kept of one."""
+"""Corpora with given vectors, and an index of one as `pair` would have saved it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from sbp_fast.config import EmbedConfig
 from sbp_fast.data.token_shards.writer import CorpusWriter
 from sbp_fast.data.tokenizer import train_tokenizer
 from sbp_fast.neighbors.hnsw import HnswIndex
-from sbp_fast.neighbors.partitioned_join import index_path
-from sbp_fast.neighbors.saved_index import Member, embedding_of, write_members
+from sbp_fast.neighbors.saved_index import IndexedCorpus, embedding_of, index_path, write_members
 from sbp_fast.neighbors.vectors import Vectors, write_vectors
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.stage import Work, run_stage
@@ -49,16 +48,16 @@ def make_member(directory: Path, vectors: np.ndarray, ids: Sequence[str] = (), *
     return directory
 
 
-def keep_index(member: Path, cells: Sequence[np.ndarray]) -> Path:
-    """What `pair` leaves of a member's vectors, with an index over the rows of each cell."""
+def save_index(member: Path, partitions: Sequence[np.ndarray]) -> Path:
+    """Write the output of `pair` on a member's vectors, with an index of the rows of each partition."""
 
     def body(work: Work) -> None:
         vectors = Vectors(member / "vectors")
-        for cell, rows in enumerate(cells):
-            path = index_path(work.directory, cell)
+        for number, rows in enumerate(partitions):
+            path = index_path(work.directory, number)
             path.parent.mkdir(exist_ok=True)
-            HnswIndex.build(vectors[rows], rows, links=16, construction=200, seed=0).save(path)
-        write_members(work.directory, [Member.of(vectors)], embedding_of(vectors))
+            HnswIndex.build(vectors[rows], rows, m=16, ef_construction=200, seed=0).save(path)
+        write_members(work.directory, [IndexedCorpus.of(vectors)], embedding_of(vectors))
         work.record(documents=len(vectors))
 
     inputs = {"corpus": member / "corpus", "vectors": member / "vectors"}

@@ -1,4 +1,4 @@
-"""Documents with vectors of our choice, the stage `pair` over them, and what it should give, by the definition alone."""
+"""Documents with given vectors, the stage `pair` over them, and the pairs that its definition gives."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sbp_fast.stages.pair import pair
 
 QUIET = Console(quiet=True)
 DOCUMENTS, BEGIN, END = 60, 0, 1
-UNCAPPED: dict[str, Any] = {"neighbours": DOCUMENTS, "partners_per_seed": DOCUMENTS, "seeds_per_partner": DOCUMENTS}
+UNCAPPED: dict[str, Any] = {"neighbors": DOCUMENTS, "partners_per_seed": DOCUMENTS, "seeds_per_partner": DOCUMENTS}
 
 
 def make_documents(seed: int) -> tuple[list[list[int]], list[str]]:
-    """Random token strings, three parts to an original; some are spliced from another, some are copies, exact or nearly."""
+    """Random token strings, three parts to an original; some are spliced from another, some are (near-)duplicates."""
     random = np.random.default_rng(seed)
     texts = [random.integers(3, 300, random.integers(2, 60)).tolist() for _ in range(DOCUMENTS)]
     for number in range(3, DOCUMENTS, 2):
@@ -72,14 +72,14 @@ def shingles(tokens: list[int]) -> set[tuple[int, ...]]:
 
 
 def representatives(texts: list[list[int]], share: float = 0.8) -> list[int]:
-    """Documents that neither equal an earlier one nor are near-copies of an earlier representative."""
-    found: list[int] = []
+    """Documents that neither equal an earlier one nor are near-duplicates of an earlier representative."""
+    representative_rows: list[int] = []
     for row, tokens in enumerate(texts):
         if texts.index(tokens) == row:
-            held = ((shingles(tokens), shingles(texts[other])) for other in found)
-            if all(len(mine & theirs) < share * max(len(mine), len(theirs)) for mine, theirs in held):
-                found.append(row)
-    return found
+            compared = ((shingles(tokens), shingles(texts[other])) for other in representative_rows)
+            if all(len(mine & theirs) < share * max(len(mine), len(theirs)) for mine, theirs in compared):
+                representative_rows.append(row)
+    return representative_rows
 
 
 def qualifying(texts: list[list[int]], ids: list[str], vectors: np.ndarray, low: float, high: float, limit: float) -> set:
@@ -89,8 +89,8 @@ def qualifying(texts: list[list[int]], ids: list[str], vectors: np.ndarray, low:
     for a in firsts:
         for b in firsts:
             mine, theirs = shingles(texts[a]), shingles(texts[b])
-            near_copy = len(mine & theirs) >= limit * min(len(mine), len(theirs))
-            if a != b and low <= vectors[a] @ vectors[b] <= high and not near_copy:
+            near_duplicate = len(mine & theirs) >= limit * min(len(mine), len(theirs))
+            if a != b and low <= vectors[a] @ vectors[b] <= high and not near_duplicate:
                 pairs |= {(a, b)} if ids[a].split("/")[0] != ids[b].split("/")[0] else set()
     return pairs
 

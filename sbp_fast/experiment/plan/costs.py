@@ -9,6 +9,7 @@ from sbp_fast.config import ModelConfig, RunConfig, TrainConfig
 from sbp_fast.dedup.shingle_index import plan_passes
 from sbp_fast.model.flops import PEAK_FLOPS, forward_flops, matrix_parameters, parameters, training_flops
 from sbp_fast.model.memory import optimizer_bytes
+from sbp_fast.neighbors.backends import AUTO, BACKENDS
 from sbp_fast.pipeline.progress import short
 
 BANDWIDTH = {"a100": 2.04e12, "h100": 3.35e12, "h200": 4.8e12, "b200": 8.0e12}
@@ -17,12 +18,11 @@ BANDWIDTH = {"a100": 2.04e12, "h100": 3.35e12, "h200": 4.8e12, "b200": 8.0e12}
 # the corpus of Yang et al. 2025 (arXiv 2509.15248), DCLM: 482B tokens in 582M documents, of which a baseline reads 20 epochs
 DOCUMENT_TOKENS, EPOCHS, CHARACTERS_PER_TOKEN = 828, 20, 4
 
-# measured on one core of a server: tokens a second of Hugging Face's tokenizer, operations a second of a join by buckets,
-# seconds for which a document of 384 numbers keeps hnswlib busy among 200,000, tokens a second of 13-token shingles
-TOKENIZER_RATE, JOIN_RATE, HNSW_SECONDS, SHINGLE_RATE = 0.35e6, 22e9, 1.24e-3, 40e6
+# measured on one core of a server: tokens a second of Hugging Face's tokenizer, and of 13-token shingles
+TOKENIZER_RATE, SHINGLE_RATE = 0.35e6, 40e6
 FILTER_RATE, LOOKUP_RATE = 2e6, 10e6  # tokens a second, of the rules that need a document's text, and of shingles looked up
-PROBES = 32  # buckets that find 99% of the pairs in the band in most corpora (docs/log.md)
-PAIRED_BYTES, FOUND_BYTES, CANDIDATE_BYTES = 70, 8, 41  # of a document in memory; of a neighbour in a cell, and of all, on disk
+# of a document in memory; of a neighbor in a partition, and of all, on disk
+PAIRED_BYTES, NEIGHBOR_BYTES, CANDIDATE_BYTES = 70, 8, 41
 SAMPLES, RUN_LENGTHS, JUDGED_BYTES = 4, 4, 100  # documents measured: synthetic, kept, held out, unique
 STORED_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
@@ -195,30 +195,19 @@ def quality(config: RunConfig, corpus: CorpusEstimate) -> Cost:
 
 
 def pair(config: RunConfig, corpus: CorpusEstimate) -> Cost:
-    """As many pairs as the caps on partners let through, in three numbers of four bytes each; while it runs, what each cell
-    found, in a place and a similarity of eight bytes, and the candidates as they are gathered and as they were judged."""
+    """As many pairs as the caps on partners let through, in three numbers of four bytes each; while it runs, the neighbors
+    of each partition, as an index and a similarity of eight bytes, and the candidates as they are gathered and as scored."""
     documents, settings = corpus.unique_documents, config.pair
-    joined = min(documents, settings.cell_documents)
-    overlap = settings.cell_overlap if joined < documents else 1
-    joining = documents * overlap * join_seconds(settings.backend, joined, _dimension(config))
-    seconds = joining + corpus.unique_tokens / SHINGLE_RATE
-    pairs, found = documents * settings.partners_per_seed, documents * settings.neighbours
-    memory = documents * PAIRED_BYTES + max(joined * 12 * _dimension(config), settings.memory_gib * 2**30)
+    searched = min(documents, settings.partition_documents)
+    overlap = settings.partition_overlap if searched < documents else 1
+    backend = BACKENDS["ivf" if settings.backend == AUTO else settings.backend]  # the one that "auto" takes for many
+    searching = documents * overlap * backend.core_seconds(searched, _dimension(config))
+    seconds = searching + corpus.unique_tokens / SHINGLE_RATE
+    pairs, neighbors = documents * settings.partners_per_seed, documents * settings.neighbors
+    memory = documents * PAIRED_BYTES + max(searched * 12 * _dimension(config), settings.memory_gib * 2**30)
     kept = f"{short(pairs)} pairs at most; as it runs, candidates, and {memory / 2**30:,.0f} GiB of memory"
-    disk = pairs * 12 + found * (overlap * FOUND_BYTES + CANDIDATE_BYTES)
+    disk = pairs * 12 + neighbors * (overlap * NEIGHBOR_BYTES + CANDIDATE_BYTES)
     return Cost(corpus.unique_tokens, core_seconds=seconds, disk=disk, kept=kept)
-
-
-def join_seconds(backend: str, documents: float, dimension: int) -> float:
-    """Of one core, for each of so many documents that are joined at once.
-
-    By buckets a document meets the centroids twice, and the members of those that it probes; as many centroids as a bucket
-    has members, the square root of the documents.
-    """
-    if backend == "hnswlib":
-        return HNSW_SECONDS * dimension / 384
-    products = documents if backend == "exact" else (2 + PROBES) * documents**0.5
-    return 2 * dimension * products / JOIN_RATE
 
 
 def _dimension(config: RunConfig) -> int:

@@ -1,4 +1,4 @@
-"""Asking the index that a run kept."""
+"""Queries of the index that a run saved."""
 
 import json
 import shutil
@@ -15,12 +15,12 @@ from sbp_fast.neighbors.vectors import Vectors
 from sbp_fast.pairs.pairset import PairSet
 
 
-def ask(
+def query(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *options: str, pairs: Path | None = None
 ) -> tuple[int, list[str], str]:
     """Exit code, lines printed, and what was printed to standard error."""
     inputs = [str(pairs or run / "pairs"), "--corpus", str(run / "corpus"), "--vectors", str(run / "vectors")]
-    return command(capsys, monkeypatch, "neighbours", *inputs, *options)
+    return command(capsys, monkeypatch, "neighbors", *inputs, *options)
 
 
 def command(
@@ -33,7 +33,7 @@ def command(
     return int(caught.value.code or 0), printed.out.splitlines(), printed.err
 
 
-def test_a_document_and_its_text_have_the_neighbours_that_its_vector_has(
+def test_document_and_its_text_have_the_neighbors_of_its_vector(
     tiny_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus, vectors = PreparedCorpus(tiny_run / "corpus"), Vectors(tiny_run / "vectors")
@@ -42,14 +42,14 @@ def test_a_document_and_its_text_have_the_neighbours_that_its_vector_has(
     scores = matrix @ matrix[seed]
     expected = [corpus.unique.ids[row] for row in np.argsort(-scores) if row != seed][:3]
     id, text = str(corpus.unique.ids[seed]), corpus.text(corpus.unique, seed)
-    code, lines, _ = ask(tiny_run, capsys, monkeypatch, "--document", id, "--count", "3")
+    code, lines, _ = query(tiny_run, capsys, monkeypatch, "--document", id, "--count", "3")
     assert code == 0 and [line.split()[1] for line in lines] == expected
     assert float(lines[0].split()[0]) == pytest.approx(np.sort(scores)[-2], abs=1e-3)
-    code, lines, _ = ask(tiny_run, capsys, monkeypatch, "--text", text, "--count", "4")
+    code, lines, _ = query(tiny_run, capsys, monkeypatch, "--text", text, "--count", "4")
     assert code == 0 and [line.split()[1] for line in lines] == [id, *expected]
 
 
-def test_what_cannot_be_asked_is_explained(
+def test_unfit_queries_are_refused_with_the_reason(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaged = tmp_path / "damaged"
@@ -59,14 +59,14 @@ def test_what_cannot_be_asked_is_explained(
     for options, pairs, words in (
         ([], None, "give one of --text and --document"),
         (["--document", "nobody"], None, "document nobody: is not among the unique documents"),
-        (["--text", "ships"], damaged, "cell-00000.hnsw: missing or damaged"),
+        (["--text", "ships"], damaged, "partition-00000.hnsw: missing or damaged"),
         (["--text", "ships"], tiny_run / "vectors", "holds the output of embed"),
     ):
-        code, _, error = ask(tiny_run, capsys, monkeypatch, *options, pairs=pairs)
+        code, _, error = query(tiny_run, capsys, monkeypatch, *options, pairs=pairs)
         assert (code, error.count("\n")) == (2, 1) and words in error, error
 
 
-def test_another_corpus_is_added_and_asked_together_with_the_first(
+def test_corpus_added_to_an_index_is_queried_together_with_the_first(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = PreparedCorpus(tiny_run / "corpus")
@@ -90,13 +90,13 @@ def test_another_corpus_is_added_and_asked_together_with_the_first(
     for own in (0, len(first.unique) + 5):
         scores = matrix @ matrix[own]
         expected = [[ids[row], str(corpora[row])] for row in np.argsort(-scores) if row != own][:40]
-        found = ask(
+        found = query(
             tiny_run, capsys, monkeypatch, *map(str, inputs), "--document", ids[own], "--count", "40", pairs=more / "index"
         )
         assert found[0] == 0 and [line.split()[1:3] for line in found[1]] == expected
         assert len({corpus for _, corpus in expected}) == 2
     text = ["--corpus", tiny_run / "corpus", *inputs[:2], "--text", second.text(second.unique, 7), "--count", 1]
-    code, (line,), _ = command(capsys, monkeypatch, "neighbours", more / "index", *text)  # no vectors: a text needs none
+    code, (line,), _ = command(capsys, monkeypatch, "neighbors", more / "index", *text)  # no vectors: a text needs none
     assert code == 0 and line.split()[1:3] == [second.unique.ids[7], str(more / "corpus")]
     code, _, error = command(capsys, monkeypatch, "index", "demo", "--to", more / "index", *inputs, "--out", tmp_path / "again")
     assert (code, error.count("\n")) == (2, 1) and "more/corpus: is already in the index" in error

