@@ -364,9 +364,9 @@ def doctor() -> None:
 @app.command(epilog="Example: sbp-fast export runs/demo/train/sbp --corpus runs/demo/prepare --out demo-sbp")
 def export(model: Annotated[Path, typer.Argument(help="A trained model's directory.")], *, corpus: Corpus, out: Out) -> None:
     """Write a model as a Hugging Face directory that transformers and vLLM load."""
-    from sbp_fast.model.huggingface import export_model
+    from sbp_fast.stages.huggingface import export_hugging_face
 
-    export_model(model, corpus / "tokenizer.json", out)
+    export_hugging_face(model, corpus / "tokenizer.json", out)
     print(out)
 
 
@@ -389,9 +389,9 @@ def import_command(
     directory: Annotated[Path, typer.Argument(help="A Hugging Face directory on this machine.")], *, out: Out
 ) -> None:
     """Turn a Hugging Face Qwen3 or Llama directory into a model to start from."""
-    from sbp_fast.model.huggingface import import_model
+    from sbp_fast.stages.huggingface import import_hugging_face
 
-    import_model(directory, out)
+    import_hugging_face(directory, out)
     print(out)
 
 

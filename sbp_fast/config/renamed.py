@@ -26,5 +26,18 @@ RENAMED: dict[str, str] = {
     "pair.cell_documents": "pair.partition_documents",
     "pair.cell_overlap": "pair.partition_overlap",
     "pair.near_copy_containment": "pair.near_duplicate_containment",
+    "model.width": "model.hidden_size",
+    "model.key_value_heads": "model.kv_heads",
+    "model.head_width": "model.head_dim",
+    "model.feed_forward_width": "model.intermediate_size",
+    "model.rope_base": "model.rope_theta",
+    "model.norm_epsilon": "model.norm_eps",
+    "model.query_key_norm": "model.qk_norm",
+    "pretrain.warmup_share": "pretrain.warmup_fraction",
+    "pretrain.decay_share": "pretrain.decay_fraction",
+    "pretrain.final_learning_rate_share": "pretrain.final_learning_rate_fraction",
+    "synthesizer.warmup_share": "synthesizer.warmup_fraction",
+    "synthesizer.decay_share": "synthesizer.decay_fraction",
+    "synthesizer.final_learning_rate_share": "synthesizer.final_learning_rate_fraction",
 }
 """Old key -> new key, both as dotted paths; a whole section may be renamed by its name."""

@@ -110,7 +110,7 @@ class Decoder:
         self.model, self.rule, self.room, self.device = model, rule, room, model.device
         self.blocks = cast(list[Block], list(model.layers))
         shape, rows, longest = model.config, room.rows, rule.maximum_tokens
-        pages = (room.pages, shape.key_value_heads, room.page_tokens, shape.head_width)
+        pages = (room.pages, shape.kv_heads, room.page_tokens, shape.head_dim)
         dtype = getattr(torch, room.precision)
         # memory that is never written is never taken from a CPU's system
         self.cache = [

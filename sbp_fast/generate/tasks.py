@@ -36,14 +36,14 @@ def draw_here(config: RunConfig, parts: Parts, missing: list[int], model: Path, 
     """Draw this process's share of the missing shards; all processes call this together."""
     scratch = work.directory / PARTS / "backend"
     drawers = open_backend(config, model, parts.prepared, scratch, processes)
-    if processes.leads:
+    if processes.is_rank0:
         _keep_versions(work.directory, drawers.versions)
     facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in drawers.facts.items())
     work.console.say(f"{processes.world} process(es), each with {facts}")
     share = missing[processes.rank :: processes.world]
     whose = "documents drawn" if processes.world == 1 else "documents drawn by the first process"
     with work.console.task(whose, parts.documents(share), "documents", done=parts.drawn(share)) as task:
-        _draw(parts, share, drawers, _Progress(task, work if processes.leads else None))
+        _draw(parts, share, drawers, _Progress(task, work if processes.is_rank0 else None))
 
 
 def draw_elsewhere(config: RunConfig, parts: Parts, missing: list[int], model: Path, work: Work, workers: Workers) -> None:

@@ -222,7 +222,7 @@ def run_stage_together(
     Returns:
         The manifest; None in every process but rank 0.
     """
-    from sbp_fast.pipeline.distributed import led  # here, because most stages do not need torch
+    from sbp_fast.pipeline.distributed import run_on_rank0  # here, because most stages do not need torch
 
     def on_rank0(announce: Callable[[Path], None]) -> Manifest:
         def announced(context: StageContext) -> None:
@@ -234,7 +234,7 @@ def run_stage_together(
     def elsewhere(directory: Path) -> None:
         body(StageContext(directory, out, _directories(options["inputs"]), Console(quiet=True)))
 
-    return led(processes, on_rank0, elsewhere)
+    return run_on_rank0(processes, on_rank0, elsewhere)
 
 
 def _directories(inputs: Mapping[str, Path | str]) -> dict[str, Path]:

@@ -18,7 +18,7 @@ from sbp_fast.generate.shard_writer import PARTS, Parts
 from sbp_fast.generate.tasks import draw_elsewhere, draw_here, versions_in
 from sbp_fast.model.flops import forward_flops
 from sbp_fast.model.saved import read_description
-from sbp_fast.pipeline.distributed import Processes, joined, world_size
+from sbp_fast.pipeline.distributed import Processes, join_processes, world_size
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.progress import Console
@@ -57,7 +57,7 @@ def synthesize(
     """
     if not workers.local and world_size() > 1:
         raise UserError("options", "several processes do not share a cluster", "leave out --gpus and torchrun, or --engine")
-    with joined(resolve_device(config) if workers.local else "cpu") as processes:
+    with join_processes(resolve_device(config) if workers.local else "cpu") as processes:
 
         def body(work: Work) -> None:
             work.device = str(processes.device)
@@ -92,19 +92,20 @@ def _synthesize(
         known = f"a vocabulary of {vocabulary_size}, the corpus {prepared.tokenizer.vocabulary_size}"
         raise UserError(model, f"has {known}", "give the synthesizer that was trained on this corpus")
     plan = SeedPlan.make(config, prepared.unique, shape.context)
-    if not processes.tell((work.directory / INDEX).is_file()):  # with it, a killed attempt had only its parts left to remove
+    # with the index, a killed attempt had only its parts left to remove
+    if not processes.broadcast((work.directory / INDEX).is_file()):
         if workers.local:
             check_backend(config, processes.device)  # in every process, so that all of them refuse
         parts = Parts(work.directory, plan, prepared, shape.context)
-        missing = processes.tell(parts.missing())
+        missing = processes.broadcast(parts.missing())
         if missing and workers.local:
             draw_here(config, parts, missing, model, work, processes)
         elif missing:
             draw_elsewhere(config, parts, missing, model, work, workers)
         processes.gather(None)
-        if processes.leads:
+        if processes.is_rank0:
             parts.join()
-    if processes.leads:
+    if processes.is_rank0:
         shutil.rmtree(work.directory / PARTS, ignore_errors=True)
         _record(config, plan, prepared, model, work)
 

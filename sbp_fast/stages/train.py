@@ -17,7 +17,7 @@ from sbp_fast.model.flops import parameters, training_flops
 from sbp_fast.model.saved import WEIGHTS, fill, read_description, read_weights, save_model
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.pairs.pairset import PairSet
-from sbp_fast.pipeline.distributed import Processes, joined
+from sbp_fast.pipeline.distributed import Processes, join_processes
 from sbp_fast.pipeline.files import read_json
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.stage import MANIFEST, Manifest, StageContext, run_stage_together
@@ -70,7 +70,7 @@ def train(
     device = resolve_device(config)
     if torch.device(device).type == "cpu":
         torch.set_num_threads(resolve_threads(config))
-    with joined(device, group_of_one=resolve_precision(task.recipe, device) != torch.float32) as processes:
+    with join_processes(device, group_of_one=resolve_precision(task.recipe, device) != torch.float32) as processes:
 
         def body(context: StageContext) -> None:
             context.device = device
@@ -202,12 +202,22 @@ def _fit(run: Run, model: Transformer, batches: Batches, real: Corpus) -> Totals
     """Train, save the model and record what every role has to say."""
     work, processes, recipe = run.work, run.processes, run.recipe
     training = Training(
-        model, batches, recipe, run.config, work, processes, real_epoch=real.tokens, profile_steps=run.profile_steps
+        model,
+        batches,
+        recipe,
+        run.config,
+        processes,
+        directory=work.directory,
+        out=work.out,
+        console=work.console,
+        real_epoch_tokens=real.tokens,
+        on_save=work.keep_clock,
+        profile_steps=run.profile_steps,
     )
     totals = training.run()
-    save_model(model, work.directory, leads=processes.leads)
+    save_model(model, work.directory, is_rank0=processes.is_rank0)
     training.checkpoints.clear(work.beside(".checkpoints"))
-    if processes.leads:
+    if processes.is_rank0:
         _record(run, model, totals)
     return totals
 

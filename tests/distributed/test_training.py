@@ -20,7 +20,8 @@ from sbp_fast.pipeline.stage import Manifest
 from sbp_fast.stages.train import train
 from sbp_fast.train.data.corpus_batches import CorpusBatches
 from sbp_fast.train.loop import train_step
-from sbp_fast.train.optimizer import learning_rate, make_optimizers
+from sbp_fast.train.optimizer import make_optimizers
+from sbp_fast.train.schedules import learning_rate
 
 CHANGES = ("pretrain={tokens=5120, tokens_per_step=512, microbatch_tokens=128}", "checkpoint.seconds=1000", "device=cpu")
 STEPS = 10

@@ -30,7 +30,7 @@ CONFIG = RunConfig(
     device="cpu",
     threads=1,
     corpus=CorpusConfig(vocabulary_size=400),
-    model=ModelConfig(layers=2, width=32, heads=2, key_value_heads=1, head_width=16, feed_forward_width=48, context=64),
+    model=ModelConfig(layers=2, hidden_size=32, heads=2, kv_heads=1, head_dim=16, intermediate_size=48, context=64),
     evaluate=EvaluateConfig(bootstrap_samples=200),
 )
 HOSTILE = '</script></div><script>alert("hostile")</script><img src="http://example.org/x.png" onerror=alert(1)> & so on'

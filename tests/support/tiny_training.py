@@ -24,7 +24,7 @@ SETTINGS = (
     "threads=1",
     "corpus.vocabulary_size=300",
     "corpus.unique_share=0.5",
-    "model={layers=1, width=16, heads=2, key_value_heads=1, head_width=8, feed_forward_width=24, context=96}",
+    "model={layers=1, hidden_size=16, heads=2, kv_heads=1, head_dim=8, intermediate_size=24, context=96}",
     "pretrain={tokens=3072, tokens_per_step=256, microbatch_tokens=128}",
     "synthesizer={tokens=2048, tokens_per_step=256, microbatch_tokens=256, learning_rate=1e-3}",
     "checkpoint.seconds=0",

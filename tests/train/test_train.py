@@ -24,7 +24,8 @@ from sbp_fast.train import loop
 from sbp_fast.train.checkpoint import CHECKPOINTS, MARKER
 from sbp_fast.train.data.batches import PackedBatch
 from sbp_fast.train.loop import is_spike, train_step
-from sbp_fast.train.optimizer import Optimizers, learning_rate, make_optimizers
+from sbp_fast.train.optimizer import Optimizers, make_optimizers
+from sbp_fast.train.schedules import learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +54,19 @@ def one_batch() -> PackedBatch:
 
 
 def small_model() -> Transformer:
-    model = Transformer(ModelConfig(layers=1, width=32, heads=2, head_width=16, feed_forward_width=48), 50)
+    model = Transformer(ModelConfig(layers=1, hidden_size=32, heads=2, head_dim=16, intermediate_size=48), 50)
     model.initialize(0)
     return model
 
 
-def take_step(model: Transformer, optimizers: Optimizers, rate: float = 1e-2, streams: int = 1) -> tuple[float, float]:
-    loss, norm, counts = train_step(model, iter([one_batch()] * streams), streams, optimizers, TrainConfig(), rate)
-    assert (counts.loss_tokens, counts.tokens) == (58 * streams, 64 * streams)
+def take_step(model: Transformer, optimizers: Optimizers, rate: float = 1e-2, sequences: int = 1) -> tuple[float, float]:
+    loss, norm, counts = train_step(model, iter([one_batch()] * sequences), sequences, optimizers, TrainConfig(), rate)
+    assert (counts.loss_tokens, counts.tokens) == (58 * sequences, 64 * sequences)
     return loss.item(), norm.item()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_one_batch_is_learnt_by_heart(optimizer: str) -> None:
+def test_repeated_steps_on_one_batch_memorise_it(optimizer: str) -> None:
     model = small_model()
     optimizers = make_optimizers(model, TrainConfig(optimizer=optimizer))
     losses = [take_step(model, optimizers)[0] for _ in range(60)]
@@ -84,14 +85,14 @@ def test_bfloat16_training_on_the_cpu_stays_finite_for_50_steps_in_hostile_memor
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-def test_the_loss_is_a_mean_over_the_step_however_many_streams_it_has() -> None:
-    one, two = small_model(), small_model()
-    figures = [take_step(model, make_optimizers(model, TrainConfig()), streams=n) for model, n in ((one, 1), (two, 2))]
+def test_loss_of_a_step_is_the_mean_over_its_packed_sequences() -> None:
+    once, twice = small_model(), small_model()
+    figures = [take_step(model, make_optimizers(model, TrainConfig()), sequences=n) for model, n in ((once, 1), (twice, 2))]
     assert figures[0] == figures[1]  # twice a number is exact
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(one.parameters(), two.parameters(), strict=True))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(once.parameters(), twice.parameters(), strict=True))
 
 
-def test_the_gradient_is_that_of_the_mean_loss_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_of_a_step_is_that_of_the_clipped_mean_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = small_model(), one_batch()
     exact = small_model().double()
     loss = exact(batch.tokens, batch.layout, batch.targets) / 58
@@ -139,10 +140,10 @@ def spoil(monkeypatch: pytest.MonkeyPatch, factor: object) -> None:
     monkeypatch.setattr(Transformer, "forward", lambda *given: forward(*given) * factor())
 
 
-def test_a_run_that_diverges_ends_with_the_step_and_what_it_read(
+def test_diverging_run_ends_and_lists_the_documents_of_its_bad_steps(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad = iter([1] * 2 + [math.nan, 1] + [1] * 2 + [math.nan] * 100)  # two streams a step
+    bad = iter([1] * 2 + [math.nan, 1] + [1] * 2 + [math.nan] * 100)  # two packed sequences a step
     spoil(monkeypatch, lambda: next(bad))
     with pytest.raises(UserError, match=r"training, step 7: loss or gradient not finite 5 steps in a row.*bad-steps\.json"):
         train(configure(home), tmp_path / "out", role="base", corpus=home / "corpus", console=QUIET)
@@ -150,16 +151,16 @@ def test_a_run_that_diverges_ends_with_the_step_and_what_it_read(
     assert [json.loads(line)["train/loss"] is None for line in lines[:3]] == [False, True, False]
     bad_steps = read_json(tmp_path / "out.partial" / "bad-steps.json")
     assert [entry["step"] for entry in bad_steps] == [3, 4, 5, 6, 7]
-    assert all(len(entry["streams"]) == 2 and entry["streams"][0]["documents"] for entry in bad_steps)
+    assert all(len(entry["sequences"]) == 2 and entry["sequences"][0]["documents"] for entry in bad_steps)
 
 
-def test_a_spike_is_told_by_the_deviation_of_the_losses_before_it() -> None:
+def test_spike_is_a_loss_beyond_the_deviations_of_the_losses_before_it() -> None:
     calm = [3 + 0.01 * (step % 2) for step in range(127)]
     assert is_spike([*calm, 3.1], 10) and not is_spike([*calm, 3.1], 50)
     assert not is_spike([*calm, 2.0], 10) and not is_spike([*calm[1:], 3.1], 10) and not is_spike([*calm, 9.0], 0)
 
 
-def test_a_spike_takes_the_run_back_to_its_checkpoint_and_past_the_batch(
+def test_spike_loads_the_last_checkpoint_and_skips_the_batch(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "is_spike", lambda recent, deviations: len(recent) == 4 and recent[-1] > 20)
@@ -180,19 +181,19 @@ def test_a_spike_takes_the_run_back_to_its_checkpoint_and_past_the_batch(
 
 
 def test_only_matrices_decay() -> None:
-    decayed, kept = make_optimizers(small_model(), TrainConfig())[0].param_groups
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
-    assert {p.dim() for p in decayed["params"]} == {2} and {p.dim() for p in kept["params"]} == {1}
-    assert len(decayed["params"]) + len(kept["params"]) == len(list(small_model().parameters()))
+    decayed, not_decayed = make_optimizers(small_model(), TrainConfig())[0].param_groups
+    assert (decayed["weight_decay"], not_decayed["weight_decay"]) == (0.1, 0.0)
+    assert {p.dim() for p in decayed["params"]} == {2} and {p.dim() for p in not_decayed["params"]} == {1}
+    assert len(decayed["params"]) + len(not_decayed["params"]) == len(list(small_model().parameters()))
 
 
-def test_the_learning_rate_warms_up_and_falls_to_its_final_share() -> None:
-    recipe = TrainConfig(learning_rate=1.0, warmup_share=0.1, final_learning_rate_share=0.2)
+def test_the_learning_rate_warms_up_and_falls_to_its_final_fraction() -> None:
+    recipe = TrainConfig(learning_rate=1.0, warmup_fraction=0.1, final_learning_rate_fraction=0.2)
     rates = [learning_rate(recipe, step, 101) for step in range(101)]
     assert rates[:11] == pytest.approx([*[n / 10 for n in range(1, 11)], 1.0])
     assert rates[55] == pytest.approx(0.6, abs=1e-12) and rates[-1] == pytest.approx(0.2)
     assert rates[10:] == sorted(rates[10:], reverse=True)
-    stable = recipe.model_copy(update={"schedule": "warmup-stable-decay", "decay_share": 0.5})
+    stable = recipe.model_copy(update={"schedule": "warmup-stable-decay", "decay_fraction": 0.5})
     rates = [learning_rate(stable, step, 100) for step in range(100)]
     assert rates[9:50] == [1.0] * 41 and rates[-1] == pytest.approx(0.2) and rates[74] == pytest.approx(0.6)
     constant = recipe.model_copy(update={"schedule": "constant"})
@@ -259,7 +260,7 @@ def test_lines_of_several_steps_are_their_means_and_survive_an_interruption(
     assert [line["step"] for line in lines] == [4, 9, 11]
     for line, group in zip(lines, (single[:5], single[5:10], single[10:]), strict=True):
         for key in ("train/loss", "train/grad_norm", "data/valid_share", "data/loss_share"):
-            assert line[key] == pytest.approx(sum(one[key] for one in group) / len(group), rel=1e-12)
+            assert line[key] == pytest.approx(sum(step[key] for step in group) / len(group), rel=1e-12)
         for key in ("train/tokens", "train/flops", "train/lr", "data/real_epochs"):
             assert line[key] == group[-1][key]
     assert (tmp_path / "out" / "weights.safetensors").read_bytes() == (home / "base" / "weights.safetensors").read_bytes()
@@ -269,7 +270,7 @@ def without_clock(manifest: Manifest) -> dict[str, object]:
     return {name: count for name, count in manifest.counts.items() if not name.endswith("_seconds")}
 
 
-def test_the_base_run_counts_what_it_did(home: Path) -> None:
+def test_manifest_of_the_base_run_agrees_with_its_metrics(home: Path) -> None:
     manifest, prepared = Manifest.load(home / "base", "train"), PreparedCorpus(home / "corpus")
     counts, lines = manifest.counts, metrics(home / "base")
     assert counts["steps"] == len(lines) == 12

@@ -231,7 +231,7 @@ def synthesize(config: RunConfig, corpus: CorpusEstimate) -> Cost:
     written = generated_tokens(config)
     seeds, visible = written / samples, corpus.visible
     pairs = seeds * visible + written * (corpus.document_tokens + visible)
-    weights = 2 * (matrix_parameters(shape) + vocabulary * shape.width)
+    weights = 2 * (matrix_parameters(shape) + vocabulary * shape.hidden_size)
     together = 512 if config.synthesize.batch_documents == "auto" else config.synthesize.batch_documents
     read = weights / together + key_value_bytes(shape) * (corpus.document_tokens / samples + visible)
     return Cost(
@@ -245,4 +245,4 @@ def synthesize(config: RunConfig, corpus: CorpusEstimate) -> Cost:
 
 def key_value_bytes(shape: ModelConfig) -> int:
     """Of one token's keys and values in all layers, in bfloat16."""
-    return 2 * shape.layers * 2 * shape.key_value_heads * shape.head_width
+    return 2 * shape.layers * 2 * shape.kv_heads * shape.head_dim

@@ -72,7 +72,7 @@ def _table(title: str, *columns: str, caption: str = "") -> Table:
 
 def _model_table(config: RunConfig) -> Table:
     shape = config.model
-    title = f"{config.name}: {shape.layers} layers of {shape.width}, {shape.heads}:{shape.key_value_heads} heads"
+    title = f"{config.name}: {shape.layers} layers of {shape.hidden_size}, {shape.heads}:{shape.kv_heads} heads"
     table = _table(title, "parameters", "", "share")
     parts = parameters_by_part(shape, config.corpus.vocabulary_size)
     for part, count in parts.items():

@@ -79,7 +79,7 @@ def open_backend(config: RunConfig, model: Path, prepared: PreparedCorpus, scrat
     if settings.backend == "engine":
         return open_engine(config, model, prepared, device, processes.world)
     exported = scratch / "model"
-    if processes.leads:
+    if processes.is_rank0:
         scratch.mkdir(parents=True, exist_ok=True)
         export_model(model, prepared.directory / "tokenizer.json", exported)
     processes.gather(None)
@@ -162,7 +162,7 @@ def room_for(settings: SynthesizeConfig, model: Transformer, rule: SamplingRule,
     own, seed = room.pages_of(rule.maximum_tokens), room.pages_of(shape.context)
     groups = -(-rows // settings.samples_per_seed) + room.prefill_tokens // shape.context
     most = 1 + rows * own + groups * seed
-    numbers = 2 * shape.layers * shape.key_value_heads * shape.head_width * room.page_tokens
+    numbers = 2 * shape.layers * shape.kv_heads * shape.head_dim * room.page_tokens
     page_bytes = numbers * getattr(torch, cache).itemsize
     least = 1 + seed + own
     memory = settings.cache_gib * 2**30 or free_bytes(model.device)

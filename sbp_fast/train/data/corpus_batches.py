@@ -38,7 +38,7 @@ class CorpusBatches:
     def __init__(self, real: Corpus, synthetic: Corpus | None, task: TrainTask, context: int) -> None:
         recipe, seed = task.recipe, task.seed
         self.sequence_tokens, self.steps = recipe.microbatch_tokens, recipe.steps
-        self.sequences_per_step = recipe.streams_per_step
+        self.sequences_per_step = recipe.sequences_per_step
         if self.sequence_tokens < context:
             problem = f"{self.sequence_tokens} is less than model.context = {context}"
             raise UserError("pretrain.microbatch_tokens", problem, "raise it to that or more")

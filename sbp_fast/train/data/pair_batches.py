@@ -35,7 +35,7 @@ class PairBatches:
         self, corpus: Corpus, pairs: PairSet, partner_token: int, recipe: TrainConfig, context: int, seed: int
     ) -> None:
         self.sequence_tokens, self.steps = recipe.microbatch_tokens, recipe.steps
-        self.sequences_per_step = recipe.streams_per_step
+        self.sequences_per_step = recipe.sequences_per_step
         if self.sequence_tokens < 2 * context:
             remedy = f"set it to at least twice model.context, {2 * context}"
             raise UserError("synthesizer.microbatch_tokens", f"{self.sequence_tokens} does not hold a pair", remedy)
