@@ -83,12 +83,12 @@ class Ours:
     def run(self) -> None:
         self.step += 1
         for number in range(STREAMS):
-            self.batches.stream(self.step, number)
+            self.batches.sequence(self.step, number)
 
     def run_planned(self) -> None:
         self.step += 1
         for number in range(STREAMS):
-            self.batches.stream(self.step, number).layout.planned()
+            self.batches.sequence(self.step, number).layout.planned()
 
 
 class MegatronIndex:

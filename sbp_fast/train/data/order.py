@@ -43,8 +43,8 @@ class SequenceRef:
 class Order:
     """The order in which a run of `steps` steps reads its sources.
 
-    In every epoch of a source each of its packed sequences occurs exactly once. Among the first n of the run, for any n, each of
-    two sources is within 1/2 of its share of n, each of three within 1, each of k within (k - 1) / 2.
+    In every epoch of a source each of its packed sequences occurs exactly once. Among the first n of the run, for any n, each
+    of two sources is within 1/2 of its share of n, each of three within 1, each of k within (k - 1) / 2.
 
     Args:
         sources: to read.

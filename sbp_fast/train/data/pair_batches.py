@@ -19,8 +19,8 @@ PAIRS = "pairs"
 class PairBatches:
     """Batches of groups: a seed, a root segment without loss, and its partners, children that begin with the partner token.
 
-    A group is packed whole. A seed is truncated to `context` tokens; a partner longer than that is left out and counted; a group
-    larger than a packed sequence is split, its seed repeated.
+    A group is packed whole. A seed is truncated to `context` tokens; a partner longer than that is left out and counted; a
+    group larger than a packed sequence is split, its seed repeated.
 
     Attributes:
         pairs: number of (seed, partner) pairs that are learnt from.
