@@ -122,20 +122,21 @@ def join_processes(device: str, *, group_of_one: bool = False) -> Iterator[Proce
 
 
 def run_in_processes(function: Callable[..., Any], *arguments: Any, gpus: int, console: Console, **options: Any) -> Any:
-    """Call a stage's function here, or in `gpus` processes of this machine by torch's elastic launcher.
+    """Call a stage's function in this process, or in `gpus` processes of this machine with torch's elastic launcher.
 
     Args:
-        function: takes `console` besides `arguments` and `options`; it and they can be pickled. Its first argument is the
-            configuration, which names the device.
-        gpus: 1 calls it here, as does being one of several processes already (under torchrun).
-        console: what this process prints to; of several processes rank 0 prints.
+        function: takes `console` besides `arguments` and `options`. All of them can be pickled.
+        arguments: positional arguments; the first is the configuration, which names the device.
+        gpus: number of processes. With 1, and under torchrun, the function is called in this process.
+        console: where this process prints; of several processes rank 0 prints.
+        options: keyword arguments.
 
     Returns:
         What the function returns; None where other processes ran it.
 
     Raises:
-        UserError: more processes than CUDA devices.
-        SystemExit: one of the processes failed, and has said why; the code is that of the first that did.
+        UserError: there are fewer CUDA devices than processes.
+        SystemExit: a process failed, and has printed the reason; the code is that of the first one that failed.
     """
     if gpus == 1 or world_size() > 1:
         return function(*arguments, console=Console(quiet=True) if not is_rank0() else console, **options)
@@ -168,7 +169,7 @@ def _run_as_one_of_several(function: Callable[..., Any], arguments: Sequence[Any
     try:
         function(*arguments, console=console, **options)
     except UserError as error:
-        if is_rank0():  # of several processes that meet the same mistake one says so
+        if is_rank0():  # all processes meet the same mistake; one of them prints it
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except Stopped as stopped:

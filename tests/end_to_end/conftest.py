@@ -37,7 +37,7 @@ TINY = (
     "synthesize.shard_seeds=32",
     "filter.keep_unfinished=true",
     "quality.judged_documents=20",
-    "evaluate.bootstrap_samples=200",
+    "compare.bootstrap_samples=200",
 )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from products import hostile_memory
-from tiny_training import QUIET, configure, make_corpus, make_pairs, make_synthetic
+from tiny_training import QUIET, configure, make_corpus, make_pairs, make_synthetic, train_arm
 
 from sbp_fast.config import ModelConfig, TrainConfig
 from sbp_fast.data.prepared import PreparedCorpus
@@ -19,7 +19,6 @@ from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pipeline.distributed import Stopped
 from sbp_fast.pipeline.files import read_json
 from sbp_fast.pipeline.stage import Manifest, run_stage
-from sbp_fast.stages.train import train
 from sbp_fast.train import loop
 from sbp_fast.train.checkpoint import CHECKPOINTS, MARKER
 from sbp_fast.train.data.batches import PackedBatch
@@ -35,7 +34,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus = make_corpus(home)
     make_pairs(corpus, home / "pairs")
     make_synthetic(corpus, home / "synthetic")
-    train(configure(home), home / "base", role="base", corpus=corpus, console=QUIET)
+    train_arm(configure(home), home / "base", corpus=corpus)
     return home
 
 
@@ -146,7 +145,7 @@ def test_diverging_run_ends_and_lists_the_documents_of_its_bad_steps(
     bad = iter([1] * 2 + [math.nan, 1] + [1] * 2 + [math.nan] * 100)  # two packed sequences a step
     spoil(monkeypatch, lambda: next(bad))
     with pytest.raises(UserError, match=r"training, step 7: loss or gradient not finite 5 steps in a row.*bad-steps\.json"):
-        train(configure(home), tmp_path / "out", role="base", corpus=home / "corpus", console=QUIET)
+        train_arm(configure(home), tmp_path / "out", corpus=home / "corpus")
     lines = (tmp_path / "out.partial" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["train/loss"] is None for line in lines[:3]] == [False, True, False]
     bad_steps = read_json(tmp_path / "out.partial" / "bad-steps.json")
@@ -167,7 +166,7 @@ def test_spike_loads_the_last_checkpoint_and_skips_the_batch(
     factors = iter([1] * 6 + [10] * 2 + [1] * 100)
     spoil(monkeypatch, lambda: next(factors))
     out = tmp_path / "out"
-    manifest = train(configure(home), out, role="base", corpus=home / "corpus", console=QUIET)
+    manifest = train_arm(configure(home), out, corpus=home / "corpus")
     assert manifest is not None and manifest.counts["rolled_back_steps"] == 1 and manifest.counts["steps"] == 12
     losses = [line["train/loss"] for line in metrics(out)]
     base = [line["train/loss"] for line in metrics(home / "base")]
@@ -176,7 +175,7 @@ def test_spike_loads_the_last_checkpoint_and_skips_the_batch(
     monkeypatch.undo()
     factors = iter([1] * 6 + [math.nan] * 2 + [1] * 100)
     spoil(monkeypatch, lambda: next(factors))
-    train(configure(home), tmp_path / "skipped", role="base", corpus=home / "corpus", console=QUIET)
+    train_arm(configure(home), tmp_path / "skipped", corpus=home / "corpus")
     assert (out / "weights.safetensors").read_bytes() == (tmp_path / "skipped" / "weights.safetensors").read_bytes()
 
 
@@ -200,20 +199,19 @@ def test_the_learning_rate_warms_up_and_falls_to_its_final_fraction() -> None:
     assert {learning_rate(constant, step, 101) for step in range(10, 101)} == {1.0}
 
 
-def run_role(home: Path, out: Path, role: str, *overrides: str) -> Manifest:
+def run_arm(home: Path, out: Path, arm: str, *overrides: str) -> Manifest:
     inputs = {
-        "joint": {"synthetic": home / "synthetic"},
+        "sbp": {"synthetic": home / "synthetic"},
         "synthesizer": {"pairs": home / "pairs", "start": home / "base"},
     }
-    config = configure(home, *overrides)
-    return train(config, out, role=role, corpus=home / "corpus", console=QUIET, **inputs.get(role, {}))
+    return train_arm(configure(home, *overrides), out, arm, corpus=home / "corpus", **inputs.get(arm, {}))
 
 
-@pytest.mark.parametrize("role", ["base", "joint", "synthesizer"])
+@pytest.mark.parametrize("arm", ["baseline", "sbp", "synthesizer"])
 def test_an_interrupted_run_ends_with_the_same_bytes_as_an_unbroken_one(
-    role: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arm: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run_role(home, tmp_path / "whole", role)
+    whole = run_arm(home, tmp_path / "whole", arm)
     assert whole.counts["steps"] >= 5
     real_step = loop.train_step
     for interrupted_at in (3, 1):  # the second attempt reaches step 3 + 1
@@ -226,12 +224,12 @@ def test_an_interrupted_run_ends_with_the_same_bytes_as_an_unbroken_one(
 
         monkeypatch.setattr(loop, "train_step", step)
         with pytest.raises(KeyboardInterrupt):
-            run_role(home, tmp_path / "broken", role)
+            run_arm(home, tmp_path / "broken", arm)
         assert list((tmp_path / "broken.partial" / CHECKPOINTS).glob(f"*/{MARKER}"))
     monkeypatch.undo()
     with open(tmp_path / "broken.partial" / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "train/loss": 9.5}\n{"step": 5, "tr')  # as if killed after the metrics of a later step
-    broken = run_role(home, tmp_path / "broken", role)
+    broken = run_arm(home, tmp_path / "broken", arm)
     assert broken.fingerprint == whole.fingerprint
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
     assert without_clock(broken) == without_clock(whole) and broken.flops == whole.flops
@@ -252,10 +250,10 @@ def test_lines_of_several_steps_are_their_means_and_survive_an_interruption(
 
     monkeypatch.setattr(loop, "train_step", step)
     with pytest.raises(Stopped, match="stopped after 7 steps") as stopped:
-        run_role(home, tmp_path / "out", "base", "log.every_steps=5", "checkpoint.seconds=1000")
+        run_arm(home, tmp_path / "out", "baseline", "log.every_steps=5", "checkpoint.seconds=1000")
     assert stopped.value.exit_code == 143
     monkeypatch.undo()
-    run_role(home, tmp_path / "out", "base", "log.every_steps=5", "checkpoint.seconds=1000")
+    run_arm(home, tmp_path / "out", "baseline", "log.every_steps=5", "checkpoint.seconds=1000")
     lines, single = metrics(tmp_path / "out"), metrics(home / "base")
     assert [line["step"] for line in lines] == [4, 9, 11]
     for line, group in zip(lines, (single[:5], single[5:10], single[10:]), strict=True):
@@ -291,25 +289,25 @@ def test_manifest_of_the_base_run_agrees_with_its_metrics(home: Path) -> None:
 def test_an_attention_that_cannot_run_here_is_refused(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(UserError, match=r"attention: backend 'triton' needs CUDA tensors.*choose another, or auto"):
-        run_role(home, tmp_path / "base", "base", "pretrain.attention=triton", "device=cpu")
+        run_arm(home, tmp_path / "base", "baseline", "pretrain.attention=triton", "device=cpu")
 
 
-def test_arms_take_equal_steps_and_joint_reads_each_synthetic_token_at_most_once(home: Path, tmp_path: Path) -> None:
+def test_arms_take_equal_steps_and_sbp_reads_each_synthetic_token_at_most_once(home: Path, tmp_path: Path) -> None:
     base = Manifest.load(home / "base").counts
-    joint = run_role(home, tmp_path / "joint", "joint").counts
-    oracle = run_role(home, tmp_path / "oracle", "oracle").counts
-    scarce = run_role(home, tmp_path / "scarce", "joint", "joint.maximum_synthetic_share=1.0").counts
-    assert base["steps"] == joint["steps"] == oracle["steps"] == scarce["steps"]
-    assert base["tokens"] == joint["tokens"] == oracle["tokens"] == scarce["tokens"]
-    assert joint["synthetic_share"]["wanted"] == 0.375
-    assert joint["sources"]["synthetic"]["epochs"] < 1 == scarce["sources"]["synthetic"]["epochs"]
+    sbp = run_arm(home, tmp_path / "sbp", "sbp").counts
+    oracle = run_arm(home, tmp_path / "oracle", "oracle").counts
+    scarce = run_arm(home, tmp_path / "scarce", "sbp", "arms.sbp.share=1.0").counts
+    assert base["steps"] == sbp["steps"] == oracle["steps"] == scarce["steps"]
+    assert base["tokens"] == sbp["tokens"] == oracle["tokens"] == scarce["tokens"]
+    assert sbp["synthetic_share"]["wanted"] == 0.375
+    assert sbp["sources"]["synthetic"]["epochs"] < 1 == scarce["sources"]["synthetic"]["epochs"]
     assert scarce["sources"]["synthetic"]["tokens"] == Corpus(home / "synthetic").tokens
     assert scarce["synthetic_share"]["planned"] < 1
     assert oracle["sources"]["real"]["epochs"] < base["sources"]["real"]["epochs"]
 
 
 def test_the_synthesizer_starts_from_the_base_weights(home: Path, tmp_path: Path) -> None:
-    still = run_role(home, tmp_path / "still", "synthesizer", "synthesizer.learning_rate=1e-30", "synthesizer.weight_decay=0.0")
+    still = run_arm(home, tmp_path / "still", "synthesizer", "synthesizer.learning_rate=1e-30", "synthesizer.weight_decay=0.0")
     weights = "weights.safetensors"
     assert (tmp_path / "still" / weights).read_bytes() == (home / "base" / weights).read_bytes()
     assert still.counts["pairs"] + still.counts["partners_too_long"] == len(PairSet(home / "pairs"))
@@ -322,10 +320,20 @@ def test_inputs_that_do_not_belong_together_are_refused(home: Path, tmp_path: Pa
     make_pairs(make_corpus(other, "seed=1"), other / "pairs")
     body = lambda work: save_model(small_model(), work.directory)  # noqa: E731
     run_stage("train", tmp_path / "small", config={}, inputs={}, body=body, console=QUIET)
-    config, given = configure(home), {"role": "synthesizer", "corpus": home / "corpus", "console": QUIET}
+    config, given = configure(home), {"arm": "synthesizer", "corpus": home / "corpus"}
     with pytest.raises(UserError, match="small: has a vocabulary of 50, the corpus's tokenizer 300"):
-        train(config, tmp_path / "out", pairs=home / "pairs", start=tmp_path / "small", **given)
+        train_arm(config, tmp_path / "out", pairs=home / "pairs", start=tmp_path / "small", **given)
     with pytest.raises(UserError, match=r"pairs: was not made from .*corpus"):
-        train(config, tmp_path / "out2", pairs=other / "pairs", start=home / "base", **given)
-    with pytest.raises(ValueError, match="role base"):
-        train(config, tmp_path / "out3", role="base", corpus=home / "corpus", pairs=home / "pairs", console=QUIET)
+        train_arm(config, tmp_path / "out2", pairs=other / "pairs", start=home / "base", **given)
+    with pytest.raises(UserError, match="training baseline: does not read --pairs"):
+        train_arm(config, tmp_path / "out3", corpus=home / "corpus", pairs=home / "pairs")
+    with pytest.raises(UserError, match="training sbp: needs --synthetic"):
+        train_arm(config, tmp_path / "out4", "sbp", corpus=home / "corpus")
+
+
+def test_arm_trains_by_its_own_recipe_and_seed(home: Path, tmp_path: Path) -> None:
+    changed = run_arm(home, tmp_path / "decayed", "decayed", "arms.decayed={seeds=[7], recipe={weight_decay=1.0}}")
+    assert changed.config["recipe"]["weight_decay"] == 1.0 and changed.config["seed"] == 7
+    assert changed.counts["tokens"] == Manifest.load(home / "base").counts["tokens"]
+    with pytest.raises(UserError, match="arm decaid: is unknown; known: baseline, sbp, oracle"):
+        run_arm(home, tmp_path / "unknown", "decaid")

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_training import QUIET, configure, make_corpus
+from tiny_training import QUIET, configure, make_corpus, train_arm
 
+from sbp_fast.config import RunConfig
 from sbp_fast.errors import UserError
-from sbp_fast.pipeline.distributed import Processes, StopRequest, launch, run_on_rank0
-from sbp_fast.stages.train import train
+from sbp_fast.pipeline.distributed import Processes, StopRequest, run_in_processes, run_on_rank0
 from sbp_fast.train import trackers
 from sbp_fast.train.data.batches import PackedBatch
 from sbp_fast.train.data.prefetch import AHEAD, Prefetch
@@ -71,7 +71,7 @@ def test_no_more_is_made_ahead_than_said(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_chosen_steps_are_traced(home: Path, tmp_path: Path) -> None:
-    train(configure(home), tmp_path / "base", role="base", corpus=home / "corpus", console=QUIET, profile_steps="3:5")
+    train_arm(configure(home), tmp_path / "base", corpus=home / "corpus", profile_steps="3:5")
     with gzip.open(tmp_path / "base.profile" / "trace.json.gz", "rt") as file:
         names = [event["name"] for event in json.load(file)["traceEvents"] if "name" in event]
     assert sum(name == "Optimizer.step#AdamW.step" for name in names) == 2
@@ -90,7 +90,7 @@ def test_trackers_get_the_lines_of_metrics_jsonl(home: Path, tmp_path: Path, mon
 
     monkeypatch.setitem(__import__("sys").modules, "wandb", SimpleNamespace(init=init))
     config = configure(home, "log.trackers=['wandb']")
-    train(config, tmp_path / "base", role="base", corpus=home / "corpus", console=QUIET)
+    train_arm(config, tmp_path / "base", corpus=home / "corpus")
     lines = [json.loads(line) for line in (tmp_path / "base" / "metrics.jsonl").read_text().splitlines()]
     assert closed == ["wandb"] and [step for step, _ in logged] == [line.pop("step") for line in lines]
     assert [metrics for _, metrics in logged] == [
@@ -117,8 +117,9 @@ def test_first_signal_is_recorded_and_a_second_one_interrupts_at_once() -> None:
 
 def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr("sbp_fast.pipeline.distributed.resolve_device", lambda config: "cuda")
     with pytest.raises(UserError, match="--gpus 2: asks for 2 processes, and there are 1 CUDA devices"):
-        launch(["train"], 2, "cuda")
+        run_in_processes(print, RunConfig(), gpus=2, console=QUIET)
 
 
 def test_other_ranks_end_when_rank_0_has_nothing_to_do_or_fails() -> None:

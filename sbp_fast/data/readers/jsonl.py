@@ -50,8 +50,10 @@ class JsonLinesReader(Reader):
         return [InputSplit(start, stop) for start, stop in pairwise(edges)]
 
     def count(self, file: InputFile) -> int:
-        """Count the line ends from the byte before a split, where its reader starts to look for a line, up to the byte where
-        the reader of the next one starts."""
+        """Count the line ends of a split.
+
+        They are counted from the byte before it, where reading it starts, up to the byte where reading the next one starts.
+        """
         assert file.split is not None
         start = max(file.split.start - 1, 0)
         left, ends = file.split.stop - 1 - start, 0

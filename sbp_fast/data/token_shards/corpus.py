@@ -195,7 +195,7 @@ class Corpus:
         return pa.BufferReader(self._folder.read_checked(f"documents-{entry['name']}.parquet", entry["documents_xxh3"]))
 
     def verify(self) -> None:
-        """Hash every file again. (Opening a local corpus checks sizes; reading it checks tables and compressed tokens.)
+        """Hash every file again; opening a local corpus checks only sizes, reading it only tables and compressed tokens.
 
         Raises:
             UserError: naming the first file that is not as it was written, and of a token file the block.
