@@ -264,7 +264,7 @@ def test_a_damaged_compressed_file_is_named(tmp_path: Path, suffix: str, damage:
     assert refusal(path).startswith(str(path))
 
 
-def test_a_zst_cut_after_a_whole_line_is_not_taken_for_a_whole_file(tmp_path: Path) -> None:
+def test_a_zst_truncated_after_a_whole_line_is_named(tmp_path: Path) -> None:
     compressor = zstandard.ZstdCompressor().compressobj()
     content = compressor.compress(jsonl(RECORDS)) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
     assert "runcated" in refusal(write(tmp_path / "c.jsonl.zst", content))
@@ -320,7 +320,7 @@ def test_a_url_that_cannot_be_opened_says_what_is_missing(monkeypatch: pytest.Mo
     assert "Install s3fs" in refusal("gs://bucket")
 
 
-def test_a_store_that_fails_in_its_own_way_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_exception_of_any_type_becomes_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class Refused(Exception):
         pass
 

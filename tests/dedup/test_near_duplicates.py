@@ -44,7 +44,7 @@ def test_words_have_one_id_each(texts: list[str]) -> None:
     assert len(set(known.values())) == len(known)
 
 
-def test_the_estimate_is_near_the_similarity() -> None:
+def test_signature_agreement_estimates_the_jaccard_similarity() -> None:
     generator = np.random.default_rng(0)
     errors = []
     for size in (3, 30, 300, 3000):
@@ -57,7 +57,7 @@ def test_the_estimate_is_near_the_similarity() -> None:
     assert np.abs(errors).mean() < 0.04 and abs(np.mean(errors)) < 0.02
 
 
-def test_texts_share_a_key_with_the_probability_that_is_stated() -> None:
+def test_similar_texts_share_a_band_with_the_stated_probability() -> None:
     generator = np.random.default_rng(0)
     shared = 0
     for _ in range(300):
@@ -67,7 +67,7 @@ def test_texts_share_a_key_with_the_probability_that_is_stated() -> None:
     assert shared >= 296  # 99.9% at 0.818
 
 
-def test_keys_of_many_texts_are_those_of_each() -> None:
+def test_band_keys_of_many_texts_equal_those_of_each() -> None:
     texts = ["One two three four five six seven.", "", "...", "short", "One two three four five six seven!"]
     encoded = [text.encode() for text in texts]
     keys, lengths = band_keys(
@@ -77,7 +77,7 @@ def test_keys_of_many_texts_are_those_of_each() -> None:
     assert (keys[:, 0] == keys[:, 4]).all() and (keys[:, 0] != keys[:, 3]).all() and keys.shape == (BANDS, 5)
 
 
-def test_texts_share_the_keys_of_the_bands_they_agree_in() -> None:
+def test_band_keys_agree_exactly_where_signatures_do() -> None:
     texts = [[f"w{(i * i + (i % 60 == 0) * step * 7) % 997}" for i in range(300)] for step in range(6)]
     encoded = [" ".join(text).encode() for text in texts]
     keys, _ = band_keys(
@@ -134,7 +134,7 @@ def groups(texts: dict[str, str], least: float) -> list[set[str]]:
 
 
 @pytest.mark.parametrize("least", [0.75, 0.9])
-def test_what_comparing_everything_finds(tmp_path: Path, least: float) -> None:
+def test_deduplicate_near_finds_the_clusters_of_an_all_pairs_comparison(tmp_path: Path, least: float) -> None:
     texts = make(tmp_path / "documents")
     corpus = run(tmp_path / "documents", tmp_path / "out", near_duplicate_similarity=least, heldout_share=0.05)
     stay = [*corpus.train.ids, *corpus.heldout.ids]
@@ -150,7 +150,7 @@ def test_what_comparing_everything_finds(tmp_path: Path, least: float) -> None:
         assert reading[id] == min(reading[one] for one in next(group for group in expected if id in group))
 
 
-def test_a_document_like_one_held_out_is_not_trained_on(tmp_path: Path) -> None:
+def test_a_near_duplicate_of_a_heldout_document_is_not_trained_on(tmp_path: Path) -> None:
     texts = make(tmp_path / "documents")
     heldout = tmp_path / "heldout.jsonl"
     held = {"h/0": texts["0"].replace("w", "W", 1) + " end", "h/1": texts["1"] + " end", "h/2": "nothing like the others " * 9}
@@ -160,7 +160,7 @@ def test_a_document_like_one_held_out_is_not_trained_on(tmp_path: Path) -> None:
     assert not {"0", "0-1", "0-3", "1"} & set(corpus.train.ids)
 
 
-def test_the_same_from_any_cut_and_any_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_duplicates_do_not_depend_on_partitions_and_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "documents")
     whole = run(tmp_path / "documents", tmp_path / "whole", workers=1)
     monkeypatch.setattr(preparation, "PARTITION_BYTES", 20_000)
@@ -180,6 +180,6 @@ def test_without_near_duplicates_nothing_is_dropped(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "out/near-duplicates.parquet").num_rows == 0
 
 
-def test_shingles_are_those_of_the_pairs(tmp_path: Path) -> None:
+def test_word_shingles_use_the_hashes_of_token_shingles(tmp_path: Path) -> None:
     text: Sequence[int] = ids("the one place where shingles are hashed")
     assert len(shingle_hashes(np.array(text), SHINGLE_WORDS)) == 3

@@ -51,7 +51,7 @@ def configure(path: Path | str, **corpus: Any) -> RunConfig:
     return RunConfig(corpus=CorpusConfig(**values))
 
 
-def test_the_same_bytes_from_any_number_of_processes(input: Path, tmp_path: Path) -> None:
+def test_prepare_writes_the_same_bytes_with_any_number_of_processes(input: Path, tmp_path: Path) -> None:
     made = [prepare(configure(input, workers=workers), tmp_path / str(workers), console=QUIET) for workers in (1, 2, 3)]
     assert made[0].files == made[1].files == made[2].files and made[0].fingerprint == made[2].fingerprint
     assert len([name for name in made[0].files if name.startswith("train/tokens")]) > 3
@@ -60,7 +60,7 @@ def test_the_same_bytes_from_any_number_of_processes(input: Path, tmp_path: Path
 
 @settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(partition_bytes=st.integers(1_000, 100_000), small=st.integers(500, 50_000), data=st.data())
-def test_the_order_does_not_depend_on_how_it_is_cut(
+def test_the_order_does_not_depend_on_partition_sizes(
     input: Path, tmp_path_factory: pytest.TempPathFactory, partition_bytes: int, small: int, data: st.DataObject
 ) -> None:
     out = tmp_path_factory.mktemp("out")
@@ -85,7 +85,7 @@ class Killed(BaseException):
     pass
 
 
-def test_killed_at_any_durable_step_it_goes_on_to_the_same_bytes(
+def test_a_kill_at_any_durable_step_resumes_to_the_same_bytes(
     input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsync, calls = os.fsync, [0]
@@ -117,7 +117,7 @@ def test_killed_at_any_durable_step_it_goes_on_to_the_same_bytes(
         assert again is not None and again.files == whole.files and again.counts == whole.counts
 
 
-def test_killed_before_its_manifest_it_does_nothing_again(input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_before_the_manifest_repeats_no_work(input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configure(input, workers=1)
     whole = prepare(config, tmp_path / "whole", console=QUIET)
 
@@ -134,7 +134,9 @@ def test_killed_before_its_manifest_it_does_nothing_again(input: Path, tmp_path:
     assert not (tmp_path / "out/counts.json").exists()
 
 
-def test_a_finished_piece_is_not_written_again(input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_chunks_and_partitions_are_not_written_again(
+    input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     replace, begun, renamed = os.replace, [True], []
 
     def kill_late(source: Path, target: Path) -> None:
@@ -155,7 +157,7 @@ def test_a_finished_piece_is_not_written_again(input: Path, tmp_path: Path, monk
     assert not {name for name in written if not name.startswith("tokens-00002")} & before
 
 
-def test_a_store_that_fails_is_not_skipped_and_what_was_read_stays(
+def test_a_failing_store_stops_prepare_and_keeps_the_files_read_before(
     input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = fsspec.filesystem("memory")
@@ -182,7 +184,7 @@ def test_a_store_that_fails_is_not_skipped_and_what_was_read_stays(
     memory.rm("/shuffled", recursive=True)
 
 
-def test_what_cannot_be_used_is_skipped_counted_and_listed(input: Path, tmp_path: Path) -> None:
+def test_on_error_skip_counts_and_lists_unusable_records(input: Path, tmp_path: Path) -> None:
     path = input / "0.jsonl"
     whole = prepare(configure(input), tmp_path / "whole", console=QUIET)
     good = path.read_bytes()
@@ -199,7 +201,7 @@ def test_what_cannot_be_used_is_skipped_counted_and_listed(input: Path, tmp_path
     assert made.counts["documents"] == whole.counts["documents"]
 
 
-def test_compressed_shards(input: Path, tmp_path: Path) -> None:
+def test_compressed_shards_hold_the_same_tokens_in_less_space(input: Path, tmp_path: Path) -> None:
     for compression in ("none", "zstd"):
         prepare(configure(input, compression=compression), tmp_path / compression, console=QUIET)
     raw, packed = (PreparedCorpus(tmp_path / compression).train for compression in ("none", "zstd"))
