@@ -50,6 +50,7 @@ def find_pairs(
     config: RunConfig,
     documents: DistinctDocuments,
     directory: Path,
+    scratch: Path,
     *,
     workers: Workers,
     console: Console,
@@ -60,7 +61,8 @@ def find_pairs(
     Args:
         config: its `pair`, `seed`, `device` and `threads`.
         documents: to pair.
-        directory: of the stage, with the folder `tasks.SCRATCH`; finished tasks in it are not done again.
+        directory: for the pairs, examples, duplicates and indexes.
+        scratch: for the files of the tasks; finished tasks are not done again.
         workers: that do the tasks.
         console: shows the progress.
         checkpoint: called after each task.
@@ -73,8 +75,8 @@ def find_pairs(
     console.say(f"{len(documents)} documents, after {left_out}")
     random = similarities(documents.vectors, *random_pairs(documents.groups, np.random.default_rng(config.seed)))
     low, origin = _low(config.pair, random, console)
-    with workers.hold(partial(Pairing, config, documents, low, directory, console), config) as holders:
-        pairing = Pairing(config, documents, low, directory, console, holders.place)
+    with workers.hold(partial(Pairing, config, documents, low, directory, scratch, console), config) as holders:
+        pairing = Pairing(config, documents, low, directory, scratch, console, holders.place)
         search = search_partitions(pairing, holders, checkpoint)
         counts = _score(pairing, holders, checkpoint)
         nearest = nearest_eligible(pairing)

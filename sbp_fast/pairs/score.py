@@ -13,7 +13,7 @@ from sbp_fast.neighbors.self_join import sampling_weight
 from sbp_fast.pairs.candidates import Candidates, sample_pairs
 from sbp_fast.pairs.criteria import ACCEPTED, REJECT_REASONS
 from sbp_fast.pairs.gather import canonical_order, read_edges, read_reach
-from sbp_fast.pairs.tasks import SCRATCH, Pairing
+from sbp_fast.pairs.tasks import Pairing
 from sbp_fast.pipeline.executors.executor import Advance
 from sbp_fast.pipeline.files import read_json, write_json
 
@@ -33,7 +33,7 @@ def write_recall_sample(pairing: Pairing) -> None:
 
 
 def _sample_path(pairing: Pairing) -> Path:
-    return pairing.directory / SCRATCH / "sampled.npy"
+    return pairing.scratch / "sampled.npy"
 
 
 def counts_path(pairing: Pairing, number: int) -> Path:

@@ -26,7 +26,6 @@ from sbp_fast.pairs.document_statistics import DistinctDocuments
 from sbp_fast.pipeline.executors.executor import Place
 from sbp_fast.pipeline.progress import Console
 
-SCRATCH = "work"
 NEIGHBOR_BYTES = 256  # of a document's neighbor in any task, if no pair is found twice and half are accepted (docs/log.md)
 
 
@@ -38,7 +37,8 @@ class Pairing:
         config: of the run.
         documents: to pair.
         low: lower end of the band.
-        directory: of the stage.
+        directory: for the results.
+        scratch: for the files that tasks hand on.
         console: shows the progress.
         place: where the tasks run.
     """
@@ -47,6 +47,7 @@ class Pairing:
     documents: DistinctDocuments
     low: float
     directory: Path
+    scratch: Path
     console: Console
     place: Place
 
@@ -66,11 +67,11 @@ class Pairing:
     @property
     def partitions(self) -> Path:
         """The folder of the partitions' files."""
-        return self.directory / SCRATCH / "partitions"
+        return self.scratch / "partitions"
 
     def file(self, kind: str, number: int) -> Path:
         """Return the path of a file of a range. Another memory size makes other ranges, which have another folder."""
-        return self.directory / SCRATCH / f"ranges-{len(self.ranges)}" / f"{kind}-{number:05d}.npy"
+        return self.scratch / f"ranges-{len(self.ranges)}" / f"{kind}-{number:05d}.npy"
 
     def files(self, kind: str) -> list[Path]:
         """Return the paths of the files of all ranges."""

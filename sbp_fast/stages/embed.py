@@ -9,7 +9,7 @@ from sbp_fast.neighbors.embedding import embed_documents
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Manifest, Work, run_stage
+from sbp_fast.pipeline.stage import Manifest, StageContext, run_stage
 
 
 def embed(
@@ -24,10 +24,12 @@ def embed(
         UserError: the model is neither installed nor reachable, or its vectors are shorter than `embed.dimensions`.
     """
 
-    def body(work: Work) -> None:
-        result = embed_documents(config, corpus, work.directory, workers=workers, console=console, checkpoint=work.keep_clock)
-        work.device, work.flops = result.device, result.flops
-        work.record(**result.counts)
+    def body(context: StageContext) -> None:
+        result = embed_documents(
+            config, corpus, context.directory, workers=workers, console=console, checkpoint=context.keep_clock
+        )
+        context.device, context.flops = result.device, result.flops
+        context.record(**result.counts)
 
     return run_stage(
         "embed",

@@ -9,7 +9,7 @@ from sbp_fast.neighbors.extend_index import check_extension, extend_index
 from sbp_fast.neighbors.saved_index import SavedIndex
 from sbp_fast.neighbors.vectors import Vectors
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Manifest, Work, run_stage
+from sbp_fast.pipeline.stage import Manifest, StageContext, run_stage
 
 SETTINGS = {"partition_documents", "hnsw_m", "hnsw_ef_construction"}
 
@@ -46,10 +46,10 @@ def index(
         UserError: no index, a corpus that is already in it, vectors of another corpus or with other settings.
     """
 
-    def body(work: Work) -> None:
+    def body(context: StageContext) -> None:
         saved, new = SavedIndex(to, hashed=False), Vectors(vectors, hashed=False)
         check_extension(saved, new, corpus, Manifest.load(corpus, "prepare", hashed=False).fingerprint)
-        work.record(**extend_index(config, saved, new, work.directory, console=console, checkpoint=work.keep_clock))
+        context.record(**extend_index(config, saved, new, context.directory, console=console, checkpoint=context.keep_clock))
 
     pair = config.pair.model_dump(mode="json", include=SETTINGS)
     return run_stage(

@@ -13,11 +13,10 @@ from sbp_fast.neighbors.saved_index import INDEX, IndexedCorpus, embedding_of, w
 from sbp_fast.neighbors.vectors import Vectors
 from sbp_fast.pairs.document_statistics import DistinctDocuments
 from sbp_fast.pairs.find import find_pairs
-from sbp_fast.pairs.tasks import SCRATCH
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Manifest, Work, run_stage
+from sbp_fast.pipeline.stage import Manifest, StageContext, run_stage
 
 
 def pair(
@@ -46,20 +45,16 @@ def pair(
     """
     check_backend(config.pair)
 
-    def body(work: Work) -> None:
-        if not work.counted():
-            _check_match(corpus, vectors)
-            (work.directory / SCRATCH).mkdir(exist_ok=True)
-            try:
-                _pair(config, corpus, vectors, work, workers)
-            except Unreachable:
-                raise
-            except UserError:  # corrected settings can use nothing of the search, whose files would be in their way
-                for folder in (SCRATCH, INDEX):
-                    shutil.rmtree(work.directory / folder, ignore_errors=True)
-                raise
-            work.keep_counts()
-        shutil.rmtree(work.directory / SCRATCH, ignore_errors=True)
+    def body(context: StageContext) -> None:
+        _check_match(corpus, vectors)
+        try:
+            _pair(config, corpus, vectors, context, workers)
+        except Unreachable:
+            raise
+        except UserError:  # corrected settings can use nothing of the search, whose files would be in their way
+            for folder in (context.scratch, context.directory / INDEX):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     return run_stage(
         "pair",
@@ -72,14 +67,22 @@ def pair(
     )
 
 
-def _pair(config: RunConfig, corpus: Path, vectors: Path, work: Work, workers: Workers) -> None:
+def _pair(config: RunConfig, corpus: Path, vectors: Path, context: StageContext, workers: Workers) -> None:
     embedded = Vectors(vectors, hashed=False)
-    documents = DistinctDocuments.load(PreparedCorpus(corpus), embedded, config.pair, work.directory / SCRATCH)
-    found = find_pairs(config, documents, work.directory, workers=workers, console=work.console, checkpoint=work.keep_clock)
-    work.device = found.device
-    work.record(**found.counts)
-    if (work.directory / INDEX).is_dir():
-        write_members(work.directory, [IndexedCorpus.of(embedded)], embedding_of(embedded))
+    documents = DistinctDocuments.load(PreparedCorpus(corpus), embedded, config.pair, context.scratch)
+    found = find_pairs(
+        config,
+        documents,
+        context.directory,
+        context.scratch,
+        workers=workers,
+        console=context.console,
+        checkpoint=context.keep_clock,
+    )
+    context.device = found.device
+    context.record(**found.counts)
+    if (context.directory / INDEX).is_dir():
+        write_members(context.directory, [IndexedCorpus.of(embedded)], embedding_of(embedded))
 
 
 def _check_match(corpus: Path, vectors: Path) -> None:

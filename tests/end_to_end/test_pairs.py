@@ -26,7 +26,7 @@ def runs(tokens: np.ndarray, width: int = 13) -> set[tuple[int, ...]]:
 
 def by_hand(run: Path, config: RunConfig) -> set[tuple[int, int]]:
     """Ordered pairs of unique documents in the band, of other originals, neither a near-duplicate of the other."""
-    corpus, vectors = PreparedCorpus(run / "corpus"), Vectors(run / "vectors")
+    corpus, vectors = PreparedCorpus(run / "prepare"), Vectors(run / "embed")
     unique, matrix = corpus.unique, vectors[np.arange(len(vectors))]
     shingles = [runs(unique[row]) for row in range(len(unique))]
     groups = [corpus.group(str(id)) for id in unique.ids]
@@ -48,7 +48,7 @@ def test_every_backend_finds_the_pairs_that_the_definition_gives(
     uncapped = {"backend": backend, "partners_per_seed": 10_000, "seeds_per_partner": 10_000}
     settings = tiny_config.pair.model_copy(update=uncapped)
     config = tiny_config.model_copy(update={"pair": settings})
-    manifest = pair(config, tiny_run / "corpus", tiny_run / "vectors", tmp_path / "pairs", console=Console(quiet=True))
+    manifest = pair(config, tiny_run / "prepare", tiny_run / "embed", tmp_path / "pairs", console=Console(quiet=True))
     assert sum(manifest.counts["duplicates"].values()) == 0  # or the definition would have to know of them
     pairs = PairSet(tmp_path / "pairs")
     found, expected = set(zip(pairs.seeds.tolist(), pairs.partners.tolist(), strict=True)), by_hand(tiny_run, config)
@@ -57,7 +57,7 @@ def test_every_backend_finds_the_pairs_that_the_definition_gives(
 
 
 def test_no_seed_and_no_partner_has_more_than_the_cap(tiny_config: RunConfig, tiny_run: Path) -> None:
-    pairs = PairSet(tiny_run / "pairs")
+    pairs = PairSet(tiny_run / "pair")
     assert max(Counter(pairs.seeds.tolist()).values()) == tiny_config.pair.partners_per_seed
     assert max(Counter(pairs.partners.tolist()).values()) == tiny_config.pair.seeds_per_partner
 
@@ -69,7 +69,7 @@ def test_index_that_does_not_fit_on_the_disk_is_one_line_and_leaves_no_file(tiny
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    inputs = ["--corpus", str(tiny_run / "corpus"), "--vectors", str(tiny_run / "vectors"), "--out", str(tmp_path / "pairs")]
+    inputs = ["--corpus", str(tiny_run / "prepare"), "--vectors", str(tiny_run / "embed"), "--out", str(tmp_path / "pairs")]
     command = [sys.executable, "-m", "sbp_fast", "pair", "demo", *TINY, *inputs]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, preexec_fn=small_files, capture_output=True, text=True, env=environment, check=False)
@@ -79,5 +79,5 @@ def test_index_that_does_not_fit_on_the_disk_is_one_line_and_leaves_no_file(tiny
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (
         done.returncode == 0
-        and (tmp_path / "pairs/pairs.parquet").read_bytes() == (tiny_run / "pairs/pairs.parquet").read_bytes()
+        and (tmp_path / "pairs/pairs.parquet").read_bytes() == (tiny_run / "pair/pairs.parquet").read_bytes()
     )

@@ -17,7 +17,7 @@ from sbp_fast.data.token_shards.writer import CorpusWriter
 from sbp_fast.data.tokenizer import train_tokenizer
 from sbp_fast.neighbors.vectors import write_vectors
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Manifest, Work, run_stage
+from sbp_fast.pipeline.stage import Manifest, StageContext, run_stage
 
 DOCUMENTS, DIMENSION = 200_000, 384
 MEMORY = 4 << 30
@@ -28,20 +28,20 @@ def write_inputs(directory: Path, count: int) -> None:
     """What `prepare` and `embed` would have written: short texts of random tokens, clustered vectors."""
     import torch
 
-    def write_corpus(work: Work) -> None:
-        train_tokenizer(["a few words"], 300).save(work.directory / "tokenizer.json")
+    def write_corpus(context: StageContext) -> None:
+        train_tokenizer(["a few words"], 300).save(context.directory / "tokenizer.json")
         generator = np.random.default_rng(0)
         for part, documents in (("train", count), ("heldout", 1)):
-            writer = CorpusWriter(work.directory / part, 300)
+            writer = CorpusWriter(context.directory / part, 300)
             for number in range(documents):
                 writer.add(generator.integers(3, 300, 40), id=str(number), source="random", text_bytes=1)
             writer.close()
-        work.record(unique_documents=count, embedded=False, sources={"random": count})
+        context.record(unique_documents=count, embedded=False, sources={"random": count})
 
-    def write_all_vectors(work: Work) -> None:
+    def write_all_vectors(context: StageContext) -> None:
         vectors = clustered(count, torch.Generator().manual_seed(0)).numpy()
         for number, start in enumerate(range(0, count, 50_000)):
-            write_vectors(work.directory / f"vectors-{number:05d}.npy", vectors[start : start + 50_000], "float16")
+            write_vectors(context.directory / f"vectors-{number:05d}.npy", vectors[start : start + 50_000], "float16")
 
     corpus, quiet = directory / "corpus", Console(quiet=True)
     settings = {"corpus": {"group_separator": "/"}}

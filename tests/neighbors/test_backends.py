@@ -11,7 +11,7 @@ from paired_documents import UNCAPPED, as_set, make_documents, make_vectors, run
 from sbp_fast.config import PairConfig
 from sbp_fast.config.files import load_config
 from sbp_fast.errors import UserError
-from sbp_fast.experiment.plan.costs import Corpus, stages
+from sbp_fast.experiment.plan import costs
 from sbp_fast.neighbors.backends import BACKENDS, KnnBackend, KnnSearcher, choose_backend
 
 
@@ -59,10 +59,10 @@ def test_backend_registered_from_outside_finds_the_pairs_of_the_exact_one(sort_b
 
 def test_plan_counts_the_core_seconds_of_a_backend_registered_from_outside(sort_backend: str) -> None:
     def pair_seconds(backend: str) -> float:
-        planned = stages(load_config(["demo"], [f"pair.backend={backend}"]))
-        return next(stage.core_seconds for stage in planned if stage.name == "pair")
+        return costs.pair(load_config(["demo"], [f"pair.backend={backend}"]), corpus).core_seconds
 
-    documents = Corpus.guess(load_config(["demo"])).unique_documents
+    corpus = costs.CorpusEstimate.guess(load_config(["demo"]))
+    documents = corpus.unique_documents
     difference = 7.0 - BACKENDS["hnsw"].core_seconds(documents, 384)
     assert pair_seconds(sort_backend) - pair_seconds("hnsw") == pytest.approx(documents * difference)
 
@@ -78,7 +78,7 @@ def test_unknown_backend_is_one_error_that_lists_the_known_and_leaves_no_output(
     with pytest.raises(UserError, match=words):
         choose_backend(config.pair, 100)
     with pytest.raises(UserError, match=words):
-        stages(config)
+        costs.pair(config, costs.CorpusEstimate.guess(config))
     with pytest.raises(UserError, match=words):
         run_pair(tmp_path, backend="hsnw")
     assert not list(tmp_path.iterdir())

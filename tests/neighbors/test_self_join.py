@@ -293,7 +293,7 @@ def test_only_a_crowded_centroid_has_a_price() -> None:
 
 
 @pytest.mark.parametrize("overlap", [2, 3])
-@pytest.mark.parametrize("ranked", [8, 1])  # with 1 the nearest cells are full for some, and all are looked at
+@pytest.mark.parametrize("ranked", [8, 1])  # with 1 the nearest partitions are full for some, and all are ranked
 def test_partitions_keep_their_capacity_and_find_what_one_self_join_finds(
     overlap: int, ranked: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

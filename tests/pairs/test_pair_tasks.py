@@ -190,7 +190,7 @@ def test_as_many_ranks_are_taken_at_once_as_fit_into_memory(tmp_path: Path) -> N
     corpus, vectors = PreparedCorpus(tmp_path / "corpus"), Vectors(tmp_path / "vectors")
     documents = DistinctDocuments.load(corpus, vectors, PairConfig(), tmp_path)
     config = RunConfig.model_validate({"pair": {"memory_gib": 256 * 100 / 2**30, "neighbors": 10}})  # for 100 pairs
-    pairing = Pairing(config, documents, 0.0, tmp_path, QUIET, Place("cpu", 1))
+    pairing = Pairing(config, documents, 0.0, tmp_path, tmp_path, QUIET, Place("cpu", 1))
     pairing.file("sizes", 0).parent.mkdir(parents=True)
     for number in range(len(pairing.ranges)):
         sizes = np.array([30, 20, 10, 5] if number else [90, 10, 1], np.int64)

@@ -6,7 +6,7 @@ import numpy as np
 
 from sbp_fast.neighbors.vectors import Storage, Vectors, write_vectors
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Work, run_stage
+from sbp_fast.pipeline.stage import StageContext, run_stage
 
 
 def unit_vectors(documents: int, dimension: int, seed: int = 0) -> np.ndarray:
@@ -28,9 +28,9 @@ def clustered_vectors(documents: int, dimension: int = 32, per_cluster: int = 12
 def as_stage(vectors: np.ndarray, out: Path, shard: int = 700, storage: Storage = "float32") -> Vectors:
     """The vectors as `embed` would have written them."""
 
-    def body(work: Work) -> None:
+    def body(context: StageContext) -> None:
         for number, start in enumerate(range(0, len(vectors), shard)):
-            write_vectors(work.directory / f"vectors-{number:05d}.npy", vectors[start : start + shard], storage)
+            write_vectors(context.directory / f"vectors-{number:05d}.npy", vectors[start : start + shard], storage)
 
     run_stage("embed", out, config={}, inputs={}, body=body, console=Console(quiet=True))
     return Vectors(out)

@@ -15,7 +15,7 @@ from sbp_fast.neighbors.hnsw import HnswIndex
 from sbp_fast.neighbors.saved_index import IndexedCorpus, embedding_of, index_path, write_members
 from sbp_fast.neighbors.vectors import Vectors, write_vectors
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Work, run_stage
+from sbp_fast.pipeline.stage import StageContext, run_stage
 
 QUIET = Console(quiet=True)
 TOKENIZER = train_tokenizer(["a few words"], 300)
@@ -25,15 +25,15 @@ def make_member(directory: Path, vectors: np.ndarray, ids: Sequence[str] = (), *
     """Outputs of `prepare` and `embed` in a directory: document i is NAME/i or ids[i], and says so."""
     named = ids or [f"{directory.name}/{row}" for row in range(len(vectors))]
 
-    def write_corpus(work: Work) -> None:
-        TOKENIZER.save(work.directory / "tokenizer.json")
+    def write_corpus(context: StageContext) -> None:
+        TOKENIZER.save(context.directory / "tokenizer.json")
         for part in ("train", "heldout"):
-            writer = CorpusWriter(work.directory / part, TOKENIZER.vocabulary_size)
+            writer = CorpusWriter(context.directory / part, TOKENIZER.vocabulary_size)
             for row, id in enumerate(named):
                 tokens = TOKENIZER.encode(f"text of {directory.name}/{row}")
                 writer.add([TOKENIZER.begin, *tokens, TOKENIZER.end], id=id, source="made", text_bytes=1)
             writer.close()
-        work.record(unique_documents=len(vectors), embedded=False, sources={"made": len(vectors)})
+        context.record(unique_documents=len(vectors), embedded=False, sources={"made": len(vectors)})
 
     config = {"embed": EmbedConfig.model_validate(embed).model_dump(mode="json")}
     run_stage("prepare", directory / "corpus", config={}, inputs={}, body=write_corpus, console=QUIET)
@@ -42,7 +42,7 @@ def make_member(directory: Path, vectors: np.ndarray, ids: Sequence[str] = (), *
         directory / "vectors",
         config=config,
         inputs={"corpus": directory / "corpus"},
-        body=lambda work: write_vectors(work.directory / "vectors-00000.npy", vectors, "float32"),
+        body=lambda context: write_vectors(context.directory / "vectors-00000.npy", vectors, "float32"),
         console=QUIET,
     )
     return directory
@@ -51,14 +51,14 @@ def make_member(directory: Path, vectors: np.ndarray, ids: Sequence[str] = (), *
 def save_index(member: Path, partitions: Sequence[np.ndarray]) -> Path:
     """Write the output of `pair` on a member's vectors, with an index of the rows of each partition."""
 
-    def body(work: Work) -> None:
+    def body(context: StageContext) -> None:
         vectors = Vectors(member / "vectors")
         for number, rows in enumerate(partitions):
-            path = index_path(work.directory, number)
+            path = index_path(context.directory, number)
             path.parent.mkdir(exist_ok=True)
             HnswIndex.build(vectors[rows], rows, m=16, ef_construction=200, seed=0).save(path)
-        write_members(work.directory, [IndexedCorpus.of(vectors)], embedding_of(vectors))
-        work.record(documents=len(vectors))
+        write_members(context.directory, [IndexedCorpus.of(vectors)], embedding_of(vectors))
+        context.record(documents=len(vectors))
 
     inputs = {"corpus": member / "corpus", "vectors": member / "vectors"}
     run_stage("pair", member / "pairs", config={}, inputs=inputs, body=body, console=QUIET)

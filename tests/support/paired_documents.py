@@ -12,7 +12,7 @@ from sbp_fast.data.token_shards.writer import CorpusWriter
 from sbp_fast.data.tokenizer import train_tokenizer
 from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Work, run_stage
+from sbp_fast.pipeline.stage import StageContext, run_stage
 from sbp_fast.stages.pair import pair
 
 QUIET = Console(quiet=True)
@@ -40,18 +40,18 @@ def make_vectors(seed: int, documents: int = DOCUMENTS) -> np.ndarray:
 def write_inputs(directory: Path, texts: list[list[int]], ids: list[str], vectors: np.ndarray) -> tuple[Path, Path]:
     """What `prepare` and `embed` would have written."""
 
-    def write_corpus(work: Work) -> None:
-        train_tokenizer(["a few words"], 300).save(work.directory / "tokenizer.json")
+    def write_corpus(context: StageContext) -> None:
+        train_tokenizer(["a few words"], 300).save(context.directory / "tokenizer.json")
         for part in ("train", "heldout"):
-            writer = CorpusWriter(work.directory / part, 300)
+            writer = CorpusWriter(context.directory / part, 300)
             for tokens, id in zip(texts, ids, strict=True):
                 writer.add([BEGIN, *tokens, END], id=id, source="letters", text_bytes=1)
             writer.close()
-        work.record(unique_documents=len(texts), embedded=False, sources={"letters": len(texts)})
+        context.record(unique_documents=len(texts), embedded=False, sources={"letters": len(texts)})
 
-    def write_vectors(work: Work) -> None:
-        np.save(work.directory / "vectors-00000.npy", vectors[:20])
-        np.save(work.directory / "vectors-00001.npy", vectors[20:])
+    def write_vectors(context: StageContext) -> None:
+        np.save(context.directory / "vectors-00000.npy", vectors[:20])
+        np.save(context.directory / "vectors-00001.npy", vectors[20:])
 
     corpus, out = directory / "corpus", directory / "vectors"
     config = {"corpus": {"group_separator": "/"}}
