@@ -105,10 +105,10 @@ def test_originals_too_large_for_the_holdout_split_are_passed_over_or_refused(tm
 
 def test_duplicates_are_dropped_and_counted(tmp_path: Path) -> None:
     documents = letters(200)
-    copies = [(f"copy/{i}", documents[0][1]) for i in range(5)]
+    duplicates = [(f"copy/{i}", documents[0][1]) for i in range(5)]
     heldout = [("held/1", "Only here."), ("held/2", documents[7][1]), ("held/3", "Only here.")]
     config = configure(
-        write_jsonl(tmp_path / "c.jsonl", documents + copies), heldout=str(write_jsonl(tmp_path / "h.jsonl", heldout))
+        write_jsonl(tmp_path / "c.jsonl", documents + duplicates), heldout=str(write_jsonl(tmp_path / "h.jsonl", heldout))
     )
     corpus = run(config, tmp_path / "out")
     assert sorted(corpus.heldout.ids) == ["held/1", "held/2"]

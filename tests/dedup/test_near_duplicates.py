@@ -90,17 +90,17 @@ def test_band_keys_agree_exactly_where_signatures_do() -> None:
 
 
 def make(folder: Path, count: int = 60) -> dict[str, str]:
-    """Documents of 120 words; every third has copies in which 1, 3 and 40 words differ."""
+    """Documents of 120 words; every third has variants in which 1, 3 and 40 words differ."""
     generator = np.random.default_rng(0)
     texts: dict[str, str] = {}
     for number in range(count):
         original = [f"w{word}" for word in generator.integers(0, 5000, 120)]
         texts[f"{number}"] = " ".join(original)
         for changed in (1, 3, 40) if number % 3 == 0 else ():
-            copy = list(original)
-            for place in generator.choice(120, changed, replace=False):
-                copy[place] = f"new{place}"
-            texts[f"{number}-{changed}"] = " ".join(copy)
+            variant = list(original)
+            for position in generator.choice(120, changed, replace=False):
+                variant[position] = f"new{position}"
+            texts[f"{number}-{changed}"] = " ".join(variant)
     lines = [json.dumps({"id": id, "text": text}) + "\n" for id, text in texts.items()]
     folder.mkdir()
     for part in range(2):
@@ -146,7 +146,7 @@ def test_deduplicate_near_finds_the_clusters_of_an_all_pairs_comparison(tmp_path
     assert all(row["similarity"] == pytest.approx(similarity(texts[row["id"]], texts[row["kept"]])) for row in listed)
     first = [id for id in stay if id in corpus.train.ids and "-" in id and int(id.split("-")[1]) < 40]
     reading = {id: (number % 2, number) for number, id in enumerate(texts)}
-    for id in first:  # a copy stays only where it was read before the others of its group
+    for id in first:  # a variant stays only if it was read before the others of its cluster
         assert reading[id] == min(reading[one] for one in next(group for group in expected if id in group))
 
 
