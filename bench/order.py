@@ -78,13 +78,13 @@ class SequenceReader:
         """Read the next step."""
         self.step += 1
         for index in range(SEQUENCES):
-            self.batches.stream(self.step, index)
+            self.batches.sequence(self.step, index)
 
     def run_planned(self) -> None:
         """Read the next step and plan the tiles of its attention."""
         self.step += 1
         for index in range(SEQUENCES):
-            self.batches.stream(self.step, index).layout.planned()
+            self.batches.sequence(self.step, index).layout.planned()
 
 
 class MegatronIndex:

@@ -379,7 +379,7 @@ def export_tokens(
     force: Force = False,
 ) -> None:
     """Write token shards in the format of Megatron-LM, MosaicML streaming, or as parquet."""
-    from sbp_fast.data.token_shards.export import export_tokens as work
+    from sbp_fast.stages.export_tokens import export_tokens as work
 
     work(corpus, to, out, console=Console(), force=force)
 

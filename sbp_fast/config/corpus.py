@@ -10,26 +10,28 @@ from sbp_fast.config.section import NO_EFFECT, Count, Section, Share
 
 
 class CorpusConfig(Section):
+    """Where documents come from and how they become token shards."""
+
     path: Annotated[str | tuple[str, ...], NO_EFFECT] = "embedded:default"
-    """Documents: files, globs, folders or fsspec URLs (.jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt)."""
+    """Documents: files, globs, folders or fsspec URLs, of any suffix that `sbp_fast.data.readers` has a reader for."""
     heldout: Annotated[str | tuple[str, ...], NO_EFFECT] = "auto"
-    """Documents for evaluation alone; "auto" takes the embedded set's own, or sets `heldout_share` of the originals apart."""
+    """Documents for evaluation alone; "auto" takes those of the embedded corpus, or holds out `heldout_share` of all."""
     heldout_share: Share = 0.04
     text_field: str = "text"
     id_field: str = "id"
     """A record without it is named after its file and line."""
     source_field: str = "source"
-    """Groups the evaluation; a record without it belongs to the source "text"."""
+    """Name of a record's source, by which evaluation is grouped; a record without it belongs to the source "text"."""
     group_separator: str = "/"
     """Documents whose ids agree up to the last separator are parts of one original ("" turns this off)."""
     maximum_documents: Annotated[int, Field(ge=0)] = 0
     """Read at most this many documents (0: all)."""
     passage_characters: Annotated[int, Field(ge=0)] = 0
-    """Cut longer documents at paragraph or sentence ends into passages of at most this many characters (0: never)."""
+    """Split longer documents at paragraph or sentence ends into passages of at most this many characters (0: never)."""
     deduplicate: Literal["exact", "near"] = "exact"
-    """Leave out documents with the text of another; "near" also those much like another, listed in `near-copies.parquet`."""
-    near_copy_similarity: Annotated[float, Field(ge=0.7, le=1)] = 0.8
-    """What makes a near-copy: this share of the 5-word shingles that either text has, both have."""
+    """Leave out exact duplicates; "near" also near-duplicates, which `near-duplicates.parquet` lists."""
+    near_duplicate_similarity: Annotated[float, Field(ge=0.7, le=1)] = 0.8
+    """Jaccard similarity of the 5-word shingles of two texts from which they are near-duplicates."""
     tokenizer: Annotated[str, NO_EFFECT] = "train"
     """ "train" trains a byte-level BPE on the unique documents; else the path of a `tokenizer.json`."""
     vocabulary_size: Annotated[int, Field(ge=260)] = 4096
@@ -37,13 +39,13 @@ class CorpusConfig(Section):
     unique_share: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the documents that the baseline and SBP may read; the oracle may read all of them."""
     shard_tokens: Count = 16_777_216
-    """A shard of tokens is closed by the document that brings it to this."""
+    """Tokens of a shard: the document that brings it to this number closes it."""
     compression: Literal["none", "zstd"] = "none"
     """How tokens are stored: raw, to be memory-mapped, or in zstd frames that are unpacked when read."""
     on_error: Literal["stop", "skip"] = "stop"
-    """What a record that cannot be used does: stop the reading, or be skipped, counted and listed in `skipped.jsonl`."""
+    """A record that cannot be used stops `prepare`, or is skipped, counted and listed in `skipped.jsonl`."""
     workers: Annotated[int, Field(ge=0), NO_EFFECT] = 0
     """Processes that read and tokenize (0: as many as `threads`); the result does not depend on it."""
     encoder: Annotated[Literal["auto", "tokenizers", "gigatoken"], NO_EFFECT] = "auto"
-    """The library that encodes, with the same ids either way: "auto" takes gigatoken, many times faster, where it is installed
-    (`sbp-fast[gigatoken]`), can load the tokenizer and passes a comparison with `tokenizers`."""
+    """Library that encodes; the ids are the same. "auto" takes gigatoken, many times faster, where it is installed
+    (`sbp-fast[gigatoken]`), can load the tokenizer and agrees with `tokenizers` on a sample."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 RENAMED: dict[str, str] = {
+    "corpus.near_copy_similarity": "corpus.near_duplicate_similarity",
     "joint.maximum_synthetic_share": "arms.sbp.share",
     "joint.minimum_synthetic_share": "arms.sbp.minimum_share",
     "evaluate.bootstrap_samples": "compare.bootstrap_samples",

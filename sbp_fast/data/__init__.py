@@ -1,0 +1,1 @@
+"""Raw documents, tokenizers and the token shards made of them."""

@@ -1,8 +1,8 @@
-"""What turns text into ids when `prepare` tokenizes: the library `tokenizers`, or gigatoken, which gives the same ids faster.
+"""Encoders, which turn texts into ids for `prepare`: the library `tokenizers`, or gigatoken, which gives the same ids faster.
 
-gigatoken (https://github.com/marcelroed/gigatoken, `sbp-fast[gigatoken]`) is never imported unless it may be chosen. It is
-young, so it is not trusted: its ids are compared with those of `tokenizers` before it is chosen, on texts of the corpus and on
-odd ones, and while it works, on a sample of the documents.
+gigatoken (https://github.com/marcelroed/gigatoken, `sbp-fast[gigatoken]`) is imported only where it may be chosen. It is a
+young library, so its ids are compared with those of `tokenizers`: before it is chosen, on texts of the corpus and on unusual
+texts, and while it runs, on a sample of the documents.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from sbp_fast.errors import UserError
 
 EncoderName = Literal["tokenizers", "gigatoken"]
 SETTING, OTHERWISE = "corpus.encoder", 'set it to "tokenizers"'
-CHECKED_BYTES = 256 << 10  # of the corpus' own texts, encoded both ways before gigatoken is chosen
-SAMPLED = 1000  # one document in so many is encoded both ways
-RENEWED_BYTES = 128 << 20  # of text, after which gigatoken begins anew: it remembers every word, without a bound
+CHECKED_BYTES = 256 << 10  # of the corpus, encoded both ways before gigatoken is chosen
+SAMPLED = 1000  # one document in this many is encoded both ways
+RENEWED_BYTES = 128 << 20  # of text, after which gigatoken is reloaded: its cache of words has no bound
 ODD_TEXTS = (
     "",
     *(" " * length for length in (1, 4, 300)),
@@ -44,16 +44,17 @@ class Encoder(Protocol):
     """Encodes the texts of documents."""
 
     def encode(self, texts: pa.ChunkedArray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all texts one after the other, no special tokens, and how many each has.
+        """Encode texts, without special tokens.
 
         Args:
-            hashes: uint64 [documents], of the texts, by which some are chosen to be encoded both ways.
+            texts: of the documents.
+            hashes: uint64 [documents], hashes of the texts, which select those that are encoded both ways.
 
         Returns:
-            uint32 [tokens], int64 [documents].
+            The concatenated ids, uint32 [tokens], and the number of ids of each text, int64 [documents].
 
         Raises:
-            IdsDiffer: the two ways do not agree.
+            IdsDiffer: the two libraries do not agree.
         """
 
 
@@ -62,11 +63,15 @@ class IdsDiffer(UserError):
 
 
 def choose_encoder(asked: str, tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[EncoderName, str]:
-    """The encoder to take, and that in words: with its version, and why "auto" did not take the other.
+    """Choose the encoder.
 
     Args:
         asked: "auto", "tokenizers" or "gigatoken".
+        tokenizer: to encode with.
         texts: of the corpus; no more than CHECKED_BYTES of them are read.
+
+    Returns:
+        The name, and a description with the version and the reason why "auto" did not choose gigatoken.
 
     Raises:
         UserError: gigatoken was asked for and is not installed, cannot load this tokenizer or gives other ids.
@@ -84,12 +89,12 @@ def choose_encoder(asked: str, tokenizer: Tokenizer, texts: Iterable[str]) -> tu
 
 
 def make_encoder(name: EncoderName, tokenizer: Tokenizer) -> Encoder:
-    """An encoder that `choose_encoder` named."""
+    """Return the encoder that `choose_encoder` named."""
     return GigatokenEncoder(tokenizer) if name == "gigatoken" else TokenizersEncoder(tokenizer)
 
 
 def import_gigatoken() -> tuple[Any, Any]:
-    """gigatoken, and awkward, in whose arrays it takes and returns texts and ids.
+    """Import gigatoken, and awkward, whose arrays it takes and returns.
 
     Raises:
         UserError: they are not installed.
@@ -102,17 +107,18 @@ def import_gigatoken() -> tuple[Any, Any]:
 
 
 class TokenizersEncoder:
-    """The library whose files tokenizers are."""
+    """Encodes with the library `tokenizers`."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
     def encode(self, texts: pa.ChunkedArray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Encode as `Encoder.encode` says."""
         return join_ids(self._tokenizer.encode_batch(texts.to_pylist()))
 
 
 class GigatokenEncoder:
-    """gigatoken, on this thread alone: the processes of `prepare` are the parallelism.
+    """Encodes with gigatoken, on one thread: the processes of `prepare` are the parallelism.
 
     Raises:
         UserError: it is not installed, or cannot load the tokenizer.
@@ -126,12 +132,13 @@ class GigatokenEncoder:
     def _begin(self) -> None:
         try:
             self._encoder = self._gigatoken.Tokenizer.from_json(self._json)
-        except Exception as error:  # noqa: BLE001  (it does not say what it raises)
-            reason = str(error).strip().splitlines()[0]  # below stands the line of its own code
+        except Exception as error:  # noqa: BLE001  (its exceptions are not documented)
+            reason = str(error).strip().splitlines()[0]  # the other lines quote its source
             raise UserError(SETTING, f"gigatoken cannot load this tokenizer: {reason}", OTHERWISE) from None
         self._encoded = 0
 
     def encode(self, texts: pa.ChunkedArray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Encode as `Encoder.encode` says; a sample of the texts is encoded with `tokenizers`, too."""
         tokens, lengths = self._encode(texts.combine_chunks())
         sample = hashes % np.uint64(SAMPLED) == 0
         if sample.any():
@@ -150,8 +157,8 @@ class GigatokenEncoder:
         if self._encoded >= RENEWED_BYTES:
             self._begin()
         self._encoded += texts.nbytes
-        found = self._encoder.encode_batch(self._awkward.from_arrow(texts), parallel=False)
-        return np.asarray(self._awkward.flatten(found), np.uint32), np.asarray(self._awkward.num(found), np.int64)
+        ids = self._encoder.encode_batch(self._awkward.from_arrow(texts), parallel=False)
+        return np.asarray(self._awkward.flatten(ids), np.uint32), np.asarray(self._awkward.num(ids), np.int64)
 
     def _compare(self, texts: Sequence[str], tokens: np.ndarray, lengths: np.ndarray) -> None:
         ends = np.cumsum(lengths)
@@ -162,7 +169,7 @@ class GigatokenEncoder:
 
 
 def _text_only(tokenizer: Tokenizer) -> str:
-    """The tokenizer's file without special tokens, so that a text which spells one is encoded as those characters."""
+    """Return the tokenizer's file without special tokens, so that a text that spells one is encoded as characters."""
     content = json.loads(tokenizer.to_json())
     content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
     content["post_processor"] = None
@@ -170,14 +177,14 @@ def _text_only(tokenizer: Tokenizer) -> str:
 
 
 def _odd_characters() -> Iterator[str]:
-    """Characters of all kinds beside letters, digits, spaces and themselves."""
+    """Yield characters of all kinds next to letters, digits, spaces and themselves."""
     for start in range(0, len(ODD_CHARACTERS), 64):
         characters = map(chr, ODD_CHARACTERS[start : start + 64])
-        yield "".join(f"{one}a {one}1{one}{one} {one}\n" for one in characters)
+        yield "".join(f"{character}a {character}1{character}{character} {character}\n" for character in characters)
 
 
 def _spellings(tokenizer: Tokenizer) -> Iterator[str]:
-    """Texts that spell the tokens which this tokenizer has beside those of its words."""
+    """Yield texts that spell the added tokens of a tokenizer."""
     for token in json.loads(tokenizer.to_json())["added_tokens"]:
         yield from (token["content"], f"a {token['content']} b", f"a{token['content']}b")
 

@@ -1,4 +1,4 @@
-"""Files wherever they lie: local paths and fsspec URLs, and one clear line when they cannot be reached or read."""
+"""Access to local paths and fsspec URLs, with one clear error when a file cannot be reached or read."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fsspec.implementations.local import LocalFileSystem
 from sbp_fast.errors import Unreachable, UserError
 
 EXTRAS = {"s3": "sbp-fast[s3]", "s3a": "sbp-fast[s3]"}
-UNREADABLE = (OSError, EOFError, pa.ArrowException)  # what storage, decompression and parquet raise on damaged input
-HASHED_AT_ONCE = 1 << 22
+UNREADABLE = (OSError, EOFError, pa.ArrowException)  # raised by storage, decompression and parquet on damaged input
+HASH_BYTES = 1 << 22  # read at once
 REMAKE = "it is damaged: make the corpus again"
 
 
 def open_system(pattern: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a path or URL, and the path there.
+    """Return the file system of a path or URL, and the path there.
 
     Raises:
         UserError: a URL that fsspec does not know, or whose package is not installed.
@@ -39,8 +39,8 @@ def open_system(pattern: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 @contextmanager
 def user_errors(system: fsspec.AbstractFileSystem, shown: str) -> Iterator[None]:
-    """Turn what a file system raises into a UserError about `shown`: Unreachable where it is the store that failed."""
-    # a remote store fails with whatever its client raises: the clients share no base class
+    """Turn the exceptions of a file system into a UserError about `shown`, Unreachable if the store failed."""
+    # the clients of remote stores raise exceptions without a common base class
     expected = UNREADABLE if isinstance(system, LocalFileSystem) else (Exception,)
     try:
         yield
@@ -56,28 +56,31 @@ def user_errors(system: fsspec.AbstractFileSystem, shown: str) -> Iterator[None]
 class Folder:
     """A folder of files to read, local or behind a URL.
 
+    Args:
+        location: a path or a URL.
+
     Attributes:
         local: whether its files can be memory-mapped.
     """
 
-    def __init__(self, place: str | Path) -> None:
-        self._shown = str(place).rstrip("/")
+    def __init__(self, location: str | Path) -> None:
+        self._shown = str(location).rstrip("/")
         self._system, self._path = (
-            open_system(self._shown) if "://" in self._shown else (LocalFileSystem(), str(Path(place).absolute()))
+            open_system(self._shown) if "://" in self._shown else (LocalFileSystem(), str(Path(location).absolute()))
         )
         self.local = isinstance(self._system, LocalFileSystem)
 
     def where(self, name: str) -> str:
-        """What a person knows a file by."""
+        """Return the path or URL of a file, for messages."""
         return f"{self._shown}/{name}"
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None where there is no such file."""
+        """Return the size of a file in bytes, None if there is no such file."""
         with user_errors(self._system, self.where(name)):
             return int(self._system.size(self._full(name))) if self._system.isfile(self._full(name)) else None
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """The bytes of a file, or those from `start` to `stop`, fewer where it ends before.
+        """Return the bytes of a file, or of [start, stop), fewer if it ends before.
 
         Raises:
             UserError: a file that is missing or cannot be read.
@@ -86,7 +89,7 @@ class Folder:
             return bytes(self._system.cat_file(self._full(name), start, stop))
 
     def read_checked(self, name: str, xxh3: str) -> bytes:
-        """The bytes of a file, which must have this xxh3-128.
+        """Return the bytes of a file, which must have this xxh3-128.
 
         Raises:
             UserError: a file that is missing or not as it was written.
@@ -97,20 +100,20 @@ class Folder:
         return content
 
     def hash(self, name: str) -> str:
-        """The xxh3-128 of a file as hex; "" where there is no such file."""
+        """Return the xxh3-128 of a file as hex, "" if there is no such file."""
         if self.size(name) is None:
             return ""
         digest = xxhash.xxh3_128()
         with user_errors(self._system, self.where(name)), self._system.open(self._full(name), "rb") as file:
-            while block := file.read(HASHED_AT_ONCE):
+            while block := file.read(HASH_BYTES):
                 digest.update(block)
         return digest.hexdigest()
 
     def map(self, name: str, dtype: np.dtype | str) -> np.ndarray:
-        """A local file as a one-dimensional array, read as it is touched."""
+        """Memory-map a local file as a one-dimensional array."""
         with user_errors(self._system, self.where(name)):
             size = Path(self._full(name)).stat().st_size
-            # a plain array over the map: slices of numpy's own class take five times as long
+            # a plain array over the map: slicing np.memmap takes five times as long
             return np.asarray(np.memmap(self._full(name), dtype, "r")) if size else np.zeros(0, dtype)
 
     def _full(self, name: str) -> str:

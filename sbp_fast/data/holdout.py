@@ -1,6 +1,6 @@
-"""Which of the documents that were read stay, and where: ids used once, originals held out whole, exact copies dropped.
+"""The selection of documents: ids used once, originals held out whole, exact duplicates dropped.
 
-All of it is decided on hashes, a run of them at a time, so that memory does not grow with the corpus.
+All of it is decided on hashes, one range of them at a time, so that memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -13,45 +13,55 @@ from pathlib import Path
 import numpy as np
 
 from sbp_fast.config import CorpusConfig
-from sbp_fast.data.documents import Document, File, read_file
-from sbp_fast.data.shuffle import KEY_BITS, Spill, hash_name
+from sbp_fast.data.documents import Document, read_file
+from sbp_fast.data.readers import InputFile
+from sbp_fast.data.shuffle import KEY_BITS, ShuffleReader, hash_name
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.files import save_array
 
 MINIMUM_HELDOUT = 8
-SORTED_AT_ONCE = 1 << 24  # hashes
-FACTS = ("high", "low", "number", "original", "head", "heldout")
+HASHES_IN_MEMORY = 1 << 24
+SELECTION_COLUMNS = ("key", "key_low", "index", "id_hash", "head_hash", "heldout")
 
 
-def check_ids(spill: Spill, documents: int, files: Sequence[tuple[File, bool]], config: CorpusConfig, seed: int) -> None:
-    """Refuse an id that two documents have, of those to train on or of those to be held out.
+def check_ids(
+    shuffled: ShuffleReader, documents: int, files: Sequence[tuple[InputFile, bool]], config: CorpusConfig, seed: int
+) -> None:
+    """Refuse an id that two training documents or two held-out documents share.
+
+    Args:
+        shuffled: the documents.
+        documents: their number.
+        files: each input file, and whether its documents are held out.
+        config: how the files are read.
+        seed: of the hashes.
 
     Raises:
         UserError: naming both records.
     """
     for heldout in (False, True):
-        for low, high in hash_runs(documents):
-            found = np.sort(np.concatenate([np.zeros(0, np.uint64), *_record_ids(spill, heldout, low, high)]))
-            for digest in np.unique(found[1:][found[1:] == found[:-1]]).tolist():
+        for low, high in hash_ranges(documents):
+            hashes = np.sort(np.concatenate([np.zeros(0, np.uint64), *_record_ids(shuffled, heldout, low, high)]))
+            for digest in np.unique(hashes[1:][hashes[1:] == hashes[:-1]]).tolist():
                 _refuse_repeated(digest, [file for file, kind in files if kind == heldout], config, seed)
 
 
-def hash_runs(documents: int) -> list[tuple[int, int]]:
-    """Ranges of 64-bit hashes with about `SORTED_AT_ONCE` of them each."""
-    count = -(-documents // SORTED_AT_ONCE) or 1
-    edges = [(number << KEY_BITS) // count for number in range(count + 1)]
+def hash_ranges(count: int) -> list[tuple[int, int]]:
+    """Return inclusive ranges of 64-bit hashes that hold about `HASHES_IN_MEMORY` of `count` hashes each."""
+    ranges = -(-count // HASHES_IN_MEMORY) or 1
+    edges = [(index << KEY_BITS) // ranges for index in range(ranges + 1)]
     return [(low, high - 1) for low, high in pairwise(edges)]
 
 
-def _record_ids(spill: Spill, heldout: bool, low: int, high: int) -> Iterator[np.ndarray]:
-    """The hashed ids of records, once for each record, from `low` to `high`."""
-    for facts in spill.facts(("original", "passage", "heldout")):
-        ids = facts["original"][(facts["passage"] <= 0) & (facts["heldout"] == heldout)]
+def _record_ids(shuffled: ShuffleReader, heldout: bool, low: int, high: int) -> Iterator[np.ndarray]:
+    """Yield the hashed ids from `low` to `high`, once for each record."""
+    for columns in shuffled.columns(("id_hash", "passage", "heldout")):
+        ids = columns["id_hash"][(columns["passage"] <= 0) & (columns["heldout"] == heldout)]
         yield ids[(ids >= np.uint64(low)) & (ids <= np.uint64(high))]
 
 
-def _refuse_repeated(digest: int, files: Iterable[File], config: CorpusConfig, seed: int) -> None:
-    """Read again to name the two records; two ids that merely have one hash are no mistake."""
+def _refuse_repeated(digest: int, files: Iterable[InputFile], config: CorpusConfig, seed: int) -> None:
+    """Read the files again to name the two records; two different ids of equal hash are no mistake."""
     seen: dict[str, str] = {}
     documents = (item for file in files for item in read_file(file, config) if isinstance(item, Document))
     for document in documents:
@@ -68,70 +78,72 @@ def _refuse_repeated(digest: int, files: Iterable[File], config: CorpusConfig, s
 
 @dataclass(frozen=True)
 class Decisions:
-    """What was decided about all documents, as sorted arrays of uint64.
+    """What was decided about the whole corpus, as sorted uint64 arrays.
 
     Attributes:
-        sources: the hashed names of the sources: the head of an id that merely names one is no original.
-        heldout: the hashed names of the originals set apart.
-        near_copies: the numbers of the documents left out as near-copies of others.
+        sources: hashed names of the sources. The head of an id that is merely the name of a source is no original.
+        heldout: hashed names of the originals in the holdout split.
+        near_duplicates: `index` of the documents left out as near-duplicates of others.
     """
 
     sources: np.ndarray
     heldout: np.ndarray
-    near_copies: np.ndarray
+    near_duplicates: np.ndarray
 
     @staticmethod
     def none() -> Decisions:
-        """Where the held-out documents were given."""
+        """Return empty decisions, for held-out documents that were given."""
         return Decisions(*[np.zeros(0, np.uint64)] * len(fields(Decisions)))
 
     @staticmethod
     def load(directory: Path) -> Decisions:
+        """Read what `save` wrote."""
         return Decisions(*(np.load(directory / f"{field.name}.npy") for field in fields(Decisions)))
 
     def save(self, directory: Path) -> None:
-        """Keep them for the processes that write."""
+        """Write the arrays for the processes that tokenize."""
         for field in fields(self):
             save_array(directory / f"{field.name}.npy", getattr(self, field.name))
 
-    def of(self, facts: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The hashed name of each document's original. uint64 [documents]"""
-        return np.where(np.isin(facts["head"], self.sources), facts["original"], facts["head"])
+    def originals(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the hashed name of each document's original. uint64 [documents]."""
+        return np.where(np.isin(columns["head_hash"], self.sources), columns["id_hash"], columns["head_hash"])
 
-    def held(self, facts: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Whether each document is to be held out. bool [documents]"""
-        return facts["heldout"] | np.isin(self.of(facts), self.heldout)
+    def is_heldout(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return whether each document belongs to the holdout split. bool [documents]."""
+        return columns["heldout"] | np.isin(self.originals(columns), self.heldout)
 
 
-def set_apart(spill: Spill, documents: int, sources: Iterable[str], share: float, seed: int) -> Decisions:
-    """Choose originals with `share` of the documents for evaluation, whole originals together.
+def choose_holdout(shuffled: ShuffleReader, documents: int, sources: Iterable[str], share: float, seed: int) -> Decisions:
+    """Choose originals with about `share` of the documents for evaluation, whole originals together.
 
-    Originals are drawn in the order of the keyed hash of their names; one too large for what is still wanted is passed over.
+    Originals are taken in the order of the keyed hash of their names; one that is larger than what is still missing is passed
+    over.
 
     Raises:
-        UserError: if the originals are too few or too large for that.
+        UserError: the originals are too few or too large.
     """
-    nothing = np.zeros(0, np.uint64)
+    empty = np.zeros(0, np.uint64)
     sorted_sources = np.array(sorted(hash_name(source, seed) for source in sources), np.uint64)
     decisions = replace(Decisions.none(), sources=sorted_sources)
     wanted = max(MINIMUM_HELDOUT, round(share * documents))
     chosen: list[int] = []
-    left, count = wanted, 0
-    for low, high in hash_runs(documents):
-        found = [nothing]
-        for facts in spill.facts(("original", "head", "passage")):
-            names = decisions.of(facts)[facts["passage"] <= 0]
-            found.append(names[(names >= np.uint64(low)) & (names <= np.uint64(high))])
-        names, sizes = np.unique(np.concatenate(found), return_counts=True)
-        count += len(names)
+    missing, originals = wanted, 0
+    for low, high in hash_ranges(documents):
+        parts = [empty]
+        for columns in shuffled.columns(("id_hash", "head_hash", "passage")):
+            names = decisions.originals(columns)[columns["passage"] <= 0]
+            parts.append(names[(names >= np.uint64(low)) & (names <= np.uint64(high))])
+        names, sizes = np.unique(np.concatenate(parts), return_counts=True)
+        originals += len(names)
         for name, size in zip(names.tolist(), sizes.tolist(), strict=True):
-            if size <= left:
+            if size <= missing:
                 chosen.append(name)
-                left -= size
-    if wanted - left < min(MINIMUM_HELDOUT, documents):
+                missing -= size
+    if wanted - missing < min(MINIMUM_HELDOUT, documents):
         raise UserError(
             "corpus",
-            f"its {documents} documents belong to {count} originals, too large to set {wanted} documents apart",
+            f"its {documents} documents belong to {originals} originals, too large to hold {wanted} documents out",
             'name held-out documents in corpus.heldout, or set corpus.group_separator="" if ids do not name originals',
         )
     return replace(decisions, heldout=np.array(chosen, np.uint64))
@@ -139,35 +151,42 @@ def set_apart(spill: Spill, documents: int, sources: Iterable[str], share: float
 
 @dataclass(frozen=True)
 class Selection:
-    """Of the documents of a part, the rows to train on and those held out, each in the shuffled order.
+    """The rows of a partition that stay, each split in the shuffled order, and how many were dropped.
 
     Attributes:
-        copies: documents left out for one to train on with the same text.
-        heldout_copies: left out because the same text is held out.
-        near_copies: left out, of either kind, because a text like theirs stays.
+        train: rows of the training split. int64
+        heldout: rows of the holdout split. int64
+        duplicates: training documents dropped for another one with the same text.
+        heldout_duplicates: training documents dropped because the same text is held out.
+        near_duplicates: documents of either split dropped because a text like theirs stays.
     """
 
     train: np.ndarray
     heldout: np.ndarray
-    copies: int
-    heldout_copies: int
-    near_copies: int
+    duplicates: int
+    heldout_duplicates: int
+    near_duplicates: int
 
 
-def select(facts: Mapping[str, np.ndarray], decisions: Decisions) -> Selection:
-    """Of documents with the same text the one held out stays, else the first that was read."""
-    held = decisions.held(facts)
-    order = np.lexsort((facts["number"], ~held, facts["low"], facts["high"]))
-    high, low, held = facts["high"][order], facts["low"][order], held[order]
+def select(columns: Mapping[str, np.ndarray], decisions: Decisions) -> Selection:
+    """Select the documents of a partition: of those with the same text the held-out one, else the first that was read.
+
+    Args:
+        columns: SELECTION_COLUMNS of the partition.
+        decisions: about the whole corpus.
+    """
+    heldout = decisions.is_heldout(columns)
+    order = np.lexsort((columns["index"], ~heldout, columns["key_low"], columns["key"]))
+    key, key_low, heldout = columns["key"][order], columns["key_low"][order], heldout[order]
     first = np.ones(len(order), bool)
-    first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    first[1:] = (key[1:] != key[:-1]) | (key_low[1:] != key_low[:-1])
     text = np.cumsum(first) - 1  # which of the texts each document has
-    training = np.bincount(text[~held], minlength=int(first.sum()))
-    near = first & np.isin(facts["number"][order], decisions.near_copies)
+    training = np.bincount(text[~heldout], minlength=int(first.sum()))
+    near = first & np.isin(columns["index"][order], decisions.near_duplicates)
     return Selection(
-        train=order[first & ~held & ~near],
-        heldout=order[first & held & ~near],
-        copies=int(np.maximum(training - 1, 0).sum()),
-        heldout_copies=int(np.count_nonzero(training[held[first]])),
-        near_copies=int(near.sum()),
+        train=order[first & ~heldout & ~near],
+        heldout=order[first & heldout & ~near],
+        duplicates=int(np.maximum(training - 1, 0).sum()),
+        heldout_duplicates=int(np.count_nonzero(training[heldout[first]])),
+        near_duplicates=int(near.sum()),
     )

@@ -1,44 +1,65 @@
-"""What `prepare` wrote, opened."""
+"""The output of `prepare`, opened."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sbp_fast.data.documents import group_of
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.tokenizer import Tokenizer
-from sbp_fast.pipeline.stage import Manifest
+from sbp_fast.errors import UserError
+from sbp_fast.pipeline.files import read_json
+
+MANIFEST = "manifest.json"
 
 
 class PreparedCorpus:
     """A prepared corpus directory.
 
+    Sizes of files are checked, not their checksums: `run_stage` hashes its inputs once for all processes of a stage.
+
     Attributes:
-        train: every document, globally shuffled; what the oracle may read.
+        train: every training document, globally shuffled; what the oracle may read.
         unique: the head of `train`, a uniform random subset; what the baseline and SBP may read.
-        heldout: documents for evaluation alone.
+        heldout: the holdout split, for evaluation alone.
         tokenizer: trained on `unique`, or the one that the configuration named.
+        counts: what `prepare` counted.
         embedded: whether the documents are the ones that come with the package.
-        manifest: of the stage.
 
     Raises:
-        UserError: no finished output of `prepare`, or a damaged one as far as sizes tell: what reads one in a stage has had it
-            hashed by `run_stage`, once for all of its processes.
+        UserError: no finished output of `prepare`, or a damaged one as far as sizes tell.
     """
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
-        self.manifest = Manifest.load(self.directory, "prepare", hashed=False)
+        manifest = _read_manifest(self.directory)
+        self.counts: dict[str, Any] = manifest["counts"]
+        self._separator: str = manifest["config"]["corpus"]["group_separator"]
         self.train = Corpus(self.directory / "train")
-        self.unique: Corpus = self.train.prefix(self.manifest.counts["unique_documents"])
+        self.unique: Corpus = self.train.prefix(self.counts["unique_documents"])
         self.heldout = Corpus(self.directory / "heldout")
         self.tokenizer = Tokenizer(self.directory / "tokenizer.json")
-        self.embedded: bool = self.manifest.counts["embedded"]
+        self.embedded: bool = self.counts["embedded"]
 
     def text(self, corpus: Corpus, document: int) -> str:
-        """The text of one document of `corpus`."""
+        """Return the text of one document of `corpus`."""
         return self.tokenizer.decode(corpus[document])
 
     def group(self, id: str) -> str:
-        """The original that a document is part of, by its id (see `group_of`)."""
-        return group_of(id, self.manifest.config["corpus"]["group_separator"], self.manifest.counts["sources"])
+        """Return the original that a document is part of, by its id (see `group_of`)."""
+        return group_of(id, self._separator, self.counts["sources"])
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise UserError(directory, "no finished stage lies here", "run the prepare that writes it first")
+    manifest = read_json(path)
+    if manifest["stage"] != "prepare":
+        raise UserError(directory, f"holds the output of {manifest['stage']}, not of prepare", "give the right directory")
+    for name, recorded in manifest["files"].items():
+        file = directory / name
+        if not file.is_file() or file.stat().st_size != recorded["bytes"]:
+            raise UserError(file, "missing or damaged since it was written", "rerun the prepare stage with --force")
+    return manifest

@@ -1,9 +1,8 @@
-"""Documents on their way through `prepare`: read once, and laid down on disk so that any part of the shuffled order can be
-taken up alone.
+"""The shuffle of `prepare`: documents are read once and written to disk so that any range of the order can be read alone.
 
-A document's place in the shuffled order is a hash of its text under the run's seed, so that exact copies lie side by side.
-The order is cut into buckets. What is read is laid down in pieces, Arrow files with one record batch a bucket, each the work
-of one process in bounded memory; a part of the order is then that bucket's batch of every piece.
+A document's position in the shuffled order is a hash of its text under the run's seed, so that exact duplicates lie side by
+side. The order is divided into buckets. Shuffle-write: what is read goes to chunks, Arrow files with one record batch a bucket,
+each written by one process in bounded memory. Shuffle-read: a partition of the order is its bucket's batch of every chunk.
 """
 
 from __future__ import annotations
@@ -21,23 +20,24 @@ import pyarrow as pa
 import xxhash
 
 from sbp_fast.config import CorpusConfig
-from sbp_fast.data.documents import Document, File, head_of, read_file
-from sbp_fast.data.passages import cut_passages
+from sbp_fast.data.documents import Document, head_of, read_file
+from sbp_fast.data.passages import split_passages
+from sbp_fast.data.readers import InputFile
 from sbp_fast.errors import Unreachable, UserError
 from sbp_fast.pipeline.files import atomic_open, read_json, write_json
 
-DOCUMENT_WEIGHT = 256  # bytes that a document takes in memory beside its text
+DOCUMENT_BYTES = 256  # that a document takes in memory beside its text
 KEY_BITS = 64
-NUMBER_BITS = 40  # of a document's number in its file; the rest is the file's number
+INDEX_BITS = 40  # of a document's index in its file; the other bits are the index of the file
 SCHEMA = pa.schema(
     {
-        "high": pa.uint64(),  # the hash of the text under the seed: its place in the order...
-        "low": pa.uint64(),  # ...and what tells texts apart that share the place
-        "number": pa.uint64(),  # its place in the order of reading
-        "original": pa.uint64(),  # hash of the record's id...
-        "head": pa.uint64(),  # ...and of the id up to its last separator
-        "passage": pa.int32(),  # which of its record, -1 where that is whole
-        "heldout": pa.bool_(),  # whether it was given to be held out
+        "key": pa.uint64(),  # position in the shuffled order: the high half of the text's hash under the seed
+        "key_low": pa.uint64(),  # the low half, which tells apart texts of equal position
+        "index": pa.uint64(),  # position in the order of reading
+        "id_hash": pa.uint64(),  # of the record's id
+        "head_hash": pa.uint64(),  # of that id up to its last separator
+        "passage": pa.int32(),  # index of the passage in its record, -1 where the record is whole
+        "heldout": pa.bool_(),  # whether the document was given to be held out
         "id": pa.string(),
         "source": pa.string(),
         "text": pa.large_string(),
@@ -46,29 +46,32 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What one process needs to read a file and lay it down.
+class ShuffleWriteTask:
+    """What one process needs to read a file and write its documents to chunks.
 
     Attributes:
-        number: of the file in the order of reading.
-        limit: documents to read at most.
-        piece_bytes: a piece is closed by the document that brings it to this, DOCUMENT_WEIGHT counted for each.
+        directory: where the chunks go.
+        index: of the file in the order of reading.
+        heldout: whether its documents are given to be held out.
+        buckets: of the shuffled order.
+        chunk_bytes: the document that brings a chunk to this closes it; DOCUMENT_BYTES are counted for each.
+        limit: documents to read at most; None for all.
     """
 
     directory: Path
-    file: File
-    number: int
+    file: InputFile
+    index: int
     heldout: bool
     config: CorpusConfig
     seed: int
     buckets: int
-    piece_bytes: int
+    chunk_bytes: int
     limit: int | None = None
 
 
 @dataclass(frozen=True)
-class Part:
-    """A run of the shuffled order: the documents of `bucket` whose place is in [low, high)."""
+class ShufflePartition:
+    """A range of the shuffled order: the documents of `bucket` whose key is in [low, high)."""
 
     bucket: int
     low: int
@@ -76,181 +79,202 @@ class Part:
 
 
 def hash_name(name: str, seed: int) -> int:
-    """64 bits of a name, by which originals are told apart and put in order."""
+    """Return 64 bits that stand for the name of a document or an original."""
     return xxhash.xxh3_64_intdigest(name.encode(), seed)
 
 
 def bucket_starts(buckets: int) -> list[int]:
-    """Where in the order each bucket starts, and the end of the last."""
+    """Return the key at which each bucket starts, and the end of the last bucket."""
     return [-(-(bucket << KEY_BITS) // buckets) for bucket in range(buckets + 1)]
 
 
-def lay_down(reading: Reading) -> dict[str, Any]:
-    """Read a file and lay it down in pieces, going on after those that an earlier attempt finished.
+def plan_partitions(bucket_bytes: Mapping[str, int], buckets: int, partition_bytes: int) -> list[ShufflePartition]:
+    """Divide the shuffled order into partitions of about `partition_bytes` at most: buckets, or parts of those that are larger.
+
+    Args:
+        bucket_bytes: the bytes in each bucket, by its index as a string.
+        buckets: their number.
+        partition_bytes: the size aimed at.
+    """
+    starts, partitions = bucket_starts(buckets), []
+    for bucket in range(buckets):
+        count = max(1, -(-bucket_bytes.get(str(bucket), 0) // partition_bytes))
+        width = starts[bucket + 1] - starts[bucket]
+        edges = [starts[bucket] + width * index // count for index in range(count + 1)]
+        partitions += [ShufflePartition(bucket, low, high) for low, high in pairwise(edges)]
+    return partitions
+
+
+def shuffle_write(task: ShuffleWriteTask) -> dict[str, Any]:
+    """Read a file and write its documents to chunks; chunks that an earlier attempt finished are kept.
 
     Returns:
-        "documents" read, "passages" made of them, "skipped" records; under "source" the documents of each, under "bucket" the
-        bytes of each, DOCUMENT_WEIGHT counted for a document.
+        "documents" read, "passages" made of them, "skipped" records; under "source" the documents of each source, under
+        "bucket" the bytes of each bucket, DOCUMENT_BYTES counted for a document.
 
     Raises:
         UserError: the first record that cannot be used, unless `on_error` is "skip"; a store that fails, always.
     """
-    done = reading.directory / f"file-{reading.number:06d}.json"
-    if done.is_file():
-        return _counted(read_json(done))
-    pieces = sorted(reading.directory.glob(f"piece-{reading.number:06d}-*.arrow"))
-    builder = _Builder(reading, len(pieces), Counter())
-    for path in pieces:
-        builder.total.update(_summary(path))
-    items = islice(read_file(reading.file, reading.config), builder.total["items"], None)
-    limit = reading.limit if reading.limit is not None else float("inf")
-    while builder.total["documents"] + builder.counts["documents"] < limit and (item := next(items, None)) is not None:
-        builder.add(item)
-    builder.close()
-    write_json(done, builder.total)
-    return _counted(builder.total)
+    finished = task.directory / f"file-{task.index:06d}.json"
+    if finished.is_file():
+        return _nest_counts(read_json(finished))
+    paths = sorted(task.directory.glob(f"chunk-{task.index:06d}-*.arrow"))
+    writer = _ChunkWriter(task, len(paths), Counter())
+    for path in paths:
+        writer.total.update(_read_counts(path))
+    items = islice(read_file(task.file, task.config), writer.total["items"], None)
+    limit = task.limit if task.limit is not None else float("inf")
+    while writer.total["documents"] + writer.counts["documents"] < limit and (item := next(items, None)) is not None:
+        writer.add(item)
+    writer.close_chunk()
+    write_json(finished, writer.total)
+    return _nest_counts(writer.total)
 
 
-def _counted(total: Mapping[str, int]) -> dict[str, Any]:
-    """Counters whose keys are "bucket:3" and "source:news", as dictionaries of their own."""
-    found: dict[str, Any] = {key: total.get(key, 0) for key in ("documents", "passages", "skipped")}
+def _nest_counts(total: Mapping[str, int]) -> dict[str, Any]:
+    """Turn counts with keys such as "bucket:3" and "source:news" into dictionaries of their own."""
+    nested: dict[str, Any] = {key: total.get(key, 0) for key in ("documents", "passages", "skipped")}
     for kind in ("source", "bucket"):
-        names = {key.partition(":")[2]: value for key, value in total.items() if key.startswith(f"{kind}:")}
-        found[kind] = names
-    return found
+        nested[kind] = {key.partition(":")[2]: value for key, value in total.items() if key.startswith(f"{kind}:")}
+    return nested
 
 
-class _Builder:
-    """Gathers the rows of one piece after another."""
+class _ChunkWriter:
+    """Collects rows and writes one chunk after another.
 
-    def __init__(self, reading: Reading, pieces: int, total: Counter[str]) -> None:
-        self.reading, self.pieces, self.total = reading, pieces, total
+    Attributes:
+        chunks: finished ones.
+        total: counts of the finished chunks.
+        counts: of the chunk that is being filled.
+    """
+
+    def __init__(self, task: ShuffleWriteTask, chunks: int, total: Counter[str]) -> None:
+        self.task, self.chunks, self.total = task, chunks, total
         self._clear()
 
     def _clear(self) -> None:
         self.rows: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
         self.skipped: list[dict[str, str]] = []
         self.counts: Counter[str] = Counter()
-        self.weight = 0
+        self.bytes = 0
 
     def add(self, item: Document | UserError) -> None:
         self.counts["items"] += 1
-        self.weight += DOCUMENT_WEIGHT
+        self.bytes += DOCUMENT_BYTES
         if isinstance(item, UserError):
             self._skip(item)
         else:
-            self._take(item)
-        if self.weight >= self.reading.piece_bytes:
-            self.close()
+            self._add_document(item)
+        if self.bytes >= self.task.chunk_bytes:
+            self.close_chunk()
 
     def _skip(self, error: UserError) -> None:
-        if self.reading.config.on_error == "stop" or isinstance(error, Unreachable):
+        if self.task.config.on_error == "stop" or isinstance(error, Unreachable):
             raise error
-        file = self.reading.file
+        file = self.task.file
         where = error.where.replace(file.shown, "/".join(file.parts), 1)  # the same wherever the files lie
         self.skipped.append({"where": where, "what": error.what})
         self.counts["skipped"] += 1
 
-    def _take(self, document: Document) -> None:
-        config, seed = self.reading.config, self.reading.seed
+    def _add_document(self, document: Document) -> None:
+        config, seed = self.task.config, self.task.seed
         separator, limit = config.group_separator, config.passage_characters
-        names = {"original": hash_name(document.id, seed), "head": hash_name(head_of(document.id, separator), seed)}
-        common = {**names, "heldout": self.reading.heldout, "source": document.source}
+        common = {
+            "id_hash": hash_name(document.id, seed),
+            "head_hash": hash_name(head_of(document.id, separator), seed),
+            "heldout": self.task.heldout,
+            "source": document.source,
+        }
         self.counts.update({"documents": 1, f"source:{document.source}": 1})
         if not limit or len(document.text) <= limit:
-            self._row(document.id, document.text, -1, common)
+            self._add_row(document.id, document.text, -1, common)
             return
-        for number, passage in enumerate(cut_passages(document.text, limit)):
-            self._row(f"{document.id}{separator or '/'}{number:04d}", passage, number, common)
+        for index, passage in enumerate(split_passages(document.text, limit)):
+            self._add_row(f"{document.id}{separator or '/'}{index:04d}", passage, index, common)
             self.counts["passages"] += 1
 
-    def _row(self, id: str, text: str, passage: int, common: dict[str, Any]) -> None:
+    def _add_row(self, id: str, text: str, passage: int, common: dict[str, Any]) -> None:
         content = text.encode()
-        digest = xxhash.xxh3_128_intdigest(content, self.reading.seed)
+        digest = xxhash.xxh3_128_intdigest(content, self.task.seed)
+        key, key_low = digest >> KEY_BITS, digest & (1 << KEY_BITS) - 1
         self.counts["rows"] += 1
-        number = self.reading.number << NUMBER_BITS | self.total["rows"] + self.counts["rows"]
-        place = {"high": digest >> KEY_BITS, "low": digest & (1 << KEY_BITS) - 1, "number": number, "passage": passage}
-        for name, value in {**common, **place, "id": id, "text": text}.items():
+        index = self.task.index << INDEX_BITS | self.total["rows"] + self.counts["rows"]
+        row = {**common, "key": key, "key_low": key_low, "index": index, "passage": passage, "id": id, "text": text}
+        for name, value in row.items():
             self.rows[name].append(value)
-        weight = len(content) + DOCUMENT_WEIGHT
-        self.weight += weight
-        self.counts[f"bucket:{place['high'] * self.reading.buckets >> KEY_BITS}"] += weight
+        size = len(content) + DOCUMENT_BYTES
+        self.bytes += size
+        self.counts[f"bucket:{key * self.task.buckets >> KEY_BITS}"] += size
 
-    def close(self) -> None:
+    def close_chunk(self) -> None:
         if not self.counts["items"]:
             return
-        path = self.reading.directory / f"piece-{self.reading.number:06d}-{self.pieces:06d}.arrow"
+        path = self.task.directory / f"chunk-{self.task.index:06d}-{self.chunks:06d}.arrow"
         table = pa.table(self.rows, SCHEMA)
-        places = table["high"].to_numpy()
-        order = np.argsort(places, kind="stable")
-        bounds = np.searchsorted(places[order], np.array(bucket_starts(self.reading.buckets)[:-1], np.uint64)).tolist()
-        summary = {"counts": json.dumps(self.counts), "skipped": json.dumps(self.skipped)}
+        keys = table["key"].to_numpy()
+        order = np.argsort(keys, kind="stable")
+        bounds = np.searchsorted(keys[order], np.array(bucket_starts(self.task.buckets)[:-1], np.uint64)).tolist()
+        metadata = {"counts": json.dumps(self.counts), "skipped": json.dumps(self.skipped)}
         options = pa.ipc.IpcWriteOptions(compression="zstd")
-        with atomic_open(path) as file, pa.ipc.new_file(file, SCHEMA.with_metadata(summary), options=options) as writer:
+        with atomic_open(path) as file, pa.ipc.new_file(file, SCHEMA.with_metadata(metadata), options=options) as writer:
             for start, stop in zip(bounds, [*bounds[1:], len(order)], strict=True):
-                writer.write_batch(_one_batch(table.take(order[start:stop])))
-        self.pieces += 1
+                writer.write_batch(_as_batch(table.take(order[start:stop])))
+        self.chunks += 1
         self.total.update(self.counts)
         self._clear()
 
 
-def _one_batch(table: pa.Table) -> pa.RecordBatch:
+def _as_batch(table: pa.Table) -> pa.RecordBatch:
     columns = [column.combine_chunks() for column in table.columns]
     return pa.RecordBatch.from_arrays(
         [column.chunk(0) if isinstance(column, pa.ChunkedArray) else column for column in columns], schema=SCHEMA
     )
 
 
-def _summary(path: Path) -> dict[str, int]:
+def _read_counts(path: Path) -> dict[str, int]:
     with pa.memory_map(str(path)) as source:
         return json.loads(pa.ipc.open_file(source).schema.metadata[b"counts"])
 
 
-class Spill:
-    """All that was laid down, by parts of the shuffled order."""
+class ShuffleReader:
+    """Reads the chunks in a directory, by columns or by partitions of the shuffled order."""
 
     def __init__(self, directory: Path) -> None:
-        self.pieces = sorted(directory.glob("piece-*.arrow"))
+        self.chunks = sorted(directory.glob("chunk-*.arrow"))
 
     def skipped(self) -> Iterator[dict[str, str]]:
-        """The records that were skipped, in the order of reading."""
-        for path in self.pieces:
+        """Yield the records that were skipped, in the order of reading."""
+        for path in self.chunks:
             with pa.memory_map(str(path)) as source:
                 yield from json.loads(pa.ipc.open_file(source).schema.metadata[b"skipped"])
 
-    def facts(self, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-        """The named columns of each piece, as arrays."""
-        for path in self.pieces:
+    def columns(self, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the named columns of each chunk as arrays."""
+        for path in self.chunks:
             with pa.memory_map(str(path)) as source:
                 table = _open(source, names).read_all()
                 yield {name: table[name].to_numpy(zero_copy_only=False) for name in names}
 
-    def rows(self, part: Part, names: Sequence[str] = SCHEMA.names) -> pa.Table:
-        """The named columns of a part, piece by piece, those of a piece in the shuffled order; "high" must be among them."""
-        found = [SCHEMA.empty_table().select(names)]
-        for path in self.pieces:
+    def rows(self, partition: ShufflePartition, names: Sequence[str] = SCHEMA.names) -> pa.Table:
+        """Return the named columns of a partition, chunk by chunk, the rows of a chunk in the shuffled order.
+
+        Args:
+            partition: which rows.
+            names: "key" among them.
+        """
+        tables = [SCHEMA.empty_table().select(names)]
+        for path in self.chunks:
             with pa.memory_map(str(path)) as source:
-                batch = _open(source, names).get_batch(part.bucket)
-                places = batch["high"].to_numpy()
-                # the batch is sorted, and the end of the last part is beyond 64 bits
-                start, stop = np.searchsorted(places, np.uint64(part.low)), len(places)
-                if part.high < 1 << KEY_BITS:
-                    stop = int(np.searchsorted(places, np.uint64(part.high)))
-                found.append(pa.table(pa.Table.from_batches([batch.slice(int(start), int(stop - start))]).select(names)))
-        return pa.concat_tables(found)
+                batch = _open(source, names).get_batch(partition.bucket)
+                keys = batch["key"].to_numpy()
+                # the batch is sorted, and the end of the last partition is beyond 64 bits
+                start, stop = np.searchsorted(keys, np.uint64(partition.low)), len(keys)
+                if partition.high < 1 << KEY_BITS:
+                    stop = int(np.searchsorted(keys, np.uint64(partition.high)))
+                tables.append(pa.table(pa.Table.from_batches([batch.slice(int(start), int(stop - start))]).select(names)))
+        return pa.concat_tables(tables)
 
 
 def _open(source: pa.NativeFile, names: Sequence[str]) -> Any:
     fields = [SCHEMA.get_field_index(name) for name in SCHEMA.names if name in names]
     return pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=fields))
-
-
-def cut_parts(weights: Mapping[str, int], buckets: int, part_bytes: int) -> list[Part]:
-    """The shuffled order in parts of about `part_bytes` at most: buckets, and pieces of those that came out too large."""
-    starts, parts = bucket_starts(buckets), []
-    for bucket in range(buckets):
-        count = max(1, -(-weights.get(str(bucket), 0) // part_bytes))
-        width = starts[bucket + 1] - starts[bucket]
-        edges = [starts[bucket] + width * number // count for number in range(count + 1)]
-        parts += [Part(bucket, low, high) for low, high in pairwise(edges)]
-    return parts

@@ -15,7 +15,7 @@ from sbp_fast.pipeline.files import atomic_open
 
 BEGIN, END, PARTNER = "<|begin|>", "<|end|>", "<|partner|>"
 SPECIAL_TOKENS = (BEGIN, END, PARTNER)
-# how Qwen2 and later split text into words: single digits, contractions, punctuation with its line ends, runs of spaces
+# the words of Qwen2 and later: single digits, contractions, punctuation with its line ends, runs of spaces
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -32,7 +32,7 @@ class Tokenizer:
         vocabulary_size: one more than the highest id.
 
     Raises:
-        UserError: a file that is missing or no tokenizer.
+        UserError: a file that is missing or not a tokenizer.
     """
 
     def __init__(self, path_or_json: str | Path) -> None:
@@ -47,29 +47,37 @@ class Tokenizer:
         self.vocabulary_size: int = max(vocabulary.values()) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, no special tokens."""
+        """Return the ids of a text, without special tokens."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, in parallel, no special tokens."""
+        """Return the ids of each text, without special tokens; encoded in parallel."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def enclose(self, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Documents one after the other, and their lengths, with <begin> and <end> about each."""
+        """Add <begin> and <end> to each of some concatenated documents.
+
+        Args:
+            tokens: integers [tokens].
+            lengths: int64 [documents].
+
+        Returns:
+            The tokens and lengths with the special tokens.
+        """
         ends = np.cumsum(lengths)
         edges = np.stack([ends - lengths, ends], axis=1).ravel()
         return np.insert(tokens, edges, np.tile([self.begin, self.end], len(lengths))), lengths + 2
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids` without its special tokens."""
+        """Return the text of `ids` without special tokens."""
         return self._tokenizer.decode([int(id) for id in ids], skip_special_tokens=True)
 
     def decode_batch(self, documents: Sequence[np.ndarray]) -> list[str]:
-        """The text of each document, in parallel, without special tokens."""
+        """Return the text of each document without special tokens; decoded in parallel."""
         return self._tokenizer.decode_batch([ids.tolist() for ids in documents], skip_special_tokens=True)
 
     def to_json(self) -> str:
-        """The content of its `tokenizer.json`."""
+        """Return the content of its `tokenizer.json`."""
         return self._tokenizer.to_str(pretty=True)
 
     def save(self, path: Path) -> None:
@@ -79,7 +87,7 @@ class Tokenizer:
 
 
 def join_ids(documents: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Documents one after the other, uint32 [tokens], and their lengths, int64 [documents]."""
+    """Concatenate documents. Returns their tokens, uint32 [tokens], and their lengths, int64 [documents]."""
     joined = array("I")
     for ids in documents:
         joined.fromlist(ids)  # four times as fast as numpy
@@ -89,8 +97,8 @@ def join_ids(documents: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     """Train a byte-level BPE (Sennrich et al. 2016, over bytes) in which every text has an encoding.
 
-    The special tokens come first, then the 256 bytes, then merges up to `vocabulary_size`, fewer if the texts run out of
-    pairs. The same texts give the same tokenizer on any number of threads.
+    The special tokens come first, then the 256 bytes, then merges up to `vocabulary_size`, fewer if the texts have no
+    more pairs. The same texts give the same tokenizer on any number of threads.
     """
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

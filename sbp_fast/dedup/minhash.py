@@ -1,10 +1,10 @@
-"""Near-copies found without comparing everything with everything: MinHash by one permutation over shingles of words.
+"""One-permutation MinHash over shingles of words, which finds near-duplicates without comparing all pairs of texts.
 
 A text is a sequence of words: runs of ASCII letters and digits, in lower case, and every other character by itself. Words and
-not tokens, because a tokenizer is trained on the documents that are left, and costs a hundred times as much. Its shingles are
-hashed, the hashes dealt to slots, and of each slot the least is kept (Li, Owen and Zhang 2012); an empty slot takes that of
-another one, chosen by its number alone (Shrivastava 2017). Two texts agree in a slot with the probability of their Jaccard
-similarity, and in a whole band of slots, whose hash is a key, hardly ever by chance.
+not tokens, because the tokenizer is trained on the documents that remain, and costs a hundred times as much. Shingles are
+hashed and the hashes distributed over slots; the smallest hash of each slot is the signature (Li, Owen and Zhang 2012). An
+empty slot takes the value of another slot, chosen by its index alone (Shrivastava 2017). Two texts agree in a slot with the
+probability of their Jaccard similarity. A band of slots is hashed to one key; dissimilar texts hardly ever share a key.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FNV_OFFSET, FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 
 @njit(cache=True)
 def word_ids(text):  # type: ignore[no-untyped-def]
-    """Each word of UTF-8 text as 32 bits of its hash. uint8 [bytes] -> uint32 [words]"""
+    """Hash each word of UTF-8 text to 32 bits. uint8 [bytes] -> uint32 [words]."""
     words = np.empty(len(text), np.uint32)
     count, state, wide = 0, FNV_OFFSET, False
     for byte in text:
@@ -44,62 +44,71 @@ def word_ids(text):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def band_keys(text, offsets, width, bands, rows):  # type: ignore[no-untyped-def]
-    """The keys of many texts, and how many words each has.
+    """Return the band keys of many texts, and the number of words of each.
 
     Args:
-        text: uint8, all texts one after the other.
-        offsets: int64 [texts + 1], where each starts.
-        width: words of a shingle; a text of fewer has one shingle, its whole.
+        text: uint8, all texts concatenated.
+        offsets: int64 [texts + 1], where each text starts.
+        width: words of a shingle; a text of fewer words has one shingle, the whole text.
+        bands: keys of a text.
+        rows: slots hashed to a key.
 
     Returns:
-        uint64 [bands, texts] and int64 [texts]; the keys of a text without words mean nothing.
+        uint64 [bands, texts] and int64 [texts]; the keys of a text without words have no meaning.
     """
     texts = len(offsets) - 1
     keys, lengths = np.zeros((bands, texts), np.uint64), np.zeros(texts, np.int64)
-    for number in range(texts):
-        words = word_ids(text[offsets[number] : offsets[number + 1]])
-        lengths[number] = len(words)
+    for index in range(texts):
+        words = word_ids(text[offsets[index] : offsets[index + 1]])
+        lengths[index] = len(words)
         if len(words) == 0:
             continue
-        keys[:, number] = _keys(signature(window_hashes(words, min(width, len(words))), bands * rows), bands)
+        keys[:, index] = _keys(signature(window_hashes(words, min(width, len(words))), bands * rows), bands)
     return keys, lengths
 
 
 @njit(cache=True)
 def token_band_keys(tokens, offsets, width, bands, rows):  # type: ignore[no-untyped-def]
-    """A hash of each text's tokens, and its keys by shingles of tokens.
+    """Return a hash of each text's tokens, and its band keys by shingles of tokens.
 
     Args:
-        tokens: uint32, all texts one after the other, none of them empty.
-        offsets: int64 [texts + 1], where each starts.
-        width: tokens of a shingle; a text of fewer has one shingle, its whole.
+        tokens: uint32, all texts concatenated, none of them empty.
+        offsets: int64 [texts + 1], where each text starts.
+        width: tokens of a shingle; a text of fewer tokens has one shingle, the whole text.
+        bands: keys of a text.
+        rows: slots hashed to a key.
 
     Returns:
-        uint64 [1 + bands, texts].
+        uint64 [1 + bands, texts], the hash first.
     """
     keys = np.zeros((1 + bands, len(offsets) - 1), np.uint64)
-    for number in range(len(offsets) - 1):
-        text = tokens[offsets[number] : offsets[number + 1]]
-        keys[0, number] = window_hashes(text, len(text))[0]
-        keys[1:, number] = _keys(signature(window_hashes(text, min(width, len(text))), bands * rows), bands)
+    for index in range(len(offsets) - 1):
+        text = tokens[offsets[index] : offsets[index + 1]]
+        keys[0, index] = window_hashes(text, len(text))[0]
+        keys[1:, index] = _keys(signature(window_hashes(text, min(width, len(text))), bands * rows), bands)
     return keys
 
 
 @njit(cache=True)
-def _keys(least, bands):  # type: ignore[no-untyped-def]
-    """The slots of a signature as a key for each band. uint64 [bands * rows] -> uint64 [bands]"""
-    keys, rows = np.zeros(bands, np.uint64), len(least) // bands
+def _keys(slots, bands):  # type: ignore[no-untyped-def]
+    """Hash the slots of a signature to one key a band. uint64 [bands * rows] -> uint64 [bands]."""
+    keys, rows = np.zeros(bands, np.uint64), len(slots) // bands
     for band in range(bands):
         key = np.uint64(band)
         for row in range(rows):
-            key = mix(key ^ least[band * rows + row])
+            key = mix(key ^ slots[band * rows + row])
         keys[band] = key
     return keys
 
 
 @njit(cache=True)
 def jaccard(first, second):  # type: ignore[no-untyped-def]
-    """Of two sets, the share of their union that both hold. uint64, sorted, each value once."""
+    """Return the Jaccard similarity of two sets: the share of their union that both hold.
+
+    Args:
+        first: uint64, sorted, each value once.
+        second: the same.
+    """
     shared = a = b = 0
     while a < len(first) and b < len(second):
         left, right = first[a], second[b]

@@ -1,7 +1,7 @@
-"""How much of many texts occurs in others that may be far more than memory holds: a hash table of shingles, a range at a time.
+"""Containment of many texts in a corpus that may exceed memory: a hash table of shingles, one range of hashes at a time.
 
-Texts come in batches: tokens, <begin> and <end> of each text included, and where each starts. A text shorter than a shingle has
-none. Two bits of a hash are given up to say where it is known from: two shingles are taken for one with probability 2^-62.
+Texts come in batches: their tokens, <begin> and <end> of each text included, and where each text starts. A text shorter than a
+shingle has none. Two bits of each hash hold its label, so two shingles are confused with probability 2^-62.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sbp_fast.dedup.shingles import window_hashes
 
 Batch: TypeAlias = tuple[np.ndarray, np.ndarray]
 MINIMUM_SLOTS = 1 << 16
-LOAD = 0.5  # of the slots expected to be taken: beyond, a search passes many
+LOAD = 0.5  # share of the slots expected to be taken; above it a search visits many
 FULL = 0.9
 ALL_HASHES = (0, (1 << 64) - 1)
 
@@ -28,7 +28,7 @@ class ShingleIndex:
     Args:
         width: tokens of a shingle.
         slots: of the table, eight bytes each; a power of two.
-        hashes: the least and the greatest hash that are looked at.
+        hashes: the smallest and the largest hash that are looked at.
     """
 
     def __init__(self, width: int, slots: int, hashes: tuple[int, int] = ALL_HASHES) -> None:
@@ -36,10 +36,10 @@ class ShingleIndex:
         self._low, self._high = map(np.uint64, hashes)
 
     def add(self, batches: Iterable[Batch], label: int) -> None:
-        """Add the shingles of texts; one that is known keeps its label.
+        """Add the shingles of texts; a shingle that is in the table keeps its label.
 
         Raises:
-            RuntimeError: more of them than the table was made for.
+            RuntimeError: more shingles than the table was made for.
         """
         for tokens, offsets in batches:
             arguments = _integers(tokens), offsets, self.width, self._low, self._high, np.uint64(label)
@@ -48,12 +48,12 @@ class ShingleIndex:
                 raise RuntimeError(f"a table of {len(self._slots)} slots is too small for its shingles")
 
     def mark(self, batches: Iterable[Batch], label: int) -> None:
-        """Give the known ones among the shingles of texts another label."""
+        """Change the label of those shingles of texts that are in the table."""
         for tokens, offsets in batches:
             _mark(self._slots, _integers(tokens), offsets, self.width, self._low, self._high, np.uint64(label))
 
     def count(self, batch: Batch) -> np.ndarray:
-        """Of each text the distinct shingles in the range of hashes, those with label 0 and those with label 1.
+        """Count each text's distinct shingles in the range of hashes: all, those with label 0, those with label 1.
 
         Returns:
             int64 [texts, 3].
@@ -62,20 +62,25 @@ class ShingleIndex:
 
 
 def plan_passes(shingles: int, memory: float) -> tuple[int, list[tuple[int, int]]]:
-    """The slots of a table of at most `memory` bytes, and the ranges of hashes that it holds one after the other."""
+    """Return the slots of a table of at most `memory` bytes, and the ranges of hashes that it holds one after the other."""
     largest = max(MINIMUM_SLOTS, 1 << int(np.log2(max(memory / 8, 1))))
     passes = max(1, -(-shingles // int(LOAD * largest)))
-    edges = [(number << 64) // passes for number in range(passes + 1)]
+    edges = [(index << 64) // passes for index in range(passes + 1)]
     return min(slots_for(shingles), largest), [(low, high - 1) for low, high in pairwise(edges)]
 
 
 def slots_for(shingles: int) -> int:
-    """Of a table that holds them all."""
+    """Return the slots of a table that holds so many shingles."""
     return max(MINIMUM_SLOTS, 1 << int(np.ceil(np.log2(max(shingles / LOAD, 1)))))
 
 
 def shingle_positions(offsets: np.ndarray, width: int) -> int:
-    """Of texts that start there, each with <begin> and <end>: the runs of `width` tokens, repeated ones included."""
+    """Count the runs of `width` tokens in texts, repeated ones included.
+
+    Args:
+        offsets: int64 [texts + 1], where each text starts, <begin> and <end> of each included.
+        width: tokens of a shingle.
+    """
     return int(np.maximum(np.diff(offsets) - 1 - width, 0).sum())
 
 
@@ -85,7 +90,7 @@ def _integers(tokens: np.ndarray) -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def _slot(slots, hash):  # type: ignore[no-untyped-def]
-    """Where a hash lies, or the empty slot where it would."""
+    """Return the slot of a hash, or the empty slot where it belongs."""
     mask = np.uint64(len(slots) - 1)
     slot = (hash >> np.uint64(2)) & mask
     while slots[slot] != 0 and (slots[slot] ^ hash) >> np.uint64(2) != 0:
@@ -95,7 +100,7 @@ def _slot(slots, hash):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _labelled(hash, label):  # type: ignore[no-untyped-def]
-    """What a slot holds: a hash with its label in the lowest bit; the next is set, so that no taken slot is zero."""
+    """Return a slot's content: a hash with its label in the lowest bit; the next bit is set, so that no taken slot is 0."""
     return (hash & ~np.uint64(3)) | np.uint64(2) | label
 
 
@@ -107,7 +112,7 @@ def _hashes(tokens, offsets, text, width):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _add(slots, taken, tokens, offsets, width, low, high, label):  # type: ignore[no-untyped-def]
-    """Returns how many slots are taken."""
+    """Add shingles; returns the number of slots taken."""
     for text in range(len(offsets) - 1):
         for hash in _hashes(tokens, offsets, text, width):
             if low <= hash <= high:
@@ -136,11 +141,11 @@ def _count(slots, tokens, offsets, width, low, high):  # type: ignore[no-untyped
     for text in range(len(offsets) - 1):
         hashes = _hashes(tokens, offsets, text, width)
         hashes = np.sort(hashes[(hashes >= low) & (hashes <= high)])
-        for place in range(len(hashes)):
-            if place > 0 and hashes[place] == hashes[place - 1]:
+        for index in range(len(hashes)):
+            if index > 0 and hashes[index] == hashes[index - 1]:
                 continue
             counts[text, 0] += 1
-            slot = _slot(slots, hashes[place])
+            slot = _slot(slots, hashes[index])
             if slots[slot] != 0:
                 counts[text, 1 + int(slots[slot] & np.uint64(1))] += 1
     return counts

@@ -1,7 +1,7 @@
-"""Shingles: the runs of n consecutive tokens of a document, hashed to 64 bits, and how much of one text occurs in another.
+"""Shingles: the runs of n consecutive tokens of a document, hashed to 64 bits, and containment of one text in another.
 
 Tokens are those of the text alone: strip a stored document's <begin> and <end> first (`document[1:-1]`), or every
-document would share its ends with every other. Two different shingles get the same hash with probability 2^-64.
+document would share them with every other. Two different shingles get the same hash with probability 2^-64.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 
 from sbp_fast.data.permutation import mix
 
-HELD_DOCUMENTS = 65_536  # whose shingles are held at once: half a gigabyte at a thousand tokens each
+DOCUMENTS_IN_MEMORY = 65_536  # whose shingles are in memory at once: half a gigabyte at a thousand tokens each
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it loses no bits
 EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 @numba.njit(cache=True)
 def window_hashes(tokens: np.ndarray, width: int) -> np.ndarray:
-    """A rolling polynomial hash of each run of `width` tokens, in order. uint64 [len(tokens) - width + 1]."""
+    """Return a rolling polynomial hash of each run of `width` tokens, in order. uint64 [len(tokens) - width + 1]."""
     hashes = np.empty(len(tokens) - width + 1, np.uint64)
     leaving = np.uint64(1)
     for _ in range(width):
@@ -40,7 +40,7 @@ def window_hashes(tokens: np.ndarray, width: int) -> np.ndarray:
 
 @numba.njit(cache=True)
 def _shared(hashes: np.ndarray, offsets: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """For each pair of rows of a ragged array of sorted hashes, how many hashes both hold. int64 [pairs]."""
+    """Count the hashes that both rows of each pair hold; rows of a ragged array of sorted hashes. int64 [pairs]."""
     shared = np.zeros(len(first), np.int64)
     for pair in range(len(first)):
         a, a_end = offsets[first[pair]], offsets[first[pair] + 1]
@@ -55,9 +55,18 @@ def _shared(hashes: np.ndarray, offsets: np.ndarray, first: np.ndarray, second: 
 
 @numba.njit(cache=True)
 def signature(hashes: np.ndarray, slots: int) -> np.ndarray:
-    """MinHash by one permutation (Li, Owen and Zhang 2012): the hashes are dealt to slots, and of each the least is kept; an
-    empty slot takes that of another, chosen by its number alone (Shrivastava 2017). uint64 [shingles], at least one ->
-    uint64 [slots]"""
+    """Return the one-permutation MinHash signature of a set (Li, Owen and Zhang 2012).
+
+    Hashes are distributed over slots, and the smallest of each is kept; an empty slot takes the value of another one, chosen by
+    its index alone (Shrivastava 2017).
+
+    Args:
+        hashes: uint64 [shingles], at least one.
+        slots: of the signature.
+
+    Returns:
+        uint64 [slots].
+    """
     least = np.full(slots, EMPTY)
     for value in hashes:
         slot = (value >> np.uint64(32)) * np.uint64(slots) >> np.uint64(32)
@@ -74,7 +83,7 @@ def signature(hashes: np.ndarray, slots: int) -> np.ndarray:
 
 @numba.njit(cache=True)
 def _signatures(hashes: np.ndarray, offsets: np.ndarray, slots: int) -> np.ndarray:
-    """The signature of each row of a ragged array of hashes; of a row without any, all ones. uint64 [rows, slots]"""
+    """Return the signature of each row of a ragged array of hashes, all ones for an empty row. uint64 [rows, slots]."""
     signatures = np.full((len(offsets) - 1, slots), EMPTY)
     for text in range(len(offsets) - 1):
         if offsets[text] < offsets[text + 1]:
@@ -87,12 +96,12 @@ def _hash_windows(tokens: np.ndarray | Sequence[int], width: int) -> np.ndarray:
 
 
 def shingle_hashes(tokens: np.ndarray | Sequence[int], n: int) -> np.ndarray:
-    """The hashes of a text's n-token shingles, sorted, each once. uint64; empty if the text is shorter than n."""
+    """Return the hashes of a text's n-token shingles. uint64, sorted, each once; empty if the text is shorter than n."""
     return np.unique(_hash_windows(tokens, n)) if len(tokens) >= n else np.zeros(0, np.uint64)
 
 
 def repeated_share(tokens: np.ndarray | Sequence[int], n: int) -> float:
-    """Share of a text's shingle positions whose shingle occurs more than once in it; 0 if it is shorter than n."""
+    """Return the share of a text's shingle positions whose shingle occurs in it again; 0 if it is shorter than n."""
     if len(tokens) < n:
         return 0.0
     _, occurrences = np.unique(_hash_windows(tokens, n), return_counts=True)
@@ -101,7 +110,7 @@ def repeated_share(tokens: np.ndarray | Sequence[int], n: int) -> float:
 
 @dataclass(frozen=True)
 class ShingleTable:
-    """The shingles of many texts. A text shorter than n tokens has one, its whole: it is contained in its equals alone.
+    """The shingles of many texts. A text shorter than n tokens has one, the whole text, so only equal texts contain it.
 
     Attributes:
         hashes: uint64, the sorted shingle hashes of all texts, one text after the other.
@@ -122,7 +131,7 @@ class ShingleTable:
         return len(self.offsets) - 1
 
     def signatures(self, slots: int) -> np.ndarray:
-        """MinHash signatures: two texts agree in a slot with about the probability of their Jaccard similarity.
+        """Return MinHash signatures: two texts agree in a slot with about the probability of their Jaccard similarity.
 
         Returns:
             uint64 [texts, slots].
@@ -130,10 +139,11 @@ class ShingleTable:
         return _signatures(self.hashes, self.offsets, slots)
 
     def containment(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For pairs of texts: the share of the first's shingles that occur in the second, and the reverse.
+        """Return for pairs of texts the share of the first's shingles that occur in the second, and the reverse.
 
         Args:
-            first, second: integer [pairs], indices of texts.
+            first: integer [pairs], indices of texts.
+            second: integer [pairs], indices of texts.
 
         Returns:
             Two float64 [pairs] in [0, 1].
@@ -145,43 +155,43 @@ class ShingleTable:
 
 
 class DocumentShingles:
-    """The shingles of more documents than memory may hold, made as they are asked for.
+    """The shingles of documents that may exceed memory, made as they are asked for.
 
     Args:
-        documents: how many.
-        tokens: of one document, by its number, without <begin> and <end>.
+        documents: their number.
+        tokens: returns the tokens of a document by its index, without <begin> and <end>.
         n: tokens in a shingle.
     """
 
     def __init__(self, documents: int, tokens: Callable[[int], np.ndarray], n: int) -> None:
         self.documents, self._tokens, self.n = documents, tokens, n
-        self._whole = self._table(np.arange(documents)) if documents <= HELD_DOCUMENTS else None
+        self._whole = self._table(np.arange(documents)) if documents <= DOCUMENTS_IN_MEMORY else None
 
     def __len__(self) -> int:
         return self.documents
 
     def select(self, documents: np.ndarray) -> DocumentShingles:
-        """Those of some of the documents, renumbered in the order given."""
-        return DocumentShingles(len(documents), lambda number: self._tokens(int(documents[number])), self.n)
+        """Return the shingles of some of the documents, indexed in the order given."""
+        return DocumentShingles(len(documents), lambda index: self._tokens(int(documents[index])), self.n)
 
     def tables(self) -> Iterator[ShingleTable]:
-        """All documents in order, `HELD_DOCUMENTS` at a time."""
+        """Yield the shingles of all documents in order, `DOCUMENTS_IN_MEMORY` documents at a time."""
         if self._whole is not None:
             yield self._whole
             return
-        for start in range(0, self.documents, HELD_DOCUMENTS):
-            yield self._table(np.arange(start, min(start + HELD_DOCUMENTS, self.documents)))
+        for start in range(0, self.documents, DOCUMENTS_IN_MEMORY):
+            yield self._table(np.arange(start, min(start + DOCUMENTS_IN_MEMORY, self.documents)))
 
     def containment(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `ShingleTable.containment`; least work if the pairs stand in order."""
+        """Return the same as `ShingleTable.containment`; sorted pairs are the least work."""
         if self._whole is not None:
             return self._whole.containment(first, second)
-        held, holding = np.zeros(len(first)), np.zeros(len(first))
-        for start in range(0, len(first), HELD_DOCUMENTS // 2):
-            part = slice(start, start + HELD_DOCUMENTS // 2)
-            documents, places = np.unique(np.concatenate([first[part], second[part]]), return_inverse=True)
-            held[part], holding[part] = self._table(documents).containment(*np.split(places, 2))
-        return held, holding
+        of_first, of_second = np.zeros(len(first)), np.zeros(len(first))
+        for start in range(0, len(first), DOCUMENTS_IN_MEMORY // 2):
+            part = slice(start, start + DOCUMENTS_IN_MEMORY // 2)
+            documents, indices = np.unique(np.concatenate([first[part], second[part]]), return_inverse=True)
+            of_first[part], of_second[part] = self._table(documents).containment(*np.split(indices, 2))
+        return of_first, of_second
 
     def _table(self, documents: np.ndarray) -> ShingleTable:
-        return ShingleTable.build([self._tokens(int(number)) for number in documents], self.n)
+        return ShingleTable.build([self._tokens(int(document)) for document in documents], self.n)

@@ -12,7 +12,7 @@ import numpy as np
 from sbp_fast.config import PairConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.shuffle import hash_name
-from sbp_fast.dedup.clusters import Copies, first_of_equals, first_of_near_copies
+from sbp_fast.dedup.clusters import DuplicateClusters, first_of_equals, first_of_near_duplicates
 from sbp_fast.dedup.shingles import DocumentShingles
 from sbp_fast.errors import UserError
 from sbp_fast.neighbors.vectors import READ_BLOCK, Vectors
@@ -37,7 +37,7 @@ class DistinctDocuments:
     vectors: Vectors
     groups: np.ndarray
     shingles: DocumentShingles
-    duplicates: Copies
+    duplicates: DuplicateClusters
     prepared: PreparedCorpus
 
     @staticmethod
@@ -54,13 +54,13 @@ class DistinctDocuments:
             UserError: too few documents, or all of them parts of one original.
         """
         corpus = prepared.unique
-        duplicates = Copies(len(corpus))
-        duplicates.collapse("exact", first_of_equals(corpus[row] for row in range(len(corpus))))
+        duplicates = DuplicateClusters(len(corpus))
+        duplicates.merge("exact", first_of_equals(corpus[row] for row in range(len(corpus))))
         distinct = duplicates.representatives
         shingles = DocumentShingles(len(distinct), lambda row: corpus[int(distinct[row])][1:-1], config.shingle_tokens)
-        duplicates.collapse("near", first_of_near_copies(shingles, config.duplicate_containment, folder))
+        duplicates.merge("near", first_of_near_duplicates(shingles, config.duplicate_containment, folder))
         # different texts have equal vectors if they begin alike and the encoder saw no more; no index can tell them apart
-        duplicates.collapse("same vector", first_of_equals(_each_vector(vectors.select(duplicates.representatives))))
+        duplicates.merge("same vector", first_of_equals(_each_vector(vectors.select(duplicates.representatives))))
         rows = duplicates.representatives
         shingles = shingles.select(np.searchsorted(distinct, rows))
         if len(rows) < MINIMUM_DOCUMENTS:
@@ -83,7 +83,7 @@ class DistinctDocuments:
 def _reopen(corpus: Path, vectors: Path, rows: np.ndarray, groups: np.ndarray, shingle_tokens: int) -> DistinctDocuments:
     prepared = PreparedCorpus(corpus)
     shingles = DocumentShingles(len(rows), lambda row: prepared.unique[int(rows[row])][1:-1], shingle_tokens)
-    return DistinctDocuments(rows, Vectors(vectors, rows, hashed=False), groups, shingles, Copies(0), prepared)
+    return DistinctDocuments(rows, Vectors(vectors, rows, hashed=False), groups, shingles, DuplicateClusters(0), prepared)
 
 
 def _each_vector(vectors: Vectors) -> Iterator[np.ndarray]:

@@ -36,8 +36,8 @@ def pair(
     `pair.near_duplicate_containment` of its shingles in the other; then the degree caps apply. Every pair is taken in both
     directions (Yang et al., 2025, section 2: all ordered pairs above a threshold).
 
-    Writes `pairs.parquet`, `copies.parquet`, `examples.json` and, where an index is saved, `index/` and `members.json`. In the
-    manifest, `candidates`, `pairs` and `dropped` count ordered pairs, `duplicates` documents.
+    Writes `pairs.parquet`, `duplicates.parquet`, `examples.json` and, where an index is saved, `index/` and `members.json`. In
+    the manifest, `candidates`, `pairs` and `dropped` count ordered pairs, `duplicates` documents.
 
     Raises:
         UserError: an unknown `pair.backend`, vectors of another corpus, too few documents, no pair in the band, or

@@ -189,12 +189,12 @@ def _begin(run: Run, batches: Batches, padding: dict[str, float]) -> None:
         attention = resolve_backend(run.recipe.attention, work.device)
     except ValueError as reason:
         raise UserError("attention", str(reason), "choose another, or auto") from None
-    if batches.streams_per_step % processes.world:
-        found = f"{batches.streams_per_step} streams a step for {processes.world} processes"
-        raise UserError("microbatch_tokens", found, "lower it, or take a number of processes that divides the streams")
+    if batches.sequences_per_step % processes.world:
+        found = f"{batches.sequences_per_step} packed sequences a step for {processes.world} processes"
+        raise UserError("microbatch_tokens", found, "lower it, or take a number of processes that divides the sequences")
     precision = str(resolve_precision(run.recipe, work.device)).removeprefix("torch.")
     work.console.say(f"attention: {attention}; layers in {precision}; {processes.world} process(es)")
-    work.console.say("padding of the packed streams: " + ", ".join(f"{name} {share:.2%}" for name, share in padding.items()))
+    work.console.say("padding of the packed sequences: " + ", ".join(f"{name} {share:.2%}" for name, share in padding.items()))
     work.record(arm=run.task.name, attention=attention, precision=precision, padding_share=padding)
 
 

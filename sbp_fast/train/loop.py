@@ -137,9 +137,10 @@ class Training:
     def take_steps(self) -> None:
         """Take all steps that are left, and write metrics and checkpoints between them."""
         first, earlier_seconds, started = self.totals.steps, self.totals.loop_seconds, time.monotonic()
+        processes = self.processes
         with (
             StopRequest() as stop,
-            Prefetch(self.batches, first, self.processes) as prefetch,
+            Prefetch(self.batches, first, device=processes.device, rank=processes.rank, world=processes.world) as prefetch,
             self.open_log() as log,
             frozen_garbage() as freeze,
         ):
@@ -181,7 +182,7 @@ class Training:
             self.console,
             steps=self.totals.steps,
             tokens=self.totals.tokens,
-            total_tokens=self.batches.steps * self.batches.streams_per_step * self.batches.stream_tokens,
+            total_tokens=self.batches.steps * self.batches.sequences_per_step * self.batches.sequence_tokens,
             writes=self.processes.is_rank0,
         )
 
@@ -190,7 +191,7 @@ class Training:
         loss, norm, counts = train_step(
             self.model,
             prefetch.step(),
-            len(prefetch.numbers),
+            len(prefetch.indices),
             self.optimizers,
             self.recipe,
             learning_rate(self.recipe, step, self.batches.steps),
@@ -293,7 +294,7 @@ class Training:
 
     def documents(self, step: int) -> dict[str, Any]:
         """Return the source and the document numbers of every packed sequence of a step, over all processes."""
-        sequences = [self.batches.stream(step, index) for index in range(self.batches.streams_per_step)]
+        sequences = [self.batches.sequence(step, index) for index in range(self.batches.sequences_per_step)]
         sources = [SYNTHETIC if sequence.counts.synthetic_tokens else REAL for sequence in sequences]
         listed = [
             {"source": source, "documents": list(sequence.documents)}

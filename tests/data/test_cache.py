@@ -80,7 +80,7 @@ def everything(corpus: Corpus) -> list[int]:
     return corpus.slice(0, corpus.tokens).tolist()
 
 
-def test_the_store_is_asked_once_for_each_block_whoever_reads_it_again(
+def test_each_block_is_fetched_once_from_the_store_for_all_readers(
     remote: str, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local = everything(Corpus(tmp_path / "corpus"))
@@ -102,7 +102,7 @@ def test_a_local_corpus_needs_no_cache(tmp_path: Path, remote: str) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_damaged_file_is_fetched_anew_and_damage_in_the_store_still_found(
+def test_a_damaged_cache_file_is_fetched_anew_and_damage_in_the_store_is_named(
     remote: str, asked: list[str], tmp_path: Path
 ) -> None:
     local = everything(Corpus(remote))
@@ -130,7 +130,7 @@ def test_a_damaged_file_is_fetched_anew_and_damage_in_the_store_still_found(
     assert len(held(tmp_path / "cache")) == 7
 
 
-def test_a_damaged_block_is_not_there(tmp_path: Path) -> None:
+def test_a_damaged_block_counts_as_absent(tmp_path: Path) -> None:
     cache = BlockCache(tmp_path, LIMIT)
     cache.keep(*block(0))
     (path,) = held(tmp_path)
@@ -138,7 +138,7 @@ def test_a_damaged_block_is_not_there(tmp_path: Path) -> None:
     assert cache.read(block(0)[0], 1000) is None and not path.exists()
 
 
-def test_the_longest_unused_go_when_the_bound_is_passed(tmp_path: Path) -> None:
+def test_the_least_recently_used_are_evicted_above_the_bound(tmp_path: Path) -> None:
     cache = BlockCache(tmp_path, LIMIT)
     for number in range(100):
         cache.keep(*block(number))
@@ -156,7 +156,7 @@ def test_the_longest_unused_go_when_the_bound_is_passed(tmp_path: Path) -> None:
     assert sum(held(tmp_path).values()) <= LIMIT // 2
 
 
-def test_files_that_others_removed_or_left_do_not_break_the_count(tmp_path: Path) -> None:
+def test_the_size_is_right_after_others_removed_or_left_files(tmp_path: Path) -> None:
     cache = BlockCache(tmp_path, LIMIT)
     for number in range(90):
         cache.keep(*block(number))
@@ -206,7 +206,7 @@ def test_the_bound_holds_for_processes_that_share_a_cache(tmp_path: Path) -> Non
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_kill_in_the_middle_of_a_write_leaves_nothing_that_is_used(tmp_path: Path) -> None:
+def test_a_kill_during_a_write_leaves_no_usable_file(tmp_path: Path) -> None:
     program = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})

@@ -62,7 +62,7 @@ def test_batches_write_the_bytes_that_single_documents_do(
     shutil.rmtree(second)
 
 
-def test_neither_long_ids_nor_narrow_types_change_the_bytes(tmp_path: Path) -> None:
+def test_long_ids_and_narrow_types_give_the_same_bytes(tmp_path: Path) -> None:
     ids = [f"{number}/" + "long" * 250 * (number % 3) for number in range(4000)]  # pages of the table end within a batch
     one, many = CorpusWriter(tmp_path / "ones", 10), CorpusWriter(tmp_path / "batches", 10)
     for id in ids:
@@ -93,7 +93,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in directory.iterdir()}
 
 
-def test_a_batch_that_does_not_fit_together_is_refused(tmp_path: Path) -> None:
+def test_a_batch_with_inconsistent_columns_is_refused(tmp_path: Path) -> None:
     writer = CorpusWriter(tmp_path, 10, 100)
     for lengths in ([1, 1], [2, 2], [4, -1]):
         with pytest.raises(ValueError, match=f"3 tokens for documents of {sum(lengths)}, none shorter than 0"):

@@ -121,7 +121,9 @@ def test_auto_takes_gigatoken_where_it_is_installed_and_agrees(monkeypatch: pyte
         (StandIn(lambda text, ids: [] if text == "" else ids[1:]), "gives other ids than tokenizers for ' '"),
     ],
 )
-def test_gigatoken_that_does_not_do_is_named_or_refused(module: StandIn, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_gigatoken_is_described_by_auto_and_refused_when_asked_for(
+    module: StandIn, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(monkeypatch, module)
     assert choose_encoder("auto", TRAINED, TEXTS) == standard(reason)
     with pytest.raises(UserError) as caught:
@@ -129,13 +131,13 @@ def test_gigatoken_that_does_not_do_is_named_or_refused(module: StandIn, reason:
     assert str(caught.value) == f'corpus.encoder: gigatoken {reason}; set it to "tokenizers"'
 
 
-def test_a_package_that_is_broken_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_gigatoken_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, StandIn())
     monkeypatch.setitem(sys.modules, "awkward", None)
     assert "gigatoken cannot be imported: " in choose_encoder("auto", TRAINED, TEXTS)[1]
 
 
-def test_no_more_of_the_corpus_is_compared_than_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choose_encoder_reads_no_more_texts_than_checked_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, StandIn())
     monkeypatch.setattr(encoders, "CHECKED_BYTES", 100)
     texts = iter(["x" * 60, "é" * 20, "y", "z"])
@@ -159,7 +161,7 @@ def test_both_encoders_give_the_ids_of_each_text(monkeypatch: pytest.MonkeyPatch
         assert [part.tolist() for part in np.split(tokens, np.cumsum(lengths)[:-1])] == [TRAINED.encode(text) for text in texts]
 
 
-def test_documents_are_compared_as_their_hashes_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hashes_select_the_documents_that_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, StandIn(wrong_for("two")))
     encoder = GigatokenEncoder(TRAINED)
     encoder.encode(chunks(["one", "two", "three"]), np.array([0, 1, 1000], np.uint64))
@@ -167,7 +169,7 @@ def test_documents_are_compared_as_their_hashes_say(monkeypatch: pytest.MonkeyPa
         encoder.encode(chunks(["one", "two", "three"]), np.array([1, 5000, 0], np.uint64))
 
 
-def test_gigatoken_begins_anew_after_so_much_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gigatoken_is_reloaded_after_renewed_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     module = install(monkeypatch, StandIn())
     monkeypatch.setattr(encoders, "RENEWED_BYTES", 1000)
     encoder = GigatokenEncoder(TRAINED)
@@ -175,7 +177,7 @@ def test_gigatoken_begins_anew_after_so_much_text(monkeypatch: pytest.MonkeyPatc
     assert module.loaded == 3 and all(ids == found[0] for ids in found)
 
 
-def test_the_encoder_changes_nothing_of_a_corpus_but_is_recorded(
+def test_the_encoder_is_recorded_and_changes_no_byte_of_a_corpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = prepare(configure(tmp_path, "tokenizers"), tmp_path / "first", console=QUIET)
@@ -188,7 +190,7 @@ def test_the_encoder_changes_nothing_of_a_corpus_but_is_recorded(
     assert prepare(configure(tmp_path, "gigatoken"), tmp_path / "first", console=QUIET).fingerprint == first.fingerprint
 
 
-def test_a_missing_gigatoken_is_missed_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gigatoken_is_refused_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uninstall(monkeypatch)
     with pytest.raises(UserError) as caught:
         prepare(configure(tmp_path, "gigatoken"), tmp_path / "out", console=QUIET)
@@ -196,10 +198,10 @@ def test_a_missing_gigatoken_is_missed_before_anything_is_read(tmp_path: Path, m
     assert [path.name for path in tmp_path.iterdir()] == ["texts.jsonl"]
 
 
-def test_ids_that_turn_out_to_differ_leave_nothing_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_that_differ_while_tokenizing_leave_nothing_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoders, "CHECKED_BYTES", 0)
     monkeypatch.setattr(encoders, "SAMPLED", 1)
-    monkeypatch.setattr("sbp_fast.stages.prepare.SMALL_PART_BYTES", 2000)
+    monkeypatch.setattr("sbp_fast.data.preparation.SMALL_PARTITION_BYTES", 2000)
     settings = {"shard_tokens": 1000, "workers": 1}
     expected = prepare(configure(tmp_path, "tokenizers", **settings), tmp_path / "expected", console=QUIET)
     corpus = PreparedCorpus(tmp_path / "expected")
@@ -208,13 +210,13 @@ def test_ids_that_turn_out_to_differ_leave_nothing_written(tmp_path: Path, monke
     with pytest.raises(IdsDiffer, match=last.partition(",")[0]):
         prepare(configure(tmp_path, "auto", **settings), tmp_path / "out", console=QUIET)
     left = {path.name for path in (tmp_path / "out.partial").rglob("*")}
-    assert "spill" in left and not [name for name in left if name.startswith(("part-", "tokens-", "train"))]
+    assert "scratch" in left and not [name for name in left if name.startswith(("partition-", "tokens-", "train"))]
     again = prepare(configure(tmp_path, "tokenizers", **settings), tmp_path / "out", console=QUIET)
     assert again.files == expected.files
 
 
 @NEEDS_GIGATOKEN
-def test_gigatoken_is_taken_for_a_tokenizer_trained_here() -> None:
+def test_auto_takes_gigatoken_for_a_trained_tokenizer() -> None:
     name, said = choose_encoder("gigatoken", TRAINED, TEXTS)
     assert name == "gigatoken" and said.startswith("gigatoken ")
 
@@ -230,7 +232,7 @@ def test_gigatoken_gives_the_ids_of_tokenizers(texts: list[str]) -> None:
 
 
 @NEEDS_GIGATOKEN
-def test_gigatoken_refuses_what_it_cannot_load() -> None:
+def test_a_tokenizer_that_gigatoken_cannot_load_is_refused() -> None:
     other = tokenizers.Tokenizer.from_str(TRAINED.to_json())
     other.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     with pytest.raises(UserError, match="gigatoken cannot load this tokenizer: "):
@@ -238,8 +240,8 @@ def test_gigatoken_refuses_what_it_cannot_load() -> None:
 
 
 @NEEDS_GIGATOKEN
-def test_gigatoken_writes_the_corpus_that_tokenizers_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sbp_fast.stages.prepare.SMALL_PART_BYTES", 2000)
+def test_gigatoken_and_tokenizers_write_the_same_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sbp_fast.data.preparation.SMALL_PARTITION_BYTES", 2000)
     first, second = (
         prepare(configure(tmp_path, encoder, workers=2), tmp_path / encoder, console=QUIET)
         for encoder in ("tokenizers", "gigatoken")

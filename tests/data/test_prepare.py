@@ -3,13 +3,14 @@ from pathlib import Path
 
 import pytest
 
-import sbp_fast.stages.prepare as module
 from sbp_fast.config import CorpusConfig, RunConfig
+from sbp_fast.data import preparation
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.tokenizer import train_tokenizer
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.stage import Manifest
 from sbp_fast.stages.prepare import prepare
 
 QUIET = Console(quiet=True)
@@ -41,7 +42,7 @@ def texts(corpus: PreparedCorpus, part: Corpus) -> dict[str, str]:
     return {part.ids[i]: corpus.text(part, i) for i in range(len(part))}
 
 
-def test_every_document_arrives_whole_in_one_place(tmp_path: Path) -> None:
+def test_prepare_writes_every_document_whole_and_once(tmp_path: Path) -> None:
     documents = letters(400)
     corpus = run(configure(write_jsonl(tmp_path / "c.jsonl", documents)), tmp_path / "out")
     train, heldout = texts(corpus, corpus.train), texts(corpus, corpus.heldout)
@@ -55,9 +56,9 @@ def test_every_document_arrives_whole_in_one_place(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out/train").glob("tokens-*.bin"))) > 1
 
 
-def test_counts_say_what_was_written(tmp_path: Path) -> None:
+def test_counts_agree_with_the_written_corpus(tmp_path: Path) -> None:
     corpus = run(configure(write_jsonl(tmp_path / "c.jsonl", letters(400))), tmp_path / "out")
-    counts, train = corpus.manifest.counts, corpus.train
+    counts, train = corpus.counts, corpus.train
     assert counts["documents"] == len(train) == 384 and counts["heldout_documents"] == len(corpus.heldout) == 16
     assert counts["unique_documents"] == len(corpus.unique) == 96
     assert counts["tokens"] == train.tokens and counts["unique_tokens"] == sum(len(train[i]) for i in range(96))
@@ -66,28 +67,28 @@ def test_counts_say_what_was_written(tmp_path: Path) -> None:
     assert counts["vocabulary_size"] == corpus.tokenizer.vocabulary_size == 270
 
 
-def test_documents_are_shuffled_by_the_seed_alone(tmp_path: Path) -> None:
+def test_the_order_depends_on_the_seed_alone(tmp_path: Path) -> None:
     config = configure(write_jsonl(tmp_path / "c.jsonl", letters(400)))
-    first, again = run(config, tmp_path / "1"), run(config, tmp_path / "2")
+    first, _ = run(config, tmp_path / "1"), run(config, tmp_path / "2")
     other = run(config.model_copy(update={"seed": 1}), tmp_path / "3")
     assert set(first.heldout.ids) != set(other.heldout.ids)
     heldout = write_jsonl(tmp_path / "h.jsonl", [("h", "Held out.")])
     same = configure(tmp_path / "c.jsonl", heldout=str(heldout))
     orders = [list(run(same.model_copy(update={"seed": seed}), tmp_path / f"s{seed}").train.ids) for seed in (0, 1)]
     assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
-    assert first.manifest.fingerprint == again.manifest.fingerprint
+    assert len({Manifest.load(tmp_path / name).fingerprint for name in "12"}) == 1
     numbers = [int(id.split("/")[1]) for id in first.unique.ids]
     assert min(numbers) < 10 and max(numbers) > 90  # the unique documents are from everywhere
 
 
-def test_whole_originals_are_held_out(tmp_path: Path) -> None:
+def test_the_holdout_split_holds_whole_originals(tmp_path: Path) -> None:
     corpus = run(configure(write_jsonl(tmp_path / "c.jsonl", letters(400)), heldout_share=0.1), tmp_path / "out")
     assert len(corpus.heldout) == 40
     groups = [{corpus.group(id) for id in part.ids} for part in (corpus.train, corpus.heldout)]
     assert not groups[0] & groups[1] and len(groups[1]) == 10
 
 
-def test_originals_too_large_to_set_apart_are_passed_over_or_refused(tmp_path: Path) -> None:
+def test_originals_too_large_for_the_holdout_split_are_passed_over_or_refused(tmp_path: Path) -> None:
     def make(name: str, *sizes: int, **settings: object) -> PreparedCorpus:
         documents = [(f"o/{group}/{i}", f"{group} {i}") for group, size in enumerate(sizes) for i in range(size)]
         path = write_jsonl(tmp_path / f"{name}.jsonl", documents)
@@ -102,20 +103,20 @@ def test_originals_too_large_to_set_apart_are_passed_over_or_refused(tmp_path: P
     assert (len(corpus.train), len(corpus.heldout)) == (180, 20)
 
 
-def test_copies_are_dropped_and_counted(tmp_path: Path) -> None:
+def test_duplicates_are_dropped_and_counted(tmp_path: Path) -> None:
     documents = letters(200)
-    copies = [(f"copy/{i}", documents[0][1]) for i in range(5)]
+    duplicates = [(f"copy/{i}", documents[0][1]) for i in range(5)]
     heldout = [("held/1", "Only here."), ("held/2", documents[7][1]), ("held/3", "Only here.")]
     config = configure(
-        write_jsonl(tmp_path / "c.jsonl", documents + copies), heldout=str(write_jsonl(tmp_path / "h.jsonl", heldout))
+        write_jsonl(tmp_path / "c.jsonl", documents + duplicates), heldout=str(write_jsonl(tmp_path / "h.jsonl", heldout))
     )
     corpus = run(config, tmp_path / "out")
     assert sorted(corpus.heldout.ids) == ["held/1", "held/2"]
     assert len(corpus.train) == 199 and documents[7][0] not in corpus.train.ids and "letter/0/0" in corpus.train.ids
-    assert corpus.manifest.counts["copies_dropped"] == 5 and corpus.manifest.counts["heldout_copies_dropped"] == 1
+    assert corpus.counts["duplicates_dropped"] == 5 and corpus.counts["heldout_duplicates_dropped"] == 1
 
 
-def test_the_tokenizer_learns_from_the_unique_documents_alone(tmp_path: Path) -> None:
+def test_the_tokenizer_is_trained_on_the_unique_documents_alone(tmp_path: Path) -> None:
     documents = [(str(i), f"{chr(97 + i % 26) * 3}{chr(97 + i // 26) * 3} " * 3) for i in range(400)]
     corpus = run(configure(write_jsonl(tmp_path / "c.jsonl", documents)), tmp_path / "out")
     train = [corpus.text(corpus.train, i) for i in range(len(corpus.train))]
@@ -123,15 +124,15 @@ def test_the_tokenizer_learns_from_the_unique_documents_alone(tmp_path: Path) ->
     assert corpus.tokenizer.to_json() != train_tokenizer(train, 270).to_json()
 
 
-def test_the_tokenizer_learns_from_a_bounded_head_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TRAINING_BYTES", 1000)
+def test_the_tokenizer_is_trained_on_at_most_training_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "TRAINING_BYTES", 1000)
     documents = [(str(i), f"{chr(97 + i % 26) * 3}{chr(97 + i // 26) * 3} " * 3) for i in range(400)]
     corpus = run(configure(write_jsonl(tmp_path / "c.jsonl", documents)), tmp_path / "out")
     head = [corpus.text(corpus.train, i) for i in range(48)]  # of 21 bytes each
     assert corpus.tokenizer.to_json() == train_tokenizer(head, 270).to_json()
 
 
-def test_a_tokenizer_of_ones_own(tmp_path: Path) -> None:
+def test_a_configured_tokenizer_is_used_and_a_damaged_one_refused(tmp_path: Path) -> None:
     path = tmp_path / "own.json"
     train_tokenizer(["something else altogether, " * 50], 280).save(path)
     config = configure(write_jsonl(tmp_path / "c.jsonl", letters(200)), tokenizer=str(path))
@@ -150,16 +151,16 @@ def test_long_documents_become_passages_of_one_original(tmp_path: Path) -> None:
     everything = texts(corpus, corpus.train) | texts(corpus, corpus.heldout)
     parts = sorted(id for id in everything if id.startswith("story/one/"))
     assert parts[0] == "story/one/0000" and " ".join(everything[part] for part in parts) == story
-    assert corpus.manifest.counts["passages_cut"] == len(parts) and max(map(len, everything.values())) <= 200
+    assert corpus.counts["passages_cut"] == len(parts) and max(map(len, everything.values())) <= 200
     assert {corpus.group(part) for part in parts} == {"story/one"}
 
 
-def test_no_more_than_the_maximum_is_read(tmp_path: Path) -> None:
+def test_maximum_documents_bounds_what_is_read(tmp_path: Path) -> None:
     corpus = run(configure(write_jsonl(tmp_path / "c.jsonl", letters(400)), maximum_documents=200), tmp_path / "out")
     assert len(corpus.train) + len(corpus.heldout) == 200
 
 
-def test_a_share_is_taken_exactly(tmp_path: Path) -> None:
+def test_unique_share_is_rounded_up_from_its_decimal_value(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "c.jsonl", letters(300))
     heldout = write_jsonl(tmp_path / "h.jsonl", [("h", "Held out.")])
     corpus = run(configure(path, heldout=str(heldout), unique_share=0.07), tmp_path / "out")  # 0.07 * 300 > 21 in binary
@@ -175,7 +176,7 @@ def test_too_few_documents_are_refused(tmp_path: Path, count: int, share: float)
     assert [path.name for path in tmp_path.iterdir()] == ["c.jsonl"]
 
 
-def test_mended_input_is_no_changed_plan(tmp_path: Path) -> None:
+def test_corrected_input_is_prepared_after_a_refusal(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "c.jsonl", letters(200))
     good = path.read_text()
     path.write_text(good + '{"text": ')
@@ -186,7 +187,7 @@ def test_mended_input_is_no_changed_plan(tmp_path: Path) -> None:
     assert len(run(configure(path), tmp_path / "out").unique) == 48
 
 
-def test_moved_input_is_the_same_input_and_changed_input_is_refused(tmp_path: Path) -> None:
+def test_moved_input_is_done_before_and_changed_input_is_refused(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "c.jsonl", letters(200))
     first = prepare(configure(path), tmp_path / "out", console=QUIET)
     (tmp_path / "moved").mkdir()
@@ -210,7 +211,7 @@ def test_an_id_used_twice_names_both_records(tmp_path: Path) -> None:
     assert len(run(configure(tmp_path / "c", heldout=str(heldout)), tmp_path / "out").heldout) == 2
 
 
-def test_the_embedded_corpus(tmp_path: Path) -> None:
+def test_prepare_of_the_embedded_corpus_uses_its_own_heldout_documents(tmp_path: Path) -> None:
     config = RunConfig(corpus=CorpusConfig(maximum_documents=2000))
     corpus = run(config, tmp_path / "out")
     assert corpus.embedded and len(corpus.heldout) == 471 and len(corpus.unique) == 400

@@ -1,6 +1,8 @@
 import gzip
 import json
 import re
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import fsspec
@@ -9,9 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from sbp_fast.config import CorpusConfig
+from sbp_fast.config import CorpusConfig, RunConfig
 from sbp_fast.data.documents import Document, find_files, fingerprint_sources, group_of, read_file
+from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.data.readers import READERS, Fields, InputFile, InputSplit, Reader, Record, find_reader, register_reader
 from sbp_fast.errors import UserError
+from sbp_fast.pipeline.progress import Console
+from sbp_fast.stages.prepare import prepare
 
 RECORDS = [
     {"id": "a/1", "text": "First.", "source": "letters"},
@@ -25,6 +31,37 @@ def jsonl(records: list) -> bytes:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
 
+class ParagraphReader(Reader):
+    """A format of the test's own: a record is a line `id: text`; a split is a range of lines."""
+
+    suffixes = (".paragraphs",)
+    record_name = "paragraph"
+
+    def read(self, file: InputFile, fields: Fields) -> Iterator[Record | UserError]:
+        with file.open() as stream:
+            lines = stream.read().decode().splitlines()
+        split = file.split or InputSplit(0, len(lines))
+        for number in range(split.start, split.stop):
+            id, separator, text = lines[number].partition(": ")
+            if separator:
+                yield Record({fields.id: id, fields.text: text}, number + 1)
+            else:
+                yield UserError(f"{file.shown}, paragraph {number + 1}", "no id", "write it as `id: text`")
+
+    def split(self, file: InputFile, count: int) -> list[InputSplit]:
+        with file.open() as stream:
+            lines = len(stream.read().splitlines())
+        edges = [lines * index // count for index in range(count + 1)]
+        return [InputSplit(start, stop, start) for start, stop in pairwise(edges)]
+
+
+@pytest.fixture
+def paragraphs() -> Iterator[None]:
+    register_reader(ParagraphReader())
+    yield
+    READERS.unregister(".paragraphs")
+
+
 def items(path: Path | str | tuple[str, ...], **settings: object) -> list[Document | UserError]:
     path = str(path) if isinstance(path, Path) else path
     config = CorpusConfig(path=path, **settings)
@@ -32,14 +69,15 @@ def items(path: Path | str | tuple[str, ...], **settings: object) -> list[Docume
 
 
 def read(path: Path | str | tuple[str, ...], **settings: object) -> list[Document]:
-    found = items(path, **settings)
-    for item in found:
+    documents = []
+    for item in items(path, **settings):
         if isinstance(item, UserError):
             raise item
-    return [item for item in found if isinstance(item, Document)]
+        documents.append(item)
+    return documents
 
 
-def facts(documents: list[Document]) -> list[tuple[str, str, str]]:
+def described(documents: list[Document]) -> list[tuple[str, str, str]]:
     return [(document.id, document.text, document.source) for document in documents]
 
 
@@ -70,27 +108,27 @@ ENCODINGS = {
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-def test_jsonl_in_every_compression_several_members_included(tmp_path: Path, name: str) -> None:
-    assert facts(read(write(tmp_path / name, ENCODINGS[name](jsonl(RECORDS))))) == EXPECTED
+def test_jsonl_plain_gzip_and_zstd_of_several_members_give_the_same_documents(tmp_path: Path, name: str) -> None:
+    assert described(read(write(tmp_path / name, ENCODINGS[name](jsonl(RECORDS))))) == EXPECTED
 
 
-def test_parquet(tmp_path: Path) -> None:
+def test_parquet_gives_its_rows_and_names_them(tmp_path: Path) -> None:
     columns = {key: [record.get(key) for record in RECORDS] for key in ("id", "text", "source")}
     documents = read(write_parquet(tmp_path / "c.parquet", **columns, other=[1, 2, 3]))
-    assert facts(documents) == EXPECTED
+    assert described(documents) == EXPECTED
     assert documents[2].where.endswith("c.parquet, row 3")
 
 
-def test_blank_lines_a_byte_order_mark_and_windows_line_ends_are_no_trouble(tmp_path: Path) -> None:
+def test_jsonl_with_blank_lines_a_byte_order_mark_and_windows_line_ends_is_read(tmp_path: Path) -> None:
     content = b"\xef\xbb\xbf" + jsonl(RECORDS).replace(b"\n", b"\r\n\r\n")
     documents = read(write(tmp_path / "c.jsonl", content))
-    assert facts(documents) == EXPECTED
+    assert described(documents) == EXPECTED
     assert documents[2].where.endswith("c.jsonl, line 5")
 
 
-def test_other_fields_and_ids_that_are_numbers(tmp_path: Path) -> None:
+def test_configured_fields_and_numeric_ids_are_read(tmp_path: Path) -> None:
     path = write(tmp_path / "c.jsonl", jsonl([{"key": 7, "body": "Text.", "kind": "note"}]))
-    assert facts(read(path, text_field="body", id_field="key", source_field="kind")) == [("7", "Text.", "note")]
+    assert described(read(path, text_field="body", id_field="key", source_field="kind")) == [("7", "Text.", "note")]
 
 
 def test_a_folder_is_read_recursively_in_sorted_order_and_names_stand_in_for_ids(tmp_path: Path) -> None:
@@ -112,19 +150,19 @@ def test_globs_and_several_paths_keep_their_order_and_read_each_file_once(tmp_pa
     assert [document.id for document in documents] == ["y:1.txt", "x:1.txt", "x:2.txt"]
 
 
-def test_a_url(tmp_path: Path) -> None:
+def test_a_url_of_a_folder_is_read_and_fingerprinted(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe("/corpus/one.jsonl.zst", zstandard.compress(jsonl(RECORDS)))
     memory.pipe("/corpus/two.txt", b"Fourth.")
     documents = read("memory://corpus")
-    assert facts(documents) == [*EXPECTED, ("two.txt", "Fourth.", "text")]
+    assert described(documents) == [*EXPECTED, ("two.txt", "Fourth.", "text")]
     assert documents[0].where == "memory:///corpus/one.jsonl.zst, line 1"
     before = fingerprint_sources("memory://corpus")
     memory.pipe("/corpus/two.txt", b"Fifth..")
     assert fingerprint_sources("memory://corpus") != before
 
 
-def test_the_embedded_corpus() -> None:
+def test_the_embedded_corpus_is_read_by_name() -> None:
     documents = read("embedded:default")
     assert len(documents) == 12_219
     assert {document.source for document in documents} == {"sotu", "factbook"}
@@ -132,12 +170,58 @@ def test_the_embedded_corpus() -> None:
     assert "the embedded ones are default, default_heldout" in refusal("embedded:nothing")
 
 
-def test_groups() -> None:
+def test_group_of_an_id_is_its_head_unless_that_names_a_source() -> None:
     assert group_of("sotu/1932-Hoover-1/018", "/", {"sotu"}) == "sotu/1932-Hoover-1"
     assert group_of("pubmed/34087609", "/", {"pubmed", "news"}) == "pubmed/34087609"
     assert group_of("news/2446/2", "/", {"pubmed", "news"}) == "news/2446"
     assert group_of("news/2446", "", {"other"}) == "news/2446"
     assert group_of("alone", "/", {"text"}) == "alone"
+
+
+@pytest.mark.usefixtures("paragraphs")
+def test_prepare_with_a_registered_reader_reads_its_suffix_in_splits_and_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sbp_fast.data.input_splits.SPLIT_BYTES", 2000)
+    texts = {f"{file}-{number}": f"Paragraph {number**3} of {file}" for file in "ab" for number in range(100)}
+    for file in "ab":
+        lines = [f"{id}: {text}" for id, text in texts.items() if id.startswith(file)]
+        write(tmp_path / f"documents/{file}.paragraphs", "\n".join(lines).encode())
+    assert len(find_files(str(tmp_path / "documents"))) == 2
+    corpus = {"path": str(tmp_path / "documents"), "vocabulary_size": 270, "unique_share": 0.5, "workers": 2}
+    prepare(RunConfig(corpus=CorpusConfig(**corpus)), tmp_path / "out", console=Console(quiet=True))
+    prepared = PreparedCorpus(tmp_path / "out")
+    parts = (prepared.train, prepared.heldout)
+    assert {part.ids[i]: prepared.text(part, i) for part in parts for i in range(len(part))} == texts
+
+
+@pytest.mark.usefixtures("paragraphs")
+def test_a_registered_suffix_stands_in_messages_and_its_records_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.paragraphs", b"1: x\nno separator\n3: \n")
+    assert [type(item) for item in items(path)] == [Document, UserError, UserError]
+    assert str(items(path)[2]).startswith(f"{path}, paragraph 3: a record with an empty text")
+    for unusable in (write(tmp_path / "c.csv", b"text\n"), tmp_path / "*.jsonl"):
+        assert ".jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt, .paragraphs" in refusal(str(unusable))
+
+
+def test_a_suffix_registered_twice_is_refused() -> None:
+    class Second(ParagraphReader):
+        suffixes = (".txt",)
+
+    with pytest.raises(ValueError, match=r"reader of files with suffix '\.txt' is registered twice"):
+        register_reader(Second())
+
+
+def test_find_reader_takes_the_longest_suffix() -> None:
+    class Gzip(ParagraphReader):
+        suffixes = (".gz",)
+
+    register_reader(Gzip())
+    try:
+        assert isinstance(find_reader("x.txt.gz"), Gzip) and find_reader("x.jsonl.gz") is READERS[".jsonl.gz"]
+        assert find_reader("x.gz.part") is None
+    finally:
+        READERS.unregister(".gz")
 
 
 GOOD = b'{"text": "good"}\n'
@@ -159,14 +243,14 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize("line", BAD_LINES, ids=BAD_LINES.values())
-def test_a_bad_line_is_named(tmp_path: Path, line: bytes) -> None:
+def test_a_bad_line_is_named_with_its_number(tmp_path: Path, line: bytes) -> None:
     message = refusal(write(tmp_path / "c.jsonl", GOOD + line + GOOD))
     assert re.search(BAD_LINES[line], message), message
 
 
 @pytest.mark.parametrize("suffix", ["gz", "zst"])
 @pytest.mark.parametrize("damage", ["truncated", "garbled", "not compressed"])
-def test_damaged_compression_is_named(tmp_path: Path, suffix: str, damage: str) -> None:
+def test_a_damaged_compressed_file_is_named(tmp_path: Path, suffix: str, damage: str) -> None:
     whole = jsonl([{"text": f"document number {number**3}"} for number in range(20_000)])
     packed = gzip.compress(whole) if suffix == "gz" else zstandard.ZstdCompressor(write_checksum=True).compress(whole)
     middle = len(packed) // 2
@@ -180,7 +264,7 @@ def test_damaged_compression_is_named(tmp_path: Path, suffix: str, damage: str) 
     assert refusal(path).startswith(str(path))
 
 
-def test_a_zst_cut_after_a_whole_line_is_not_taken_for_a_whole_file(tmp_path: Path) -> None:
+def test_a_zst_truncated_after_a_whole_line_is_named(tmp_path: Path) -> None:
     compressor = zstandard.ZstdCompressor().compressobj()
     content = compressor.compress(jsonl(RECORDS)) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
     assert "runcated" in refusal(write(tmp_path / "c.jsonl.zst", content))
@@ -216,7 +300,7 @@ def test_unusable_parquet_is_named(tmp_path: Path) -> None:
     assert f"{path}, row 2: not UTF-8 text" in refusal(path)
 
 
-def test_what_cannot_be_used_comes_in_its_place(tmp_path: Path) -> None:
+def test_unusable_records_come_as_errors_in_their_place(tmp_path: Path) -> None:
     path = write(tmp_path / "c.jsonl", GOOD + b"[1]\n" + GOOD + b"\xff\n" + GOOD)
     assert [isinstance(item, UserError) for item in items(path)] == [False, True, False, True, False]
     whole = jsonl([{"text": f"document number {number**3}"} for number in range(200_000)])
@@ -236,7 +320,7 @@ def test_a_url_that_cannot_be_opened_says_what_is_missing(monkeypatch: pytest.Mo
     assert "Install s3fs" in refusal("gs://bucket")
 
 
-def test_a_store_that_fails_in_its_own_way_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_exception_of_any_type_becomes_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class Refused(Exception):
         pass
 
@@ -247,7 +331,7 @@ def test_a_store_that_fails_in_its_own_way_is_named(monkeypatch: pytest.MonkeyPa
     assert "memory://corpus: cannot be read: no credentials" in refusal("memory://corpus")
 
 
-def test_the_fingerprint_is_of_content_and_names_not_of_places_and_times(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_content_and_names_not_on_location_and_time(tmp_path: Path) -> None:
     for folder in ("here", "there"):
         write(tmp_path / folder / "sub/1.txt", b"one")
         write(tmp_path / folder / "2.txt", b"two")

@@ -29,7 +29,7 @@ CORRUPTIONS = 300  # in each mode
     wide=st.booleans(),
     data=st.data(),
 )
-def test_what_is_written_is_read(
+def test_a_written_corpus_reads_back_equal(
     tmp_path_factory: pytest.TempPathFactory,
     documents: list[list[int]],
     shard_tokens: int,
@@ -115,7 +115,7 @@ def test_raw_documents_are_views_of_the_file(tmp_path: Path) -> None:
     assert not any(opened[i].flags.owndata or opened[i].flags.writeable for i in range(len(opened)))
 
 
-def test_more_files_than_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corpus_of_more_files_than_may_be_open_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "MAPPED_FILES", 2)
     opened = write(tmp_path, [[number] for number in range(20)], 1)
     assert [opened[i].tolist() for i in (*range(20), *range(20))] == [[i] for i in (*range(20), *range(20))]
@@ -175,7 +175,7 @@ def same_json(first: bytes, second: bytes) -> bool:
         return False
 
 
-def test_bytes_after_the_end_are_damage_too(corpus: Path) -> None:
+def test_bytes_after_the_end_of_a_file_are_named_as_damage(corpus: Path) -> None:
     for file in sorted(corpus.iterdir()):
         whole = file.read_bytes()
         file.write_bytes(whole + b"{}")
@@ -184,7 +184,7 @@ def test_bytes_after_the_end_are_damage_too(corpus: Path) -> None:
         file.write_bytes(whole)
 
 
-def test_opening_finds_a_file_that_is_cut_or_missing(corpus: Path) -> None:
+def test_opening_names_a_truncated_or_missing_file(corpus: Path) -> None:
     file = corpus / "tokens-00001.bin"
     content = file.read_bytes()
     file.write_bytes(content[:-1])
@@ -231,7 +231,7 @@ def test_another_format_is_refused_with_the_remedy(corpus: Path) -> None:
             Corpus(corpus)
 
 
-def test_the_fingerprint_is_of_content(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_content_alone(tmp_path: Path) -> None:
     documents = [[1, 2, 3], [4, 5], [6]]
     first = write(tmp_path / "first", documents, 100)
     assert write(tmp_path / "second", documents, 100).fingerprint == first.fingerprint
@@ -248,7 +248,7 @@ def remote(corpus: Path) -> Iterator[str]:
     memory.rm("/remote", recursive=True)
 
 
-def test_a_remote_corpus_is_read_by_ranges_and_its_last_blocks_stay(
+def test_a_remote_corpus_is_read_by_ranges_and_recent_blocks_stay_in_memory(
     corpus: Path, remote: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local, opened = Corpus(corpus), Corpus(remote)
@@ -293,6 +293,6 @@ def test_a_damaged_remote_file_is_named(remote: str, name: str) -> None:
         Corpus(remote).verify()
 
 
-def test_a_remote_folder_without_a_corpus() -> None:
+def test_a_remote_folder_without_a_corpus_is_refused() -> None:
     with pytest.raises(UserError, match="memory://nothing: holds no token shards"):
         Corpus("memory://nothing")

@@ -23,14 +23,14 @@ def test_decode_of_encode_is_the_text(text: str) -> None:
 
 
 @given(parts=st.lists(st.sampled_from([*SPECIAL_TOKENS, "<|", "|>", " ", "word"])))
-def test_special_tokens_never_come_out_of_text(parts: list[str]) -> None:
+def test_text_is_never_encoded_as_special_tokens(parts: list[str]) -> None:
     text = "".join(parts)
     ids = TRAINED.encode(text)
     assert not {TRAINED.begin, TRAINED.end, TRAINED.partner} & set(ids)
     assert TRAINED.decode([TRAINED.begin, *ids, TRAINED.partner, TRAINED.end]) == text
 
 
-def test_a_trained_vocabulary() -> None:
+def test_a_trained_vocabulary_starts_with_special_tokens_and_bytes() -> None:
     assert (TRAINED.begin, TRAINED.end, TRAINED.partner) == (0, 1, 2)
     vocabulary = json.loads(TRAINED.to_json())["model"]["vocab"]
     bytes_256 = tokenizers.pre_tokenizers.ByteLevel.alphabet()
@@ -102,7 +102,7 @@ def test_a_loaded_tokenizer_gets_the_special_tokens_and_loses_what_would_change_
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b'{"version": "1.0"}', b"\xff\xfe", b'{"model": {"type": "BPE"}}', b"not json"]
 )
-def test_an_unreadable_tokenizer_is_the_users_to_mend(tmp_path: Path, content: bytes) -> None:
+def test_an_unreadable_tokenizer_is_a_user_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:

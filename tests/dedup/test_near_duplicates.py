@@ -1,4 +1,4 @@
-"""Near-copies: what MinHash estimates, what is found against comparing everything with everything, what `prepare` does."""
+"""Near-duplicates: what MinHash estimates, what is found against comparing everything with everything, what `prepare` does."""
 
 import json
 import re
@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import sbp_fast.stages.prepare as module
 from sbp_fast.config import CorpusConfig, RunConfig
+from sbp_fast.data import preparation
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.dedup.minhash import BANDS, ROWS, SHINGLE_WORDS, band_keys, jaccard, word_ids
 from sbp_fast.dedup.shingles import shingle_hashes, signature, window_hashes
 from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.stage import Manifest
 from sbp_fast.stages.prepare import prepare
 
 QUIET = Console(quiet=True)
@@ -43,7 +44,7 @@ def test_words_have_one_id_each(texts: list[str]) -> None:
     assert len(set(known.values())) == len(known)
 
 
-def test_the_estimate_is_near_the_similarity() -> None:
+def test_signature_agreement_estimates_the_jaccard_similarity() -> None:
     generator = np.random.default_rng(0)
     errors = []
     for size in (3, 30, 300, 3000):
@@ -56,7 +57,7 @@ def test_the_estimate_is_near_the_similarity() -> None:
     assert np.abs(errors).mean() < 0.04 and abs(np.mean(errors)) < 0.02
 
 
-def test_texts_share_a_key_with_the_probability_that_is_stated() -> None:
+def test_similar_texts_share_a_band_with_the_stated_probability() -> None:
     generator = np.random.default_rng(0)
     shared = 0
     for _ in range(300):
@@ -66,7 +67,7 @@ def test_texts_share_a_key_with_the_probability_that_is_stated() -> None:
     assert shared >= 296  # 99.9% at 0.818
 
 
-def test_keys_of_many_texts_are_those_of_each() -> None:
+def test_band_keys_of_many_texts_equal_those_of_each() -> None:
     texts = ["One two three four five six seven.", "", "...", "short", "One two three four five six seven!"]
     encoded = [text.encode() for text in texts]
     keys, lengths = band_keys(
@@ -76,7 +77,7 @@ def test_keys_of_many_texts_are_those_of_each() -> None:
     assert (keys[:, 0] == keys[:, 4]).all() and (keys[:, 0] != keys[:, 3]).all() and keys.shape == (BANDS, 5)
 
 
-def test_texts_share_the_keys_of_the_bands_they_agree_in() -> None:
+def test_band_keys_agree_exactly_where_signatures_do() -> None:
     texts = [[f"w{(i * i + (i % 60 == 0) * step * 7) % 997}" for i in range(300)] for step in range(6)]
     encoded = [" ".join(text).encode() for text in texts]
     keys, _ = band_keys(
@@ -89,17 +90,17 @@ def test_texts_share_the_keys_of_the_bands_they_agree_in() -> None:
 
 
 def make(folder: Path, count: int = 60) -> dict[str, str]:
-    """Documents of 120 words; every third has copies in which 1, 3 and 40 words differ."""
+    """Documents of 120 words; every third has variants in which 1, 3 and 40 words differ."""
     generator = np.random.default_rng(0)
     texts: dict[str, str] = {}
     for number in range(count):
         original = [f"w{word}" for word in generator.integers(0, 5000, 120)]
         texts[f"{number}"] = " ".join(original)
         for changed in (1, 3, 40) if number % 3 == 0 else ():
-            copy = list(original)
-            for place in generator.choice(120, changed, replace=False):
-                copy[place] = f"new{place}"
-            texts[f"{number}-{changed}"] = " ".join(copy)
+            variant = list(original)
+            for position in generator.choice(120, changed, replace=False):
+                variant[position] = f"new{position}"
+            texts[f"{number}-{changed}"] = " ".join(variant)
     lines = [json.dumps({"id": id, "text": text}) + "\n" for id, text in texts.items()]
     folder.mkdir()
     for part in range(2):
@@ -133,23 +134,23 @@ def groups(texts: dict[str, str], least: float) -> list[set[str]]:
 
 
 @pytest.mark.parametrize("least", [0.75, 0.9])
-def test_what_comparing_everything_finds(tmp_path: Path, least: float) -> None:
+def test_deduplicate_near_finds_the_clusters_of_an_all_pairs_comparison(tmp_path: Path, least: float) -> None:
     texts = make(tmp_path / "documents")
-    corpus = run(tmp_path / "documents", tmp_path / "out", near_copy_similarity=least, heldout_share=0.05)
+    corpus = run(tmp_path / "documents", tmp_path / "out", near_duplicate_similarity=least, heldout_share=0.05)
     stay = [*corpus.train.ids, *corpus.heldout.ids]
     expected = groups(texts, least)
     assert len(stay) == len(expected) < len(texts) and all(len(group & set(stay)) == 1 for group in expected)
-    assert corpus.manifest.counts["near_copies_dropped"] == len(texts) - len(stay)
-    listed = pq.read_table(tmp_path / "out/near-copies.parquet").to_pylist()
+    assert corpus.counts["near_duplicates_dropped"] == len(texts) - len(stay)
+    listed = pq.read_table(tmp_path / "out/near-duplicates.parquet").to_pylist()
     assert {row["id"] for row in listed} == texts.keys() - set(stay) and {row["kept"] for row in listed} <= set(stay)
     assert all(row["similarity"] == pytest.approx(similarity(texts[row["id"]], texts[row["kept"]])) for row in listed)
     first = [id for id in stay if id in corpus.train.ids and "-" in id and int(id.split("-")[1]) < 40]
     reading = {id: (number % 2, number) for number, id in enumerate(texts)}
-    for id in first:  # a copy stays only where it was read before the others of its group
+    for id in first:  # a variant stays only if it was read before the others of its cluster
         assert reading[id] == min(reading[one] for one in next(group for group in expected if id in group))
 
 
-def test_a_document_like_one_held_out_is_not_trained_on(tmp_path: Path) -> None:
+def test_a_near_duplicate_of_a_heldout_document_is_not_trained_on(tmp_path: Path) -> None:
     texts = make(tmp_path / "documents")
     heldout = tmp_path / "heldout.jsonl"
     held = {"h/0": texts["0"].replace("w", "W", 1) + " end", "h/1": texts["1"] + " end", "h/2": "nothing like the others " * 9}
@@ -159,26 +160,26 @@ def test_a_document_like_one_held_out_is_not_trained_on(tmp_path: Path) -> None:
     assert not {"0", "0-1", "0-3", "1"} & set(corpus.train.ids)
 
 
-def test_the_same_from_any_cut_and_any_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_near_duplicates_do_not_depend_on_partitions_and_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "documents")
     whole = run(tmp_path / "documents", tmp_path / "whole", workers=1)
-    monkeypatch.setattr(module, "PART_BYTES", 20_000)
+    monkeypatch.setattr(preparation, "PARTITION_BYTES", 20_000)
     cut = [run(tmp_path / "documents", tmp_path / str(workers), workers=workers) for workers in (1, 2)]
-    assert cut[0].manifest.files == cut[1].manifest.files
-    assert cut[0].manifest.counts == whole.manifest.counts and list(cut[0].train.ids) == list(whole.train.ids)
+    assert Manifest.load(tmp_path / "1").files == Manifest.load(tmp_path / "2").files
+    assert cut[0].counts == whole.counts and list(cut[0].train.ids) == list(whole.train.ids)
     assert len(list((tmp_path / "1/train").glob("tokens*"))) > 1
 
 
-def test_without_near_copies_nothing_goes(tmp_path: Path) -> None:
+def test_without_near_duplicates_nothing_is_dropped(tmp_path: Path) -> None:
     folder = tmp_path / "documents"
     folder.mkdir()
     texts = [f"{number} " * (number % 9 + 1) + f"{number**2} {number**3}" for number in range(200)] + ["...", "!!!"]
     (folder / "0.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     corpus = run(folder, tmp_path / "out")
-    assert len(corpus.train) + len(corpus.heldout) == len(texts) and corpus.manifest.counts["near_copies_dropped"] == 0
-    assert pq.read_table(tmp_path / "out/near-copies.parquet").num_rows == 0
+    assert len(corpus.train) + len(corpus.heldout) == len(texts) and corpus.counts["near_duplicates_dropped"] == 0
+    assert pq.read_table(tmp_path / "out/near-duplicates.parquet").num_rows == 0
 
 
-def test_shingles_are_those_of_the_pairs(tmp_path: Path) -> None:
+def test_word_shingles_use_the_hashes_of_token_shingles(tmp_path: Path) -> None:
     text: Sequence[int] = ids("the one place where shingles are hashed")
     assert len(shingle_hashes(np.array(text), SHINGLE_WORDS)) == 3

@@ -39,7 +39,7 @@ def counts(index: ShingleIndex, bodies: Texts) -> list[list[int]]:
 
 
 @given(known=texts, others=texts, asked=texts, width=st.integers(1, 5), passes=st.integers(1, 5))
-def test_counts_against_sets_in_any_number_of_passes(
+def test_counts_equal_those_of_sets_in_any_number_of_passes(
     known: Texts, others: Texts, asked: Texts, width: int, passes: int
 ) -> None:
     edges = [(number << 64) // passes for number in range(passes + 1)]
@@ -55,7 +55,7 @@ def test_counts_against_sets_in_any_number_of_passes(
 
 
 @given(sample=texts, corpus=texts, width=st.integers(1, 5))
-def test_marking_against_sets(sample: Texts, corpus: Texts, width: int) -> None:
+def test_mark_equals_set_membership(sample: Texts, corpus: Texts, width: int) -> None:
     index = ShingleIndex(width, 256)
     index.add(batches(sample), 0)
     index.mark(batches(corpus), 1)
@@ -75,11 +75,11 @@ def test_passes_cover_all_hashes_once_within_the_memory(positions: int, memory: 
 
 
 @given(st.integers(0, 10**9))
-def test_a_table_for_so_many_is_at_most_half_full(count: int) -> None:
+def test_slots_for_leaves_the_table_at_most_half_full(count: int) -> None:
     assert slots_for(count) >= 2 * count and (slots_for(count) == MINIMUM_SLOTS or slots_for(count) < 4 * count + 4)
 
 
-def test_a_table_that_is_too_small_says_so() -> None:
+def test_a_table_that_is_too_small_raises() -> None:
     index = ShingleIndex(2, 64)
     bodies = [np.random.default_rng(0).integers(0, 1000, 500).tolist()]
     with pytest.raises(RuntimeError, match="too small"):
@@ -87,13 +87,13 @@ def test_a_table_that_is_too_small_says_so() -> None:
     assert (index._slots != 0).sum() <= FULL * 64 + 1
 
 
-def test_positions_are_those_of_the_texts_without_their_ends() -> None:
+def test_shingle_positions_leave_out_begin_and_end() -> None:
     bodies = [[1] * length for length in (0, 2, 3, 10)]
     offsets = np.cumsum([0, *(len(body) + 2 for body in bodies)])
     assert shingle_positions(offsets, 3) == 0 + 0 + 1 + 8
 
 
-def test_many_shingles_on_many_batches() -> None:
+def test_many_shingles_in_many_batches_are_counted() -> None:
     random = np.random.default_rng(1)
     bodies = [random.integers(0, 5000, 300).tolist() for _ in range(60)]
     index = ShingleIndex(4, slots_for(60 * 300))

@@ -45,7 +45,7 @@ def test_repeated_share_counts_positions(tokens: list[int], n: int) -> None:
     assert repeated_share(tokens, n) == (repeated / len(all_shingles) if all_shingles else 0.0)
 
 
-def test_large_and_ordered_ids_stay_apart() -> None:
+def test_large_ids_and_other_orders_give_other_shingles() -> None:
     """Ids beyond 16 bits, and shingles of the same tokens in another order, are other shingles."""
     assert len(shingle_hashes([1, 2, 2, 1, 70_001, 2, 1, 65_537, 1, 1], 2)) == 8
 
@@ -56,8 +56,8 @@ def test_a_short_text_is_contained_in_its_equals_alone() -> None:
 
 
 @pytest.mark.parametrize("held", [6, 100])
-def test_documents_held_in_parts_give_the_same_shares(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sbp_fast.dedup.shingles.HELD_DOCUMENTS", held)
+def test_containment_in_parts_equals_containment_at_once(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sbp_fast.dedup.shingles.DOCUMENTS_IN_MEMORY", held)
     random = np.random.default_rng(0)
     texts = [random.integers(0, 6, random.integers(1, 60)).astype(np.uint16) for _ in range(40)]
     table, shingles = ShingleTable.build(texts, 3), DocumentShingles(40, texts.__getitem__, 3)
@@ -69,7 +69,7 @@ def test_documents_held_in_parts_give_the_same_shares(held: int, monkeypatch: py
     assert np.concatenate([part.hashes for part in shingles.tables()]).tolist() == table.hashes.tolist()
 
 
-def test_signatures_agree_as_often_as_texts_are_alike() -> None:
+def test_signatures_agree_with_the_probability_of_the_jaccard_similarity() -> None:
     random = np.random.default_rng(0)
     texts = [random.integers(0, 10_000, 400) for _ in range(60)]
     cuts = range(400, 100, -5)

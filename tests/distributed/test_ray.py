@@ -34,9 +34,9 @@ from rounding import NEEDS_SAME_BITS
 from tiny_synthesis import make_inputs, settings
 from tiny_training import QUIET, SETTINGS, WORDS, configure
 
-import sbp_fast.stages.prepare as prepare_module
 from sbp_fast import cli
 from sbp_fast.config import RunConfig
+from sbp_fast.data import preparation
 from sbp_fast.errors import Unreachable, UserError
 from sbp_fast.generate.tasks import cut_chunks
 from sbp_fast.pipeline.executors.executor import Holders, Place, Workers
@@ -45,6 +45,7 @@ from sbp_fast.pipeline.stage import Manifest
 from sbp_fast.stages.embed import embed
 from sbp_fast.stages.filter import filter_documents
 from sbp_fast.stages.pair import pair
+from sbp_fast.stages.prepare import prepare
 from sbp_fast.stages.synthesize import synthesize
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -52,12 +53,12 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # which is how to keep on
 ray = pytest.importorskip("ray", reason="pip install 'sbp-fast[ray]'")
 from sbp_fast.pipeline.executors.ray import RayWorkers, connect, spread  # noqa: E402
 
-PART_BYTES = 5000
+PARTITION_BYTES = 5000
 DRIVER = """
 import sys
-import sbp_fast.stages.prepare as module
+from sbp_fast.data import preparation
 from sbp_fast.cli import main
-module.PART_BYTES = int(sys.argv.pop(1))
+preparation.PARTITION_BYTES = int(sys.argv.pop(1))
 main()
 """
 
@@ -199,13 +200,13 @@ def write_documents(folder: Path) -> None:
 
 def test_prepare(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_documents(tmp_path / "documents")
-    monkeypatch.setattr(prepare_module, "PART_BYTES", PART_BYTES)
+    monkeypatch.setattr(preparation, "PARTITION_BYTES", PARTITION_BYTES)
     config = configure(tmp_path, f"corpus.path='{tmp_path}/documents/*.jsonl'", "corpus.deduplicate=near")
-    whole = prepare_module.prepare(config, tmp_path / "whole", console=QUIET)
+    whole = prepare(config, tmp_path / "whole", console=QUIET)
     killing = Killing(tmp_path)
-    broken = prepare_module.prepare(config, tmp_path / "broken", console=QUIET, workers=killing)
+    broken = prepare(config, tmp_path / "broken", console=QUIET, workers=killing)
     assert killing.all_died() and killing.kills == 4
-    assert whole.counts["near_copies_dropped"] == 3 and len(whole.files) > 20
+    assert whole.counts["near_duplicates_dropped"] == 3 and len(whole.files) > 20
     assert (broken.files, broken.counts, broken.fingerprint) == (whole.files, whole.counts, whole.fingerprint)
 
 
@@ -259,14 +260,14 @@ def test_the_driver_killed_and_restarted(cluster: str, tmp_path: Path) -> None:
     settings = [*SETTINGS, "corpus.path=documents/*.jsonl"]  # relative to where the driver is started
 
     def start(out: str, *engine: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "driver.py", str(PART_BYTES), "prepare", "empty.toml", *settings, "--out", out, *engine]
+        command = [sys.executable, "driver.py", str(PARTITION_BYTES), "prepare", "empty.toml", *settings, "--out", out, *engine]
         # as from a shell: this process's Ray has put how it authenticates into its environment
         environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
         return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, env=environment)
 
     assert start("whole").wait() == 0
     process = start("broken", "--engine", "ray", "--address", cluster)
-    while process.poll() is None and not list(tmp_path.glob("broken.partial/spill/part-*")):
+    while process.poll() is None and not list(tmp_path.glob("broken.partial/scratch/partition-*")):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

@@ -74,9 +74,9 @@ def exact_losses(home: Path) -> list[float]:
     model.double()
     optimizers, losses = make_optimizers(model, config.pretrain), []
     for step in range(batches.steps):
-        streams = (batches.stream(step, number) for number in range(4))
+        sequences = (batches.sequence(step, index) for index in range(4))
         rate = learning_rate(config.pretrain, step, batches.steps)
-        losses.append(train_step(model, streams, 4, optimizers, config.pretrain, rate)[0].item())
+        losses.append(train_step(model, sequences, 4, optimizers, config.pretrain, rate)[0].item())
     return losses
 
 
@@ -145,7 +145,7 @@ def test_stage_function_in_two_processes_trains_as_the_command_does(
     task = TrainTask.of_arm(config, "baseline")
     run_in_processes(train, config, task, tmp_path / "two", gpus=2, **given)
     assert weights(tmp_path / "two") == weights(home / "two")
-    with pytest.raises(SystemExit, match="2"):  # 4 sequences a step
+    with pytest.raises(SystemExit, match="2"):  # 4 packed sequences a step
         run_in_processes(train, config, task, tmp_path / "three", gpus=3, **given)
 
 
@@ -156,7 +156,7 @@ def test_what_cannot_be_shared_out_is_refused_in_one_line(home: Path, tmp_path: 
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     assert done.returncode == 2, done.stdout + done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("error")] == [
-        "error: microbatch_tokens: 4 streams a step for 3 processes; lower it, or take a number of processes that divides the "
-        "streams"
+        "error: microbatch_tokens: 4 packed sequences a step for 3 processes; lower it, or take a number of processes that "
+        "divides the sequences"
     ]
     assert not (tmp_path / "three").exists()

@@ -57,7 +57,7 @@ def by_brute_force(run: Path, manifest: Manifest) -> set[tuple[int, int]]:
 
     prepared, vectors = PreparedCorpus(run / "corpus"), Vectors(run / "vectors")
     unique, settings = prepared.unique, configured("", {}).pair
-    rows = np.setdiff1d(np.arange(len(unique)), pq.read_table(run / "exact/copies.parquet")["document"].to_numpy())
+    rows = np.setdiff1d(np.arange(len(unique)), pq.read_table(run / "exact/duplicates.parquet")["document"].to_numpy())
     matrix = torch.from_numpy(vectors[rows])
     groups = np.unique([prepared.group(str(id)) for id in unique.ids[rows]], return_inverse=True)[1]
     keys = set()

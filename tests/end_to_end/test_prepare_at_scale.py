@@ -20,10 +20,10 @@ MEMORY = 2 << 30
 # as the command line, in parts small enough that a small corpus has many
 COMMAND = """
 import sys
-import sbp_fast.stages.prepare as module
+from sbp_fast.data import preparation
 from sbp_fast.cli import main
 if __name__ == "__main__":
-    module.PART_BYTES = int(sys.argv.pop(1))
+    preparation.PARTITION_BYTES = int(sys.argv.pop(1))
     main()
 """
 
@@ -81,8 +81,8 @@ def test_a_million_documents_in_bounded_memory(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert process.returncode == 0
     corpus = PreparedCorpus(tmp_path / "out")
-    dropped = corpus.manifest.counts["copies_dropped"] + corpus.manifest.counts["heldout_copies_dropped"]
-    print(f"peak memory of all processes: {peak / 2**20:.0f} MiB, {corpus.manifest.seconds:.0f} s")
+    dropped = corpus.counts["duplicates_dropped"] + corpus.counts["heldout_duplicates_dropped"]
+    print(f"peak memory of all processes: {peak / 2**20:.0f} MiB, {Manifest.load(tmp_path / 'out').seconds:.0f} s")
     assert len(corpus.train) + len(corpus.heldout) + dropped >= 1_000_000 - len(corpus.heldout)
     assert len(corpus.train) > 900_000
     assert 50 << 20 < peak < MEMORY

@@ -249,7 +249,7 @@ def test_candidates_are_the_first_and_the_one_before(keys: list[tuple[int, int]]
     stored = np.array([[number, *row] for number, row in enumerate(keys)], np.uint64).T
     stored[1:] <<= np.uint64(62)
     with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "SORTED_AT_ONCE", at_once)
+        patch.setattr(selection, "HASHES_IN_MEMORY", at_once)
         files = [Path(directory) / name for name in "ab"]
         for path, part in zip(files, (stored[:, :cut], stored[:, cut:]), strict=True):
             with open(path, "wb") as file:

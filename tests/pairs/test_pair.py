@@ -19,7 +19,7 @@ from paired_documents import (
 
 from sbp_fast.config import PairConfig
 from sbp_fast.data.prepared import PreparedCorpus
-from sbp_fast.dedup.clusters import first_of_near_copies
+from sbp_fast.dedup.clusters import first_of_near_duplicates
 from sbp_fast.dedup.shingles import DocumentShingles
 from sbp_fast.errors import UserError
 from sbp_fast.neighbors.exact import ExactSearcher
@@ -43,7 +43,7 @@ def test_without_caps_the_pairs_are_all_that_qualify(tmp_path: Path, seed: int, 
     assert counts["seeds"] == len({a for a, _ in expected})
     dropped = counts["dropped"]
     near = DOCUMENTS - 2 - len(representatives(texts))
-    assert near >= 2 and counts["duplicates"] == {"exact_copies": 2, "near_copies": near, "same_vector_copies": 0}
+    assert near >= 2 and counts["duplicates"] == {"exact_duplicates": 2, "near_duplicates": near, "same_vector_duplicates": 0}
     assert min(dropped[reason] for reason in ("below_band", "above_band", "same_group", "near_duplicates")) > 0
     every_pair = len(representatives(texts)) * (len(representatives(texts)) - 1)
     if backend == "exact":
@@ -132,14 +132,14 @@ def test_duplicates_are_replaced_by_the_first_and_listed(tmp_path: Path) -> None
     vectors[55] = vectors[11]  # another text, of which the encoder saw the same head
     write_inputs(tmp_path, texts, ids, vectors)
     pairs, counts = run_pair(tmp_path, similarity_low=-1.0, near_duplicate_containment=1.0, **UNCAPPED)
-    table = pq.read_table(tmp_path / "pairs/copies.parquet").to_pydict()
+    table = pq.read_table(tmp_path / "pairs/duplicates.parquet").to_pydict()
     into = dict(zip(table["document"], zip(table["representative"], table["kind"], strict=True), strict=True))
     seven = into.get(7, (7, ""))[0]
     planted = {30: (seven, "exact"), 41: (seven, "exact"), 50: (24, "near"), 57: (24, "near"), 55: (11, "same vector")}
     assert planted.items() <= into.items()
     assert set(into) == set(range(DOCUMENTS)) - set(representatives(texts)) | {55}
     assert {kind: list(table["kind"]).count(kind) for kind in ("exact", "near", "same vector")} == {
-        kind.removesuffix("_copies").replace("_", " "): count for kind, count in counts["duplicates"].items()
+        kind.removesuffix("_duplicates").replace("_", " "): count for kind, count in counts["duplicates"].items()
     }
     assert not set(into) & set(pairs.seeds.tolist())
 
@@ -157,8 +157,8 @@ def test_near_duplicates_are_found_at_any_place_and_number(held: int, tmp_path: 
         half = original.copy()
         half[100:] = random.integers(0, 5000, 100)
         texts.append(half)
-    monkeypatch.setattr("sbp_fast.dedup.shingles.HELD_DOCUMENTS", held)
-    first = first_of_near_copies(DocumentShingles(len(texts), texts.__getitem__, 13), 0.8, tmp_path)
+    monkeypatch.setattr("sbp_fast.dedup.shingles.DOCUMENTS_IN_MEMORY", held)
+    first = first_of_near_duplicates(DocumentShingles(len(texts), texts.__getitem__, 13), 0.8, tmp_path)
     copies = np.array([50 + 41 * number + place for number in range(50) for place in range(40)])
     assert (first[copies] == np.repeat(np.arange(50), 40)).mean() > 0.999
     others = np.setdiff1d(np.arange(len(texts)), copies)

@@ -246,7 +246,7 @@ def _write_pairs(directory: Path) -> None:
         "band": {"low": 0.4821, "high": 1.0, "low_origin": "auto"},
         "random_pair_rate": 0.001,
         "candidates": 78_208,
-        "duplicates": {"exact_copies": 3, "near_copies": 2, "same_vector_copies": 0},
+        "duplicates": {"exact_duplicates": 3, "near_duplicates": 2, "same_vector_duplicates": 0},
         "self_join": {
             "backend": "hnsw",
             "partitions": 1,

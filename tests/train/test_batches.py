@@ -13,9 +13,9 @@ from tiny_training import configure, write_documents
 from sbp_fast.config import RunConfig, TrainConfig
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.errors import UserError
-from sbp_fast.train.data.batches import NO_TARGET, Batches, PackedBatch, share_out
+from sbp_fast.train.data.batches import NO_TARGET, Batches, PackedBatch, divide_sequences
 from sbp_fast.train.data.corpus_batches import CorpusBatches, PackedDocuments
-from sbp_fast.train.data.pair_batches import PairBatches, cut_groups
+from sbp_fast.train.data.pair_batches import PairBatches, split_groups
 from sbp_fast.train.task import TrainTask
 
 PARTNER, CONTEXT = 16_000, 20
@@ -42,13 +42,13 @@ def pair_set(groups: dict[int, list[int]]) -> SimpleNamespace:
     return SimpleNamespace(seeds=seeds, partners=partners, fingerprint="pairs")
 
 
-def streams(batches: Batches, steps: range | None = None) -> list[PackedBatch]:
+def sequences(batches: Batches, steps: range | None = None) -> list[PackedBatch]:
     chosen = range(batches.steps) if steps is None else steps
-    return [batches.stream(step, number) for step in chosen for number in range(batches.streams_per_step)]
+    return [batches.sequence(step, index) for step in chosen for index in range(batches.sequences_per_step)]
 
 
-def check_stream(batch: PackedBatch, length: int) -> None:
-    """What holds of every stream, whatever is in it."""
+def check_sequence(batch: PackedBatch, length: int) -> None:
+    """Check what holds of every packed sequence."""
     tokens, targets, counts = batch.tokens.numpy(), batch.targets.numpy(), batch.counts
     rows = batch.loss_rows.numpy()
     carrying = np.flatnonzero(targets != NO_TARGET)
@@ -76,8 +76,8 @@ def test_each_token_is_an_input_once_an_epoch_and_a_target_unless_it_begins_a_do
         recipe = f"pretrain={{tokens={bins * epochs * step}, tokens_per_step={step}, microbatch_tokens={size}}}"
         batches = corpus_batches(corpus, configure(Path(directory), recipe, f"model.context={context}"))
         seen, learnt = Counter[int](), Counter[int]()
-        for batch in streams(batches):
-            check_stream(batch, size)
+        for batch in sequences(batches):
+            check_sequence(batch, size)
             tokens, targets, positions = batch.tokens.numpy(), batch.targets.numpy(), batch.layout.positions.numpy()
             seen.update(tokens[tokens > 0].tolist())
             learnt.update(targets[targets != NO_TARGET].tolist())
@@ -91,10 +91,10 @@ def test_each_token_is_an_input_once_an_epoch_and_a_target_unless_it_begins_a_do
         assert learnt == {token: epochs * per_step for token in range(1, corpus.tokens + 1) if token not in firsts}
 
 
-def test_a_stream_by_hand(tmp_path: Path) -> None:
+def test_a_packed_sequence_of_three_documents_has_the_expected_targets(tmp_path: Path) -> None:
     corpus = write_documents(tmp_path, [np.array([1, 2, 3]), np.array([4, 5, 6, 7, 8, 9]), np.array([10, 11])])
     packed = PackedDocuments.pack(corpus, capacity=13, context=4, seed=0)
-    batch = packed.stream(0, 0, 13, synthetic=True)
+    batch = packed.sequence(0, 0, 13, synthetic=True)
     segments = zip(batch.tokens.split(batch.layout.lengths), batch.targets.split(batch.layout.lengths), strict=True)
     found = {tuple(tokens.tolist()): targets.tolist() for tokens, targets in segments}
     assert found == {
@@ -107,9 +107,9 @@ def test_a_stream_by_hand(tmp_path: Path) -> None:
     assert batch.layout.lengths[-1] == 2 and (batch.counts.real_tokens, batch.counts.synthetic_tokens) == (0, 11)
 
 
-def test_an_end_token_inside_a_document_ends_nothing(tmp_path: Path) -> None:
+def test_an_end_token_inside_a_document_does_not_end_it(tmp_path: Path) -> None:
     document = np.array([3, 5, 1, 5, 1])  # the end token, 1, in the middle too
-    batch = PackedDocuments.pack(write_documents(tmp_path, [document, document]), 10, 10, 0).stream(0, 0, 10, synthetic=False)
+    batch = PackedDocuments.pack(write_documents(tmp_path, [document, document]), 10, 10, 0).sequence(0, 0, 10, synthetic=False)
     assert batch.layout.lengths == (5, 5)
     assert batch.targets.tolist() == [5, 1, 5, 1, -100] * 2
 
@@ -117,9 +117,9 @@ def test_an_end_token_inside_a_document_ends_nothing(tmp_path: Path) -> None:
 def test_joint_batches_repeat_no_synthetic_token_and_keep_the_share(tmp_path: Path) -> None:
     real, synthetic = numbered(tmp_path / "real", [30] * 10), numbered(tmp_path / "synthetic", [30] * 8, first=5000)
     settings = ("pretrain={tokens=1280, tokens_per_step=128, microbatch_tokens=64}", "model.context=64")
-    for share, expected in ((0.2, 0.2), (0.9, 4 / 20)):  # 240 synthetic tokens make 4 streams of 64
+    for share, expected in ((0.2, 0.2), (0.9, 4 / 20)):  # 240 synthetic tokens make 4 sequences of 64
         batches = corpus_batches(real, configure(tmp_path, *settings, f"arms.sbp.share={share}"), synthetic)
-        read = streams(batches)
+        read = sequences(batches)
         tokens = np.concatenate([batch.tokens.numpy() for batch in read])
         assert max(Counter(tokens[tokens >= 5000].tolist()).values()) == 1
         assert sum(batch.counts.synthetic_tokens for batch in read) == (tokens >= 5000).sum()
@@ -132,23 +132,23 @@ def test_joint_batches_repeat_no_synthetic_token_and_keep_the_share(tmp_path: Pa
         corpus_batches(real, asked, synthetic)
 
 
-def test_settings_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+def test_a_step_a_context_and_an_index_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     corpus = numbered(tmp_path / "real", [30])
     with pytest.raises(UserError, match="pretrain: tokens_per_step = 100 is no multiple of microbatch_tokens = 96"):
         corpus_batches(corpus, configure(tmp_path, "pretrain={tokens_per_step=100, microbatch_tokens=96}"))
     with pytest.raises(UserError, match=r"64 is less than model\.context = 96"):
         corpus_batches(corpus, configure(tmp_path, "pretrain={tokens_per_step=128, microbatch_tokens=64}"))
-    with pytest.raises(ValueError, match="5 streams a step cannot be shared out equally among 2 processes"):
-        share_out(5, 2)
+    with pytest.raises(ValueError, match="5 packed sequences a step cannot be divided equally among 2 processes"):
+        divide_sequences(5, 2)
     batches = corpus_batches(corpus, configure(tmp_path))
-    for step, number in ((-1, 0), (batches.steps, 0), (0, batches.streams_per_step)):
+    for step, index in ((-1, 0), (batches.steps, 0), (0, batches.sequences_per_step)):
         with pytest.raises(ValueError, match="of step"):
-            batches.stream(step, number)
+            batches.sequence(step, index)
 
 
 @given(st.integers(1, 8), st.integers(1, 8))
-def test_every_stream_of_a_step_goes_to_one_process(processes: int, each: int) -> None:
-    parts = share_out(processes * each, processes)
+def test_divide_sequences_gives_every_sequence_to_one_process(processes: int, each: int) -> None:
+    parts = divide_sequences(processes * each, processes)
     assert [number for part in parts for number in part] == list(range(processes * each))
     assert {len(part) for part in parts} == {each} and len(parts) == processes
 
@@ -172,13 +172,13 @@ def test_an_epoch_of_pairs_holds_each_partner_once_after_its_seed(
             return
         batches = PairBatches(corpus, pair_set(groups), PARTNER, recipe, CONTEXT, seed=1)
         assert (batches.pairs, batches.partners_too_long) == (len(wanted), len(pairs) - len(wanted))
-        read = streams(batches, range(batches.packing.bins))  # two streams a step: two epochs
+        read = sequences(batches, range(batches.packing.bins))  # two sequences a step: two epochs
         assert Counter(pair for batch in read for pair in check_pairs(batch, corpus, capacity)) == dict.fromkeys(wanted, 2)
 
 
 def check_pairs(batch: PackedBatch, corpus: Corpus, capacity: int) -> list[tuple[int, int]]:
     """The pairs in a batch, every token and target of it checked."""
-    check_stream(batch, capacity)
+    check_sequence(batch, capacity)
     segments = [segment.tolist() for segment in batch.tokens.split(batch.layout.lengths)]
     targets = [segment.tolist() for segment in batch.targets.split(batch.layout.lengths)]
     pairs, documents = [], []
@@ -199,7 +199,7 @@ def check_pairs(batch: PackedBatch, corpus: Corpus, capacity: int) -> list[tuple
     return pairs
 
 
-def test_a_pair_that_no_stream_holds_is_refused(tmp_path: Path) -> None:
+def test_a_pair_longer_than_a_packed_sequence_is_refused(tmp_path: Path) -> None:
     corpus, recipe = numbered(tmp_path, [10, 12]), TrainConfig(tokens_per_step=39, microbatch_tokens=39)
     with pytest.raises(UserError, match=r"at least twice model\.context, 40"):
         PairBatches(corpus, pair_set({0: [1]}), PARTNER, recipe, 20, seed=0)
@@ -208,10 +208,10 @@ def test_a_pair_that_no_stream_holds_is_refused(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=40), st.integers(40, 90))
-def test_groups_are_as_few_as_next_fit_makes_them(pairs: list[tuple[int, int]], capacity: int) -> None:
+def test_split_groups_makes_as_few_groups_as_next_fit(pairs: list[tuple[int, int]], capacity: int) -> None:
     seeds, partners = np.array(sorted(pairs)).T
     lengths = np.array([1, 5, 9, 14, 18, 20])
-    starts, sizes = cut_groups(seeds, partners, lengths, CONTEXT, capacity)
+    starts, sizes = split_groups(seeds, partners, lengths, CONTEXT, capacity)
     assert starts[0] == 0 and starts[-1] == len(pairs)
     for group, (start, stop) in enumerate(pairwise(starts)):
         assert len(set(seeds[start:stop])) == 1

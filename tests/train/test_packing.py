@@ -29,14 +29,14 @@ def test_every_item_is_in_exactly_one_bin_of_each_epoch_and_no_bin_overflows(
 
 
 @given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=120), seed=SEEDS)
-def test_no_two_bins_could_be_one(sizes: list[int], seed: int) -> None:
+def test_no_two_bins_fit_into_one(sizes: list[int], seed: int) -> None:
     """Best fit opens a bin only for what fits in none, so at most one of them is half empty."""
     packing = Packing(np.array(sizes), 60, seed)
     filled = sorted(sum(sizes[item] for item in packing.items(number, 0)) for number in range(packing.bins))
     assert packing.bins == 1 or filled[0] + filled[1] > 60
 
 
-def test_documents_meet_other_company_in_each_epoch() -> None:
+def test_items_share_their_bin_with_others_in_each_epoch() -> None:
     sizes = np.random.default_rng(0).integers(10, 60, 3000)
     packing = Packing(sizes, 200, seed=1)
     companies = [{tuple(sorted(packing.items(number, epoch).tolist())) for number in range(packing.bins)} for epoch in range(3)]
@@ -44,13 +44,13 @@ def test_documents_meet_other_company_in_each_epoch() -> None:
 
 
 @pytest.mark.parametrize(("median", "longest", "capacity"), [(150, 512, 2048), (600, 4096, 16384), (60, 224, 16384)])
-def test_little_room_is_left_among_documents_of_usual_lengths(median: int, longest: int, capacity: int) -> None:
+def test_padding_of_documents_of_usual_lengths_is_below_half_a_percent(median: int, longest: int, capacity: int) -> None:
     lengths = np.random.default_rng(0).lognormal(np.log(median), 0.9, 100_000)
     packing = Packing(np.clip(lengths, 16, longest).astype(int), capacity, seed=0)
     assert packing.padding_share < 0.005
 
 
-def test_what_cannot_be_packed_is_refused() -> None:
+def test_no_items_and_sizes_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="nothing to pack"):
         Packing(np.zeros(0, np.int64), 10, 0)
     for sizes in ([3, 11], [0, 3]):
@@ -59,7 +59,7 @@ def test_what_cannot_be_packed_is_refused() -> None:
 
 
 @given(marked=st.sets(st.integers(0, 199)), size=st.integers(0, 199))
-def test_the_least_room_is_the_smallest_that_suffices(marked: set[int], size: int) -> None:
+def test_least_room_is_the_smallest_marked_number_that_suffices(marked: set[int], size: int) -> None:
     some = np.zeros(4, np.uint64)
     for number in marked:
         some[number >> 6] |= np.uint64(1 << (number & 63))
@@ -71,7 +71,7 @@ def test_permute_is_a_permutation(size: int, key: tuple[int, ...]) -> None:
     assert sorted(permute(index, size, key_of(*key)) for index in range(size)) == list(range(size))
 
 
-def test_permute_of_a_corpus_too_large_to_list_stays_inside_and_apart() -> None:
+def test_permute_of_a_large_range_stays_inside_and_injective() -> None:
     size = 488_000_001
     images = {permute(index, size, key_of(1, 0, 0)) for index in range(2000)}
     assert len(images) == 2000 and max(images) < size and min(images) >= 0

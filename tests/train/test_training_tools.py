@@ -34,36 +34,36 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Numbered:
     """Packed sequences whose first token says which they are."""
 
-    steps, streams_per_step, stream_tokens = 5, 4, 4
+    steps, sequences_per_step, sequence_tokens = 5, 4, 4
 
     def __init__(self) -> None:
         self.made: list[tuple[int, int, str]] = []
 
-    def stream(self, step: int, number: int) -> PackedBatch:
+    def sequence(self, step: int, index: int) -> PackedBatch:
         if step == 4:
             raise OSError("the disk is gone")
-        self.made.append((step, number, threading.current_thread().name))
-        tokens = np.array([10 * step + number, 1, 1, 1])
+        self.made.append((step, index, threading.current_thread().name))
+        tokens = np.array([10 * step + index, 1, 1, 1])
         return PackedBatch.build(tokens, tokens, [4], length=4)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_prefetch_makes_sequences_ahead_in_order_in_one_thread_and_raises_its_errors(rank: int) -> None:
     batches = Numbered()
-    with Prefetch(batches, 1, Processes(rank, 2, CPU)) as prefetch:
-        assert prefetch.numbers == range(2 * rank, 2 * rank + 2)
+    with Prefetch(batches, 1, device=CPU, rank=rank, world=2) as prefetch:
+        assert prefetch.indices == range(2 * rank, 2 * rank + 2)
         for step in (1, 2, 3):
-            read = [int(stream.tokens[0]) for stream in prefetch.step()]
-            assert read == [10 * step + number for number in prefetch.numbers]
+            read = [int(sequence.tokens[0]) for sequence in prefetch.step()]
+            assert read == [10 * step + index for index in prefetch.indices]
         with pytest.raises(OSError, match="the disk is gone"):
             list(prefetch.step())
-    assert [made[:2] for made in batches.made] == [(step, number) for step in (1, 2, 3) for number in prefetch.numbers]
+    assert [made[:2] for made in batches.made] == [(step, index) for step in (1, 2, 3) for index in prefetch.indices]
     assert {name for _, _, name in batches.made} == {"batches_0"}
 
 
 def test_no_more_is_made_ahead_than_said(monkeypatch: pytest.MonkeyPatch) -> None:
     batches = Numbered()
-    with Prefetch(batches, 0, Processes(0, 1, CPU)) as prefetch:
+    with Prefetch(batches, 0, device=CPU, rank=0, world=1) as prefetch:
         next(iter(prefetch.step()))
         time.sleep(0.2)
         assert len(batches.made) == AHEAD + 1

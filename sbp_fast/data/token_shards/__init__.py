@@ -1,0 +1,1 @@
+"""The token corpus on disk: written, opened, checked and exported."""

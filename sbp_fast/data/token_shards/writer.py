@@ -1,7 +1,7 @@
-"""Writing token shards: documents by ones or in batches, each shard whole on disk before the next is begun, the index last.
+"""Writing token shards: documents singly or in batches, each shard whole on disk before the next is started, the index last.
 
-A shard goes to its file block by block, so that what is done with a block (its range, its type, its checksums) is done while
-it is in the cache. See `shards.py` for what is written.
+A shard is written block by block, so that a block is checked, converted and hashed while it is in the CPU cache. `corpus.py`
+lists the files of a corpus.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from sbp_fast.data.token_shards.blocks import BLOCK_TOKENS, Compression, cut_blocks, write_blocks
+from sbp_fast.data.token_shards.blocks import BLOCK_TOKENS, Compression, split_blocks, write_blocks
 from sbp_fast.data.token_shards.corpus import FORMAT, INDEX, OFFSET_TYPE, OFFSETS, Corpus, token_dtype
 from sbp_fast.pipeline.files import atomic_open, hash_file, hash_value, write_json
 
 TYPES = {"id": pa.string(), "source": pa.string(), "text_bytes": pa.int64(), "tokens": pa.int64()}
-JOINED_TOKENS = 1 << 20  # documents added by ones become a batch when they have this many
+JOINED_TOKENS = 1 << 20  # documents added singly become a batch when they have this many tokens
 
 
 def write_shard(
@@ -37,8 +37,13 @@ def write_shard(
     """Write the three files of one shard; returns its entry for `write_index`.
 
     Args:
-        parts: integers, all documents one after the other, cut into arrays anywhere.
+        directory: of the corpus.
+        name: of the shard.
+        parts: integers, all documents concatenated, in arrays that may end anywhere.
         table: of the documents: id, source, text_bytes, tokens and any other columns.
+        vocabulary_size: one more than the highest id.
+        compression: see `blocks.py`.
+        block_tokens: see `blocks.py`.
 
     Raises:
         ValueError: a token that is not in the vocabulary.
@@ -58,7 +63,7 @@ def write_shard(
 
 def _blocks(parts: Sequence[np.ndarray], block_tokens: int, vocabulary_size: int) -> Iterator[np.ndarray]:
     dtype = token_dtype(vocabulary_size)
-    for block in cut_blocks(parts, block_tokens):
+    for block in split_blocks(parts, block_tokens):
         low, high = block.min(), block.max()
         if not 0 <= low <= high < vocabulary_size:
             raise _outside(low, high, vocabulary_size)
@@ -71,7 +76,7 @@ def _outside(low: int, high: int, vocabulary_size: int) -> ValueError:
 
 def _parquet(table: pa.Table) -> pa.Buffer:
     sink = pa.BufferOutputStream()
-    # of one chunk, so that the bytes do not depend on how documents came; no two ids are equal, and nobody asks for statistics
+    # one chunk, so that the bytes do not depend on batches; ids are distinct, and statistics are not used
     dictionaries = [name for name in table.column_names if name != "id"]
     pq.write_table(table.combine_chunks(), sink, use_dictionary=dictionaries, write_statistics=False)
     return sink.getvalue()
@@ -92,7 +97,7 @@ def write_index(
     compression: Compression = "none",
     block_tokens: int = BLOCK_TOKENS,
 ) -> Corpus:
-    """Make a corpus of written shards: where the documents start, then the index; opens it."""
+    """Write the document offsets and the index of written shards, and open the corpus."""
     end = 0
     with atomic_open(directory / OFFSETS) as file:
         file.write(np.zeros(1, OFFSET_TYPE).tobytes())
@@ -117,9 +122,12 @@ class CorpusWriter:
     """Writes a corpus shard by shard; each finished shard is whole on disk, the index comes last.
 
     Args:
-        shard_tokens: a shard is closed by the document that brings it to this.
-        prefix: of the shards' names, before their number.
-        compression, block_tokens: see `blocks.py`.
+        directory: of the corpus; created if it does not exist.
+        vocabulary_size: one more than the highest id.
+        shard_tokens: the document that brings a shard to this number of tokens closes it.
+        prefix: of the shards' names, before their index.
+        compression: see `blocks.py`.
+        block_tokens: see `blocks.py`.
     """
 
     def __init__(
@@ -148,10 +156,10 @@ class CorpusWriter:
     def _begin_shard(self) -> None:
         self._parts: list[np.ndarray] = []
         self._tables: list[pa.Table] = []
-        self._held = 0
+        self._pending = 0
 
     def _begin_rows(self) -> None:
-        # a list for each column: rows would be objects that the garbage collector visits
+        # a list for each column: the garbage collector would visit rows one by one
         self._documents: list[np.ndarray | array[int]] = []
         self._lengths: list[int] = []
         self._ids: list[str] = []
@@ -161,12 +169,12 @@ class CorpusWriter:
         self._joined = 0
 
     def add(self, tokens: np.ndarray | Sequence[int], *, id: str, source: str, text_bytes: int, **columns: Any) -> None:
-        """Append a document (with its <begin> and <end>); `columns` go to its row, the same ones for all.
+        """Append a document, its <begin> and <end> included; `columns` go to its row, the same columns for all documents.
 
         An array is not copied: it must not change before the corpus is finished.
 
         Raises:
-            ValueError: other columns than those of the documents before.
+            ValueError: other columns than those of earlier documents.
         """
         if not self._lengths:
             self._more = {name: [] for name in columns}
@@ -197,7 +205,7 @@ class CorpusWriter:
             raise _outside(min(tokens), max(tokens), self.vocabulary_size) from None
 
     def _join(self) -> None:
-        """Make a batch of the documents added by ones."""
+        """Make a batch of the documents added singly."""
         if not self._lengths:
             return
         documents, lengths, more = self._documents, self._lengths, self._more
@@ -216,12 +224,15 @@ class CorpusWriter:
         text_bytes: Any,
         **columns: Any,
     ) -> None:
-        """Append documents that lie one after the other in an array, as `add` would one by one.
+        """Append concatenated documents, with the same result as adding them singly.
 
         Args:
             tokens: integers [tokens]; not copied, so it must not change before the corpus is finished.
             lengths: of the documents, integers [documents].
-            ids, sources, text_bytes, columns: for the rows, each [documents]: lists, numpy or Arrow arrays.
+            ids: [documents], a list, numpy or Arrow array, as the other columns.
+            sources: [documents].
+            text_bytes: [documents].
+            columns: other columns of the rows, each [documents].
 
         Raises:
             ValueError: lengths that do not add up to the tokens, columns of another length, other columns than those of the
@@ -235,14 +246,14 @@ class CorpusWriter:
         ends = np.cumsum(lengths)
         first = start = 0
         while first < len(ends):
-            last = int(np.searchsorted(ends, start + self.shard_tokens - self._held))  # the one that closes the shard
+            last = int(np.searchsorted(ends, start + self.shard_tokens - self._pending))  # the document that closes the shard
             beyond = min(last + 1, len(ends))
             end = int(ends[beyond - 1])
             self._parts.append(tokens[start:end])
             self._tables.append(table.slice(first, beyond - first))
-            self._held += end - start
+            self._pending += end - start
             first, start = beyond, end
-            if self._held >= self.shard_tokens:
+            if self._pending >= self.shard_tokens:
                 self._flush()
 
     def _table(self, columns: Mapping[str, Any]) -> pa.Table:

@@ -1,0 +1,1 @@
+"""Batches of training: the order of packed sequences, packing, prefetching."""

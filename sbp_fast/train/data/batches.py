@@ -1,7 +1,7 @@
-"""What one forward and backward pass reads: a packed stream of tokens, their targets and the layout of their segments.
+"""Packed sequences, which one forward and backward pass reads: tokens, their targets and the layout of their segments.
 
-A step is a fixed number of streams of a fixed length, each a pure function of (step, number), so that any number of
-processes may share them out and any step can be the first.
+A step is a fixed number of packed sequences of a fixed length, each a pure function of (step, index), so that any number of
+processes can share them and training can start at any step.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from torch import Tensor
 
 NO_TARGET = -100
 REAL, SYNTHETIC = "real", "synthetic"
-ROW_MULTIPLE = 256  # the loss meets few different numbers of rows, which the allocator of a device likes
+ROW_MULTIPLE = 256  # few different numbers of loss rows, so that the device allocator can reuse blocks
 
 
 @dataclass
 class Counts:
-    """What is in a stream, or in many of them together.
+    """Counts of one packed sequence, or of many together.
 
     Attributes:
-        tokens: all of them; real, synthetic and padding ones together.
-        loss_tokens: that have a target.
-        visible_pairs: (query, key) pairs that attention computes, padding left out.
-        digest: of the numbers of the documents, in streams of any order: two runs that read the same agree in it.
+        tokens: all tokens: real, synthetic and padding.
+        real_tokens: of the real corpus.
+        synthetic_tokens: of the synthetic corpus.
+        loss_tokens: tokens that have a target.
+        visible_pairs: (query, key) pairs that attention computes, without padding.
+        digest: sum of hashes of the document indices; two runs that read the same sequences agree in it, in any order.
     """
 
     tokens: int = 0
@@ -41,25 +43,26 @@ class Counts:
     digest: int = 0
 
     def add(self, other: Counts) -> None:
+        """Add the counts of another sequence."""
         for name in COUNTED:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
-COUNTED = [part.name for part in fields(Counts)]
+COUNTED = [count.name for count in fields(Counts)]
 
 
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
-    """One stream.
+    """One packed sequence.
 
     Attributes:
         tokens: int64 [T].
         targets: int64 [T], the next token of the same document, -100 where there is none or it carries no loss.
-        loss_rows: int64 [R], the tokens that have a target, filled up to a multiple of ROW_MULTIPLE (at most T) with one
-            that has none.
-        layout: segments of the stream; the padding at its end, where there is some, is one of its own.
-        counts: what is in it.
-        documents: the numbers, in their source, of the documents that it holds, in order.
+        loss_rows: int64 [R], indices of the tokens that have a target, filled up to a multiple of ROW_MULTIPLE (at most T) with
+            the index of one that has none.
+        layout: segments of the sequence; padding at its end is a segment of its own.
+        counts: of its tokens.
+        documents: indices, in their source, of the documents that it holds, in order.
     """
 
     tokens: Tensor
@@ -80,22 +83,24 @@ class PackedBatch:
         synthetic: bool = False,
         documents: Sequence[int] = (),
     ) -> PackedBatch:
-        """A stream of `length` tokens, padded at the end.
+        """Build a packed sequence of `length` tokens, padded at the end.
 
         Args:
-            tokens, targets: integer [at most `length`].
+            tokens: integer [at most `length`].
+            targets: integer, as many.
             lengths: of the segments.
-            parents: as for `PackedLayout.from_tree`; None where there are none.
-            synthetic: whether the tokens count as synthetic ones.
-            documents: numbers to remember.
+            length: of the sequence.
+            parents: as for `PackedLayout.from_tree`; None where no segment has one.
+            synthetic: whether the tokens count as synthetic.
+            documents: indices to store.
         """
         given, padding = len(tokens), length - len(tokens)
         if padding:
             lengths, parents = [*lengths, padding], None if parents is None else [*parents, -1]
         layout = PackedLayout.from_lengths(lengths) if parents is None else PackedLayout.from_tree(lengths, parents)
-        padded, goals = np.zeros(length, np.int64), np.full(length, NO_TARGET, np.int64)
-        padded[:given], goals[:given] = tokens, targets
-        rows = np.flatnonzero(goals != NO_TARGET)
+        padded, padded_targets = np.zeros(length, np.int64), np.full(length, NO_TARGET, np.int64)
+        padded[:given], padded_targets[:given] = tokens, targets
+        rows = np.flatnonzero(padded_targets != NO_TARGET)
         counts = Counts(
             tokens=length,
             real_tokens=0 if synthetic else given,
@@ -104,22 +109,23 @@ class PackedBatch:
             visible_pairs=layout.visible_pairs() - padding * (padding + 1) // 2,
             digest=xxhash.xxh3_64_intdigest(np.array([synthetic, *documents], np.int64).tobytes()) >> 33,
         )
-        tokens_T, targets_T, rows_R = (torch.from_numpy(array) for array in (padded, goals, _filled_up(rows, goals)))
+        arrays = padded, padded_targets, _fill_up(rows, padded_targets)
+        tokens_T, targets_T, rows_R = (torch.from_numpy(array) for array in arrays)
         return PackedBatch(tokens_T, targets_T, rows_R, layout, counts, documents)
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        """The same on `device`, by copies that do not wait for it."""
+        """Return the batch on `device`, by copies without host-device synchronisation."""
         if torch.device(device).type == "cpu":
             return self
         moved = [tensor.pin_memory().to(device, non_blocking=True) for tensor in (self.tokens, self.targets, self.loss_rows)]
         return replace(self, tokens=moved[0], targets=moved[1], loss_rows=moved[2], layout=self.layout.to(device))
 
 
-def _filled_up(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def _fill_up(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
     capacity = min(-(-len(rows) // ROW_MULTIPLE) * ROW_MULTIPLE, len(targets))
     missing = capacity - len(rows)
-    without = int(np.argmax(targets == NO_TARGET))  # there is one wherever something is missing
-    return np.concatenate([rows, np.full(missing, without)])
+    filler = int(np.argmax(targets == NO_TARGET))  # such a token exists wherever a row is missing
+    return np.concatenate([rows, np.full(missing, filler)])
 
 
 class Batches(Protocol):
@@ -127,24 +133,25 @@ class Batches(Protocol):
 
     Attributes:
         steps: of the run.
-        streams_per_step: each of them a `PackedBatch` of `stream_tokens` tokens.
+        sequences_per_step: packed sequences in a step.
+        sequence_tokens: length of each.
     """
 
     steps: int
-    streams_per_step: int
-    stream_tokens: int
+    sequences_per_step: int
+    sequence_tokens: int
 
-    def stream(self, step: int, number: int) -> PackedBatch:
-        """Stream `number` of the batch of `step`, a pure function of the two."""
+    def sequence(self, step: int, index: int) -> PackedBatch:
+        """Return packed sequence `index` of a step, a pure function of the two."""
 
 
-def share_out(streams: int, processes: int) -> list[range]:
-    """Which streams of a step each process takes: consecutive ones, equally many.
+def divide_sequences(sequences: int, processes: int) -> list[range]:
+    """Divide the packed sequences of a step among processes: consecutive ones, equally many for each.
 
     Raises:
-        ValueError: that cannot be.
+        ValueError: the number is no multiple of the processes.
     """
-    if streams % processes:
-        raise ValueError(f"{streams} streams a step cannot be shared out equally among {processes} processes")
-    ends = range(0, streams + 1, streams // processes)
+    if sequences % processes:
+        raise ValueError(f"{sequences} packed sequences a step cannot be divided equally among {processes} processes")
+    ends = range(0, sequences + 1, sequences // processes)
     return [range(start, stop) for start, stop in pairwise(ends)]

@@ -1,4 +1,4 @@
-"""Whole documents of the real corpus, repeated as often as the budget asks, and of a synthetic one, each read at most once."""
+"""Batches of a real corpus, repeated as often as the token budget asks, and of a synthetic one, read at most once."""
 
 from __future__ import annotations
 
@@ -16,57 +16,66 @@ from sbp_fast.train.task import TrainTask
 
 
 class CorpusBatches:
-    """Batches of documents that see themselves alone.
+    """Batches of documents, each of which attends to itself alone.
 
     Each token is an input exactly once an epoch, and a target once unless it begins a document: a document longer than the
-    context is read in pieces, and the last token of a piece still has its target.
+    context is read in chunks, and the last token of a chunk still has its target.
 
     Args:
-        real: what may repeat.
-        synthetic: what may not; it gets `task.share` of the streams, or as many as it has.
+        real: the corpus that may repeat.
+        synthetic: the corpus that may not; it gets `task.share` of the packed sequences, or as many as it has.
         task: the recipe, the seed and the share of synthetic text.
         context: tokens of the model's context.
 
     Attributes:
         packed: the packed documents of each source.
-        synthetic_share: of the streams.
+        synthetic_share: of the packed sequences.
 
     Raises:
-        UserError: streams that do not hold a context; less synthetic text than the least asked for.
+        UserError: packed sequences shorter than the context; less synthetic text than the minimum asked for.
     """
 
     def __init__(self, real: Corpus, synthetic: Corpus | None, task: TrainTask, context: int) -> None:
         recipe, seed = task.recipe, task.seed
-        self.stream_tokens, self.streams_per_step = recipe.microbatch_tokens, recipe.sequences_per_step
-        self.steps = recipe.steps
-        if self.stream_tokens < context:
-            found = f"{self.stream_tokens} is less than model.context = {context}"
-            raise UserError("pretrain.microbatch_tokens", found, "raise it to that or more")
-        self.packed = {REAL: PackedDocuments.pack(real, self.stream_tokens, context, seed)}
+        self.sequence_tokens, self.steps = recipe.microbatch_tokens, recipe.steps
+        self.sequences_per_step = recipe.sequences_per_step
+        if self.sequence_tokens < context:
+            problem = f"{self.sequence_tokens} is less than model.context = {context}"
+            raise UserError("pretrain.microbatch_tokens", problem, "raise it to that or more")
+        self.packed = {REAL: PackedDocuments.pack(real, self.sequence_tokens, context, seed)}
         sources = [Source(REAL, self.packed[REAL].packing.bins, repeats=True)]
         if synthetic is not None:
-            self.packed[SYNTHETIC] = PackedDocuments.pack(synthetic, self.stream_tokens, context, seed)
-            available, total = self.packed[SYNTHETIC].packing.bins, self.steps * self.streams_per_step
+            self.packed[SYNTHETIC] = PackedDocuments.pack(synthetic, self.sequence_tokens, context, seed)
+            available, total = self.packed[SYNTHETIC].packing.bins, self.steps * self.sequences_per_step
             share = Fraction(min(int(task.share * total), available), total)
             _require_enough(task, share, available, total)
             sources = [replace(sources[0], share=1 - share), Source(SYNTHETIC, available, repeats=False, share=share)]
         self.synthetic_share = float(1 - sources[0].share)
-        self.order = Order(sources, streams_per_step=self.streams_per_step, steps=self.steps, seed=seed)
+        self.order = Order(sources, sequences_per_step=self.sequences_per_step, steps=self.steps, seed=seed)
 
-    def stream(self, step: int, number: int) -> PackedBatch:
-        if not (0 <= step < self.steps and 0 <= number < self.streams_per_step):
-            raise ValueError(f"stream {number} of step {step}: there are {self.streams_per_step} in each of {self.steps}")
-        drawn = self.order.draw(step * self.streams_per_step + number)
-        packed = self.packed[drawn.source]
-        return packed.stream(drawn.stream, drawn.epoch, self.stream_tokens, synthetic=drawn.source == SYNTHETIC)
+    def sequence(self, step: int, index: int) -> PackedBatch:
+        """Return packed sequence `index` of a step.
+
+        Raises:
+            ValueError: there is no such step or index.
+        """
+        if not (0 <= step < self.steps and 0 <= index < self.sequences_per_step):
+            raise ValueError(f"sequence {index} of step {step}: there are {self.sequences_per_step} in each of {self.steps}")
+        ref = self.order.at(step * self.sequences_per_step + index)
+        packed = self.packed[ref.source]
+        return packed.sequence(ref.index, ref.epoch, self.sequence_tokens, synthetic=ref.source == SYNTHETIC)
 
 
 @dataclass(frozen=True)
 class PackedDocuments:
-    """A corpus cut into pieces of at most a context, and the streams in which they stand.
+    """A corpus split into chunks of at most a context, and their packing into sequences.
 
     Attributes:
-        documents, starts, lengths: of each piece its document, where it starts in the corpus, and its tokens.
+        corpus: the documents.
+        documents: uint32 [chunks], the document of each chunk.
+        starts: int64 [chunks], where each starts in the tokens of the corpus.
+        lengths: int32 [chunks], its tokens.
+        packing: of the chunks; a bin is a packed sequence.
     """
 
     corpus: Corpus
@@ -77,26 +86,29 @@ class PackedDocuments:
 
     @staticmethod
     def pack(corpus: Corpus, capacity: int, context: int, seed: int) -> PackedDocuments:
+        """Split the documents of a corpus into chunks of at most `context` tokens and pack them into `capacity` tokens."""
         sizes = np.diff(corpus.offsets)
-        pieces = -(-sizes // context)
-        documents = np.repeat(np.arange(len(sizes), dtype=np.uint32), pieces)
-        within = np.arange(len(documents)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-        starts = corpus.offsets[documents] + within * context
+        chunks = -(-sizes // context)
+        documents = np.repeat(np.arange(len(sizes), dtype=np.uint32), chunks)
+        chunk_index = np.arange(len(documents)) - np.repeat(np.cumsum(chunks) - chunks, chunks)
+        starts = corpus.offsets[documents] + chunk_index * context
         lengths = np.minimum(corpus.offsets[documents + np.int64(1)] - starts, context).astype(np.int32)
         return PackedDocuments(corpus, documents, starts, lengths, Packing(lengths, capacity, seed))
 
-    def stream(self, number: int, epoch: int, length: int, *, synthetic: bool) -> PackedBatch:
-        """Stream `number` of an epoch. Documents are told apart by the corpus's offsets, never by looking for end tokens,
-        which a document's text may hold too."""
-        items = self.packing.items(number, epoch)
+    def sequence(self, index: int, epoch: int, length: int, *, synthetic: bool) -> PackedBatch:
+        """Return packed sequence `index` of an epoch, padded to `length`.
+
+        Documents are told apart by the corpus's offsets, never by end tokens, which a document may also hold inside.
+        """
+        items = self.packing.items(index, epoch)
         documents, starts, lengths = self.documents[items].tolist(), self.starts[items], self.lengths[items]
         stops = starts + lengths
-        tokens = np.concatenate([self.corpus.slice(*piece) for piece in zip(starts.tolist(), stops.tolist(), strict=True)])
+        tokens = np.concatenate([self.corpus.slice(*chunk) for chunk in zip(starts.tolist(), stops.tolist(), strict=True)])
         targets = np.empty(len(tokens), np.int64)
         targets[:-1] = tokens[1:]
         targets[np.cumsum(lengths) - 1] = NO_TARGET
-        for piece in np.flatnonzero(stops != self.corpus.offsets[np.add(documents, 1)]):  # the document goes on
-            targets[lengths[: piece + 1].sum() - 1] = self.corpus.slice(stops[piece], stops[piece] + 1)[0]
+        for chunk in np.flatnonzero(stops != self.corpus.offsets[np.add(documents, 1)]):  # the document goes on
+            targets[lengths[: chunk + 1].sum() - 1] = self.corpus.slice(stops[chunk], stops[chunk] + 1)[0]
         return PackedBatch.build(tokens, targets, lengths.tolist(), length=length, synthetic=synthetic, documents=documents)
 
 

@@ -1,4 +1,4 @@
-"""Batches made ahead of time by one thread, and copied to the device, so that training never waits for them."""
+"""Packed sequences made ahead of time by one thread and copied to the device, so that training does not wait for them."""
 
 from __future__ import annotations
 
@@ -10,49 +10,55 @@ from types import TracebackType
 
 import torch
 
-from sbp_fast.pipeline.distributed import Processes
-from sbp_fast.train.data.batches import Batches, PackedBatch, share_out
+from sbp_fast.train.data.batches import Batches, PackedBatch, divide_sequences
 
-AHEAD = 4  # streams made or being made
+AHEAD = 4  # packed sequences made or being made
 
 
 class Prefetch:
-    """This process's streams of every step from `first_step` on.
+    """This process's packed sequences of every step from `first_step` on.
+
+    Args:
+        batches: of the run.
+        first_step: where training starts.
+        device: where the sequences go.
+        rank: of this process among those that train together.
+        world: the number of those processes.
 
     Attributes:
-        waited: seconds that somebody stood waiting for a stream, since it was last set to zero.
+        waited: seconds that the training thread has waited for a sequence, since it was last set to zero.
 
     Raises:
-        ValueError: streams that cannot be shared out equally.
+        ValueError: the sequences of a step cannot be divided equally.
     """
 
-    def __init__(self, batches: Batches, first_step: int, processes: Processes) -> None:
-        self.batches, self.device, self.waited = batches, processes.device, 0.0
-        self.numbers = share_out(batches.streams_per_step, processes.world)[processes.rank]
-        self._next = (first_step, self.numbers.start)
+    def __init__(self, batches: Batches, first_step: int, *, device: torch.device, rank: int, world: int) -> None:
+        self.batches, self.device, self.waited = batches, device, 0.0
+        self.indices = divide_sequences(batches.sequences_per_step, world)[rank]
+        self._next = (first_step, self.indices.start)
         self._pool = ThreadPoolExecutor(1, "batches")
         self._queue: deque[Future[PackedBatch]] = deque()
 
     def step(self) -> Iterator[PackedBatch]:
-        """The streams of the next step, on the device."""
-        for _ in self.numbers:
+        """Yield the packed sequences of the next step, on the device."""
+        for _ in self.indices:
             self._fill()
             started = time.monotonic()
-            stream = self._queue.popleft().result()
+            sequence = self._queue.popleft().result()
             self.waited += time.monotonic() - started
             self._fill()
-            yield stream
+            yield sequence
 
     def _fill(self) -> None:
         while len(self._queue) < AHEAD and self._next[0] < self.batches.steps:
-            step, number = self._next
-            self._queue.append(self._pool.submit(self._make, step, number))
-            self._next = (step, number + 1) if number + 1 < self.numbers.stop else (step + 1, self.numbers.start)
+            step, index = self._next
+            self._queue.append(self._pool.submit(self._make, step, index))
+            self._next = (step, index + 1) if index + 1 < self.indices.stop else (step + 1, self.indices.start)
 
-    def _make(self, step: int, number: int) -> PackedBatch:
+    def _make(self, step: int, index: int) -> PackedBatch:
         if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # the copies go to its default stream, as the training does
-        return self.batches.stream(step, number).to(self.device)
+            torch.cuda.set_device(self.device)  # copies go to its default stream, as training does
+        return self.batches.sequence(step, index).to(self.device)
 
     def __enter__(self) -> Prefetch:
         return self

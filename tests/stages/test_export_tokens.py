@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import sbp_fast.data.token_shards.export as module
+from sbp_fast.data.token_shards import export
 from sbp_fast.data.token_shards.blocks import Compression
 from sbp_fast.data.token_shards.corpus import Corpus
-from sbp_fast.data.token_shards.export import export_tokens
 from sbp_fast.data.token_shards.writer import CorpusWriter
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.progress import Console
+from sbp_fast.stages.export_tokens import export_tokens
 
 QUIET = Console(quiet=True)
 Documents = list[tuple[str, str, list[int]]]
@@ -88,11 +88,11 @@ def read_parquet(directory: Path) -> Documents:
 
 @pytest.mark.parametrize("vocabulary", [1 << 16, 1 << 18])
 @pytest.mark.parametrize("compression", ["none", "zstd"])
-def test_every_document_arrives(
+def test_exports_read_back_hold_every_document(
     tmp_path: Path, vocabulary: int, compression: Compression, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MDS_SHARD_BYTES", 200_000)
-    monkeypatch.setattr(module, "WRITTEN_AT_ONCE", 3)
+    monkeypatch.setattr(export, "MDS_SHARD_BYTES", 200_000)
+    monkeypatch.setattr(export, "CHUNK_NUMBERS", 3)
     corpus = make(tmp_path / "corpus", vocabulary, compression)
     expected = contents(corpus)
     for to in ("megatron", "mds", "parquet"):
@@ -126,7 +126,7 @@ def test_mosaic_itself_reads_its_format(tmp_path: Path) -> None:
     assert found == contents(corpus)
 
 
-def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
+def test_export_of_an_empty_document_an_unknown_format_or_a_damaged_block_is_refused(tmp_path: Path) -> None:
     make(tmp_path / "corpus", 300, lengths=(2, 0))
     with pytest.raises(UserError, match=r"ä/1.* holds no tokens, which MDS cannot store"):
         export_tokens(tmp_path / "corpus", "mds", tmp_path / "out", console=QUIET)

@@ -1,4 +1,4 @@
-"""`prepare` in pieces: the same bytes from any number of processes, from pieces of any size, and after any kill."""
+"""`prepare` in partitions: the same bytes from any number of processes, from partitions of any size, and after any kill."""
 
 import gzip
 import json
@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import sbp_fast.stages.prepare as module
 from sbp_fast.config import CorpusConfig, RunConfig
+from sbp_fast.data import preparation
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline import stage
@@ -28,7 +28,7 @@ LATE = "Last in the first file, and first in the last."
 
 @pytest.fixture
 def input(tmp_path: Path) -> Path:
-    """Three files of different kinds, with copies within and between them, and a document long enough to be cut."""
+    """Three files of different kinds, with duplicates within and between them, and a document long enough to be cut."""
     folder = tmp_path / "documents"
     folder.mkdir()
     for number in range(FILES):
@@ -42,8 +42,8 @@ def input(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PART_BYTES", 12_000)
+def _small_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "PARTITION_BYTES", 12_000)
 
 
 def configure(path: Path | str, **corpus: Any) -> RunConfig:
@@ -51,17 +51,17 @@ def configure(path: Path | str, **corpus: Any) -> RunConfig:
     return RunConfig(corpus=CorpusConfig(**values))
 
 
-def test_the_same_bytes_from_any_number_of_processes(input: Path, tmp_path: Path) -> None:
+def test_prepare_writes_the_same_bytes_with_any_number_of_processes(input: Path, tmp_path: Path) -> None:
     made = [prepare(configure(input, workers=workers), tmp_path / str(workers), console=QUIET) for workers in (1, 2, 3)]
     assert made[0].files == made[1].files == made[2].files and made[0].fingerprint == made[2].fingerprint
     assert len([name for name in made[0].files if name.startswith("train/tokens")]) > 3
-    assert not [path for path in (tmp_path / "2").rglob("*") if "spill" in str(path)]
+    assert not [path for path in (tmp_path / "2").rglob("*") if "scratch" in path.name]
 
 
 @settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(part_bytes=st.integers(1_000, 100_000), small=st.integers(500, 50_000), data=st.data())
-def test_the_order_does_not_depend_on_how_it_is_cut(
-    input: Path, tmp_path_factory: pytest.TempPathFactory, part_bytes: int, small: int, data: st.DataObject
+@given(partition_bytes=st.integers(1_000, 100_000), small=st.integers(500, 50_000), data=st.data())
+def test_the_order_does_not_depend_on_partition_sizes(
+    input: Path, tmp_path_factory: pytest.TempPathFactory, partition_bytes: int, small: int, data: st.DataObject
 ) -> None:
     out = tmp_path_factory.mktemp("out")
     found = []
@@ -70,22 +70,22 @@ def test_the_order_does_not_depend_on_how_it_is_cut(
             prepare(configure(input, compression="zstd" if name == "cut" else "none", workers=1), out / name, console=QUIET)
             corpus = PreparedCorpus(out / name)
             tokens = [corpus.train[i].tolist() for i in range(len(corpus.train))]
-            counts = {key: value for key, value in corpus.manifest.counts.items() if not key.endswith("_seconds")}
+            counts = {key: value for key, value in corpus.counts.items() if not key.endswith("_seconds")}
             found.append((tokens, list(corpus.train.ids), list(corpus.heldout.ids), counts, corpus.tokenizer.to_json()))
-            patch.setattr(module, "PART_BYTES", part_bytes)
-            patch.setattr(module, "SMALL_PART_BYTES", small)
+            patch.setattr(preparation, "PARTITION_BYTES", partition_bytes)
+            patch.setattr(preparation, "SMALL_PARTITION_BYTES", small)
     assert found[0] == found[1]
-    assert found[0][3]["copies_dropped"] + found[0][3]["heldout_copies_dropped"] >= 2
+    assert found[0][3]["duplicates_dropped"] + found[0][3]["heldout_duplicates_dropped"] >= 2
     assert len(found[0][1]) + len(found[0][2]) == FILES * (DOCUMENTS + found[0][3]["passages_cut"] // FILES) + 2
     stay = {id for id in (*found[0][1], *found[0][2]) if id.split("/")[0] in (f"0.jsonl:{DOCUMENTS + 3}", "2.jsonl:1")}
-    assert stay == {f"0.jsonl:{DOCUMENTS + 3}"}  # of copies the first that was read
+    assert stay == {f"0.jsonl:{DOCUMENTS + 3}"}  # of duplicates the first that was read
 
 
 class Killed(BaseException):
     pass
 
 
-def test_killed_at_any_durable_step_it_goes_on_to_the_same_bytes(
+def test_a_kill_at_any_durable_step_resumes_to_the_same_bytes(
     input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsync, calls = os.fsync, [0]
@@ -117,7 +117,7 @@ def test_killed_at_any_durable_step_it_goes_on_to_the_same_bytes(
         assert again is not None and again.files == whole.files and again.counts == whole.counts
 
 
-def test_killed_before_its_manifest_it_does_nothing_again(input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_before_the_manifest_repeats_no_work(input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configure(input, workers=1)
     whole = prepare(config, tmp_path / "whole", console=QUIET)
 
@@ -134,12 +134,14 @@ def test_killed_before_its_manifest_it_does_nothing_again(input: Path, tmp_path:
     assert not (tmp_path / "out/counts.json").exists()
 
 
-def test_a_finished_piece_is_not_written_again(input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_chunks_and_partitions_are_not_written_again(
+    input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     replace, begun, renamed = os.replace, [True], []
 
     def kill_late(source: Path, target: Path) -> None:
         name = Path(target).name
-        if begun[0] and name == "part-00002.json":
+        if begun[0] and name == "partition-00002.json":
             raise Killed
         renamed.append(name)
         replace(source, target)
@@ -150,17 +152,17 @@ def test_a_finished_piece_is_not_written_again(input: Path, tmp_path: Path, monk
     begun[0] = False
     before, renamed = set(renamed), []
     prepare(configure(input, workers=1), tmp_path / "out", console=QUIET)
-    written = [name for name in renamed if name.startswith(("piece", "file", "part", "tokens"))]
-    assert {"tokens-00001-00000.bin", "part-00001.json", "piece-000000-000000.arrow"} <= before
+    written = [name for name in renamed if name.startswith(("chunk", "file", "partition", "tokens"))]
+    assert {"tokens-00001-00000.bin", "partition-00001.json", "chunk-000000-000000.arrow"} <= before
     assert not {name for name in written if not name.startswith("tokens-00002")} & before
 
 
-def test_a_store_that_fails_is_not_skipped_and_what_was_read_stays(
+def test_a_failing_store_stops_prepare_and_keeps_the_files_read_before(
     input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = fsspec.filesystem("memory")
-    memory.put(str(input), "/pieces", recursive=True)
-    config = configure("memory://pieces", on_error="skip", workers=1)
+    memory.put(str(input), "/shuffled", recursive=True)
+    config = configure("memory://shuffled", on_error="skip", workers=1)
     whole = prepare(config, tmp_path / "whole", console=QUIET)
     opened, read = type(memory).open, []
 
@@ -179,10 +181,10 @@ def test_a_store_that_fails_is_not_skipped_and_what_was_read_stays(
             prepare(config, tmp_path / "out", console=QUIET)
         assert len(read) == 4  # the files before are not read again
     assert prepare(config, tmp_path / "out", console=QUIET).files == whole.files
-    memory.rm("/pieces", recursive=True)
+    memory.rm("/shuffled", recursive=True)
 
 
-def test_what_cannot_be_used_is_skipped_counted_and_listed(input: Path, tmp_path: Path) -> None:
+def test_on_error_skip_counts_and_lists_unusable_records(input: Path, tmp_path: Path) -> None:
     path = input / "0.jsonl"
     whole = prepare(configure(input), tmp_path / "whole", console=QUIET)
     good = path.read_bytes()
@@ -199,7 +201,7 @@ def test_what_cannot_be_used_is_skipped_counted_and_listed(input: Path, tmp_path
     assert made.counts["documents"] == whole.counts["documents"]
 
 
-def test_compressed_shards(input: Path, tmp_path: Path) -> None:
+def test_compressed_shards_hold_the_same_tokens_in_less_space(input: Path, tmp_path: Path) -> None:
     for compression in ("none", "zstd"):
         prepare(configure(input, compression=compression), tmp_path / compression, console=QUIET)
     raw, packed = (PreparedCorpus(tmp_path / compression).train for compression in ("none", "zstd"))

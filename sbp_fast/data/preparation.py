@@ -1,0 +1,324 @@
+"""The work of `prepare`: raw documents -> a tokenizer, globally shuffled token shards, and a holdout split.
+
+Documents are read once and written to disk by their position in the shuffled order (`shuffle.py`); which of them stay is
+decided on their hashes (`holdout.py`); then each partition of the order is tokenized and written by itself
+(`token_shards/tokenize.py`). Reading is parallel over files and splits of files, tokenizing over partitions, each task in
+bounded memory; a task that an earlier attempt finished is not done again. No output depends on the number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sbp_fast.config import RunConfig, resolve_threads
+from sbp_fast.data.documents import find_files, heldout_path, is_embedded
+from sbp_fast.data.encoder import EncoderName, IdsDiffer, choose_encoder
+from sbp_fast.data.filesystem import user_errors
+from sbp_fast.data.holdout import SELECTION_COLUMNS, Decisions, check_ids, choose_holdout, select
+from sbp_fast.data.input_splits import split_files
+from sbp_fast.data.shuffle import ShufflePartition, ShuffleReader, ShuffleWriteTask, plan_partitions, shuffle_write
+from sbp_fast.data.token_shards.corpus import Corpus
+from sbp_fast.data.token_shards.tokenize import TokenizeTask, write_partition
+from sbp_fast.data.token_shards.writer import write_index
+from sbp_fast.data.tokenizer import Tokenizer, train_tokenizer
+from sbp_fast.dedup.near_duplicates import NearDuplicates, find_near_duplicates
+from sbp_fast.errors import Unreachable, UserError
+from sbp_fast.pipeline.executors.executor import Workers
+from sbp_fast.pipeline.files import atomic_open, atomic_path, hash_file, read_json, write_json
+from sbp_fast.pipeline.progress import Console
+
+MINIMUM_UNIQUE = 16
+PARTITION_BYTES = 256 << 20  # of text and its columns, held by a process at once; its memory is about four times this
+SMALL_PARTITION_BYTES = 1 << 20  # a small corpus has up to MINIMUM_PARTITIONS of this size, so that all processes have work
+MINIMUM_PARTITIONS = 16
+COMPRESSION_RATIO = 4  # assumed of compressed input; where it is larger, buckets are divided further
+TRAINING_BYTES = 128 << 20  # of text that a tokenizer is trained on; more changes little and its word counts take memory
+SKIPPED, NEAR_DUPLICATES = "skipped.jsonl", "near-duplicates.parquet"
+NEAR_DUPLICATES_SCHEMA = pa.schema({"id": pa.string(), "kept": pa.string(), "similarity": pa.float64()})
+
+
+class Preparation:
+    """Prepares a corpus in a directory, resuming from what it finds there.
+
+    Args:
+        config: of the run.
+        directory: the output.
+        scratch: a directory for the shuffled documents, which the caller removes afterwards.
+        console: for progress.
+        record: called with counts for the manifest.
+        save_clock: called after each durable step.
+        workers: who does the tasks.
+
+    Attributes:
+        files: each input file, and whether its documents are given to be held out.
+        buckets: of the shuffled order.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: Path,
+        scratch: Path,
+        *,
+        console: Console,
+        record: Callable[..., None],
+        save_clock: Callable[[], None],
+        workers: Workers,
+    ) -> None:
+        self.config, self.corpus, self.directory, self.scratch = config, config.corpus, directory, scratch
+        self.console, self.record, self.save_clock = console, record, save_clock
+        self.workers, self.processes = workers, config.corpus.workers or resolve_threads(config)
+        self.files = [(file, False) for file in find_files(config.corpus.path)]
+        heldout = heldout_path(config.corpus)
+        if heldout is not None:
+            self.files += [(file, True) for file in find_files(heldout)]
+        self.buckets = self._count_buckets()
+
+    def run(self) -> None:
+        """Prepare the corpus.
+
+        Raises:
+            UserError: input that cannot be used, too few documents, an encoder that is not available.
+        """
+        self.scratch.mkdir(exist_ok=True)
+        near_duplicates = None
+        try:
+            read = self._read()
+            shuffled = ShuffleReader(self.scratch)
+            decisions = self._choose_holdout(shuffled, read)
+            partitions = plan_partitions(read["bucket"], self.buckets, PARTITION_BYTES)
+            if self.corpus.deduplicate == "near":
+                near_duplicates = self._find_near_duplicates(decisions, partitions)
+                decisions = replace(decisions, near_duplicates=near_duplicates.indices)
+            selected = _count_selected(shuffled, partitions, decisions)
+            unique = self._count_unique(selected["train"])
+        except Unreachable:
+            raise
+        except UserError:
+            shutil.rmtree(self.scratch)  # refused input is corrected before the next attempt, which reads anew
+            raise
+        if self.corpus.on_error == "skip":
+            with atomic_open(self.directory / SKIPPED) as file:
+                file.writelines((json.dumps(entry, ensure_ascii=False) + "\n").encode() for entry in shuffled.skipped())
+        if near_duplicates is not None:
+            self._list_near_duplicates(near_duplicates)
+        tokenizer = self._load_or_train_tokenizer(shuffled, partitions, decisions, unique)
+        unique_texts = _head(shuffled, partitions, decisions, unique)
+        encoder, description = choose_encoder(self.corpus.encoder, tokenizer, unique_texts)
+        self.console.say(f"tokenizing with {description}")
+        self.record(encoder=description)
+        self._tokenize(partitions, decisions, encoder)
+        written = [read_json(self._written_path(index)) for index in range(len(partitions))]
+        self._finish(read, selected, unique, tokenizer, written)
+
+    def _read(self) -> dict[str, Any]:
+        """Shuffle-write all files; returns the sums of what `shuffle_write` counts, documents and sources of training alone."""
+        path = self.corpus.path
+        self.console.say(f"reading {path if isinstance(path, str) else ', '.join(path)}")
+        splits = split_files([file for file, _ in self.files], self.workers, self.processes)
+        inputs = [(file, heldout) for (_, heldout), parts in zip(self.files, splits, strict=True) for file in parts]
+        config, seed, buckets = self.corpus, self.config.seed, self.buckets
+        tasks = [
+            ShuffleWriteTask(self.scratch, file, index, heldout, config, seed, buckets, PARTITION_BYTES)
+            for index, (file, heldout) in enumerate(inputs)
+        ]
+        total: dict[str, Any] = {"documents": 0, "sources": Counter(), "skipped": 0, "passages": 0, "bucket": Counter()}
+        unit = "files" if len(tasks) == len(self.files) else "splits of files"
+        with self.console.task("reading", len(tasks), unit) as progress:
+            for task, counts in zip(tasks, self._shuffle_write(tasks), strict=True):
+                if not task.heldout:
+                    total["documents"] += counts["documents"]
+                    total["sources"].update(counts["source"])
+                total["skipped"] += counts["skipped"]
+                total["passages"] += counts["passages"]
+                total["bucket"].update(counts["bucket"])
+                self.save_clock()
+                progress.advance(1)
+        if total["skipped"]:
+            self.console.say(f"skipped {total['skipped']} records that cannot be used: see {SKIPPED}")
+        return total
+
+    def _shuffle_write(self, tasks: list[ShuffleWriteTask]) -> Iterator[dict[str, Any]]:
+        left = self.corpus.maximum_documents
+        if not left:
+            yield from self.workers.run(shuffle_write, tasks, self.processes)
+            return
+        for task in tasks:  # one after the other: how much of a file is read depends on the files before it
+            counts = shuffle_write(task if task.heldout else replace(task, limit=left))
+            left -= 0 if task.heldout else counts["documents"]
+            yield counts
+
+    def _count_buckets(self) -> int:
+        """Return the number of buckets of the order, a function of the size of the input alone."""
+        size = 0
+        for file, _ in self.files:
+            compressed = file.path.endswith(file.reader.compressed_suffixes)
+            with user_errors(file.system, file.shown):
+                stored = file.system.size(file.path) or 0  # a store may not tell: buckets are then divided further
+            size += stored * (COMPRESSION_RATIO if compressed else 1)
+        return max(1, min(MINIMUM_PARTITIONS, size // SMALL_PARTITION_BYTES), -(-size // PARTITION_BYTES))
+
+    def _choose_holdout(self, shuffled: ShuffleReader, read: dict[str, Any]) -> Decisions:
+        seed = self.config.seed
+        check_ids(shuffled, read["documents"], self.files, self.corpus, seed)
+        if any(heldout for _, heldout in self.files):
+            return Decisions.none()
+        return choose_holdout(shuffled, read["documents"], read["sources"], self.corpus.heldout_share, seed)
+
+    def _find_near_duplicates(self, decisions: Decisions, partitions: list[ShufflePartition]) -> NearDuplicates:
+        decisions.save(self.scratch)
+        self.console.say("looking for near-duplicates")
+        similarity = self.corpus.near_duplicate_similarity
+        return find_near_duplicates(self.scratch, partitions, similarity, self.workers, self.processes)
+
+    def _list_near_duplicates(self, dropped: NearDuplicates) -> None:
+        columns = {"id": dropped.ids, "kept": dropped.kept, "similarity": dropped.similarities}
+        with atomic_path(self.directory / NEAR_DUPLICATES) as path:
+            pq.write_table(pa.table(columns, NEAR_DUPLICATES_SCHEMA), path)
+        self.console.say(f"left out {len(dropped.ids)} near-duplicates: see {NEAR_DUPLICATES}")
+
+    def _count_unique(self, documents: int) -> int:
+        share = self.corpus.unique_share
+        unique = math.ceil(Fraction(str(share)) * documents)
+        if unique < MINIMUM_UNIQUE:
+            raise UserError(
+                "corpus",
+                f"{documents} documents x corpus.unique_share {share} leaves {unique}, too few to work with",
+                f"give at least {MINIMUM_UNIQUE} unique documents: more input, a larger corpus.unique_share or, for few long "
+                "documents, corpus.passage_characters",
+            )
+        return unique
+
+    def _load_or_train_tokenizer(
+        self, shuffled: ShuffleReader, partitions: list[ShufflePartition], decisions: Decisions, unique: int
+    ) -> Tokenizer:
+        path = self.directory / "tokenizer.json"
+        if path.is_file():
+            return Tokenizer(path)
+        if self.corpus.tokenizer == "train":
+            # on the unique documents alone: the arms may not learn from the others, not even which words are common
+            self.console.say(f"training a tokenizer of {self.corpus.vocabulary_size} tokens on {unique} documents")
+            texts = _head(shuffled, partitions, decisions, unique)
+            tokenizer = train_tokenizer(texts, self.corpus.vocabulary_size)
+        else:
+            tokenizer = Tokenizer(self.corpus.tokenizer)
+        tokenizer.save(path)
+        return tokenizer
+
+    def _written_path(self, index: int) -> Path:
+        """Return the file that says that a partition is written, and what it holds."""
+        return self.scratch / f"partition-{index:05d}.json"
+
+    def _tokenize(self, partitions: list[ShufflePartition], decisions: Decisions, encoder: EncoderName) -> None:
+        decisions.save(self.scratch)
+        settings = hash_file(self.directory / "tokenizer.json"), self.corpus.shard_tokens, self.corpus.compression, encoder
+        tasks = [
+            TokenizeTask(self.directory, self.scratch, index, partition, *settings)
+            for index, partition in enumerate(partitions)
+            if not self._written_path(index).is_file()
+        ]
+        finished = len(partitions) - len(tasks)
+        try:
+            with self.console.task("tokenizing", len(partitions), "partitions", done=finished) as progress:
+                results = self.workers.run(write_partition, tasks, self.processes)
+                for task, written in zip(tasks, results, strict=True):
+                    write_json(self._written_path(task.index), written)
+                    self.save_clock()
+                    progress.advance(1)
+        except IdsDiffer:
+            self._remove_written(len(partitions))
+            raise
+
+    def _remove_written(self, partitions: int) -> None:
+        """Remove the partitions written so far: their ids may be wrong too, in documents that were not compared."""
+        for index in range(partitions):
+            self._written_path(index).unlink(missing_ok=True)
+        for split in ("train", "heldout"):
+            shutil.rmtree(self.directory / split, ignore_errors=True)
+
+    def _finish(
+        self,
+        read: dict[str, Any],
+        selected: Counter[str],
+        unique: int,
+        tokenizer: Tokenizer,
+        written: list[dict[str, Any]],
+    ) -> None:
+        """Write the indices of both splits and record the counts."""
+        train, heldout = (self._write_index(split, written, tokenizer) for split in ("train", "heldout"))
+        duplicates, heldout_duplicates = selected["duplicates"], selected["heldout_duplicates"]
+        if duplicates or heldout_duplicates:
+            also = f"{heldout_duplicates} documents that are held out as well"
+            self.console.say(f"dropped {duplicates} exact duplicates and {also}")
+        text_bytes = sum(partition["text_bytes"] for partition in written)
+        sources = sum((Counter(partition["sources"]) for partition in written), Counter())
+        self.record(
+            documents=len(train),
+            tokens=train.tokens,
+            text_bytes=text_bytes,
+            unique_documents=unique,
+            unique_tokens=train.prefix(unique).tokens,
+            heldout_documents=len(heldout),
+            heldout_tokens=heldout.tokens,
+            passages_cut=read["passages"],
+            duplicates_dropped=duplicates,
+            heldout_duplicates_dropped=heldout_duplicates,
+            near_duplicates_dropped=selected["near_duplicates"],
+            records_skipped=read["skipped"],
+            vocabulary_size=tokenizer.vocabulary_size,
+            bytes_per_token=text_bytes / (train.tokens - 2 * len(train)),
+            sources=dict(sorted(sources.items())),
+            embedded=is_embedded(self.corpus),
+        )
+
+    def _write_index(self, split: str, written: list[dict[str, Any]], tokenizer: Tokenizer) -> Corpus:
+        shards = [shard for partition in written for shard in partition[split]]
+        return write_index(
+            self.directory / split,
+            shards,
+            vocabulary_size=tokenizer.vocabulary_size,
+            compression=self.corpus.compression,
+        )
+
+
+def _count_selected(shuffled: ShuffleReader, partitions: list[ShufflePartition], decisions: Decisions) -> Counter[str]:
+    """Count the documents that stay for training, and those dropped for each reason."""
+    counts: Counter[str] = Counter()
+    for partition in partitions:
+        table = shuffled.rows(partition, SELECTION_COLUMNS)
+        selected = select({name: table[name].to_numpy() for name in SELECTION_COLUMNS}, decisions)
+        counts.update(
+            train=len(selected.train),
+            duplicates=selected.duplicates,
+            heldout_duplicates=selected.heldout_duplicates,
+            near_duplicates=selected.near_duplicates,
+        )
+    return counts
+
+
+def _head(shuffled: ShuffleReader, partitions: list[ShufflePartition], decisions: Decisions, documents: int) -> Iterator[str]:
+    """Yield the texts of the first documents of the shuffled order, up to TRAINING_BYTES of them."""
+    size = 0
+    for partition in partitions:
+        table = shuffled.rows(partition, [*SELECTION_COLUMNS, "text"])
+        columns = {name: table[name].to_numpy() for name in SELECTION_COLUMNS}
+        selected = select(columns, decisions).train[:documents]
+        documents -= len(selected)
+        for text in table["text"].take(selected):
+            size += len(text.as_buffer())
+            yield text.as_py()
+            if size >= TRAINING_BYTES:
+                return
+        if not documents:
+            return
