@@ -11,5 +11,6 @@ RENAMED: dict[str, str] = {
     "evaluate.judge_key_variable": "quality.judge_key_variable",
     "evaluate.judge_requests": "quality.judge_requests",
     "evaluate.judge_timeout_seconds": "quality.judge_timeout_seconds",
+    "filter.maximum_unsound_characters": "filter.maximum_malformed_characters",
 }
 """Old key -> new key, both as dotted paths; a whole section may be renamed by its name."""

@@ -26,12 +26,12 @@ from sbp_fast.evaluate.judge_answers import PROMPTS, collect_answers, judged_rat
 from sbp_fast.evaluate.novelty import NOVEL_TOKENS, batch_of, known_counts, known_share, novel_rates
 from sbp_fast.evaluate.quality import DUPLICATE_JACCARD, near_duplicates, rate, same_letters, unmeasured
 from sbp_fast.evaluate.relevance import Judged, irrelevance, similarities, summarize_similarity
-from sbp_fast.filters.features import beside_seeds
+from sbp_fast.filters.features import compare_with_seeds
+from sbp_fast.generate.saved import open_synthetic
 from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pipeline.files import atomic_path, hash_value, read_json
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.stage import MANIFEST, Manifest, Work, run_stage
-from sbp_fast.stages.filter import open_synthetic
 
 JUDGED = "judged.parquet"
 LENGTH_BINS, PROBABILITY_BINS = 24, 30
@@ -65,7 +65,7 @@ def measure_quality(
         prepared = PreparedCorpus(corpus)
         work.device = resolve_device(config)
         judge = open_judge(config.quality, work.device)
-        samples = Samples.draw(config, prepared, open_synthetic(synthetic, corpus), Corpus(kept))
+        samples = Samples.draw(config, prepared, open_synthetic(synthetic, prepared), Corpus(kept))
         low = read_json(pairs / MANIFEST)["counts"]["band"]["low"]
         _measure(config, prepared, samples, PairSet(pairs), low, judge, work)
 
@@ -166,7 +166,7 @@ class Copied:
     """What of the generated documents occurs elsewhere.
 
     Attributes:
-        repeated, in_seed: float64 [generated], as in `synthesize.measures.Measures`.
+        repeated, in_seed: float64 [generated], as in `compare_with_seeds` returns them.
         letters: bool [generated], equal to the seed but for white space and punctuation.
         in_corpus, heldout_in_corpus: float64, share of the shingles of generated and of held-out documents that any unique
             document has.
@@ -185,7 +185,7 @@ def _copies(config: RunConfig, prepared: PreparedCorpus, samples: Samples) -> Co
     width, seeds = config.filter.shingle_tokens, samples.written.column("seed")[samples.drawn]
     groups: list[Batch] = [batch_of(one) for one in (samples.generated, samples.passed, samples.heldout)]
     known = {tokens: known_counts(groups, prepared.unique, tokens) for tokens in sorted({*NOVEL_TOKENS, width})}
-    repeated, in_seed = beside_seeds(prepared, seeds, *groups[0], width)
+    repeated, in_seed = compare_with_seeds(prepared, seeds, *groups[0], width)
     return Copied(
         repeated=repeated,
         in_seed=in_seed,

@@ -239,7 +239,7 @@ def test_embed_and_pair(cluster: str, inputs: dict[str, Path], tmp_path: Path) -
 
 @NEEDS_SAME_BITS
 def test_synthesize_and_filter(cluster: str, inputs: dict[str, Path], tmp_path: Path) -> None:
-    config = settings(inputs["directory"], "filter={minimum_tokens=2, keep_unfinished=true, maximum_unsound_characters=1.0}")
+    config = settings(inputs["directory"], "filter={minimum_tokens=2, keep_unfinished=true, maximum_malformed_characters=1.0}")
     killing = Killing(tmp_path)
     found: list[list[Any]] = []
     for name, workers in {"here": LOCAL, "there": killing}.items():

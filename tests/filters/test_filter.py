@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tiny_training import QUIET, configure, make_corpus
 from written_corpus import Row, fresh_tokens, make_written
 
+from sbp_fast import data
 from sbp_fast.config import FilterConfig
 from sbp_fast.data import holdout as selection
 from sbp_fast.data.prepared import PreparedCorpus
@@ -25,13 +26,14 @@ from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.dedup import shingle_index
 from sbp_fast.dedup.lsh import candidate_pairs
 from sbp_fast.errors import UserError
-from sbp_fast.filters import tasks as sifting
-from sbp_fast.filters.features import LONGEST_RUN, compression_ratios, unsound_shares
+from sbp_fast.filters import tasks
+from sbp_fast.filters.features import LONGEST_RUN, compression_ratios, malformed_character_ratios
+from sbp_fast.filters.filtering import FEATURES, REJECTED
 from sbp_fast.filters.near_duplicates import find_duplicates
-from sbp_fast.filters.rules import RULES
-from sbp_fast.filters.tasks import Shard, count_known
+from sbp_fast.filters.rules import FILTER_RULES, document_rules
+from sbp_fast.filters.tasks import FilterTask, count_shingles
 from sbp_fast.pipeline.stage import Manifest
-from sbp_fast.stages.filter import REJECTED, filter_documents
+from sbp_fast.stages.filter import filter_documents
 
 WIDTH = 6
 RANDOM = np.random.default_rng(7)
@@ -40,7 +42,7 @@ OVERRIDES = (
     "filter={minimum_tokens=10, shingle_tokens=6, copy_containment=0.2, minimum_compression_ratio=0.7}",
     "filter.evaluation_containment=0.15",
 )
-NAMES = [rule.find.__name__ for rule in RULES] + ["duplicate"]
+NAMES = list(FILTER_RULES)
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +215,7 @@ def duplicates_of(bodies: list[np.ndarray], similarity: float) -> tuple[list[int
             numbers = [number for number in range(len(bodies)) if number % 2 == part]
             texts = [bodies[number][1:-1] for number in numbers]
             joined = np.concatenate([np.zeros(0, np.uint32), *texts]).astype(np.uint32)
-            keys = sifting.token_band_keys(joined, np.cumsum([0, *map(len, texts)]), WIDTH, sifting.BANDS, sifting.ROWS)
+            keys = tasks.token_band_keys(joined, np.cumsum([0, *map(len, texts)]), WIDTH, tasks.BANDS, tasks.ROWS)
             files.append(Path(directory) / str(part))
             with open(files[-1], "wb") as file:
                 np.save(file, np.concatenate([np.array([numbers], np.uint64), keys]))
@@ -267,13 +269,15 @@ def test_counts_do_not_depend_on_the_memory(inputs: dict[str, Path], filtered: d
         with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
             ranges = [(number << 64) // wanted for number in range(wanted + 1)]
             plan = [(low, high - 1) for low, high in itertools.pairwise(ranges)]
-            patch.setattr(sifting, "plan_passes", lambda positions, memory, plan=plan: (1 << 14, plan))
+            patch.setattr(tasks, "plan_passes", lambda positions, memory, plan=plan: (1 << 14, plan))
             shards = [
-                Shard(inputs["corpus"], synthetic, Path(directory), number, FilterConfig(shingle_tokens=WIDTH))
+                FilterTask(
+                    inputs["corpus"], synthetic, Path(directory), number, FilterConfig(shingle_tokens=WIDTH), document_rules()
+                )
                 for number in range(len(Corpus(synthetic).shard_starts) - 1)
             ]
-            count_known(shards, prepared, ["a question of no great length"], 2, lambda documents: None)
-            counts.append([np.load(shard.file("known"))["counts"].tolist() for shard in shards])
+            count_shingles(shards, prepared, ["a question of no great length"], 2, lambda documents: None)
+            counts.append([np.load(shard.file("shingles"))["counts"].tolist() for shard in shards])
     assert counts[0] == counts[1]
     assert sum(sum(row) for shard in counts[0] for row in shard) > 0
 
@@ -291,7 +295,7 @@ def test_the_result_does_not_depend_on_the_memory(
 
     monkeypatch.setattr(shingle_index.np, "zeros", observed)
     index = shingle_index.ShingleIndex
-    monkeypatch.setattr(sifting, "ShingleIndex", lambda *arguments: index(*arguments))
+    monkeypatch.setattr(tasks, "ShingleIndex", lambda *arguments: index(*arguments))
     manifest = run(inputs, filtered["synthetic"], tmp_path / "out", f"filter.memory_gib={8 * 1024 / 2**30}")
     assert manifest.counts == filtered["manifest"].counts
     assert manifest.fingerprint == filtered["manifest"].fingerprint
@@ -307,27 +311,27 @@ def test_a_killed_stage_goes_on_and_gives_the_same(
     script = f"""
 import os, signal
 from pathlib import Path
-import test_filter, sbp_fast.dedup.shingle_index as shingle_index, sbp_fast.filters.tasks as sifting
+import test_filter, sbp_fast.dedup.shingle_index as shingle_index, sbp_fast.filters.tasks as tasks
 shingle_index.MINIMUM_SLOTS = 64
 inputs = {{name: Path(path) for name, path in { ({name: str(path) for name, path in inputs.items()})!r}.items()}}
-counted, left = sifting._count_shard, [int(os.environ["SHARDS"])]
+counted, left = tasks._count_shard, [int(os.environ["SHARDS"])]
 def count(*arguments):
     if left[0] == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     left[0] -= 1
     return counted(*arguments)
-sifting._count_shard = count
+tasks._count_shard = count
 test_filter.run(inputs, Path({str(filtered["synthetic"])!r}), Path({str(tmp_path / "out")!r}), "threads=1", {few!r})
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
     process = subprocess.run([sys.executable, "-c", script], env={**environment, "SHARDS": str(shards + 2)}, check=False)
     assert process.returncode == -signal.SIGKILL
-    measures = tmp_path / "out.partial" / "measures"
-    passes = [int(np.load(path)["passes"]) for path in sorted(measures.glob("known-*"))]
+    features = tmp_path / "out.partial" / FEATURES
+    passes = [int(np.load(path)["passes"]) for path in sorted(features.glob("shingles-*"))]
     assert passes == [2, 2] + [1] * (shards - 2)
     again = run(inputs, filtered["synthetic"], tmp_path / "out", few)
     assert again.fingerprint == filtered["manifest"].fingerprint
-    assert not (tmp_path / "out" / "measures").exists()
+    assert not (tmp_path / "out" / FEATURES).exists()
 
 
 def test_unfinished_documents_stay_if_asked_for(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -363,12 +367,12 @@ SOUND = ["plain text, with (punctuation); 50% off at $3 + 4 = £7\n\ttabs", "“
 
 
 def test_real_text_of_many_scripts_is_sound() -> None:
-    assert unsound_shares(SOUND).tolist() == [0, 0, 0]
+    assert malformed_character_ratios(SOUND).tolist() == [0, 0, 0]
 
 
 def test_unsound_characters_are_counted() -> None:
     texts = ["ab\ufffdd", "ab\x00\x1b", "♥☃ab", "-" * (LONGEST_RUN + 8), "ab" * 100, ""]
-    assert unsound_shares(texts).tolist() == [0.25, 0.5, 0.5, 8 / (LONGEST_RUN + 8), 0, 0]
+    assert malformed_character_ratios(texts).tolist() == [0.25, 0.5, 0.5, 8 / (LONGEST_RUN + 8), 0, 0]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=80))
@@ -383,7 +387,7 @@ def test_unsound_characters_against_brute_force(text: str) -> None:
 
     stretches = [len(list(group)) for _, group in itertools.groupby(text)]
     if max(stretches, default=0) <= LONGEST_RUN:
-        assert unsound_shares([text])[0] * max(len(text), 1) == pytest.approx(sum(not sound(one) for one in text))
+        assert malformed_character_ratios([text])[0] * max(len(text), 1) == pytest.approx(sum(not sound(one) for one in text))
 
 
 def test_repetitive_text_compresses_and_short_text_does_not() -> None:
@@ -395,10 +399,10 @@ def test_repetitive_text_compresses_and_short_text_does_not() -> None:
 def test_the_thresholds_leave_the_embedded_corpus_alone() -> None:
     import io
 
-    path = Path(shingle_index.__file__).parent / "embedded" / "default.jsonl.zst"
+    path = Path(data.__file__).parent / "embedded" / "default.jsonl.zst"
     with open(path, "rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
         lines = io.TextIOWrapper(stream, "utf-8").readlines()
     texts = [json.loads(line)["text"] for line in lines[::10]]
     config = FilterConfig()
     assert compression_ratios(texts).min() > config.minimum_compression_ratio
-    assert unsound_shares(texts).max() < config.maximum_unsound_characters / 4
+    assert malformed_character_ratios(texts).max() < config.maximum_malformed_characters / 4
