@@ -26,8 +26,8 @@ from bench.__main__ import show
 from sbp_fast.config import ModelConfig
 from sbp_fast.config.files import load_config
 from sbp_fast.experiment.plan.costs import key_value_bytes
-from sbp_fast.generate.decoder import Room, SamplingRule
-from sbp_fast.generate.engine import Draft, Engine, Seed
+from sbp_fast.generate.decoder import KVCacheConfig, SamplingParams
+from sbp_fast.generate.engine import Engine, GenerationResult, Seed
 from sbp_fast.model.flops import matrix_parameters
 from sbp_fast.model.huggingface import hugging_face_config, to_hugging_face
 from sbp_fast.model.transformer import Block, Transformer
@@ -97,7 +97,7 @@ def measure(case: Case, ends: float) -> dict[str, Any]:
     drafts = Ours(model, case).draw(seeds)
     row: dict[str, Any] = {"shape": described(case), "unit": "tokens", "work": 1.0, "left_out": {}}
     row |= {"flops": operations(case), "bytes": bytes_read(case, seeds, drafts), "limits": machine.limits()}
-    row |= {"facts": {"mean tokens of a document": statistics.mean(draft.drawn for draft in drafts)}}
+    row |= {"facts": {"mean tokens of a document": statistics.mean(draft.generated_tokens for draft in drafts)}}
     row["check"] = check(model, seeds, drafts)
     if not row["check"]["right"]:
         return row
@@ -181,22 +181,24 @@ class Ours:
     """Our engine, once for each thread of a CPU."""
 
     def __init__(self, model: Transformer, case: Case) -> None:
-        rule = SamplingRule(PARTNER, END, (BEGIN, PARTNER), case.longest, 1.0, TOP_P, repeated_tokens=0)
+        rule = SamplingParams(PARTNER, END, (BEGIN, PARTNER), case.longest, 1.0, TOP_P, repeated_tokens=0)
         context = case.shape.context
-        room = Room(case.rows, case.samples, 0, 64, context, max(8192, context), str(precision()).removeprefix("torch."))
+        room = KVCacheConfig(
+            case.rows, case.samples, 0, 64, context, max(8192, context), str(precision()).removeprefix("torch.")
+        )
         pages = 1 + case.rows * room.pages_of(case.longest) + (case.rows // case.samples + 8) * room.pages_of(context)
         if model.device.type == "cuda":
             page = key_value_bytes(case.shape) * room.page_tokens
             pages = min(pages, int(0.8 * torch.cuda.mem_get_info()[0] / page))
         self.engines = [Engine(model, rule, replace(room, pages=pages), 0) for _ in range(case.engines)]
 
-    def draw(self, seeds: list[Seed]) -> list[Draft]:
+    def draw(self, seeds: list[Seed]) -> list[GenerationResult]:
         shares = [seeds[number :: len(self.engines)] for number in range(len(self.engines))]
         threads = torch.get_num_threads()
         with ThreadPoolExecutor(len(shares), initializer=torch.set_num_threads, initargs=(threads // len(shares),)) as pool:
             drafts = [
                 draft
-                for found in pool.map(lambda i: list(self.engines[i].draw(shares[i])), range(len(shares)))
+                for found in pool.map(lambda i: list(self.engines[i].generate(shares[i])), range(len(shares)))
                 for draft in found
             ]
         torch.set_num_threads(threads)
@@ -211,7 +213,7 @@ def providers(model: Transformer, case: Case) -> dict[str, Callable[[], Draw]]:
 
     def ours() -> Draw:
         engines = Ours(model, case)
-        return lambda seeds: sum(draft.drawn for draft in engines.draw(seeds))
+        return lambda seeds: sum(draft.generated_tokens for draft in engines.draw(seeds))
 
     return {
         "ours": ours,
@@ -288,7 +290,7 @@ def continuous_batches(model: Transformer, case: Case) -> Draw:
 
 
 @torch.inference_mode()
-def check(model: Transformer, seeds: list[Seed], drafts: list[Draft]) -> dict[str, Any]:
+def check(model: Transformer, seeds: list[Seed], drafts: list[GenerationResult]) -> dict[str, Any]:
     """Whether transformers gives some of our documents the log-probability that ours says they have."""
     found, ours, exact = theirs(model), 0.0, 0.0
     for draft in drafts[:16]:
@@ -306,12 +308,12 @@ def operations(case: Case) -> float:
     return 2.0 * (matrix_parameters(case.shape) + case.vocabulary_size * case.shape.width)
 
 
-def bytes_read(case: Case, seeds: list[Seed], drafts: list[Draft]) -> float:
+def bytes_read(case: Case, seeds: list[Seed], drafts: list[GenerationResult]) -> float:
     """By one token drawn, at the least: its share of the weights, which are read for all rows, of its seed, which is read for
     all samples, and half of its document on average."""
     size = precision().itemsize
-    lengths = np.array([draft.drawn for draft in drafts], np.float64)
-    seed = sum(len(seeds[draft.seed].tokens) * draft.drawn for draft in drafts) / lengths.sum()
+    lengths = np.array([draft.generated_tokens for draft in drafts], np.float64)
+    seed = sum(len(seeds[draft.seed].tokens) * draft.generated_tokens for draft in drafts) / lengths.sum()
     own = (lengths**2).sum() / lengths.sum() / 2
     weights = size * (matrix_parameters(case.shape) + case.vocabulary_size * case.shape.width)
     return float(weights / case.rows + key_value_bytes(case.shape) * size / 2 * (seed / case.samples + own))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_synthesis import Killed, documents, make_inputs, make_python, note_drawn
+from tiny_synthesis import Killed, documents, make_inputs, make_python, record_generated
 from tiny_synthesis import run as run_stage
 
 from sbp_fast.data.prepared import PreparedCorpus
@@ -69,8 +69,8 @@ def test_the_whole_stage(
         assert not {tokenizer.begin, tokenizer.partner, tokenizer.end} & set(text)
         assert first_repetition(np.array(text), 4) == (len(text) if row["stop"] == "repetition" else 0)
         assert (len(text) == 30) >= (row["stop"] == "length")
-        drawn = text + [tokenizer.end] * (row["stop"] == "end")
-        assert row["mean_log_probability"] == pytest.approx(np.mean([-1 / (1 + token) for token in drawn]), rel=1e-6)
+        generated = text + [tokenizer.end] * (row["stop"] == "end")
+        assert row["mean_log_probability"] == pytest.approx(np.mean([-1 / (1 + token) for token in generated]), rel=1e-6)
     assert len({request["seed"] for request in requests}) == len(requests)
     assert not list((tmp_path / "out").glob("parts*"))
 
@@ -85,13 +85,13 @@ def test_killed_and_rerun_asks_for_what_is_missing_alone(
     run: Callable[..., Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path / "unbroken")
-    drawn = note_drawn(monkeypatch, kill_at=20)
+    generated = record_generated(monkeypatch, kill_at=20)
     with pytest.raises(Killed):
         run(tmp_path / "out")
     monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "log"))
     manifest = run(tmp_path / "out")
-    assert len(drawn) == len(set(drawn)) == manifest.counts["documents"]
-    assert len(calls(tmp_path / "log")) == 1 + len(drawn) - 20
+    assert len(generated) == len(set(generated)) == manifest.counts["documents"]
+    assert len(calls(tmp_path / "log")) == 1 + len(generated) - 20
     assert documents(tmp_path / "out") == documents(tmp_path / "unbroken")
 
 
@@ -106,14 +106,14 @@ def test_a_worker_that_dies_says_why_and_what_it_drew_is_kept(
     assert tmp_path in log.parents and "some lines before" in log.read_text()
     monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "log"))
     manifest = run(tmp_path / "out")
-    assert len(calls(tmp_path / "log")) == 1 + manifest.counts["documents"] - 18  # two files of 9 were drawn
+    assert len(calls(tmp_path / "log")) == 1 + manifest.counts["documents"] - 18  # two files of 9 were generated
 
 
 def test_a_forbidden_token_is_not_taken(
     inputs: dict[str, Path], run: Callable[..., Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAND_IN_DRAWS", str(PreparedCorpus(inputs["corpus"]).tokenizer.partner))
-    with pytest.raises(UserError, match="drew a token that was forbidden"):
+    with pytest.raises(UserError, match="generated a token that was forbidden"):
         run(tmp_path / "out")
 
 
@@ -141,7 +141,7 @@ def test_the_worker_ends_with_whoever_started_it(python: Path, tmp_path: Path) -
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"max_position_embeddings": 9, "vocab_size": 9}')
     engine = {"model": str(tmp_path / "model"), "skip_tokenizer_init": True, "dtype": "float32"}
-    (tmp_path / "request.json").write_text(json.dumps({"engine": engine, "sampling": {}}))
+    (tmp_path / "settings.json").write_text(json.dumps({"engine": engine, "sampling": {}}))
     environment = {**os.environ, "STAND_IN_LOG": str(tmp_path / "log")}
     worker = subprocess.Popen([python, vllm_backend.WORKER, tmp_path], stdin=subprocess.PIPE, env=environment)
     while not (tmp_path / "log").exists():
@@ -154,9 +154,15 @@ def test_the_worker_ends_with_whoever_started_it(python: Path, tmp_path: Path) -
 def test_the_environment_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PYTHONPATH", "PYTHONHOME", "RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_USE_AGENT_STORE", "HF_HOME"):
         monkeypatch.setenv(name, "1")
-    found = vllm_backend._environment(torch.device("cpu"))
-    assert not {"PYTHONPATH", "PYTHONHOME", "RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_USE_AGENT_STORE"} & set(found)
-    assert (found["HF_HOME"], found["CUDA_VISIBLE_DEVICES"], found["VLLM_ENABLE_V1_MULTIPROCESSING"]) == ("1", "", "0")
+    environment = vllm_backend._environment(torch.device("cpu"))
+    assert not {"PYTHONPATH", "PYTHONHOME", "RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_USE_AGENT_STORE"} & set(
+        environment
+    )
+    assert (environment["HF_HOME"], environment["CUDA_VISIBLE_DEVICES"], environment["VLLM_ENABLE_V1_MULTIPROCESSING"]) == (
+        "1",
+        "",
+        "0",
+    )
     for visible, device, expected in ((None, "cuda:3", "3"), ("4,5", "cuda:1", "5"), ("GPU-a,GPU-b", "cuda:0", "GPU-a")):
         if visible is None:
             monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -174,5 +180,5 @@ def test_the_environment_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
         ("bfloat16", "float32", "bfloat16"),
     ],
 )
-def test_caches(cache_precision: str, precision: str, expected: str) -> None:
-    assert vllm_backend.cache_type(cache_precision, precision) == expected
+def test_cache_precision_becomes_the_dtype_that_vllm_calls_it(cache_precision: str, precision: str, expected: str) -> None:
+    assert vllm_backend.cache_dtype(cache_precision, precision) == expected
