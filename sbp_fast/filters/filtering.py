@@ -88,8 +88,8 @@ def filter_corpus(
     console.say(f"kept {passed} of {len(synthetic)} documents; rejected: {dict(sorted(rejected.items())) or 'none'}")
     return {
         "documents": len(synthetic),
-        "documents_kept": passed,
-        "tokens_kept": tokens,
+        "filtered_documents": passed,
+        "filtered_tokens": tokens,
         "rules": rule_counts(rejected, len(synthetic), config),
     }
 

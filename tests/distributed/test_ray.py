@@ -246,7 +246,7 @@ def test_synthesize_and_filter(cluster: str, inputs: dict[str, Path], tmp_path: 
         how: dict[str, Any] = {"corpus": inputs["corpus"], "console": QUIET, "workers": workers}
         drawn = synthesize(config, tmp_path / f"drawn-{name}", model=inputs["model"], **how)
         kept = filter_documents(config, tmp_path / f"kept-{name}", synthetic=tmp_path / f"drawn-{name}", **how)
-        assert drawn is not None and len(drawn.files) > 10 and 0 < kept.counts["documents_kept"] < kept.counts["documents"]
+        assert drawn is not None and len(drawn.files) > 10 and 0 < kept.counts["filtered_documents"] < kept.counts["documents"]
         found.append([(one.files, one.counts, one.flops, one.device, one.fingerprint) for one in (drawn, kept)])
     assert killing.all_died() and killing.kills == 3
     assert found[0] == found[1]

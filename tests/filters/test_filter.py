@@ -63,14 +63,14 @@ def runs(tokens: Any) -> list[tuple[int, ...]]:
     return [tuple(int(token) for token in tokens[i : i + WIDTH]) for i in range(len(tokens) - WIDTH + 1)]
 
 
-def droning() -> list[int]:
-    """The same five tokens over and over, each time with another between, so that no shingle occurs twice."""
+def repeated_with_changes() -> list[int]:
+    """Return the same five tokens over and over with another token between each time, so that no shingle occurs twice."""
     word = fresh(5)
     return [token for between in range(35, 95) for token in (*word, between)]
 
 
 def constructed(inputs: dict[str, Path]) -> list[tuple[str, Row]]:
-    """Documents and what becomes of each; copies lie on both sides of their thresholds."""
+    """Return documents with the reject reason of each; copies lie on both sides of their thresholds."""
     prepared = PreparedCorpus(inputs["corpus"])
     unique, tokenizer = prepared.unique, prepared.tokenizer
     longest = sorted(range(len(unique)), key=lambda i: -len(unique[i]))
@@ -88,7 +88,7 @@ def constructed(inputs: dict[str, Path]) -> list[tuple[str, Row]]:
         ("unfinished", (seed, [*run_twice, *run_twice], "length")),
         ("repetition", (seed, [*run_twice, *run_twice], "end")),
         ("repetition", (seed, fresh(20), "repetition")),
-        ("compressible", (seed, droning(), "end")),
+        ("compressible", (seed, repeated_with_changes(), "end")),
         ("malformed", (seed, [*fresh(30), 110], "end")),
         ("", (seed, [*fresh(60), 110], "end")),
         ("copies_seed", (seed, [*head, *fresh(16)], "end")),
@@ -112,7 +112,7 @@ def filtered(inputs: dict[str, Path]) -> dict[str, Any]:
     return {"expected": [reason for reason, _ in cases], "synthetic": synthetic, "out": out, "manifest": manifest}
 
 
-def test_each_reason_and_the_first_one_that_applies(filtered: dict[str, Any]) -> None:
+def test_rejected_documents_have_the_first_reason_that_applies(filtered: dict[str, Any]) -> None:
     written, kept = Corpus(filtered["synthetic"]), Corpus(filtered["out"])
     assert len(written.shard_starts) > 4
     expected: list[str] = filtered["expected"]
@@ -128,10 +128,11 @@ def test_each_reason_and_the_first_one_that_applies(filtered: dict[str, Any]) ->
     assert [document.tolist() for document in map(kept.__getitem__, range(len(kept)))] == [written[i].tolist() for i in passing]
 
 
-def test_every_rule_is_counted_with_its_threshold(filtered: dict[str, Any]) -> None:
+def test_counts_have_every_rule_with_its_threshold(filtered: dict[str, Any]) -> None:
     counts, expected = filtered["manifest"].counts, filtered["expected"]
-    kept = Corpus(filtered["out"])
-    assert (counts["documents"], counts["documents_kept"], counts["tokens_kept"]) == (len(expected), len(kept), kept.tokens)
+    written = Corpus(filtered["out"])
+    assert (counts["filtered_documents"], counts["filtered_tokens"]) == (len(written), written.tokens)
+    assert counts["documents"] == len(expected)
     assert list(counts["rules"]) == NAMES
     for name, rule in counts["rules"].items():
         assert (rule["rejected"], rule["share"]) == (expected.count(name), expected.count(name) / len(expected))
@@ -140,7 +141,7 @@ def test_every_rule_is_counted_with_its_threshold(filtered: dict[str, Any]) -> N
     assert (thresholds["too_short"], thresholds["unfinished"], thresholds["duplicate"]) == (10, False, 0.8)
 
 
-def test_the_value_that_a_rule_measured_against_brute_force(inputs: dict[str, Path], filtered: dict[str, Any]) -> None:
+def test_values_of_rejected_documents_equal_brute_force(inputs: dict[str, Path], filtered: dict[str, Any]) -> None:
     prepared, written = PreparedCorpus(inputs["corpus"]), Corpus(filtered["synthetic"])
     unique, heldout = ([runs(corpus[i][1:-1]) for i in range(len(corpus))] for corpus in (prepared.unique, prepared.heldout))
     real = set(itertools.chain.from_iterable(unique))
@@ -171,7 +172,7 @@ def test_the_value_that_a_rule_measured_against_brute_force(inputs: dict[str, Pa
         assert row["value"] == pytest.approx(expected[row["reason"]], abs=tolerance), row
 
 
-def test_what_the_real_corpus_has_too_is_no_contamination(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_evaluation_text_that_the_unique_documents_have_is_no_contamination(inputs: dict[str, Path], tmp_path: Path) -> None:
     prepared = PreparedCorpus(inputs["corpus"])
     body = prepared.unique[0][1:-1].tolist()
     question = {"prompt": prepared.tokenizer.decode(body[:10]), "choices": ["x", prepared.tokenizer.decode(body[10:20])]}
@@ -179,12 +180,12 @@ def test_what_the_real_corpus_has_too_is_no_contamination(inputs: dict[str, Path
     synthetic = make_written(inputs["corpus"], tmp_path / "synthetic", [(1, [*fresh(90), *body[:20]], "end")])
     choices = f"evaluate.choices='{tmp_path}/questions.jsonl'"
     manifest = run(inputs, synthetic, tmp_path / "out", choices, "filter.evaluation_containment=0.01")
-    assert manifest.counts["documents_kept"] == 1
+    assert manifest.counts["filtered_documents"] == 1
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=25), st.integers(0, 2**32))
-def test_near_duplicates_against_brute_force(families: list[int], seed: int) -> None:
-    """Families of documents whose members are far more alike than the limit, and of which no two are near it otherwise."""
+def test_near_duplicates_equal_brute_force(families: list[int], seed: int) -> None:
+    """Documents of one family are far more similar than the limit, documents of two families far less."""
     random = np.random.default_rng(seed)
     originals = random.integers(0, 1000, (3, 120))
     bodies = []
@@ -223,14 +224,14 @@ def duplicates_of(bodies: list[np.ndarray], similarity: float) -> tuple[list[int
     return documents.tolist(), values.tolist()
 
 
-def test_equal_documents_are_met_past_others() -> None:
+def test_equal_documents_are_found_with_another_between_them() -> None:
     base = np.arange(200)
     bodies = [np.concatenate([[0], base, [1]])] * 3
     bodies.insert(1, np.concatenate([[0], base[:40], [1]]))
     assert duplicates_of(bodies, 0.8) == ([2, 3], [1, 1])
 
 
-def test_a_document_like_one_that_goes_is_compared_with_what_that_went_for() -> None:
+def test_candidate_that_is_a_duplicate_is_replaced_by_what_it_duplicates() -> None:
     first, second, third = np.arange(122), np.arange(122), np.arange(122)
     second[50], third[[50, 90]] = 900, (900, 901)
     assert duplicates_of([first, second, third], 0.85) == ([1], [109 / 121])  # the third shares 103 of 127 with the first
@@ -240,7 +241,9 @@ def test_a_document_like_one_that_goes_is_compared_with_what_that_went_for() -> 
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=12), st.integers(1, 12), st.integers(1, 4)
 )
-def test_candidates_are_the_first_and_the_one_before(keys: list[tuple[int, int]], cut: int, at_once: int) -> None:
+def test_candidate_pairs_are_with_the_first_and_the_previous_document_of_a_bucket(
+    keys: list[tuple[int, int]], cut: int, at_once: int
+) -> None:
     from tempfile import TemporaryDirectory
 
     expected = set()
@@ -260,7 +263,9 @@ def test_candidates_are_the_first_and_the_one_before(keys: list[tuple[int, int]]
 
 
 @given(st.integers(2, 9))
-def test_counts_do_not_depend_on_the_memory(inputs: dict[str, Path], filtered: dict[str, Any], passes: int) -> None:
+def test_shingle_counts_do_not_depend_on_the_number_of_passes(
+    inputs: dict[str, Path], filtered: dict[str, Any], passes: int
+) -> None:
     from tempfile import TemporaryDirectory
 
     prepared, synthetic = PreparedCorpus(inputs["corpus"]), filtered["synthetic"]
@@ -282,7 +287,7 @@ def test_counts_do_not_depend_on_the_memory(inputs: dict[str, Path], filtered: d
     assert sum(sum(row) for shard in counts[0] for row in shard) > 0
 
 
-def test_the_result_does_not_depend_on_the_memory(
+def test_filtered_corpus_does_not_depend_on_the_memory(
     inputs: dict[str, Path], filtered: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shingle_index, "MINIMUM_SLOTS", 64)
@@ -302,7 +307,7 @@ def test_the_result_does_not_depend_on_the_memory(
     assert tables.count(8 * 1024) > 3
 
 
-def test_a_killed_stage_goes_on_and_gives_the_same(
+def test_killed_and_rerun_gives_the_same_corpus(
     inputs: dict[str, Path], filtered: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = len(Corpus(filtered["synthetic"]).shard_starts) - 1
@@ -334,21 +339,21 @@ test_filter.run(inputs, Path({str(filtered["synthetic"])!r}), Path({str(tmp_path
     assert not (tmp_path / "out" / FEATURES).exists()
 
 
-def test_unfinished_documents_stay_if_asked_for(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_keep_unfinished_keeps_unfinished_documents(inputs: dict[str, Path], tmp_path: Path) -> None:
     synthetic = make_written(inputs["corpus"], tmp_path / "synthetic", [(0, fresh(20), "length"), (0, fresh(3), "length")])
     manifest = run(inputs, synthetic, tmp_path / "out", "filter.keep_unfinished=true")
     assert {name: rule["rejected"] for name, rule in manifest.counts["rules"].items() if rule["rejected"]} == {"too_short": 1}
     assert Corpus(tmp_path / "out").column("stop").tolist() == ["length"]
 
 
-def test_a_document_much_like_one_that_goes_stays(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_near_duplicate_of_a_rejected_document_is_kept(inputs: dict[str, Path], tmp_path: Path) -> None:
     body = fresh(40)
     synthetic = make_written(inputs["corpus"], tmp_path / "synthetic", [(0, body, "length"), (0, body[:-1], "end")])
     manifest = run(inputs, synthetic, tmp_path / "out")
-    assert manifest.counts["rules"]["unfinished"]["rejected"] == 1 == manifest.counts["documents_kept"]
+    assert manifest.counts["rules"]["unfinished"]["rejected"] == 1 == manifest.counts["filtered_documents"]
 
 
-def test_a_filter_that_keeps_nothing_says_why_and_leaves_nothing_behind(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_filter_that_rejects_everything_names_the_reasons_and_leaves_nothing(inputs: dict[str, Path], tmp_path: Path) -> None:
     rows = [(0, fresh(3), "end"), (1, fresh(20), "length"), (2, fresh(4), "end")]
     synthetic = make_written(inputs["corpus"], tmp_path / "synthetic", rows)
     with pytest.raises(UserError, match=r"no document passes the filters: 2 too_short, 1 unfinished.*tune the synthesizer"):
@@ -363,21 +368,21 @@ def test_documents_of_another_corpus_are_refused(inputs: dict[str, Path], tmp_pa
         run(inputs, synthetic, tmp_path / "out")
 
 
-SOUND = ["plain text, with (punctuation); 50% off at $3 + 4 = £7\n\ttabs", "“Größe” — 文字、です。", "נ ب ñ e\u0301 £ €"]
+WELL_FORMED = ["plain text, with (punctuation); 50% off at $3 + 4 = £7\n\ttabs", "“Größe” — 文字、です。", "נ ب ñ e\u0301 £ €"]
 
 
-def test_real_text_of_many_scripts_is_sound() -> None:
-    assert malformed_character_ratios(SOUND).tolist() == [0, 0, 0]
+def test_real_text_of_many_scripts_has_no_malformed_characters() -> None:
+    assert malformed_character_ratios(WELL_FORMED).tolist() == [0, 0, 0]
 
 
-def test_unsound_characters_are_counted() -> None:
+def test_malformed_characters_are_counted() -> None:
     texts = ["ab\ufffdd", "ab\x00\x1b", "♥☃ab", "-" * (LONGEST_RUN + 8), "ab" * 100, ""]
     assert malformed_character_ratios(texts).tolist() == [0.25, 0.5, 0.5, 8 / (LONGEST_RUN + 8), 0, 0]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=80))
-def test_unsound_characters_against_brute_force(text: str) -> None:
-    def sound(character: str) -> bool:
+def test_malformed_characters_equal_brute_force(text: str) -> None:
+    def well_formed(character: str) -> bool:
         kind = unicodedata.category(character)
         if character == "\ufffd" or kind in ("Co", "Cn", "So"):
             return False
@@ -387,16 +392,18 @@ def test_unsound_characters_against_brute_force(text: str) -> None:
 
     stretches = [len(list(group)) for _, group in itertools.groupby(text)]
     if max(stretches, default=0) <= LONGEST_RUN:
-        assert malformed_character_ratios([text])[0] * max(len(text), 1) == pytest.approx(sum(not sound(one) for one in text))
+        assert malformed_character_ratios([text])[0] * max(len(text), 1) == pytest.approx(
+            sum(not well_formed(character) for character in text)
+        )
 
 
-def test_repetitive_text_compresses_and_short_text_does_not() -> None:
+def test_compression_ratio_is_low_for_repetitive_text_alone() -> None:
     words = [f"w{number}" for number in RANDOM.integers(200, size=300)]
     short, long, endless, empty = compression_ratios([" ".join(words[:4]), " ".join(words), "the same. " * 200, ""])
     assert short > long > 0.25 > endless > 0 and empty == 1
 
 
-def test_the_thresholds_leave_the_embedded_corpus_alone() -> None:
+def test_default_thresholds_reject_nothing_of_the_embedded_corpus() -> None:
     import io
 
     path = Path(data.__file__).parent / "embedded" / "default.jsonl.zst"

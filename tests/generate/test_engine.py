@@ -35,8 +35,8 @@ def model() -> Transformer:
     return small_model()
 
 
-def generate_slowly(model: Transformer, seed: Seed, sample: int, sampling: SamplingParams) -> GenerationResult:
-    """One document by its definition, everything computed anew for every token."""
+def generate_by_definition(model: Transformer, seed: Seed, sample: int, sampling: SamplingParams) -> GenerationResult:
+    """Return one document by its definition, with everything computed anew for every token."""
     child, nats = [sampling.first], 0.0
     for uniform in document_uniforms(RUN_SEED, seed.document, sample, sampling.maximum_tokens):
         logits = packed_logits(model, seed.tokens, child)[-1]
@@ -52,14 +52,14 @@ def generate_slowly(model: Transformer, seed: Seed, sample: int, sampling: Sampl
 
 
 def choose(logits: np.ndarray, uniform: float, sampling: SamplingParams) -> int:
-    """One token, in float64, drawn in the order of ids."""
+    """Sample one token in float64, by the inverse of the cumulative distribution in the order of ids."""
     if sampling.temperature == 0:
         return int(np.where(np.isin(np.arange(VOCABULARY), sampling.forbidden), -np.inf, logits).argmax())
     return int(np.searchsorted(np.cumsum(probabilities(logits, sampling)), uniform, "right"))
 
 
 def probabilities(logits: np.ndarray, sampling: SamplingParams) -> np.ndarray:
-    """Of every token, in float64: the most probable ones, cut by top-k, then by top-p."""
+    """Return the probability of every token in float64, after top-k and then top-p."""
     logits = np.where(np.isin(np.arange(VOCABULARY), sampling.forbidden), -np.inf, logits)
     weights = np.exp((logits - logits.max()) / sampling.temperature)
     order = np.argsort(-weights, kind="stable")[: sampling.top_k or None]
@@ -80,11 +80,11 @@ def probabilities(logits: np.ndarray, sampling: SamplingParams) -> np.ndarray:
         replace(SAMPLING, temperature=1.4, top_p=1.0, maximum_tokens=17),
     ],
 )
-def test_documents_equal_those_drawn_slowly(model: Transformer, sampling: SamplingParams) -> None:
+def test_documents_equal_those_generated_by_the_definition(model: Transformer, sampling: SamplingParams) -> None:
     seeds = some_seeds(14, samples=1 if sampling.temperature == 0 else 3)
     found = generate(model, seeds, sampling)
     for (number, sample), result in found.items():
-        expected = generate_slowly(model, seeds[number], sample, sampling)
+        expected = generate_by_definition(model, seeds[number], sample, sampling)
         assert (result.tokens.tolist(), result.stop) == (expected.tokens.tolist(), expected.stop)
         assert result.log_probability == pytest.approx(expected.log_probability, rel=1e-4, abs=1e-3)
     if sampling == SAMPLING:  # worth something only if rows end at different times, in both ways
@@ -104,7 +104,7 @@ def test_documents_equal_those_drawn_slowly(model: Transformer, sampling: Sampli
         {"top_k": 9},
     ],
 )
-def test_what_is_drawn_follows_the_exact_probabilities(model: Transformer, changes: dict[str, float]) -> None:
+def test_sampled_tokens_follow_the_exact_probabilities(model: Transformer, changes: dict[str, float]) -> None:
     sampling = replace(SAMPLING, maximum_tokens=1, **changes)
     text, streams = np.array([7, 31, 12]), 500
     seeds = [Seed(number, number, text, tuple(range(8))) for number in range(streams)]
@@ -119,7 +119,7 @@ def test_what_is_drawn_follows_the_exact_probabilities(model: Transformer, chang
     assert common.sum() > 3 and chisquare(observed[wanted > 0], wanted[wanted > 0]).pvalue > 1e-3
 
 
-def test_log_probabilities_equal_the_training_models(model: Transformer) -> None:
+def test_log_probabilities_equal_those_of_the_training_forward_pass(model: Transformer) -> None:
     seeds = some_seeds(20)
     double = Transformer(SHAPE, VOCABULARY).double()
     double.load_state_dict({name: value.double() for name, value in model.state_dict().items()})
@@ -146,8 +146,8 @@ def check_log_probabilities(
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float8_e4m3fn"])
-def test_keys_and_values_may_be_kept_in_fewer_bits(precision: str) -> None:
-    """Of one layer, in which a seed's own keys do not depend on how they are kept: as if the model itself rounded them."""
+def test_cache_of_fewer_bits_equals_a_model_that_rounds_keys_and_values(precision: str) -> None:
+    """With one layer, a seed's own keys do not depend on the precision of the cache."""
     shape = SHAPE.model_copy(update={"layers": 1})
     model, double = Transformer(shape, VOCABULARY), Transformer(shape, VOCABULARY).double()
     model.initialize(0)
@@ -178,7 +178,7 @@ def round_keys_and_values(model: Transformer, dtype: torch.dtype) -> None:
         replace(CACHE, pages=7),
     ],
 )
-def test_a_document_is_the_same_bits_whatever_it_is_drawn_with(model: Transformer, cache: KVCacheConfig) -> None:
+def test_document_is_the_same_bits_in_any_batch_and_cache(model: Transformer, cache: KVCacheConfig) -> None:
     seeds = some_seeds(40)
     expected = described(generate(model, seeds))
     assert described(generate(model, seeds, cache=cache)) == expected
@@ -187,7 +187,7 @@ def test_a_document_is_the_same_bits_whatever_it_is_drawn_with(model: Transforme
 
 
 @NEEDS_SAME_BITS
-def test_samples_already_drawn_are_left_out_and_change_nothing(model: Transformer) -> None:
+def test_leaving_out_generated_samples_changes_no_other(model: Transformer) -> None:
     seeds = some_seeds(12, samples=4)
     expected = described(generate(model, seeds))
     left = [replace(seed, samples=seed.samples[seed.number % 4 :]) for seed in seeds]
@@ -197,7 +197,7 @@ def test_samples_already_drawn_are_left_out_and_change_nothing(model: Transforme
 
 @NEEDS_SAME_BITS
 @pytest.mark.parametrize("samples", [1, 2, 8])
-def test_the_last_documents_are_brought_together(model: Transformer, samples: int) -> None:
+def test_last_documents_move_into_fewer_rows_and_stay_the_same(model: Transformer, samples: int) -> None:
     seeds, cache = some_seeds(288 // samples, samples), replace(CACHE, rows=96, pages=1000)
     engine, sizes = Engine(model, SAMPLING, cache, RUN_SEED), []
     step = engine.decoder.step
@@ -215,8 +215,10 @@ def test_the_last_documents_are_brought_together(model: Transformer, samples: in
     st.integers(1, 40),
     st.booleans(),
 )
-def test_pages_never_leak_or_run_out(sizes: list[tuple[int, int]], pages: int, longest: int, overlap: bool) -> None:
-    """Random arrivals in little cache, with results read at once or a step late as on a GPU; `drawn` counts the pages."""
+def test_random_arrivals_neither_leak_pages_nor_run_out_of_them(
+    sizes: list[tuple[int, int]], pages: int, longest: int, overlap: bool
+) -> None:
+    """In a small cache, with results read at once or a step late as on a GPU; `generate` counts the pages."""
     random = np.random.default_rng(len(sizes))
     seeds = [
         Seed(number, number, random.integers(3, VOCABULARY, length), tuple(range(samples)))
@@ -233,8 +235,8 @@ def test_pages_never_leak_or_run_out(sizes: list[tuple[int, int]], pages: int, l
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float8_e4m3fn"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_documents_are_the_same_in_hostile_memory(dtype: torch.dtype, precision: str) -> None:
-    """Where products read what lies beside their operands, and pages that nothing has written are NaN."""
+def test_documents_do_not_depend_on_uninitialised_memory(dtype: torch.dtype, precision: str) -> None:
+    """Products read the memory beside their operands, and pages that nothing has written are NaN."""
     model, seeds, cache = small_model().to(dtype), some_seeds(10), replace(CACHE, precision=precision)
     expected = described(generate(model, seeds, cache=cache))
     with hostile_memory() as products:
@@ -242,26 +244,26 @@ def test_documents_are_the_same_in_hostile_memory(dtype: torch.dtype, precision:
     assert products.count and found == expected
 
 
-def test_special_tokens_but_the_end_are_never_drawn(model: Transformer) -> None:
+def test_special_tokens_other_than_the_end_are_never_sampled(model: Transformer) -> None:
     sampling = replace(SAMPLING, temperature=50.0, top_p=1.0)  # nearly uniform
     tokens = np.concatenate([result.tokens for result in generate(model, some_seeds(40, samples=8), sampling).values()])
     assert not np.isin(tokens, [BEGIN, END, PARTNER]).any()
     assert len(np.unique(tokens)) == VOCABULARY - 3
 
 
-def test_rows_are_refilled_at_once(model: Transformer) -> None:
+def test_free_rows_are_refilled_in_the_next_step(model: Transformer) -> None:
     """With enough work waiting, a row is never idle for two steps in a row."""
     engine = Engine(model, SAMPLING, CACHE, RUN_SEED)
-    held: list[int] = []
+    running: list[int] = []
     step = engine.decoder.step
-    engine.decoder.step = lambda size: (held.append(sum(row is not None for row in engine.requests)), step(size))[1]
+    engine.decoder.step = lambda size: (running.append(sum(row is not None for row in engine.requests)), step(size))[1]
     list(engine.generate(some_seeds(60)))
-    busy = held[: next(i for i, count in enumerate(held) if count < CACHE.rows)]
+    busy = running[: next(i for i, count in enumerate(running) if count < CACHE.rows)]
     assert set(busy) == {CACHE.rows} and len(busy) > SAMPLING.maximum_tokens
-    assert held[-1] < CACHE.rows and engine.size < CACHE.rows  # and the last ones are brought together
+    assert running[-1] < CACHE.rows and engine.size < CACHE.rows  # and the last ones are brought together
 
 
-def test_a_room_too_small_for_one_document_is_refused(model: Transformer) -> None:
+def test_cache_too_small_for_one_document_is_refused(model: Transformer) -> None:
     generate(model, some_seeds(6), cache=replace(CACHE, pages=7))  # 3 pages of a seed, 3 of a document, the scratch page
     with pytest.raises(ValueError, match="6 pages do not hold one seed and one document, which take 7"):
         Engine(model, SAMPLING, replace(CACHE, pages=6), RUN_SEED)
@@ -269,7 +271,7 @@ def test_a_room_too_small_for_one_document_is_refused(model: Transformer) -> Non
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_a_gpu_draws_what_the_cpu_draws(model: Transformer, temperature: float) -> None:
+def test_gpu_generates_the_documents_of_the_cpu(model: Transformer, temperature: float) -> None:
     """In float32, by graphs of several sizes, with results that come a step late."""
     sampling, cache = replace(SAMPLING, temperature=temperature, repeated_tokens=4), replace(CACHE, rows=64, pages=40)
     seeds = some_seeds(60)

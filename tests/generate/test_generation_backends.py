@@ -1,4 +1,4 @@
-"""The whole stage with transformers as its backend, and where documents of other libraries are cut."""
+"""The stage with the backend `transformers`, and the stop rules for the output of other libraries."""
 
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,11 @@ def peer(inputs: dict[str, Path]) -> Any:
     return AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
 
 
-# --- where documents are cut
+# --- stop rules
 
 
 @given(st.lists(st.integers(0, 2), max_size=30), st.integers(0, 5))
-def test_the_first_repetition_is_the_first(tokens: list[int], width: int) -> None:
+def test_first_repetition_equals_brute_force(tokens: list[int], width: int) -> None:
     def repeats(stop: int) -> bool:
         return any(tokens[start : start + width] == tokens[stop - width : stop] for start in range(stop - width))
 
@@ -61,7 +61,7 @@ def test_the_first_repetition_is_the_first(tokens: list[int], width: int) -> Non
         ([1, 9, 1, 9], (2, "end")),
     ],
 )
-def test_where_a_document_is_over(generated: list[int], expected: tuple[int, str]) -> None:
+def test_output_of_other_libraries_is_truncated_by_the_stop_rules(generated: list[int], expected: tuple[int, str]) -> None:
     assert truncate(np.array(generated), 9, 2) == expected
     sampling = SamplingParams(first=8, end=9, forbidden=(), maximum_tokens=30, repeated_tokens=2)
     result = truncated_result(3, 4, np.array(generated), np.arange(len(generated)) + 0.5, sampling)
@@ -74,7 +74,7 @@ def test_where_a_document_is_over(generated: list[int], expected: tuple[int, str
 
 
 @pytest.mark.parametrize("repeated", [4, 0])
-def test_greedy_documents_are_those_of_the_engine(inputs: dict[str, Path], tmp_path: Path, repeated: int) -> None:
+def test_greedy_documents_equal_those_of_the_engine(inputs: dict[str, Path], tmp_path: Path, repeated: int) -> None:
     overrides = ("synthesize.temperature=0", f"synthesize.repeated_tokens={repeated}", "synthesize.samples_per_seed=1")
     ours, theirs = run(inputs, tmp_path / "ours", *overrides), run(inputs, tmp_path / "theirs", TRANSFORMERS, *overrides)
     engine, peers = Corpus(tmp_path / "ours"), Corpus(tmp_path / "theirs")
@@ -93,7 +93,7 @@ def tokens_of(corpus: Corpus) -> list[tuple[list[int], str, float]]:
     return [(corpus[i].tolist(), row["stop"], row["mean_log_probability"]) for i, row in enumerate(rows)]
 
 
-def test_sampled_documents_keep_the_rule(inputs: dict[str, Path], tmp_path: Path, peer: Any) -> None:
+def test_sampled_documents_follow_the_sampling_parameters(inputs: dict[str, Path], tmp_path: Path, peer: Any) -> None:
     """A high temperature makes all tokens likely, yet forbidden ones are absent; log-probabilities are at temperature 1."""
     overrides = (
         "synthesize.temperature=3",
@@ -139,7 +139,7 @@ def test_first_tokens_come_from_the_nucleus_of_the_most_probable(inputs: dict[st
     assert set(map(int, generated)) == nucleus and 1 < len(nucleus) < 6
 
 
-def test_killed_and_rerun_draws_every_document_once(
+def test_killed_and_rerun_generates_every_document_once(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generated = record_generated(monkeypatch, kill_at=20)
@@ -157,7 +157,9 @@ def test_the_same_batches_give_the_same_documents(inputs: dict[str, Path], tmp_p
     assert documents(tmp_path / "one") == documents(tmp_path / "two") != documents(tmp_path / "three")
 
 
-def test_a_setting_that_transformers_has_not_is_refused_and_leaves_nothing(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_setting_without_meaning_for_transformers_is_refused_and_leaves_nothing(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match='not with "transformers"; leave them out'):
         run(inputs, tmp_path / "out", TRANSFORMERS, "synthesize.cache_gib=1")
     assert not (tmp_path / "out.partial").exists()

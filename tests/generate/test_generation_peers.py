@@ -1,4 +1,4 @@
-"""Ours beside transformers' `generate` on the exported model."""
+"""The engine beside transformers' `generate` on the exported model."""
 
 from pathlib import Path
 

@@ -28,7 +28,7 @@ def described(results: list[GenerationResult]) -> list[tuple[object, ...]]:
 
 
 def write(path: Path, results: list[GenerationResult]) -> list[int]:
-    """Where each document ends in the file."""
+    """Write a journal; return the offset of each document's end."""
     path.unlink(missing_ok=True)
     journal, ends = Journal(path), []
     for result in results:
@@ -46,7 +46,7 @@ def read(path: Path) -> list[GenerationResult]:
 
 @settings(max_examples=60, deadline=None)
 @given(RESULTS, st.randoms(use_true_random=False))
-def test_what_is_whole_survives_and_the_rest_can_be_written_again(
+def test_truncated_journal_keeps_whole_documents_and_accepts_the_rest_again(
     tmp_path_factory: pytest.TempPathFactory, results: list[GenerationResult], random: object
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "shard.journal"
@@ -63,7 +63,7 @@ def test_what_is_whole_survives_and_the_rest_can_be_written_again(
     assert described(read(path)) == described(results)
 
 
-def test_every_flipped_bit_costs_only_what_follows(tmp_path: Path) -> None:
+def test_flipped_bit_loses_only_the_documents_from_there_on(tmp_path: Path) -> None:
     results = [GenerationResult(number, 1, np.arange(number), "end", -1.5) for number in range(4)]
     ends = write(tmp_path / "shard.journal", results)
     content = (tmp_path / "shard.journal").read_bytes()

@@ -38,7 +38,7 @@ def unbroken(inputs: dict[str, Path]) -> Path:
 
 
 @NEEDS_SAME_BITS
-def test_documents_are_what_the_engine_draws_for_each_seed_alone(inputs: dict[str, Path], unbroken: Path) -> None:
+def test_documents_equal_the_engines_for_each_seed_alone(inputs: dict[str, Path], unbroken: Path) -> None:
     config = settings(inputs["directory"])
     prepared, model, written = PreparedCorpus(inputs["corpus"]), load_model(inputs["model"]), Corpus(unbroken)
     tokenizer, sampling = prepared.tokenizer, sampling_params(config.synthesize, prepared, 30)
@@ -55,7 +55,7 @@ def test_documents_are_what_the_engine_draws_for_each_seed_alone(inputs: dict[st
     assert set(written.column("stop")) == {"end", "length", "repetition"}
 
 
-def test_seeds_and_samples(inputs: dict[str, Path], unbroken: Path) -> None:
+def test_corpus_has_the_wanted_tokens_in_order_of_seed_and_sample(inputs: dict[str, Path], unbroken: Path) -> None:
     written, unique = Corpus(unbroken), PreparedCorpus(inputs["corpus"]).unique
     config = settings(inputs["directory"])
     length = np.minimum(np.diff(unique.offsets), 30).mean()
@@ -67,7 +67,7 @@ def test_seeds_and_samples(inputs: dict[str, Path], unbroken: Path) -> None:
     assert not list(unbroken.glob("parts*"))
 
 
-def test_uniform_seeds_take_every_document_before_any_twice(inputs: dict[str, Path]) -> None:
+def test_uniform_seeds_choose_every_document_before_any_twice(inputs: dict[str, Path]) -> None:
     unique = PreparedCorpus(inputs["corpus"]).unique
     plan = SeedPlan.make(settings(inputs["directory"], "pretrain.tokens=20480"), unique, 30)
     rounds = len(plan.documents) // len(unique)
@@ -81,7 +81,7 @@ def test_uniform_seeds_take_every_document_before_any_twice(inputs: dict[str, Pa
     assert plan.documents[: len(unique)].tolist() != plan.documents[len(unique) : 2 * len(unique)].tolist()
 
 
-def test_seeds_by_length_come_in_proportion_to_it() -> None:
+def test_seeds_by_length_are_in_proportion_to_tokens() -> None:
     lengths = np.random.default_rng(0).integers(1, 1000, 500)
     chosen = SEED_SAMPLERS["length"](lengths, 7000, 3)
     counts, expected = np.bincount(chosen, minlength=500), 7000 * lengths / lengths.sum()
@@ -94,7 +94,7 @@ def test_seeds_by_length_come_in_proportion_to_it() -> None:
     assert earlier_occurrences(np.array([5, 2, 5, 5, 2])).tolist() == [0, 0, 1, 2, 1]
 
 
-def test_counts_and_operations(inputs: dict[str, Path], unbroken: Path) -> None:
+def test_counts_and_flops_equal_brute_force(inputs: dict[str, Path], unbroken: Path) -> None:
     manifest, written, unique = Manifest.load(unbroken), Corpus(unbroken), PreparedCorpus(inputs["corpus"]).unique
     tokens = pairs = generated = 0
     nats = 0.0
@@ -164,7 +164,7 @@ def test_documents_do_not_depend_on_shards_batches_and_threads(
     assert documents(tmp_path / "out") == documents(unbroken)
 
 
-def test_what_fails_in_one_thread_ends_the_others(
+def test_failure_in_one_thread_ends_the_others(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add = ShardWriter.add
@@ -179,20 +179,20 @@ def test_what_fails_in_one_thread_ends_the_others(
         run(inputs, tmp_path / "out", "threads=2")
 
 
-def test_a_model_of_another_vocabulary_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_model_of_another_vocabulary_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
     model = Transformer(configure(inputs["directory"]).model, 123)
     make_stage("train", inputs["corpus"], tmp_path / "model", lambda work: save_model(model, work.directory))
     with pytest.raises(UserError, match="vocabulary of 123, the corpus"):
         run(inputs | {"model": tmp_path / "model"}, tmp_path / "out")
 
 
-def test_memory_for_less_than_one_document_is_refused_before_anything_is_drawn(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_memory_for_less_than_one_document_is_refused_and_leaves_nothing(inputs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"synthesize.cache_gib: .*do not hold one seed and one document, which take .* GiB"):
         run(inputs, tmp_path / "out", "synthesize.cache_gib=1e-5")
     assert not list(tmp_path.iterdir())  # nothing is begun that mended settings would contradict
 
 
-def test_a_chunk_done_again_draws_only_what_is_not_finished(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_repeated_chunk_generates_only_unfinished_shards(inputs: dict[str, Path], tmp_path: Path) -> None:
     generator = ShardGenerator.open(settings(inputs["directory"]), inputs["model"], inputs["corpus"], tmp_path, Place("cpu", 1))
     advanced: list[float] = []
     for chunk in ([0], [0, 1], [0, 1]):

@@ -1,4 +1,4 @@
-"""The whole stage with vLLM as its backend, against a stand-in for vLLM's interface (tests/stand_in)."""
+"""The stage with the backend `vllm`, against a stand-in for vLLM's interface (tests/support/stand_in)."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def calls(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def test_the_whole_stage(
+def test_stage_with_vllm_sends_every_request_and_writes_its_documents(
     inputs: dict[str, Path], run: Callable[..., Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "log"))
@@ -76,12 +76,14 @@ def test_the_whole_stage(
 
 
 @pytest.mark.parametrize("repeated", [0, 2])
-def test_other_rules_of_repetition(run: Callable[..., Manifest], tmp_path: Path, repeated: int) -> None:
+def test_repeated_tokens_setting_changes_why_documents_stop(
+    run: Callable[..., Manifest], tmp_path: Path, repeated: int
+) -> None:
     stops = run(tmp_path / "out", f"synthesize.repeated_tokens={repeated}").counts["stops"]
     assert stops.get("repetition", 0) > 20 if repeated else set(stops) == {"end", "length"}
 
 
-def test_killed_and_rerun_asks_for_what_is_missing_alone(
+def test_killed_and_rerun_requests_only_missing_documents(
     run: Callable[..., Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path / "unbroken")
@@ -95,7 +97,7 @@ def test_killed_and_rerun_asks_for_what_is_missing_alone(
     assert documents(tmp_path / "out") == documents(tmp_path / "unbroken")
 
 
-def test_a_worker_that_dies_says_why_and_what_it_drew_is_kept(
+def test_worker_that_dies_is_reported_and_its_documents_are_saved(
     run: Callable[..., Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -109,15 +111,15 @@ def test_a_worker_that_dies_says_why_and_what_it_drew_is_kept(
     assert len(calls(tmp_path / "log")) == 1 + manifest.counts["documents"] - 18  # two files of 9 were generated
 
 
-def test_a_forbidden_token_is_not_taken(
+def test_forbidden_token_from_vllm_is_an_error(
     inputs: dict[str, Path], run: Callable[..., Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("STAND_IN_DRAWS", str(PreparedCorpus(inputs["corpus"]).tokenizer.partner))
+    monkeypatch.setenv("STAND_IN_TOKEN", str(PreparedCorpus(inputs["corpus"]).tokenizer.partner))
     with pytest.raises(UserError, match="generated a token that was forbidden"):
         run(tmp_path / "out")
 
 
-def test_what_cannot_run_is_refused_and_leaves_nothing(
+def test_unusable_settings_are_refused_and_leave_nothing(
     run: Callable[..., Manifest], inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "old" / "vllm").mkdir(parents=True)
@@ -137,7 +139,7 @@ def test_what_cannot_run_is_refused_and_leaves_nothing(
         assert not (tmp_path / "out.partial").exists()
 
 
-def test_the_worker_ends_with_whoever_started_it(python: Path, tmp_path: Path) -> None:
+def test_worker_exits_when_its_parent_is_gone(python: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"max_position_embeddings": 9, "vocab_size": 9}')
     engine = {"model": str(tmp_path / "model"), "skip_tokenizer_init": True, "dtype": "float32"}
@@ -151,7 +153,7 @@ def test_the_worker_ends_with_whoever_started_it(python: Path, tmp_path: Path) -
     assert worker.wait(30) == 1
 
 
-def test_the_environment_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_of_the_worker_has_no_variable_of_this_process_and_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PYTHONPATH", "PYTHONHOME", "RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_USE_AGENT_STORE", "HF_HOME"):
         monkeypatch.setenv(name, "1")
     environment = vllm_backend._environment(torch.device("cpu"))
