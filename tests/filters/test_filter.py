@@ -120,9 +120,9 @@ def test_rejected_documents_have_the_first_reason_that_applies(filtered: dict[st
     rejected = pq.read_table(filtered["out"] / REJECTED).to_pylist()
     assert [row["reason"] for row in rejected] == [reason for reason in expected if reason]
     for row, i in zip(rejected, (i for i, reason in enumerate(expected) if reason), strict=True):
-        facts = written.documents.slice(i, 1).to_pylist()[0]
+        columns = written.documents.slice(i, 1).to_pylist()[0]
         row.pop("value")
-        assert row == {name: facts[name] for name in ("id", "seed", "sample", "tokens")} | {"reason": expected[i]}
+        assert row == {name: columns[name] for name in ("id", "seed", "sample", "tokens")} | {"reason": expected[i]}
     passing = [i for i, reason in enumerate(expected) if not reason]
     assert kept.documents.to_pylist() == written.documents.take(passing).to_pylist()
     assert [document.tolist() for document in map(kept.__getitem__, range(len(kept)))] == [written[i].tolist() for i in passing]
@@ -145,14 +145,15 @@ def test_values_of_rejected_documents_equal_brute_force(inputs: dict[str, Path],
     prepared, written = PreparedCorpus(inputs["corpus"]), Corpus(filtered["synthetic"])
     unique, heldout = ([runs(corpus[i][1:-1]) for i in range(len(corpus))] for corpus in (prepared.unique, prepared.heldout))
     real = set(itertools.chain.from_iterable(unique))
+    evaluation = set(itertools.chain.from_iterable(heldout)) - real
     bodies = {id: written[i][1:-1] for i, id in enumerate(written.ids)}
 
-    def share(found: set[Any], known: set[Any]) -> float:
-        return len(found & known) / len(found)
+    def share(shingles: set[Any], known: set[Any]) -> float:
+        return len(shingles & known) / len(shingles)
 
     for row in pq.read_table(filtered["out"] / REJECTED).to_pylist():
         body = bodies[row["id"]]
-        found, text = set(runs(body)), prepared.tokenizer.decode(body)
+        shingles, text = set(runs(body)), prepared.tokenizer.decode(body)
         occurrences = [runs(body).count(run) for run in runs(body)]
         asked = "of 7 doors" in text
         expected = {
@@ -161,11 +162,13 @@ def test_values_of_rejected_documents_equal_brute_force(inputs: dict[str, Path],
             "repetition": sum(count > 1 for count in occurrences) / max(len(occurrences), 1),
             "compressible": len(zstandard.compress(text.encode())) / len(text.encode()),
             "malformed": text.count("\N{REPLACEMENT CHARACTER}") / len(text),
-            "copies_seed": share(found, set(unique[row["seed"]])) if found else 0,
-            "copies_corpus": share(found, real) if found else 0,
-            "contaminated": 1 if asked else share(found, set(itertools.chain.from_iterable(heldout)) - real) if found else 0,
+            "copies_seed": share(shingles, set(unique[row["seed"]])) if shingles else 0,
+            "copies_corpus": share(shingles, real) if shingles else 0,
+            "contaminated": 1 if asked else share(shingles, evaluation) if shingles else 0,
             "duplicate": max(
-                len(found & set(runs(other))) / len(found | set(runs(other))) for id, other in bodies.items() if id != row["id"]
+                len(shingles & set(runs(other))) / len(shingles | set(runs(other)))
+                for id, other in bodies.items()
+                if id != row["id"]
             ),
         }
         tolerance = 0.05 if row["reason"] == "compressible" else 0  # a frame may hold its content's size
@@ -197,8 +200,8 @@ def test_near_duplicates_equal_brute_force(families: list[int], seed: int) -> No
     sets = [set(runs(body[1:-1])) for body in bodies]
     stay: list[int] = []
     expected = []
-    for i, found in enumerate(sets):
-        alike = [len(found & sets[j]) / len(found | sets[j]) for j in stay]
+    for i, shingles in enumerate(sets):
+        alike = [len(shingles & sets[j]) / len(shingles | sets[j]) for j in stay]
         if max(alike, default=0) >= 0.75:
             expected.append((i, next(one for one in alike if one >= 0.75)))
         else:

@@ -82,16 +82,16 @@ def probabilities(logits: np.ndarray, sampling: SamplingParams) -> np.ndarray:
 )
 def test_documents_equal_those_generated_by_the_definition(model: Transformer, sampling: SamplingParams) -> None:
     seeds = some_seeds(14, samples=1 if sampling.temperature == 0 else 3)
-    found = generate(model, seeds, sampling)
-    for (number, sample), result in found.items():
+    results = generate(model, seeds, sampling)
+    for (number, sample), result in results.items():
         expected = generate_by_definition(model, seeds[number], sample, sampling)
         assert (result.tokens.tolist(), result.stop) == (expected.tokens.tolist(), expected.stop)
         assert result.log_probability == pytest.approx(expected.log_probability, rel=1e-4, abs=1e-3)
     if sampling == SAMPLING:  # worth something only if rows end at different times, in both ways
-        assert len({len(result.tokens) for result in found.values()}) > 8
-        assert {result.stop for result in found.values()} == {"end", "length"}
+        assert len({len(result.tokens) for result in results.values()}) > 8
+        assert {result.stop for result in results.values()} == {"end", "length"}
     if sampling.repeated_tokens:
-        assert "repetition" in {result.stop for result in found.values()}
+        assert "repetition" in {result.stop for result in results.values()}
 
 
 @pytest.mark.parametrize(
@@ -163,8 +163,8 @@ def round_keys_and_values(model: Transformer, dtype: torch.dtype) -> None:
     for block in model.layers:
         project = block.self_attn.project
         block.self_attn.project = lambda *x, project=project: (
-            (found := project(*x))[0],
-            *(one.to(dtype).to(found[0].dtype) for one in found[1:]),
+            (projected := project(*x))[0],
+            *(tensor.to(dtype).to(projected[0].dtype) for tensor in projected[1:]),
         )
 
 
@@ -191,8 +191,8 @@ def test_leaving_out_generated_samples_changes_no_other(model: Transformer) -> N
     seeds = some_seeds(12, samples=4)
     expected = described(generate(model, seeds))
     left = [replace(seed, samples=seed.samples[seed.number % 4 :]) for seed in seeds]
-    found = described(generate(model, left))
-    assert found == {key: expected[key] for key in found} and len(found) < len(expected)
+    results = described(generate(model, left))
+    assert results == {key: expected[key] for key in results} and len(results) < len(expected)
 
 
 @NEEDS_SAME_BITS
@@ -202,8 +202,8 @@ def test_last_documents_move_into_fewer_rows_and_stay_the_same(model: Transforme
     engine, sizes = Engine(model, SAMPLING, cache, RUN_SEED), []
     step = engine.decoder.step
     engine.decoder.step = lambda size: (sizes.append(size), step(size))[1]
-    found = described({(result.seed, result.sample): result for result in engine.generate(seeds)})
-    assert found == described(generate(model, seeds))
+    results = described({(result.seed, result.sample): result for result in engine.generate(seeds)})
+    assert results == described(generate(model, seeds))
     assert len(set(sizes)) > 3 and sizes == sorted(sizes, reverse=True)
 
 
@@ -240,8 +240,8 @@ def test_documents_do_not_depend_on_uninitialised_memory(dtype: torch.dtype, pre
     model, seeds, cache = small_model().to(dtype), some_seeds(10), replace(CACHE, precision=precision)
     expected = described(generate(model, seeds, cache=cache))
     with hostile_memory() as products:
-        found = described(generate(model, seeds, cache=cache))
-    assert products.count and found == expected
+        results = described(generate(model, seeds, cache=cache))
+    assert products.count and results == expected
 
 
 def test_special_tokens_other_than_the_end_are_never_sampled(model: Transformer) -> None:

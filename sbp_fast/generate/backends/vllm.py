@@ -267,7 +267,7 @@ class _Worker:
             if self._process.poll() is not None and not path.is_file():
                 message = _last_lines(self.log.read_text(errors="replace"), LOG_LINES)
                 problem = f"the worker of vLLM ended with exit code {self._process.returncode}: {message}"
-                raise UserError(self.log, problem, "mend what it says and rerun: it goes on where it stopped")
+                raise UserError(self.log, problem, "correct that and rerun: it resumes where it stopped")
             time.sleep(POLL_SECONDS)
         with np.load(path) as file:
             results = dict(file)
@@ -315,7 +315,7 @@ def _environment(device: torch.device | None = None) -> dict[str, str]:
 
 def _last_lines(text: str, count: int) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " | ".join(lines[-count:]) or "it said nothing"
+    return " | ".join(lines[-count:]) or "no output"
 
 
 BACKENDS.register("vllm", Backend(load_vllm, check_vllm))

@@ -117,7 +117,7 @@ def stop_of(tokens: list[int], prompt: int, params: SamplingParams, longest: int
     return ""
 
 
-def note(**facts: Any) -> None:
+def note(**values: Any) -> None:
     if "STAND_IN_LOG" in os.environ:
         with open(os.environ["STAND_IN_LOG"], "a") as file:
-            file.write(json.dumps(facts) + "\n")
+            file.write(json.dumps(values) + "\n")
