@@ -26,8 +26,8 @@ from bench.generation_transformers import continuous_batches, log_probability_er
 from sbp_fast.config import ModelConfig
 from sbp_fast.config.files import load_config
 from sbp_fast.experiment.plan.costs import key_value_bytes
-from sbp_fast.generate.decoder import Room, SamplingRule
-from sbp_fast.generate.engine import Draft, Engine, Seed
+from sbp_fast.generate.decoder import KVCacheConfig, SamplingParams
+from sbp_fast.generate.engine import Engine, GenerationResult, Seed
 from sbp_fast.model.flops import matrix_parameters
 from sbp_fast.model.transformer import Block, Transformer
 
@@ -100,7 +100,7 @@ def _case(workload: Workload) -> Case:
 
     def ours() -> Callable[[int], int]:
         pool = EnginePool(model, workload)
-        return lambda count: sum(draft.drawn for draft in pool.draw(seeds[:count]))
+        return lambda count: sum(draft.generated_tokens for draft in pool.draw(seeds[:count]))
 
     batches = partial(padded_batches, model, prompts, workload.samples, rows, _sampling(workload))
     makers: dict[str, Callable[[], Callable[[int], int]]] = {
@@ -127,7 +127,7 @@ def _case(workload: Workload) -> Case:
         flops=flops_of_a_token(workload),
         bytes=bytes_of_a_token(workload, seeds, drafts),
         verify=lambda: _verify(model, prompts, drafts),
-        statistics={"mean tokens of a document": statistics.mean(draft.drawn for draft in drafts)},
+        statistics={"mean tokens of a document": statistics.mean(draft.generated_tokens for draft in drafts)},
         clock=time.perf_counter,
         schedule=SCHEDULE,
     )
@@ -186,22 +186,22 @@ class EnginePool:
 
     def __init__(self, model: Transformer, workload: Workload) -> None:
         rows, samples, context = workload.rows, workload.samples, workload.shape.context
-        rule = SamplingRule(PARTNER, END, (BEGIN, PARTNER), workload.longest, 1.0, TOP_P, repeated_tokens=0)
-        room = Room(rows, samples, 0, 64, context, max(8192, context), str(precision()).removeprefix("torch."))
+        rule = SamplingParams(PARTNER, END, (BEGIN, PARTNER), workload.longest, 1.0, TOP_P, repeated_tokens=0)
+        room = KVCacheConfig(rows, samples, 0, 64, context, max(8192, context), str(precision()).removeprefix("torch."))
         pages = 1 + rows * room.pages_of(workload.longest) + (rows // samples + 8) * room.pages_of(context)
         if model.device.type == "cuda":
             page = key_value_bytes(workload.shape) * room.page_tokens
             pages = min(pages, int(0.8 * torch.cuda.mem_get_info()[0] / page))
         self.engines = [Engine(model, rule, replace(room, pages=pages), 0) for _ in range(workload.engines)]
 
-    def draw(self, seeds: list[Seed]) -> list[Draft]:
+    def draw(self, seeds: list[Seed]) -> list[GenerationResult]:
         """Return the documents of all seeds, which the engines share out."""
         shares = [seeds[index :: len(self.engines)] for index in range(len(self.engines))]
         threads = torch.get_num_threads()
         with ThreadPoolExecutor(len(shares), initializer=torch.set_num_threads, initargs=(threads // len(shares),)) as pool:
             drafts = [
                 draft
-                for part in pool.map(lambda i: list(self.engines[i].draw(shares[i])), range(len(shares)))
+                for part in pool.map(lambda i: list(self.engines[i].generate(shares[i])), range(len(shares)))
                 for draft in part
             ]
         torch.set_num_threads(threads)
@@ -222,7 +222,7 @@ def _sampling(workload: Workload) -> dict[str, Any]:
     }
 
 
-def _verify(model: Transformer, prompts: list[np.ndarray], drafts: list[Draft]) -> dict[str, Any]:
+def _verify(model: Transformer, prompts: list[np.ndarray], drafts: list[GenerationResult]) -> dict[str, Any]:
     """Whether transformers gives some of our documents the log-probability that our engine reports."""
     checked = [(prompts[draft.seed], [*draft.tokens.tolist(), *[END] * (draft.stop == "end")]) for draft in drafts[:16]]
     error = log_probability_error(model, checked, sum(draft.log_probability for draft in drafts[:16]))
@@ -234,15 +234,15 @@ def flops_of_a_token(workload: Workload) -> float:
     return 2.0 * (matrix_parameters(workload.shape) + workload.vocabulary_size * workload.shape.hidden_size)
 
 
-def bytes_of_a_token(workload: Workload, seeds: list[Seed], drafts: list[Draft]) -> float:
+def bytes_of_a_token(workload: Workload, seeds: list[Seed], drafts: list[GenerationResult]) -> float:
     """Return the fewest bytes read for one sampled token.
 
     They are its share of the weights, which are read once for all rows, its share of its seed, which is read once for all
     samples, and on average half of its document.
     """
     size = precision().itemsize
-    lengths = np.array([draft.drawn for draft in drafts], np.float64)
-    seed = sum(len(seeds[draft.seed].tokens) * draft.drawn for draft in drafts) / lengths.sum()
+    lengths = np.array([draft.generated_tokens for draft in drafts], np.float64)
+    seed = sum(len(seeds[draft.seed].tokens) * draft.generated_tokens for draft in drafts) / lengths.sum()
     own = (lengths**2).sum() / lengths.sum() / 2
     weights = size * (matrix_parameters(workload.shape) + workload.vocabulary_size * workload.shape.hidden_size)
     return float(weights / workload.rows + key_value_bytes(workload.shape) * size / 2 * (seed / workload.samples + own))

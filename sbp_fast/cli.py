@@ -225,9 +225,7 @@ def synthesize(
     corpus: Corpus,
     model: Annotated[Path, typer.Option(help="A synthesizer: output of `train --pairs`.")],
     out: Out,
-    backend: Annotated[
-        str | None, typer.Option(help="What draws: engine, transformers or vllm (as synthesize.backend).")
-    ] = None,
+    backend: Annotated[str | None, typer.Option(help="Name of a generation backend, as synthesize.backend.")] = None,
     gpus: Gpus = 1,
     engine: EngineName = "local",
     address: Address = None,

@@ -39,5 +39,6 @@ RENAMED: dict[str, str] = {
     "synthesizer.warmup_share": "synthesizer.warmup_fraction",
     "synthesizer.decay_share": "synthesizer.decay_fraction",
     "synthesizer.final_learning_rate_share": "synthesizer.final_learning_rate_fraction",
+    "filter.maximum_unsound_characters": "filter.maximum_malformed_characters",
 }
 """Old key -> new key, both as dotted paths; a whole section may be renamed by its name."""

@@ -10,33 +10,36 @@ from sbp_fast.config.section import NO_EFFECT, Count, Section
 
 
 class SynthesizeConfig(Section):
+    """How many documents are generated, after which seeds, and how their tokens are sampled."""
+
     oversample: Annotated[float, Field(ge=1)] = 1.25
-    """Tokens asked for, over those the joint run can use; the rest is room for the filters."""
-    seeds: Literal["uniform", "length"] = "uniform"
-    """How seeds are chosen: every document equally often, or in proportion to its length."""
+    """Tokens generated for each token that the joint run can use; the filters may reject the surplus."""
+    seeds: str = "uniform"
+    """A registered seed sampler: `uniform` chooses every document equally often, `length` in proportion to its tokens."""
     samples_per_seed: Count = 2
-    """Documents drawn after each seed, which is read once for all of them."""
+    """Documents generated after each seed, which is prefilled once for all of them."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
-    """0 takes the most probable token always."""
+    """0 takes the most probable token."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     top_k: Annotated[int, Field(ge=0)] = 0
-    """Draw from so many most probable tokens alone (0: all)."""
+    """Sample from this many most probable tokens alone (0: all)."""
     maximum_tokens: Annotated[int, Field(ge=0)] = 0
-    """Cut a document off after so many (0: the model's context)."""
+    """Truncate a document after this many tokens (0: the model's context)."""
     repeated_tokens: Annotated[int, Field(ge=0)] = 13
-    """Stop a document whose last so many tokens have occurred in it before, as the filter would reject it (0: never)."""
-    backend: Literal["engine", "transformers", "vllm"] = "engine"
-    """What draws: our engine; transformers' `generate`, as a check; vLLM, in an environment of its own."""
+    """Stop a document when its last tokens, this many, have occurred in it before, as the filter would reject it (0: never)."""
+    backend: str = "engine"
+    """A registered generation backend: `engine`, the built-in one; `transformers`, whose `generate` checks the engine; `vllm`,
+    in an environment of its own."""
     vllm_python: Annotated[str, NO_EFFECT] = ""
     """The Python of the environment that has vLLM."""
     batch_documents: Annotated[Count | Literal["auto"], NO_EFFECT] = "auto"
-    """Documents drawn together by each process, or each thread of a CPU; "auto" takes 128 on a CPU, 512 on a GPU, 32 with
+    """Documents generated together by each process, or each thread of a CPU; "auto" takes 128 on a CPU, 512 on a GPU, 32 with
     transformers, and leaves it to vLLM."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the model computes in; "auto" is bfloat16 on CUDA, float32 elsewhere."""
+    """Precision of the model; "auto" is bfloat16 on CUDA, float32 elsewhere."""
     cache_precision: Literal["auto", "float32", "bfloat16", "float8"] = "auto"
-    """What keys and values are kept in; "auto" is the model's precision."""
+    """Precision of the cache of keys and values; "auto" is the model's precision."""
     cache_gib: Annotated[float, Field(ge=0), NO_EFFECT] = 0.0
-    """Memory for keys and values (0: what all documents at their longest take, or most of what is free)."""
+    """Memory for keys and values (0: enough for all documents at their longest, or most of the free memory)."""
     shard_seeds: Count = 128
-    """Seeds whose documents make a shard."""
+    """Seeds whose documents form a shard."""

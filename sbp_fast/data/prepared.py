@@ -8,10 +8,7 @@ from typing import Any
 from sbp_fast.data.documents import group_of
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.tokenizer import Tokenizer
-from sbp_fast.errors import UserError
-from sbp_fast.pipeline.files import read_json
-
-MANIFEST = "manifest.json"
+from sbp_fast.pipeline.manifest import Manifest
 
 
 class PreparedCorpus:
@@ -25,6 +22,7 @@ class PreparedCorpus:
         heldout: the holdout split, for evaluation alone.
         tokenizer: trained on `unique`, or the one that the configuration named.
         counts: what `prepare` counted.
+        fingerprint: of the whole output.
         embedded: whether the documents are the ones that come with the package.
 
     Raises:
@@ -33,9 +31,10 @@ class PreparedCorpus:
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
-        manifest = _read_manifest(self.directory)
-        self.counts: dict[str, Any] = manifest["counts"]
-        self._separator: str = manifest["config"]["corpus"]["group_separator"]
+        manifest = Manifest.load(self.directory, "prepare", hashed=False)
+        self.counts: dict[str, Any] = manifest.counts
+        self.fingerprint = manifest.fingerprint
+        self._separator: str = manifest.config["corpus"]["group_separator"]
         self.train = Corpus(self.directory / "train")
         self.unique: Corpus = self.train.prefix(self.counts["unique_documents"])
         self.heldout = Corpus(self.directory / "heldout")
@@ -49,17 +48,3 @@ class PreparedCorpus:
     def group(self, id: str) -> str:
         """Return the original that a document is part of, by its id (see `group_of`)."""
         return group_of(id, self._separator, self.counts["sources"])
-
-
-def _read_manifest(directory: Path) -> dict[str, Any]:
-    path = directory / MANIFEST
-    if not path.is_file():
-        raise UserError(directory, "no finished stage lies here", "run the prepare that writes it first")
-    manifest = read_json(path)
-    if manifest["stage"] != "prepare":
-        raise UserError(directory, f"holds the output of {manifest['stage']}, not of prepare", "give the right directory")
-    for name, recorded in manifest["files"].items():
-        file = directory / name
-        if not file.is_file() or file.stat().st_size != recorded["bytes"]:
-            raise UserError(file, "missing or damaged since it was written", "rerun the prepare stage with --force")
-    return manifest

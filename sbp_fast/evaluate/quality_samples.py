@@ -13,7 +13,7 @@ from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.dedup.shingle_index import Batch
 from sbp_fast.evaluate.novelty import NOVEL_TOKENS, batch_of, known_counts, known_share, novel_rates
 from sbp_fast.evaluate.quality import same_letters
-from sbp_fast.filters.features import beside_seeds
+from sbp_fast.filters.features import compare_with_seeds
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def measure_copying(config: RunConfig, prepared: PreparedCorpus, samples: Sample
     width, seeds = config.filter.shingle_tokens, samples.written.column("seed")[samples.drawn]
     groups: list[Batch] = [batch_of(one) for one in (samples.generated, samples.passed, samples.heldout)]
     known = {tokens: known_counts(groups, prepared.unique, tokens) for tokens in sorted({*NOVEL_TOKENS, width})}
-    repeated, in_seed = beside_seeds(prepared, seeds, *groups[0], width)
+    repeated, in_seed = compare_with_seeds(prepared, seeds, *groups[0], width)
     return Copied(
         repeated=repeated,
         in_seed=in_seed,

@@ -8,7 +8,7 @@ from typing import Any
 from sbp_fast.config import RunConfig
 from sbp_fast.experiment.arms import Arm, arms_of
 from sbp_fast.experiment.graph import PREPARE, Stage, needed_stages, stages_of, train_stage
-from sbp_fast.pipeline.stage import Manifest
+from sbp_fast.pipeline.manifest import Manifest
 
 Manifests = Mapping[str, Manifest]
 

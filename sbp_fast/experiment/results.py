@@ -28,7 +28,7 @@ from sbp_fast.experiment.graph import (
 )
 from sbp_fast.experiment.ledger import ledger, matched_compute, stages_of_arm, totals
 from sbp_fast.pipeline.files import read_json, write_json
-from sbp_fast.pipeline.stage import MANIFEST, Manifest
+from sbp_fast.pipeline.manifest import MANIFEST, Manifest
 
 RESULTS = "results.json"
 

@@ -1,0 +1,1 @@
+"""Filters of synthetic documents: features, rules and near-duplicates."""

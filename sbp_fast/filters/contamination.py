@@ -1,4 +1,4 @@
-"""The texts that models are evaluated on: which documents hold them."""
+"""Evaluation texts, and the synthetic documents that contain them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sbp_fast.evaluate.multiple_choice import Question, QuestionSet
 
 
 def question_texts(sets: Sequence[QuestionSet]) -> list[str]:
-    """Each question with its right answer."""
-    return [_text(question) for one in sets for question in one.questions]
+    """Return each question with its right answer."""
+    return [_text(question) for question_set in sets for question in question_set.questions]
 
 
 def _text(question: Question) -> str:
@@ -23,7 +23,7 @@ def _text(question: Question) -> str:
 
 
 def evaluation_batches(prepared: PreparedCorpus, questions: Sequence[str]) -> Iterator[Batch]:
-    """The held-out documents and the questions as `ShingleIndex` takes them."""
+    """Yield the held-out documents and the questions as `ShingleIndex` takes them."""
     yield from prepared.heldout.batches()
     tokenizer = prepared.tokenizer
     rows = [[tokenizer.begin, *ids, tokenizer.end] for ids in tokenizer.encode_batch(questions)]
@@ -31,14 +31,17 @@ def evaluation_batches(prepared: PreparedCorpus, questions: Sequence[str]) -> It
 
 
 class QuestionFinder:
-    """Finds questions in documents, white space and case apart.
+    """Finds questions in documents, ignoring white space and case.
 
-    Only questions of at least `width` tokens are looked for: a shorter one is no different from a common phrase.
+    Args:
+        questions: questions with their answers; those of fewer than `width` tokens are no different from a common phrase, and
+            are not looked for.
+        width: tokens of a shingle.
     """
 
     def __init__(self, questions: Sequence[str], tokenizer: Tokenizer, width: int) -> None:
         self._width = width
-        self._texts = [_plain(text) for text in questions]
+        self._texts = [_normalize(text) for text in questions]
         ids = tokenizer.encode_batch(questions)
         long = [number for number, row in enumerate(ids) if len(row) >= width]
         table = ShingleTable.build([np.array(ids[number]) for number in long], width)
@@ -46,14 +49,19 @@ class QuestionFinder:
         self._hashes = table.hashes[order]
         self._owners = np.repeat(long, np.diff(table.offsets))[order]
 
-    def holds(self, tokens: np.ndarray, text: str) -> bool:
-        """Whether a document, given by its tokens without <begin> and <end> and its text, has a whole question in it."""
+    def contains_question(self, tokens: np.ndarray, text: str) -> bool:
+        """Return whether a whole question occurs in a document.
+
+        Args:
+            tokens: int [tokens] of the document, without <begin> and <end>.
+            text: of the document.
+        """
         hashes = shingle_hashes(tokens, self._width)
-        places = np.stack([np.searchsorted(self._hashes, hashes, side) for side in ("left", "right")], 1)
-        asked = {owner for low, high in places.tolist() for owner in self._owners[low:high].tolist()}
-        plain = _plain(text)
-        return any(self._texts[number] in plain for number in asked)
+        ranges = np.stack([np.searchsorted(self._hashes, hashes, side) for side in ("left", "right")], 1)
+        candidates = {owner for low, high in ranges.tolist() for owner in self._owners[low:high].tolist()}
+        normalized = _normalize(text)
+        return any(self._texts[number] in normalized for number in candidates)
 
 
-def _plain(text: str) -> str:
+def _normalize(text: str) -> str:
     return " ".join(text.casefold().split())

@@ -13,35 +13,41 @@ from sbp_fast.dedup.lsh import candidate_pairs
 from sbp_fast.dedup.minhash import jaccard
 from sbp_fast.dedup.shingles import shingle_hashes
 
-HELD = 4096  # documents whose shingles are held at a time
+CACHED_DOCUMENTS = 4096
+"""Documents whose shingles are in memory at a time."""
 
 
-def find_duplicates(written: Corpus, keys: Sequence[Path], width: int, similarity: float) -> tuple[np.ndarray, np.ndarray]:
-    """The documents that an earlier one which stays is so much like, and how much. int64 sorted, float64
+def find_duplicates(synthetic: Corpus, keys: Sequence[Path], width: int, similarity: float) -> tuple[np.ndarray, np.ndarray]:
+    """Find the documents that are near-duplicates of an earlier document that is not itself one.
 
-    Equal documents are always met, others with the probability of `minhash.BANDS`. A candidate that goes itself is replaced
-    by what it went for, so that one which stays stands for all that are like it. What is held grows with the pairs of
-    candidates (see `banding.py`), not with the documents.
+    Equal documents always become candidates, others with the probability of `minhash.BANDS`. A candidate that is itself a
+    duplicate is replaced by the document that it duplicates, so that one document stands for its whole cluster. Memory grows
+    with the candidate pairs (see `dedup/lsh.py`), not with the documents.
 
     Args:
+        synthetic: all documents.
         keys: files as `candidate_pairs` takes them.
-        width: tokens of a shingle; a document of fewer has one, its whole.
+        width: tokens of a shingle; a shorter document is one shingle.
+        similarity: least Jaccard similarity of duplicates.
+
+    Returns:
+        int64 [duplicates], sorted indices of documents; and float64 [duplicates], their similarity to the earlier document.
     """
 
-    @lru_cache(HELD)
-    def shingles(place: int) -> np.ndarray:
-        body = written[int(documents[place])][1:-1]
+    @lru_cache(CACHED_DOCUMENTS)
+    def shingles(position: int) -> np.ndarray:
+        body = synthetic[int(documents[position])][1:-1]
         return shingle_hashes(body, min(width, len(body)))
 
     pairs = candidate_pairs(keys).astype(np.int64)
-    documents, places = np.unique(pairs, return_inverse=True)
-    places = places.reshape(pairs.shape)
-    stays, alike = np.arange(len(documents)), np.zeros(len(documents))
+    documents, positions = np.unique(pairs, return_inverse=True)
+    positions = positions.reshape(pairs.shape)
+    representatives, similarities = np.arange(len(documents)), np.zeros(len(documents))
     for pair in np.lexsort((pairs[:, 0], pairs[:, 1])).tolist():
-        earlier, later = places[pair].tolist()
-        if stays[later] == later:
-            found = jaccard(shingles(int(stays[earlier])), shingles(later))
-            if found >= similarity:
-                stays[later], alike[later] = stays[earlier], found
-    gone = stays != np.arange(len(documents))
-    return documents[gone], alike[gone]
+        earlier, later = positions[pair].tolist()
+        if representatives[later] == later:
+            measured = jaccard(shingles(int(representatives[earlier])), shingles(later))
+            if measured >= similarity:
+                representatives[later], similarities[later] = representatives[earlier], measured
+    duplicate = representatives != np.arange(len(documents))
+    return documents[duplicate], similarities[duplicate]

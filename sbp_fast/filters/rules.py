@@ -1,111 +1,185 @@
-"""The rules by which synthetic documents go, each with its threshold in `FilterConfig`."""
+"""The rules that reject a synthetic document, in order of precedence: one registration each.
+
+A rule reads the features of the documents of a shard. The reject reason of a document is the name of the first rule that
+rejects it. The manifest's counts, `rejected.parquet` and the report's table follow the registry.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 
 from sbp_fast.config import FilterConfig
-from sbp_fast.filters.features import Measures
+from sbp_fast.filters.features import Features
+from sbp_fast.registry import Registry
 
-Finding: TypeAlias = tuple[np.ndarray, np.ndarray]
-"""Of each document what was measured, and whether it goes."""
-
-
-def too_short(found: Measures, config: FilterConfig) -> Finding:
-    return found.tokens, found.tokens < config.minimum_tokens
-
-
-def unfinished(found: Measures, config: FilterConfig) -> Finding:
-    return found.tokens, (found.stop == "length") & (not config.keep_unfinished)
-
-
-def repetition(found: Measures, config: FilterConfig) -> Finding:
-    return found.repeated, (found.stop == "repetition") | (found.repeated > config.maximum_repeated_shingles)
-
-
-def compressible(found: Measures, config: FilterConfig) -> Finding:
-    return found.compressed, found.compressed < config.minimum_compression_ratio
-
-
-def malformed(found: Measures, config: FilterConfig) -> Finding:
-    return found.unsound, found.unsound > config.maximum_unsound_characters
-
-
-def copies_seed(found: Measures, config: FilterConfig) -> Finding:
-    return found.in_seed, _holds(found.in_seed, config.copy_containment, found, config)
-
-
-def copies_corpus(found: Measures, config: FilterConfig) -> Finding:
-    return found.in_corpus, _holds(found.in_corpus, config.copy_containment, found, config)
-
-
-def contaminated(found: Measures, config: FilterConfig) -> Finding:
-    value = np.where(found.holds_question, 1.0, found.in_evaluation)
-    return value, found.holds_question | _holds(value, config.evaluation_containment, found, config)
-
-
-def _holds(share: np.ndarray, limit: float, found: Measures, config: FilterConfig) -> np.ndarray:
-    """A text shorter than a shingle has none to be judged by."""
-    return (share >= limit) & (found.tokens >= config.shingle_tokens)
+Judgement: TypeAlias = tuple[np.ndarray, np.ndarray]
+"""Of each document the value that the rule compares with its threshold, and whether the rule rejects it (bool)."""
 
 
 @dataclass(frozen=True)
-class Rule:
-    """A rule that looks at one document by itself.
+class FilterRule:
+    """A rule that rejects synthetic documents.
 
     Attributes:
-        setting: the key of its threshold.
-        what: what is measured, for people.
+        threshold: the key of the threshold in `[filter]`, or a constant of the rule's own.
+        description: what a rejected document is or has, read beside the threshold.
+        judge: judges each document by itself; None for the rule that compares documents with each other.
     """
 
-    find: Callable[[Measures, FilterConfig], Finding]
-    setting: str
-    what: str
+    threshold: str | float
+    description: str
+    judge: Callable[[Features, FilterConfig], Judgement] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.threshold, str) and self.threshold not in FilterConfig.model_fields:
+            raise ValueError(f"the threshold {self.threshold!r} of a filter rule is no key of [filter]")
+
+    def threshold_in(self, config: FilterConfig) -> float | bool:
+        """Return the value of the threshold."""
+        return getattr(config, self.threshold) if isinstance(self.threshold, str) else self.threshold
 
 
-RULES = (
-    Rule(too_short, "minimum_tokens", "fewer tokens"),
-    Rule(unfinished, "keep_unfinished", "cut off at the longest length, unless such are kept"),
-    Rule(repetition, "maximum_repeated_shingles", "stopped as it repeated itself, or more of its shingles occur again"),
-    Rule(compressible, "minimum_compression_ratio", "zstd leaves less of its bytes"),
-    Rule(malformed, "maximum_unsound_characters", "more of its characters are broken, control, rare or one in a long row"),
-    Rule(copies_seed, "copy_containment", "so many of its shingles occur in its seed"),
-    Rule(copies_corpus, "copy_containment", "so many of its shingles occur in the unique documents"),
-    Rule(
-        contaminated,
-        "evaluation_containment",
-        "so many of its shingles occur in evaluation texts alone, or it holds a question",
-    ),
+FILTER_RULES = Registry[FilterRule]("filter rule")
+"""Rules by reject reason; those that judge a document by itself take precedence in the order of registration."""
+JudgeFunction: TypeAlias = Callable[[Features, FilterConfig], Judgement]
+
+
+def filter_rule(name: str, *, threshold: str | float, description: str) -> Callable[[JudgeFunction], JudgeFunction]:
+    """Register the decorated function as the rule `name` (see `FilterRule`).
+
+    Raises:
+        ValueError: the name is taken, or `threshold` is no key of `[filter]`.
+    """
+
+    def register(judge: JudgeFunction) -> JudgeFunction:
+        FILTER_RULES.register(name, FilterRule(threshold, description, judge))
+        return judge
+
+    return register
+
+
+@filter_rule("too_short", threshold="minimum_tokens", description="fewer tokens")
+def too_short(features: Features, config: FilterConfig) -> Judgement:
+    """Reject short documents, which the other rules cannot judge."""
+    return features.tokens, features.tokens < config.minimum_tokens
+
+
+@filter_rule("unfinished", threshold="keep_unfinished", description="truncated at the maximum length, unless such are kept")
+def unfinished(features: Features, config: FilterConfig) -> Judgement:
+    """Reject truncated documents, which teach a model not to stop."""
+    return features.tokens, (features.stop == "length") & (not config.keep_unfinished)
+
+
+@filter_rule(
+    "repetition",
+    threshold="maximum_repeated_shingles",
+    description="stopped for repeating itself, or a larger share of its shingles occurs again in it",
 )
-"""In the order of precedence: a document is counted under the first that it goes for."""
+def repetition(features: Features, config: FilterConfig) -> Judgement:
+    """Reject documents that repeat a run of tokens."""
+    rejected = (features.stop == "repetition") | (features.repeated_share > config.maximum_repeated_shingles)
+    return features.repeated_share, rejected
+
+
+@filter_rule("compressible", threshold="minimum_compression_ratio", description="zstd leaves a smaller share of its bytes")
+def compressible(features: Features, config: FilterConfig) -> Judgement:
+    """Reject documents that repeat themselves with small changes."""
+    return features.compression_ratio, features.compression_ratio < config.minimum_compression_ratio
+
+
+@filter_rule(
+    "malformed",
+    threshold="maximum_malformed_characters",
+    description="a larger share of its characters is broken, control, rare or beyond a long run of one character",
+)
+def malformed(features: Features, config: FilterConfig) -> Judgement:
+    """Reject documents with many malformed characters."""
+    return features.malformed_ratio, features.malformed_ratio > config.maximum_malformed_characters
+
+
+@filter_rule("copies_seed", threshold="copy_containment", description="this share of its shingles, or more, occurs in its seed")
+def copies_seed(features: Features, config: FilterConfig) -> Judgement:
+    """Reject documents that add little to their seed."""
+    return features.seed_containment, _reaches(features.seed_containment, config.copy_containment, features, config)
+
+
+@filter_rule(
+    "copies_corpus",
+    threshold="copy_containment",
+    description="this share of its shingles, or more, occurs in the unique documents",
+)
+def copies_corpus(features: Features, config: FilterConfig) -> Judgement:
+    """Reject memorised text, whatever the seed."""
+    return features.corpus_containment, _reaches(features.corpus_containment, config.copy_containment, features, config)
+
+
+@filter_rule(
+    "contaminated",
+    threshold="evaluation_containment",
+    description="this share of its shingles, or more, occurs in evaluation texts alone, or it contains a question",
+)
+def contaminated(features: Features, config: FilterConfig) -> Judgement:
+    """Reject documents that leak evaluation texts."""
+    value = np.where(features.contains_question, 1.0, features.evaluation_containment)
+    return value, features.contains_question | _reaches(value, config.evaluation_containment, features, config)
+
+
+def _reaches(containment: np.ndarray, limit: float, features: Features, config: FilterConfig) -> np.ndarray:
+    """Return whether containments reach a limit, False for documents shorter than a shingle, which have none."""
+    return (containment >= limit) & (features.tokens >= config.shingle_tokens)
+
+
 DUPLICATE = "duplicate"
-DUPLICATE_SETTING = "duplicate_similarity"
-DUPLICATE_WHAT = "so much like an earlier document that stays (Jaccard similarity of shingles)"
+FILTER_RULES.register(
+    DUPLICATE,
+    FilterRule("duplicate_similarity", "this similar to an earlier filtered document (Jaccard similarity of shingles)"),
+)
 
 
-def judge(found: Measures, config: FilterConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Why each document goes, "" where it stays so far, and what the rule measured. str [documents], float64 [documents]"""
-    names = [rule.find.__name__ for rule in RULES]
-    findings = [rule.find(found, config) for rule in RULES]
-    taken = [finding[1] for finding in findings]
-    reasons = np.select(taken, names, default="")
-    return reasons, np.select(taken, [finding[0].astype(np.float64) for finding in findings], default=np.nan)
+def document_rules() -> dict[str, FilterRule]:
+    """Return the rules that judge a document by itself, in order of precedence."""
+    return {name: rule for name, rule in FILTER_RULES.items() if rule.judge is not None}
 
 
-def rule_counts(rejected: dict[str, int], documents: int, config: FilterConfig) -> dict[str, dict[str, object]]:
-    """For every rule, in order, its threshold, how many of the documents it took and their share."""
-    settings = {rule.find.__name__: (rule.setting, rule.what) for rule in RULES}
-    settings[DUPLICATE] = DUPLICATE_SETTING, DUPLICATE_WHAT
+def judge_documents(features: Features, rules: Mapping[str, FilterRule], config: FilterConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return the reject reason of each document, "" where no rule rejects it, and the value that the rule compared.
+
+    Args:
+        features: of the documents.
+        rules: as `document_rules` returns them.
+        config: thresholds.
+
+    Returns:
+        str [documents], and float64 [documents], NaN where no rule rejects.
+    """
+    judgements = [rule.judge(features, config) for rule in rules.values() if rule.judge is not None]
+    values = [value.astype(np.float64) for value, _ in judgements]
+    rejected: Sequence[np.ndarray] = [rejects for _, rejects in judgements]
+    return np.select(rejected, list(rules), default=""), np.select(rejected, values, default=np.nan)
+
+
+def rules_by_precedence() -> list[tuple[str, FilterRule]]:
+    """Return all rules: those that judge a document by itself as registered, then the one that compares documents."""
+    return sorted(FILTER_RULES.items(), key=lambda item: item[1].judge is None)
+
+
+def thresholds(config: FilterConfig) -> dict[str, float | bool]:
+    """Return the threshold of every rule, in order of precedence."""
+    return {name: rule.threshold_in(config) for name, rule in rules_by_precedence()}
+
+
+def rule_counts(rejected: Mapping[str, int], documents: int, config: FilterConfig) -> dict[str, dict[str, object]]:
+    """Return, for every rule in order of precedence, its threshold, its rejected documents, their share and its description."""
     return {
         name: {
-            "threshold": getattr(config, setting),
+            "threshold": rule.threshold_in(config),
             "rejected": rejected.get(name, 0),
             "share": rejected.get(name, 0) / documents,
-            "what": what,
+            "description": rule.description,
         }
-        for name, (setting, what) in settings.items()
+        for name, rule in rules_by_precedence()
     }

@@ -1,8 +1,8 @@
-"""What the stage `filter` does to one shard of synthetic documents, each step in a file of its own so that it is done once."""
+"""The work of the stage `filter` on one shard of synthetic documents; each step writes a file, so that it is done once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,127 +16,153 @@ from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.dedup.minhash import BANDS, ROWS, token_band_keys
 from sbp_fast.dedup.shingle_index import Batch, ShingleIndex, plan_passes, shingle_positions
 from sbp_fast.filters.contamination import QuestionFinder, evaluation_batches
-from sbp_fast.filters.features import Measures, measure_alone
-from sbp_fast.filters.rules import judge
+from sbp_fast.filters.features import Features, standalone_features
+from sbp_fast.filters.rules import FilterRule, judge_documents
 from sbp_fast.pipeline.files import atomic_open, read_json, save_array
 
 QUESTIONS = "questions.json"
-REAL, EVALUATION = 0, 1  # where a shingle is known from: what both have is real
+REAL, EVALUATION = 0, 1  # where a shingle occurs; one that occurs in both counts as real
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Shard `number` of the documents in `synthetic`; what is found out about it goes to `directory`."""
+class FilterTask:
+    """One shard of synthetic documents to filter.
+
+    Attributes:
+        corpus: output of `prepare`.
+        synthetic: output of `synthesize`.
+        directory: of the files that the steps write.
+        number: of the shard.
+        rules: those that judge a document by itself; part of the task, so that worker processes apply rules that only the
+            process that started them has registered.
+    """
 
     corpus: Path
     synthetic: Path
     directory: Path
     number: int
     config: FilterConfig
+    rules: Mapping[str, FilterRule]
 
     def file(self, kind: str) -> Path:
+        """Return the path of a step's file."""
         return self.directory / f"{kind}-{self.number:05d}"
 
 
 @lru_cache(1)
-def _opened(corpus: Path, synthetic: Path) -> tuple[PreparedCorpus, Corpus]:
+def _open(corpus: Path, synthetic: Path) -> tuple[PreparedCorpus, Corpus]:
     return PreparedCorpus(corpus), Corpus(synthetic)
 
 
 @lru_cache(1)
-def _finder(corpus: Path, questions: Path, width: int) -> QuestionFinder:
+def _question_finder(corpus: Path, questions: Path, width: int) -> QuestionFinder:
     return QuestionFinder(read_json(questions), PreparedCorpus(corpus).tokenizer, width)
 
 
-def measure_shard(shard: Shard) -> None:
-    """Measure what needs no other text than each document's own and its seed's."""
-    if shard.file("alone").is_file():
+def compute_features(task: FilterTask) -> None:
+    """Compute the features that need no other text than each document's own and its seed's."""
+    if task.file("standalone").is_file():
         return
-    prepared, written = _opened(shard.corpus, shard.synthetic)
-    found = measure_alone(prepared, *written.shard(shard.number), shard.config.shingle_tokens)
-    with atomic_open(shard.file("alone")) as file:
-        np.savez(file, **found)  # type: ignore[arg-type]
+    prepared, synthetic = _open(task.corpus, task.synthetic)
+    features = standalone_features(prepared, *synthetic.shard(task.number), task.config.shingle_tokens)
+    with atomic_open(task.file("standalone")) as file:
+        np.savez(file, **features)  # type: ignore[arg-type]
 
 
-def count_known(
-    shards: Sequence[Shard], prepared: PreparedCorpus, questions: Sequence[str], threads: int, advance: Callable[[float], None]
+def count_shingles(
+    tasks: Sequence[FilterTask],
+    prepared: PreparedCorpus,
+    questions: Sequence[str],
+    threads: int,
+    advance: Callable[[float], None],
 ) -> None:
-    """Count of each document the shingles that unique documents have, and those that evaluation texts alone have.
+    """Count each document's shingles that occur in unique documents, and those that occur in evaluation texts alone.
 
-    The table of their shingles takes `filter.memory_gib` at most. If it does not hold all, it holds a range of hashes at a
-    time, and all texts are read again for each. Other threads look up while one waits for memory.
+    The table of their shingles takes at most `filter.memory_gib`. If it does not hold all of them, it holds a range of hashes
+    at a time, and all texts are read again for each range. Several threads hide the latency of memory.
     """
-    config = shards[0].config
+    config = tasks[0].config
     width = config.shingle_tokens
-    known: list[Callable[[], Iterable[Batch]]] = [prepared.unique.batches, lambda: evaluation_batches(prepared, questions)]
+    sources: list[Callable[[], Iterable[Batch]]] = [prepared.unique.batches, lambda: evaluation_batches(prepared, questions)]
     positions = shingle_positions(prepared.unique.offsets, width) + sum(
-        shingle_positions(offsets, width) for _, offsets in known[EVALUATION]()
+        shingle_positions(offsets, width) for _, offsets in sources[EVALUATION]()
     )
     slots, ranges = plan_passes(positions, config.memory_gib * 2**30)
     for number, hashes in enumerate(ranges):
-        left = [shard for shard in shards if _passes_done(shard) <= number]
-        if not left:
+        remaining = [task for task in tasks if _finished_passes(task) <= number]
+        if not remaining:
             continue
         index = ShingleIndex(width, slots, hashes)
         for label in (REAL, EVALUATION):
-            index.add(known[label](), label)
+            index.add(sources[label](), label)
         with ThreadPoolExecutor(threads) as pool:
-            for documents in pool.map(lambda shard, index=index: _count_shard(shard, index), left):
+            for documents in pool.map(lambda task, index=index: _count_shard(task, index), remaining):
                 advance(documents / len(ranges))
 
 
-def _passes_done(shard: Shard) -> int:
-    if not shard.file("known").is_file():
+def _finished_passes(task: FilterTask) -> int:
+    if not task.file("shingles").is_file():
         return 0
-    with np.load(shard.file("known")) as found:
-        return int(found["passes"])
+    with np.load(task.file("shingles")) as saved:
+        return int(saved["passes"])
 
 
-def _count_shard(shard: Shard, index: ShingleIndex) -> int:
-    """Add what one table knows to the counts of the ones before; returns the documents."""
-    _, written = _opened(shard.corpus, shard.synthetic)
-    table, tokens = written.shard(shard.number)
+def _count_shard(task: FilterTask, index: ShingleIndex) -> int:
+    """Add the counts by one table to those of the tables before it; return the number of documents."""
+    _, synthetic = _open(task.corpus, task.synthetic)
+    table, tokens = synthetic.shard(task.number)
     counts = index.count((tokens, np.concatenate([[0], np.cumsum(table["tokens"].to_numpy())])))
-    passes = _passes_done(shard)
+    passes = _finished_passes(task)
     if passes:
-        with np.load(shard.file("known")) as found:
-            counts += found["counts"]
-    with atomic_open(shard.file("known")) as file:
+        with np.load(task.file("shingles")) as saved:
+            counts += saved["counts"]
+    with atomic_open(task.file("shingles")) as file:
         np.savez(file, counts=counts, passes=passes + 1)
     return len(table)
 
 
-def judge_shard(shard: Shard) -> None:
-    """Judge each document by itself, and write the keys by which those that pass are compared with each other."""
-    if shard.file("keys").is_file():
+def judge_shard(task: FilterTask) -> None:
+    """Judge each document by itself, and write the LSH keys of those that pass."""
+    if task.file("keys").is_file():
         return
-    prepared, written = _opened(shard.corpus, shard.synthetic)
-    table, tokens = written.shard(shard.number)
-    with np.load(shard.file("alone")) as found:
-        alone = dict(found)
-    with np.load(shard.file("known")) as found:
-        shingles, *known = found["counts"].T
-    in_corpus, in_evaluation = (count / np.maximum(shingles, 1) for count in known)
+    prepared, synthetic = _open(task.corpus, task.synthetic)
+    table, tokens = synthetic.shard(task.number)
     offsets = np.concatenate([[0], np.cumsum(table["tokens"].to_numpy())])
     bodies = [tokens[offsets[i] + 1 : offsets[i + 1] - 1] for i in range(len(table))]
-    holds = np.zeros(len(table), bool)
-    finder = _finder(shard.corpus, shard.directory / QUESTIONS, shard.config.shingle_tokens)
-    for document in np.flatnonzero(in_evaluation > 0).tolist():
-        holds[document] = finder.holds(bodies[document], prepared.tokenizer.decode(bodies[document]))
-    stop = table["stop"].to_numpy(zero_copy_only=False)
-    others = {"in_corpus": in_corpus, "in_evaluation": in_evaluation, "holds_question": holds}
-    reasons, values = judge(Measures(stop=stop, **alone, **others), shard.config)
-    with atomic_open(shard.file("judged")) as file:
+    features = _load_features(task, prepared, table["stop"].to_numpy(zero_copy_only=False), bodies)
+    reasons, values = judge_documents(features, task.rules, task.config)
+    with atomic_open(task.file("reasons")) as file:
         np.savez(file, reasons=reasons, values=values)
-    passing = np.flatnonzero((reasons == "") & (alone["tokens"] > 0))
-    kept = [bodies[document] for document in passing]
-    joined = np.concatenate([np.zeros(0, np.uint32), *kept]).astype(np.uint32)
-    keys = token_band_keys(joined, np.cumsum([0, *map(len, kept)]), shard.config.shingle_tokens, BANDS, ROWS)
-    numbers = (written.shard_starts[shard.number] + passing).astype(np.uint64)
-    save_array(shard.file("keys"), np.concatenate([numbers[None], keys]))
+    passing = np.flatnonzero((reasons == "") & (features.tokens > 0))
+    passing_bodies = [bodies[document] for document in passing]
+    joined = np.concatenate([np.zeros(0, np.uint32), *passing_bodies]).astype(np.uint32)
+    keys = token_band_keys(joined, np.cumsum([0, *map(len, passing_bodies)]), task.config.shingle_tokens, BANDS, ROWS)
+    numbers = (synthetic.shard_starts[task.number] + passing).astype(np.uint64)
+    save_array(task.file("keys"), np.concatenate([numbers[None], keys]))
 
 
-def judged(shard: Shard) -> tuple[np.ndarray, np.ndarray]:
-    """The reasons and values that `judge_shard` found."""
-    with np.load(shard.file("judged")) as found:
-        return found["reasons"].astype("<U16"), found["values"]
+def _load_features(task: FilterTask, prepared: PreparedCorpus, stop: np.ndarray, bodies: list[np.ndarray]) -> Features:
+    """Return the features of a shard, from the files of the earlier steps and a search for questions."""
+    with np.load(task.file("standalone")) as saved:
+        standalone = dict(saved)
+    with np.load(task.file("shingles")) as saved:
+        shingles, *known = saved["counts"].T
+    corpus_containment, evaluation_containment = (count / np.maximum(shingles, 1) for count in known)
+    contains_question = np.zeros(len(bodies), bool)
+    finder = _question_finder(task.corpus, task.directory / QUESTIONS, task.config.shingle_tokens)
+    for document in np.flatnonzero(evaluation_containment > 0).tolist():
+        text = prepared.tokenizer.decode(bodies[document])
+        contains_question[document] = finder.contains_question(bodies[document], text)
+    return Features(
+        stop=stop,
+        corpus_containment=corpus_containment,
+        evaluation_containment=evaluation_containment,
+        contains_question=contains_question,
+        **standalone,
+    )
+
+
+def load_reasons(task: FilterTask) -> tuple[np.ndarray, np.ndarray]:
+    """Return the reject reasons (object, "" where no rule rejects) and values that `judge_shard` wrote."""
+    with np.load(task.file("reasons")) as saved:
+        return saved["reasons"].astype(object), saved["values"]

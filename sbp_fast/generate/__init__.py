@@ -1,0 +1,1 @@
+"""Generation of synthetic documents: seeds, the engine, other backends, and the shards they write."""

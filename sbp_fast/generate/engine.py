@@ -1,8 +1,8 @@
-"""Which documents are drawn when: continuous batching in which the samples of a seed belong together.
+"""Continuous batching in which the samples of a seed share its pages: which document is generated in which row, and when.
 
-A seed is read once, its pages are held by all of its samples, and each sample begins as soon as a row is free. A row whose
-document is over takes the next sample at once. Where pages run out the youngest document gives its own back and is drawn again
-later; as it has its own stream of random numbers it comes out the same.
+A seed is prefilled once, its pages are held by all of its samples, and each sample begins as soon as a row is free. When a
+document is finished, the next sample takes its row in the same step. When pages run out, the youngest document is preempted: it
+gives its pages back and is generated again later. As each document has its own stream of random numbers, it comes out the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sbp_fast.generate.decoder import ROW_MULTIPLE, RUNNING, STOPS, Decoder, Room, SamplingRule, StepResult
+from sbp_fast.generate.decoder import ROW_MULTIPLE, RUNNING, STOPS, Decoder, KVCacheConfig, SamplingParams, StepResult
 from sbp_fast.generate.kv_pages import SCRATCH, PagePool
 from sbp_fast.generate.rng import document_uniforms
 from sbp_fast.model.transformer import Transformer
@@ -21,11 +21,11 @@ from sbp_fast.model.transformer import Transformer
 
 @dataclass(frozen=True)
 class Seed:
-    """A seed and what is to be drawn after it.
+    """A seed document and the samples to generate after it.
 
     Attributes:
-        number: by which its drafts are known.
-        document: index into the unique corpus; with the sample's number it names the stream of random numbers.
+        number: identifies the seed in the results.
+        document: index into the unique corpus; with a sample's number it names the stream of random numbers.
         tokens: int [tokens], at least one.
         samples: numbers of the samples, each once.
     """
@@ -37,15 +37,15 @@ class Seed:
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A drawn document.
+class GenerationResult:
+    """A generated document.
 
     Attributes:
         seed: number of its seed.
-        sample: its own number.
-        tokens: int32 [tokens], without what begins and ends a document.
-        stop: of `STOPS`.
-        log_probability: nats, of all that was drawn together, under the model at temperature 1 with nothing left out.
+        sample: number of the document among its seed's.
+        tokens: int32 [tokens], without the tokens that begin and end a document.
+        stop: why generation stopped, of `STOPS`.
+        log_probability: nats, summed over the generated tokens, under the model at temperature 1 without top-k or top-p.
     """
 
     seed: int
@@ -55,154 +55,159 @@ class Draft:
     log_probability: float
 
     @property
-    def drawn(self) -> int:
-        """Tokens drawn, the one that ended it included."""
+    def generated_tokens(self) -> int:
+        """Number of generated tokens, the end token included."""
         return len(self.tokens) + (self.stop == "end")
 
 
 @dataclass(eq=False)
-class Group:
-    """A seed at work: read once its pages are there, in the tables once a sample has a row.
+class SequenceGroup:
+    """A seed in the engine: prefilled once it has pages, in the layout's tables once a sample has a row.
 
     Attributes:
-        waiting: places in `seed.samples` of those without a row.
-        rows: rows of those that have one.
+        waiting: indices into `seed.samples` of the samples without a row.
+        pages: pages of the seed's keys and values.
+        index: the group's row in the tables of the layout; -1 outside of them.
+        rows: batch rows of the samples that have one.
     """
 
     seed: Seed
     waiting: deque[int]
     pages: list[int] = field(default_factory=list)
-    slot: int = -1
+    index: int = -1
     rows: set[int] = field(default_factory=set)
 
 
 @dataclass(eq=False)
-class Row:
-    """A document being drawn.
+class Request:
+    """A document that is being generated.
 
     Attributes:
-        place: of its sample in the group.
-        age: counts up from document to document.
-        steps: begun, each of which draws a token.
-        drawn: tokens known of; there may be one more on its way.
+        sample_index: index into the samples of the group's seed.
+        age: increases from request to request; the greatest is the youngest.
+        pages: pages of the document's own keys and values.
+        steps: decoding steps begun, each of which generates one token.
+        tokens: tokens that the host knows; one more may be on its way from the device.
+        log_probability: nats, of `tokens`.
     """
 
-    group: Group
-    place: int
+    group: SequenceGroup
+    sample_index: int
     age: int
     pages: list[int] = field(default_factory=list)
     steps: int = 0
-    drawn: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
     log_probability: float = 0.0
 
 
 class Engine:
-    """Draws documents after seeds.
+    """Generates documents after seeds.
 
     Args:
-        run_seed: of the random numbers.
+        run_seed: key of the random numbers.
 
     Raises:
-        ValueError: a room too small for one document.
+        ValueError: a cache too small for one document.
     """
 
-    def __init__(self, model: Transformer, rule: SamplingRule, room: Room, run_seed: int) -> None:
-        least = 1 + room.pages_of(room.seed_tokens) + room.pages_of(rule.maximum_tokens)
-        if room.pages < least:
-            raise ValueError(f"{room.pages} pages do not hold one seed and one document, which take {least}")
-        if room.rows % ROW_MULTIPLE or room.prefill_tokens < room.seed_tokens:
+    def __init__(self, model: Transformer, sampling: SamplingParams, cache: KVCacheConfig, run_seed: int) -> None:
+        least = 1 + cache.pages_of(cache.seed_tokens) + cache.pages_of(sampling.maximum_tokens)
+        if cache.pages < least:
+            raise ValueError(f"{cache.pages} pages do not hold one seed and one document, which take {least}")
+        if cache.rows % ROW_MULTIPLE or cache.prefill_tokens < cache.seed_tokens:
             raise ValueError(f"rows must be a multiple of {ROW_MULTIPLE}, and prefill_tokens hold the longest seed")
-        self.rule, self.room, self.run_seed = rule, room, run_seed
-        self.decoder = Decoder(model, rule, room)
-        self.pool = PagePool(room.pages)
+        self.sampling, self.cache, self.run_seed = sampling, cache, run_seed
+        self.decoder = Decoder(model, sampling, cache)
+        self.pool = PagePool(cache.pages)
         self.tables = {name: table.cpu().numpy().copy() for name, table in self.decoder.tables.items()}
-        self.rows: list[Row | None] = [None] * room.rows
-        self.slots: list[Group | None] = [None] * room.rows
-        self.ready: deque[Group] = deque()  # seeds are read, samples wait for rows
-        self.again: deque[Group] = deque()  # gave their pages back before all was drawn
-        self.ahead = self.decoder.device.type == "cuda"  # what a step told is read while the next one is at work
+        self.requests: list[Request | None] = [None] * cache.rows  # by batch row
+        self.groups: list[SequenceGroup | None] = [None] * cache.rows  # by row of the tables
+        self.ready: deque[SequenceGroup] = deque()  # prefilled, with samples that wait for rows
+        self.preempted_groups: deque[SequenceGroup] = deque()  # gave their pages back before all samples were finished
+        self.overlap = self.decoder.device.type == "cuda"  # read a step's outputs while the next step runs
         self.size = 0
-        self.preempted = 0
-        self._changed: set[str] = set()
-        self._begun: list[int] = []
-        self._over: list[int] = []
+        self.preemptions = 0
+        self._changed_tables: set[str] = set()
+        self._started_rows: list[int] = []
+        self._freed_rows: list[int] = []
         self._age = 0
 
-    def draw(self, seeds: Iterable[Seed]) -> Iterator[Draft]:
-        """Draw every sample of every seed; drafts come in the order in which they are over."""
+    def generate(self, seeds: Iterable[Seed]) -> Iterator[GenerationResult]:
+        """Yield a result for every sample of every seed, in the order in which the documents are finished."""
         source = iter(seeds)
-        told: tuple[StepResult, list[Row | None]] | None = None
+        pending: tuple[StepResult, list[Request | None]] | None = None
         while True:
             if not self._fill(source) and self._too_wide():
-                if told is not None:
-                    yield from self._collect(*told)
-                    told = None
+                if pending is not None:
+                    yield from self._collect(*pending)
+                    pending = None
                 self._shrink()
-            if not any(self.rows) and told is None:
+            if not any(self.requests) and pending is None:
                 return
-            begun = self._step() if any(self.rows) else None
-            if told is not None:
-                yield from self._collect(*told)
-            told = begun
-            if told is not None and not self.ahead:
-                yield from self._collect(*told)
-                told = None
+            started = self._step() if any(self.requests) else None
+            if pending is not None:
+                yield from self._collect(*pending)
+            pending = started
+            if pending is not None and not self.overlap:
+                yield from self._collect(*pending)
+                pending = None
 
-    # --- which sample draws in which row
+    # --- which sample is generated in which row
 
     def _fill(self, source: Iterator[Seed]) -> bool:
-        """Give free rows to waiting samples; whether there may be more of them."""
-        free = [row for row, held in enumerate(self.rows) if held is None]
+        """Give free rows to waiting samples; return whether more samples may be waiting."""
+        free = [row for row, request in enumerate(self.requests) if request is None]
         while free:
-            if not self.ready and not self._read_seeds(source, len(free)):
+            if not self.ready and not self._prefill(source, len(free)):
                 break
             group = self.ready[0]
-            while free and group.waiting and self.pool.free > self._live():  # so that what begins has its page this step
-                self._begin(group, free.pop(0))
+            # every running request may need a page this step, and so does the one that starts
+            while free and group.waiting and self.pool.free > self._running():
+                self._start(group, free.pop(0))
             if group.waiting:
                 break
             self.ready.popleft()
-        return bool(self.ready or self.again or not free)
+        return bool(self.ready or self.preempted_groups or not free)
 
-    def _live(self) -> int:
-        return self.room.rows - self.rows.count(None)
+    def _running(self) -> int:
+        return self.cache.rows - self.requests.count(None)
 
-    def _begin(self, group: Group, row: int) -> None:
-        """Let the next waiting sample of `group` begin in `row`."""
-        if group.slot < 0:
-            group.slot = self.slots.index(None)
-            self.slots[group.slot] = group
-            self._write("seed_pages", group.slot, group.pages)
-            self.tables["seed_tokens"][group.slot] = len(group.seed.tokens)
-        place = group.waiting.popleft()
+    def _start(self, group: SequenceGroup, row: int) -> None:
+        """Start the next waiting sample of `group` in `row`."""
+        if group.index < 0:
+            group.index = self.groups.index(None)
+            self.groups[group.index] = group
+            self._write_pages("seed_pages", group.index, group.pages)
+            self.tables["seed_tokens"][group.index] = len(group.seed.tokens)
+        sample_index = group.waiting.popleft()
         self._age += 1
-        self.rows[row] = Row(group, place, self._age)
+        self.requests[row] = Request(group, sample_index, self._age)
         group.rows.add(row)
         self.pool.hold(group.pages)
-        self.tables["row_group"][row] = group.slot
-        self.tables["group_rows"][group.slot, place] = row
-        self._changed |= {"seed_tokens", "row_group", "group_rows"}
-        self._begun.append(row)
-        self.size = max(self.size, self.decoder.size_for(max(row, group.slot) + 1))
+        self.tables["row_group"][row] = group.index
+        self.tables["group_rows"][group.index, sample_index] = row
+        self._changed_tables |= {"seed_tokens", "row_group", "group_rows"}
+        self._started_rows.append(row)
+        self.size = max(self.size, self.decoder.size_for(max(row, group.index) + 1))
 
-    def _write(self, table: str, index: int, pages: list[int]) -> None:
+    def _write_pages(self, table: str, index: int, pages: list[int]) -> None:
         self.tables[table][index] = SCRATCH
         self.tables[table][index, : len(pages)] = pages
-        self._changed.add(table)
+        self._changed_tables.add(table)
 
-    def _read_seeds(self, source: Iterator[Seed], rows: int) -> bool:
-        """Read the next seeds, enough for so many rows if they fit together; whether any was read."""
-        groups: list[Group] = []
+    def _prefill(self, source: Iterator[Seed], rows: int) -> bool:
+        """Prefill the next seeds, enough for `rows` rows if they fit together; return whether any was prefilled."""
+        groups: list[SequenceGroup] = []
         tokens = samples = 0
         while samples < rows:
-            group = self.again.popleft() if self.again else self._next(source)
+            group = self.preempted_groups.popleft() if self.preempted_groups else self._next_group(source)
             if group is None:
                 break
             length = len(group.seed.tokens)
-            needed = self.room.pages_of(length)
-            fits = tokens + length <= self.room.prefill_tokens and self.pool.free >= needed + self._live() + 1
+            needed = self.cache.pages_of(length)
+            fits = tokens + length <= self.cache.prefill_tokens and self.pool.free >= needed + self._running() + 1
             if not fits:
-                self.again.appendleft(group)
+                self.preempted_groups.appendleft(group)
                 break
             group.pages = self.pool.take(needed)
             groups.append(group)
@@ -213,145 +218,148 @@ class Engine:
         return bool(groups)
 
     @staticmethod
-    def _next(source: Iterator[Seed]) -> Group | None:
+    def _next_group(source: Iterator[Seed]) -> SequenceGroup | None:
         seed = next(source, None)
-        return None if seed is None else Group(seed, deque(range(len(seed.samples))))
+        return None if seed is None else SequenceGroup(seed, deque(range(len(seed.samples))))
 
     # --- steps
 
-    def _step(self) -> tuple[StepResult, list[Row | None]]:
-        """Begin one step of all rows."""
-        page = self.room.page_tokens
+    def _step(self) -> tuple[StepResult, list[Request | None]]:
+        """Launch one step of all rows; return its outputs and the requests that they belong to."""
+        page = self.cache.page_tokens
         full = [
-            (held.age, row, held)
-            for row, held in enumerate(self.rows)
-            if held is not None and held.steps == len(held.pages) * page and held.steps < self.rule.maximum_tokens
+            (request.age, row, request)
+            for row, request in enumerate(self.requests)
+            if request is not None
+            and request.steps == len(request.pages) * page
+            and request.steps < self.sampling.maximum_tokens
         ]
-        for _, row, needy in sorted(full):  # the oldest first: it always gets its page, so that work goes on
-            if self.rows[row] is needy:
-                self._grow(row, needy)
-        for held in self.rows:
-            if held is not None:
-                held.steps += held.steps < self.rule.maximum_tokens
-        self._send()
-        return self.decoder.step(self.size), list(self.rows[: self.size])
+        for _, row, request in sorted(full):  # the oldest first: it always gets its page, so that work goes on
+            if self.requests[row] is request:
+                self._add_page(row, request)
+        for running in self.requests:
+            if running is not None:
+                running.steps += running.steps < self.sampling.maximum_tokens
+        self._send_changes()
+        return self.decoder.step(self.size), list(self.requests[: self.size])
 
-    def _grow(self, row: int, held: Row) -> None:
-        """One more page for a row, taken from the youngest document if it must be."""
+    def _add_page(self, row: int, request: Request) -> None:
+        """Give a request one more page, preempting the youngest requests if none is free."""
         while self.pool.free == 0:
-            self._give_back()
-            if self.rows[row] is not held:
+            self._preempt()
+            if self.requests[row] is not request:
                 return
-        held.pages += self.pool.take(1)
-        self._write("own_pages", row, held.pages)
+        request.pages += self.pool.take(1)
+        self._write_pages("own_pages", row, request.pages)
 
-    def _give_back(self) -> None:
-        """Free pages: those of a seed no document of which has begun, else the youngest document's."""
+    def _preempt(self) -> None:
+        """Free the pages of a seed without running samples, or else of the youngest request."""
         idle = next((group for group in reversed(self.ready) if not group.rows), None)
         if idle is not None:
-            self._forget(idle)
+            self._preempt_group(idle)
             return
-        _, row, held = max((held.age, row, held) for row, held in enumerate(self.rows) if held is not None)
-        group = held.group
-        group.waiting.appendleft(held.place)
-        self._end(row, held)
-        self.preempted += 1
+        _, row, request = max((request.age, row, request) for row, request in enumerate(self.requests) if request is not None)
+        group = request.group
+        group.waiting.appendleft(request.sample_index)
+        self._free_row(row, request)
+        self.preemptions += 1
         if not group.rows:
-            self._forget(group)
+            self._preempt_group(group)
         elif group not in self.ready:
             self.ready.appendleft(group)
 
-    def _forget(self, group: Group) -> None:
-        """Give a seed's pages back; it is read again later."""
+    def _preempt_group(self, group: SequenceGroup) -> None:
+        """Free a seed's pages; the seed is prefilled again later."""
         if group in self.ready:
             self.ready.remove(group)
-        self._leave(group)
-        self.again.appendleft(group)
+        self._free_group(group)
+        self.preempted_groups.appendleft(group)
 
-    def _leave(self, group: Group) -> None:
+    def _free_group(self, group: SequenceGroup) -> None:
         self.pool.release(group.pages)
         group.pages = []
-        if group.slot >= 0:
-            self.tables["seed_tokens"][group.slot] = 0
-            self.slots[group.slot] = None
-            group.slot = -1
-            self._changed.add("seed_tokens")
+        if group.index >= 0:
+            self.tables["seed_tokens"][group.index] = 0
+            self.groups[group.index] = None
+            group.index = -1
+            self._changed_tables.add("seed_tokens")
 
-    def _end(self, row: int, held: Row) -> None:
-        """Free a row and its pages."""
-        group = held.group
-        self.pool.release(held.pages)
+    def _free_row(self, row: int, request: Request) -> None:
+        """Free a row and its request's pages."""
+        group = request.group
+        self.pool.release(request.pages)
         self.pool.release(group.pages)
         group.rows.remove(row)
-        self.rows[row] = None
-        self.tables["group_rows"][group.slot, held.place] = -1
-        self._changed.add("group_rows")
-        self._over.append(row)
+        self.requests[row] = None
+        self.tables["group_rows"][group.index, request.sample_index] = -1
+        self._changed_tables.add("group_rows")
+        self._freed_rows.append(row)
 
-    def _send(self) -> None:
-        """Tell the device what has changed since the last step."""
-        if self._over:
-            self.decoder.clear(self._over)
-        if self._begun:
-            held = [self.rows[row] for row in self._begun]
-            streams = [self._uniforms(one) for one in held if one is not None]
-            self.decoder.start(self._begun, np.stack(streams))
-        self.decoder.write_tables({name: self.tables[name] for name in sorted(self._changed)})
-        self._over, self._begun, self._changed = [], [], set()
+    def _send_changes(self) -> None:
+        """Send what has changed since the last step to the device."""
+        if self._freed_rows:
+            self.decoder.clear(self._freed_rows)
+        if self._started_rows:
+            started = [self.requests[row] for row in self._started_rows]
+            streams = [self._uniforms(request) for request in started if request is not None]
+            self.decoder.start(self._started_rows, np.stack(streams))
+        self.decoder.write_tables({name: self.tables[name] for name in sorted(self._changed_tables)})
+        self._freed_rows, self._started_rows, self._changed_tables = [], [], set()
 
-    def _uniforms(self, held: Row) -> np.ndarray:
-        seed = held.group.seed
-        return document_uniforms(self.run_seed, seed.document, seed.samples[held.place], self.rule.maximum_tokens)
+    def _uniforms(self, request: Request) -> np.ndarray:
+        seed = request.group.seed
+        sample = seed.samples[request.sample_index]
+        return document_uniforms(self.run_seed, seed.document, sample, self.sampling.maximum_tokens)
 
-    def _collect(self, told: StepResult, rows: list[Row | None]) -> Iterator[Draft]:
-        """Take in what a step of these documents told; drafts of those that are over."""
-        tokens, stops, log_probabilities = (values.tolist() for values in told.read())
-        for row, held in enumerate(rows):
-            if held is None or self.rows[row] is not held:  # idle, over a step ago, or to be drawn again
+    def _collect(self, outputs: StepResult, requests: list[Request | None]) -> Iterator[GenerationResult]:
+        """Add a step's outputs to its requests; yield the results of the finished ones."""
+        tokens, stops, log_probabilities = (values.tolist() for values in outputs.read())
+        for row, request in enumerate(requests):
+            if request is None or self.requests[row] is not request:  # idle, finished a step ago, or preempted
                 continue
-            held.drawn.append(tokens[row])
-            held.log_probability += log_probabilities[row]
+            request.tokens.append(tokens[row])
+            request.log_probability += log_probabilities[row]
             if stops[row] != RUNNING:
-                group = held.group
-                self._end(row, held)
+                group = request.group
+                self._free_row(row, request)
                 if not group.rows and not group.waiting:
-                    self._leave(group)
-                yield self._draft(held, STOPS[stops[row]])
+                    self._free_group(group)
+                yield self._result(request, STOPS[stops[row]])
 
     @staticmethod
-    def _draft(held: Row, stop: str) -> Draft:
-        seed = held.group.seed
-        tokens = np.array(held.drawn[: -1 if stop == "end" else None], np.int32)
-        return Draft(seed.number, seed.samples[held.place], tokens, stop, held.log_probability)
+    def _result(request: Request, stop: str) -> GenerationResult:
+        seed = request.group.seed
+        tokens = np.array(request.tokens[: -1 if stop == "end" else None], np.int32)
+        return GenerationResult(seed.number, seed.samples[request.sample_index], tokens, stop, request.log_probability)
 
-    # --- the end of the work
+    # --- the last documents
 
     def _too_wide(self) -> bool:
-        """Whether fewer rows would hold the documents at work."""
-        return self.decoder.size_for(self._live()) < self.size
+        """Whether fewer rows would hold the running requests."""
+        return self.decoder.size_for(self._running()) < self.size
 
     def _shrink(self) -> None:
-        """Bring the documents left, when no sample waits, into as few rows as hold them."""
-        left = [row for row, held in enumerate(self.rows) if held is not None]
-        self._send()
-        self.decoder.move(left)
-        held = [self.rows[row] for row in left]
-        groups = [group for group in self.slots if group is not None]
+        """Move the running requests, when no sample waits, into as few rows as hold them."""
+        rows = [row for row, request in enumerate(self.requests) if request is not None]
+        self._send_changes()
+        self.decoder.move(rows)
+        requests = [self.requests[row] for row in rows]
+        groups = [group for group in self.groups if group is not None]
         for name in ("seed_pages", "seed_tokens", "group_rows"):
-            values = self.tables[name][[group.slot for group in groups]]
+            values = self.tables[name][[group.index for group in groups]]
             self.tables[name][:] = -1 if name == "group_rows" else 0
             self.tables[name][: len(groups)] = values
-        self.tables["own_pages"][: len(left)] = self.tables["own_pages"][left]
-        self.tables["own_pages"][len(left) :] = SCRATCH
-        self.tables["row_group"][:] = 0  # of an idle row as well it must be one of the groups that are left
-        self.rows[:] = [*held, *[None] * (self.room.rows - len(left))]
-        self.slots[:] = [*groups, *[None] * (self.room.rows - len(groups))]
-        for slot, group in enumerate(groups):
-            group.slot, group.rows = slot, set()
-        for row, one in enumerate(held):
-            assert one is not None
-            one.group.rows.add(row)
-            self.tables["row_group"][row] = one.group.slot
-            self.tables["group_rows"][one.group.slot, one.place] = row
-        self._changed = set(self.tables)
-        self.size = self.decoder.size_for(len(left))
+        self.tables["own_pages"][: len(rows)] = self.tables["own_pages"][rows]
+        self.tables["own_pages"][len(rows) :] = SCRATCH
+        self.tables["row_group"][:] = 0  # an idle row's entry, too, must name one of the remaining groups
+        self.requests[:] = [*requests, *[None] * (self.cache.rows - len(rows))]
+        self.groups[:] = [*groups, *[None] * (self.cache.rows - len(groups))]
+        for index, group in enumerate(groups):
+            group.index, group.rows = index, set()
+        for row, request in enumerate(requests):
+            assert request is not None
+            request.group.rows.add(row)
+            self.tables["row_group"][row] = request.group.index
+            self.tables["group_rows"][request.group.index, request.sample_index] = row
+        self._changed_tables = set(self.tables)
+        self.size = self.decoder.size_for(len(rows))

@@ -1,4 +1,4 @@
-"""Documents of one shard as they are over, appended to a file: what is whole in it survives a kill, and is not drawn again."""
+"""The finished documents of an incomplete shard, appended to a file: they survive a kill and are not generated again."""
 
 from __future__ import annotations
 
@@ -10,50 +10,54 @@ import numpy as np
 import xxhash
 
 from sbp_fast.generate.decoder import STOPS
-from sbp_fast.generate.engine import Draft
+from sbp_fast.generate.engine import GenerationResult
 
 RECORD = np.dtype([("seed", "<i8"), ("sample", "<i8"), ("tokens", "<i4"), ("stop", "<i4"), ("log_probability", "<f8")])
 TOKEN = np.dtype("<i4")
 
 
 class Journal:
-    """The file of a shard, open to be appended to.
+    """A shard's file, open for appending.
 
-    A document is a record, its tokens and their checksum, written at once. A document that a kill cut short is cut off when
-    the file is next opened, and what follows one with a wrong checksum as well.
+    A document is a record, its tokens and their checksum, in one write. Opening the file truncates it at the first document
+    that is incomplete or has a wrong checksum.
 
     Attributes:
-        drafts: what is in it, by seed and sample.
+        results: the documents in the file, by seed and sample.
     """
 
     def __init__(self, path: Path) -> None:
-        self.drafts: dict[tuple[int, int], Draft] = {}
+        self.results: dict[tuple[int, int], GenerationResult] = {}
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         content = path.read_bytes()
-        whole = 0
-        for draft, end in _read(content):
-            self.drafts[draft.seed, draft.sample] = draft
-            whole = end
-        if whole < len(content):
-            os.ftruncate(self._file, whole)
+        valid = 0
+        for result, end in _read(content):
+            self.results[result.seed, result.sample] = result
+            valid = end
+        if valid < len(content):
+            os.ftruncate(self._file, valid)
 
-    def add(self, draft: Draft) -> None:
-        """Append a document; it is the system's to keep from here on."""
-        stop = STOPS.index(draft.stop)
-        record = np.array((draft.seed, draft.sample, len(draft.tokens), stop, draft.log_probability), RECORD)
-        content = record.tobytes() + draft.tokens.astype(TOKEN).tobytes()
+    def add(self, result: GenerationResult) -> None:
+        """Append a document.
+
+        It is handed to the OS (no fsync): it survives a process kill, not a power loss.
+        """
+        stop = STOPS.index(result.stop)
+        record = np.array((result.seed, result.sample, len(result.tokens), stop, result.log_probability), RECORD)
+        content = record.tobytes() + result.tokens.astype(TOKEN).tobytes()
         content += xxhash.xxh3_64_digest(content)
         written = os.write(self._file, content)
         if written < len(content):
-            os.write(self._file, content[written:])  # a full disk: says so
-        self.drafts[draft.seed, draft.sample] = draft
+            os.write(self._file, content[written:])  # raises the error of a full disk
+        self.results[result.seed, result.sample] = result
 
     def close(self) -> None:
+        """Close the file."""
         os.close(self._file)
 
 
-def _read(content: bytes) -> Iterator[tuple[Draft, int]]:
-    """Each whole document and where it ends."""
+def _read(content: bytes) -> Iterator[tuple[GenerationResult, int]]:
+    """Yield each valid document and the offset of its end."""
     start = 0
     while start + RECORD.itemsize <= len(content):
         record = np.frombuffer(content, RECORD, 1, start)[0]
@@ -64,4 +68,5 @@ def _read(content: bytes) -> Iterator[tuple[Draft, int]]:
         tokens = np.frombuffer(content[body:end], TOKEN)
         stop = STOPS[int(record["stop"])]
         start = end + 8
-        yield Draft(int(record["seed"]), int(record["sample"]), tokens, stop, float(record["log_probability"])), start
+        seed, sample = int(record["seed"]), int(record["sample"])
+        yield GenerationResult(seed, sample, tokens, stop, float(record["log_probability"])), start

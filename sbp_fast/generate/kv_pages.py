@@ -1,4 +1,4 @@
-"""Which pages of keys and values are free, and how many hold on to each of the others."""
+"""Reference-counted pages of the cache of keys and values."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 SCRATCH = 0
-"""The page that belongs to nobody: rows without a document write there."""
+"""The page that is never allocated: rows without a document write there."""
 
 
 class PagePool:
-    """Pages 1 to `pages` - 1, each free or held by one or more.
+    """Pages 1 to `pages` - 1, each free or held by one or more holders.
 
     Args:
-        pages: in all, the scratch page included.
+        pages: number of pages, the scratch page included.
     """
 
     def __init__(self, pages: int) -> None:
@@ -23,11 +23,11 @@ class PagePool:
 
     @property
     def free(self) -> int:
-        """How many pages nobody holds."""
+        """Number of free pages."""
         return len(self._free)
 
     def take(self, count: int) -> list[int]:
-        """`count` free pages, held once each.
+        """Allocate `count` free pages, with one holder each.
 
         Raises:
             OutOfPages: fewer are free; none is taken.
@@ -39,21 +39,21 @@ class PagePool:
         return pages
 
     def hold(self, pages: Sequence[int]) -> None:
-        """Hold pages that are held already once more.
+        """Add a holder to each of `pages`.
 
         Raises:
-            ValueError: one that nobody holds.
+            ValueError: a page is free.
         """
         if any(self._holders[page] == 0 for page in pages):
-            raise ValueError("a page that nobody holds may belong to another by now")
+            raise ValueError("a free page cannot be held: it may be allocated again by now")
         for page in pages:
             self._holders[page] += 1
 
     def release(self, pages: Sequence[int]) -> None:
-        """Let go of pages once; what nobody holds any more is free.
+        """Remove a holder from each of `pages`; a page without holders becomes free.
 
         Raises:
-            ValueError: one that nobody holds.
+            ValueError: a page is free.
         """
         for page in pages:
             if self._holders[page] == 0:

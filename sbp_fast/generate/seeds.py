@@ -1,4 +1,4 @@
-"""Which documents are seeds, in which order, and which samples are drawn after each, by settings and corpus alone."""
+"""The choice of seed documents, their order, and the numbers of their samples: a function of settings and corpus alone."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 
 from sbp_fast.config import RunConfig
 from sbp_fast.data.token_shards.corpus import Corpus
+from sbp_fast.registry import Registry
+
+SeedSampler: TypeAlias = Callable[[np.ndarray, int, int], np.ndarray]
+"""(int64 [documents], tokens of each document; number of seeds; run's seed) -> int64 [seeds], indices of documents."""
+SEED_SAMPLERS = Registry[SeedSampler]("seed sampler")
+"""What `synthesize.seeds` may name."""
 
 
 @dataclass(frozen=True)
 class SeedPlan:
-    """The seeds of a run, cut into shards that are finished one by one.
+    """The seeds of a run, grouped into shards that are finished one by one.
 
     Attributes:
         documents: int64 [seeds], indices into the unique corpus.
-        first_samples: int64 [seeds], number of the first of the `samples` documents drawn after each.
+        first_samples: int64 [seeds], number of the first of the `samples` documents generated after each seed.
         samples: documents for each seed.
         shard_seeds: seeds of a shard.
     """
@@ -31,13 +38,17 @@ class SeedPlan:
 
     @staticmethod
     def make(config: RunConfig, unique: Corpus, context: int) -> SeedPlan:
-        """Enough seeds for the tokens wanted, if synthetic documents are as long as real ones."""
+        """Choose enough seeds for the tokens wanted, assuming that synthetic documents are as long as real ones.
+
+        Raises:
+            UserError: a seed sampler that is not registered.
+        """
         wanted = config.synthesize.oversample * wanted_tokens(config)
         lengths = np.minimum(np.diff(unique.offsets), context)
         samples = config.synthesize.samples_per_seed
         count = max(1, math.ceil(wanted / float(lengths.mean()) / samples))
         documents = SEED_SAMPLERS[config.synthesize.seeds](lengths, count, config.seed)
-        return SeedPlan(documents, times_before(documents) * samples, samples, config.synthesize.shard_seeds)
+        return SeedPlan(documents, earlier_occurrences(documents) * samples, samples, config.synthesize.shard_seeds)
 
     @cached_property
     def shards(self) -> list[range]:
@@ -46,7 +57,7 @@ class SeedPlan:
         return [range(start, min(start + self.shard_seeds, seeds)) for start in range(0, seeds, self.shard_seeds)]
 
     def sample_numbers(self, seed: int) -> tuple[int, ...]:
-        """Of the documents drawn after a seed: a document that is a seed again goes on counting."""
+        """Return the numbers of the samples of a seed; when a document is a seed again, its numbers continue."""
         first = int(self.first_samples[seed])
         return tuple(range(first, first + self.samples))
 
@@ -58,9 +69,9 @@ def wanted_tokens(config: RunConfig) -> float:
 
 
 def uniform(lengths: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Every document equally often: without replacement until each has been one, then again in another order.
+    """Choose every document equally often: without replacement until each was chosen, then again in another order.
 
-    The paper draws seeds uniformly (arXiv 2509.15248, section 2.3); without replacement none is left out by chance.
+    The paper samples seeds uniformly (arXiv 2509.15248, section 2.3); without replacement none is left out by chance.
     """
     rounds = -(-count // len(lengths))
     orders = [np.random.default_rng([seed, number]).permutation(len(lengths)) for number in range(rounds)]
@@ -68,9 +79,9 @@ def uniform(lengths: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def by_length(lengths: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Documents in proportion to their tokens, so that every token of the corpus is equally often part of a seed.
+    """Choose documents in proportion to their tokens, so that every token of the corpus is in a seed equally often.
 
-    Systematic sampling: each document comes as often as expected, rounded up or down; then all are shuffled.
+    Systematic sampling: each document is chosen as often as expected, rounded up or down; then all are shuffled.
     """
     generator = np.random.default_rng([seed, 0])
     ends = np.cumsum(lengths, dtype=np.float64) / lengths.sum() * count
@@ -79,15 +90,15 @@ def by_length(lengths: np.ndarray, count: int, seed: int) -> np.ndarray:
     )
 
 
-SEED_SAMPLERS: dict[str, Callable[[np.ndarray, int, int], np.ndarray]] = {"uniform": uniform, "length": by_length}
-"""Name -> (tokens of each document, seeds wanted, run's seed) -> int64 [seeds], indices of documents."""
+SEED_SAMPLERS.register("uniform", uniform)
+SEED_SAMPLERS.register("length", by_length)
 
 
-def times_before(documents: np.ndarray) -> np.ndarray:
-    """How often each entry's document comes before it. int64 [seeds]"""
+def earlier_occurrences(documents: np.ndarray) -> np.ndarray:
+    """Return how often each entry's document occurs before it; int64 [seeds]."""
     order = np.argsort(documents, kind="stable")
     ordered = documents[order]
     starts = np.searchsorted(ordered, ordered, "left")
-    times = np.empty(len(documents), np.int64)
-    times[order] = np.arange(len(documents)) - starts
-    return times
+    counts = np.empty(len(documents), np.int64)
+    counts[order] = np.arange(len(documents)) - starts
+    return counts

@@ -1,4 +1,4 @@
-"""The shards of a synthetic corpus while they are drawn: a journal each, and the shard itself once it is complete."""
+"""The shards of a synthetic corpus during generation: a journal for each, replaced by the shard itself once it is complete."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ import pyarrow as pa
 
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.writer import write_index, write_shard
-from sbp_fast.generate.engine import Draft, Seed
+from sbp_fast.generate.engine import GenerationResult, Seed
 from sbp_fast.generate.journal import Journal
 from sbp_fast.generate.seeds import SeedPlan
 from sbp_fast.pipeline.files import read_json, write_json
 
 PARTS = "parts"
+"""Directory of the journals, and of one file for each finished shard, inside that of the corpus."""
 
 
-class Parts:
-    """What is drawn of a plan, in a directory that outlives a kill.
+class ShardWriter:
+    """Writes the documents of a seed plan, shard by shard, into a directory that survives a kill.
 
-    Many threads may add drafts, of several shards at a time; two processes must not work on the same shard.
+    Several threads may add documents, of several shards at a time; two processes must not work on the same shard.
 
     Args:
         directory: of the synthetic corpus.
-        context: seeds are cut to this.
+        context: seeds are truncated to this many tokens.
     """
 
     def __init__(self, directory: Path, plan: SeedPlan, prepared: PreparedCorpus, context: int) -> None:
@@ -36,92 +37,92 @@ class Parts:
         self._lock = threading.Lock()
 
     def missing(self, among: Iterable[int] | None = None) -> list[int]:
-        """Numbers of the shards that are not finished, of all or of some."""
+        """Return the numbers of the unfinished shards, of all shards or of those in `among`."""
         shards = range(len(self.plan.shards)) if among is None else among
-        return [shard for shard in shards if not self._entry(shard).is_file()]
+        return [shard for shard in shards if not self._entry_path(shard).is_file()]
 
     def seeds(self, shards: Iterable[int]) -> Iterator[Seed]:
-        """The seeds of these shards, with the samples that are not drawn yet; one thread may ask at a time."""
+        """Yield the seeds of these shards with the samples still to be generated; not safe for concurrent iteration."""
         for shard in shards:
             with self._lock:
-                drawn = self._open(shard)
-                whole = self._is_whole(shard)
-                if whole:  # killed after its last document
+                generated = self._open_journal(shard)
+                complete = self._is_complete(shard)
+                if complete:  # killed between its last document and the writing of the shard
                     self._finish(shard)
-            for number in () if whole else self.plan.shards[shard]:
-                samples = tuple(sample for sample in self.plan.sample_numbers(number) if (number, sample) not in drawn)
+            for number in () if complete else self.plan.shards[shard]:
+                samples = tuple(sample for sample in self.plan.sample_numbers(number) if (number, sample) not in generated)
                 if samples:
                     document = int(self.plan.documents[number])
                     yield Seed(number, document, self.prepared.unique[document][: self.context], samples)
 
-    def _open(self, shard: int) -> set[tuple[int, int]]:
-        """What earlier attempts have drawn of a shard."""
-        (self.directory / PARTS).mkdir(exist_ok=True)  # not before: a stage that is refused leaves nothing
-        self._journals[shard] = Journal(self._journal(shard))
-        return set(self._journals[shard].drafts)
+    def _open_journal(self, shard: int) -> set[tuple[int, int]]:
+        """Open a shard's journal; return the seed and sample of each document that earlier attempts generated."""
+        (self.directory / PARTS).mkdir(exist_ok=True)  # created late: a refused stage must leave nothing behind
+        self._journals[shard] = Journal(self._journal_path(shard))
+        return set(self._journals[shard].results)
 
-    def add(self, draft: Draft) -> None:
-        """Keep a document; with its last one a shard is finished."""
-        shard = draft.seed // self.plan.shard_seeds
+    def add(self, result: GenerationResult) -> None:
+        """Save a document; the last one of a shard finishes the shard."""
+        shard = result.seed // self.plan.shard_seeds
         with self._lock:
-            self._journals[shard].add(draft)
-            if self._is_whole(shard):
+            self._journals[shard].add(result)
+            if self._is_complete(shard):
                 self._finish(shard)
 
     def documents(self, shards: Iterable[int]) -> int:
-        """How many documents these shards will have."""
+        """Return how many documents these shards have when they are finished."""
         return sum(len(self.plan.shards[shard]) for shard in shards) * self.plan.samples
 
-    def drawn(self, shards: Iterable[int]) -> int:
-        """Documents of unfinished shards that earlier attempts have drawn."""
-        found = 0
+    def journaled(self, shards: Iterable[int]) -> int:
+        """Return how many documents of these unfinished shards earlier attempts generated."""
+        documents = 0
         for shard in shards:
-            if self._journal(shard).is_file():
-                journal = Journal(self._journal(shard))
-                found += len(journal.drafts)
+            if self._journal_path(shard).is_file():
+                journal = Journal(self._journal_path(shard))
+                documents += len(journal.results)
                 journal.close()
-        return found
+        return documents
 
-    def join(self) -> None:
-        """Write the index over all shards.
+    def write_index(self) -> None:
+        """Write the index of the corpus over all shards.
 
         Raises:
-            FileNotFoundError: one is missing.
+            FileNotFoundError: a shard is missing.
         """
-        entries = [read_json(self._entry(shard)) for shard in range(len(self.plan.shards))]
+        entries = [read_json(self._entry_path(shard)) for shard in range(len(self.plan.shards))]
         write_index(self.directory, entries, vocabulary_size=self.prepared.tokenizer.vocabulary_size)
 
-    def _is_whole(self, shard: int) -> bool:
-        return len(self._journals[shard].drafts) == self.documents([shard])
+    def _is_complete(self, shard: int) -> bool:
+        return len(self._journals[shard].results) == self.documents([shard])
 
     def _finish(self, shard: int) -> None:
-        """Write the shard, in the order of its seeds and samples, and forget its journal."""
+        """Write a shard in the order of its seeds and samples, and remove its journal."""
         journal = self._journals.pop(shard)
-        drafts = [journal.drafts[key] for key in sorted(journal.drafts)]
+        results = [journal.results[key] for key in sorted(journal.results)]
         tokenizer = self.prepared.tokenizer
-        lengths = np.array([len(draft.tokens) for draft in drafts])
-        tokens, lengths = tokenizer.enclose(np.concatenate([draft.tokens for draft in drafts]), lengths)
-        table, size = pa.table(self._columns(drafts, lengths)), tokenizer.vocabulary_size
+        lengths = np.array([len(result.tokens) for result in results])
+        tokens, lengths = tokenizer.enclose(np.concatenate([result.tokens for result in results]), lengths)
+        table, size = pa.table(self._columns(results, lengths)), tokenizer.vocabulary_size
         entry = write_shard(self.directory, f"{shard:05d}", [tokens], table, vocabulary_size=size)
-        write_json(self._entry(shard), entry)
+        write_json(self._entry_path(shard), entry)
         journal.close()
-        self._journal(shard).unlink()
+        self._journal_path(shard).unlink()
 
-    def _columns(self, drafts: list[Draft], lengths: np.ndarray) -> dict[str, Any]:
-        seeds = [int(self.plan.documents[draft.seed]) for draft in drafts]
+    def _columns(self, results: list[GenerationResult], lengths: np.ndarray) -> dict[str, Any]:
+        seeds = [int(self.plan.documents[result.seed]) for result in results]
         return {
-            "id": [f"synthetic/{seed}/{draft.sample}" for seed, draft in zip(seeds, drafts, strict=True)],
-            "source": ["synthetic"] * len(drafts),
-            "text_bytes": [len(self.prepared.tokenizer.decode(draft.tokens).encode()) for draft in drafts],
+            "id": [f"synthetic/{seed}/{result.sample}" for seed, result in zip(seeds, results, strict=True)],
+            "source": ["synthetic"] * len(results),
+            "text_bytes": [len(self.prepared.tokenizer.decode(result.tokens).encode()) for result in results],
             "tokens": lengths,
             "seed": seeds,
-            "sample": [draft.sample for draft in drafts],
-            "stop": [draft.stop for draft in drafts],
-            "mean_log_probability": [draft.log_probability / draft.drawn for draft in drafts],
+            "sample": [result.sample for result in results],
+            "stop": [result.stop for result in results],
+            "mean_log_probability": [result.log_probability / result.generated_tokens for result in results],
         }
 
-    def _journal(self, shard: int) -> Path:
+    def _journal_path(self, shard: int) -> Path:
         return self.directory / PARTS / f"shard-{shard:05d}.journal"
 
-    def _entry(self, shard: int) -> Path:
+    def _entry_path(self, shard: int) -> Path:
         return self.directory / PARTS / f"shard-{shard:05d}.json"

@@ -13,7 +13,7 @@ from sbp_fast.errors import UserError
 from sbp_fast.neighbors.hnsw import metadata_path
 from sbp_fast.neighbors.vectors import Vectors
 from sbp_fast.pipeline.files import read_json, write_json
-from sbp_fast.pipeline.stage import Manifest
+from sbp_fast.pipeline.manifest import Manifest
 
 INDEX, MEMBERS = "index", "members.json"
 InputKind = Literal["corpus", "vectors"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from sbp_fast.neighbors.top_k import inner_products
 from sbp_fast.pipeline.files import save_array
-from sbp_fast.pipeline.stage import Manifest
+from sbp_fast.pipeline.manifest import Manifest
 
 Storage = Literal["float32", "float16", "int8"]
 READ_BLOCK = 65_536

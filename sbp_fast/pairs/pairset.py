@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sbp_fast.pipeline.files import atomic_path
-from sbp_fast.pipeline.stage import Manifest
+from sbp_fast.pipeline.manifest import Manifest
 
 PAIRS = "pairs.parquet"
 SCHEMA = pa.schema([("seed", pa.int32()), ("partner", pa.int32()), ("score", pa.float32())])

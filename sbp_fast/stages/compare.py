@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 from sbp_fast.config import RunConfig
 from sbp_fast.errors import UserError
 from sbp_fast.evaluate.comparison import compare_scores
+from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Manifest, StageContext, run_stage
+from sbp_fast.pipeline.stage import StageContext, run_stage
 from sbp_fast.stages.evaluate import SCORES
 
 

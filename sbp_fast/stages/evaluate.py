@@ -13,8 +13,9 @@ from sbp_fast.evaluate.metrics import all_metrics
 from sbp_fast.evaluate.scoring import score_model
 from sbp_fast.model.saved import load_model
 from sbp_fast.pipeline.files import atomic_path
+from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Manifest, StageContext, run_stage
+from sbp_fast.pipeline.stage import StageContext, run_stage
 
 SCORES = "scores.parquet"
 

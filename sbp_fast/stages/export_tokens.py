@@ -7,8 +7,9 @@ from pathlib import Path
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.token_shards.export import FORMATS
 from sbp_fast.errors import UserError
+from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Manifest, StageContext, run_stage
+from sbp_fast.pipeline.stage import StageContext, run_stage
 
 
 def export_tokens(corpus: str | Path, to: str, out: Path, *, console: Console, force: bool = False) -> Manifest:

@@ -8,8 +8,9 @@ from sbp_fast.config import RunConfig
 from sbp_fast.neighbors.extend_index import check_extension, extend_index
 from sbp_fast.neighbors.saved_index import SavedIndex
 from sbp_fast.neighbors.vectors import Vectors
+from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Manifest, StageContext, run_stage
+from sbp_fast.pipeline.stage import StageContext, run_stage
 
 SETTINGS = {"partition_documents", "hnsw_m", "hnsw_ef_construction"}
 

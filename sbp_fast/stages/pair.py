@@ -15,8 +15,9 @@ from sbp_fast.pairs.document_statistics import DistinctDocuments
 from sbp_fast.pairs.find import find_pairs
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
+from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Manifest, StageContext, run_stage
+from sbp_fast.pipeline.stage import StageContext, run_stage
 
 
 def pair(

@@ -23,11 +23,12 @@ from sbp_fast.evaluate.judge_answers import PROMPTS, collect_answers, questions,
 from sbp_fast.evaluate.quality_rates import Measured, measure_rates, published_rates, rates_by_source
 from sbp_fast.evaluate.quality_samples import Samples, measure_copying
 from sbp_fast.evaluate.relevance import Judged, similarities, summarize_similarity
+from sbp_fast.generate.saved import open_synthetic
 from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pipeline.files import atomic_path, hash_value, read_json
+from sbp_fast.pipeline.manifest import MANIFEST, Manifest
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import MANIFEST, Manifest, Work, run_stage
-from sbp_fast.stages.filter import open_synthetic
+from sbp_fast.pipeline.stage import Work, run_stage
 
 JUDGED = "judged.parquet"
 LENGTH_BINS, PROBABILITY_BINS = 24, 30
@@ -61,7 +62,7 @@ def measure_quality(
         prepared = PreparedCorpus(corpus)
         work.device = resolve_device(config)
         judge = open_judge(config.quality, work.device)
-        samples = Samples.draw(config, prepared, open_synthetic(synthetic, corpus), Corpus(filtered))
+        samples = Samples.draw(config, prepared, open_synthetic(synthetic, prepared), Corpus(filtered))
         low = read_json(pairs / MANIFEST)["counts"]["band"]["low"]
         _measure(config, prepared, samples, PairSet(pairs), low, judge, work)
 

@@ -19,8 +19,9 @@ from sbp_fast.model.transformer import Transformer
 from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pipeline.distributed import Processes, join_processes
 from sbp_fast.pipeline.files import read_json
+from sbp_fast.pipeline.manifest import MANIFEST, Manifest
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import MANIFEST, Manifest, StageContext, run_stage_together
+from sbp_fast.pipeline.stage import StageContext, run_stage_together
 from sbp_fast.train.data.batches import Batches
 from sbp_fast.train.data.corpus_batches import CorpusBatches
 from sbp_fast.train.data.pair_batches import PairBatches

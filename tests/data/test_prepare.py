@@ -9,8 +9,8 @@ from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.tokenizer import train_tokenizer
 from sbp_fast.errors import UserError
+from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Manifest
 from sbp_fast.stages.prepare import prepare
 
 QUIET = Console(quiet=True)

@@ -41,7 +41,7 @@ from sbp_fast.errors import Unreachable, UserError
 from sbp_fast.generate.tasks import cut_chunks
 from sbp_fast.pipeline.executors.executor import Holders, Place, Workers
 from sbp_fast.pipeline.executors.local import LOCAL
-from sbp_fast.pipeline.stage import Manifest
+from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.stages.embed import embed
 from sbp_fast.stages.filter import filter_documents
 from sbp_fast.stages.pair import pair
@@ -240,14 +240,14 @@ def test_embed_and_pair(cluster: str, inputs: dict[str, Path], tmp_path: Path) -
 
 @NEEDS_SAME_BITS
 def test_synthesize_and_filter(cluster: str, inputs: dict[str, Path], tmp_path: Path) -> None:
-    config = settings(inputs["directory"], "filter={minimum_tokens=2, keep_unfinished=true, maximum_unsound_characters=1.0}")
+    config = settings(inputs["directory"], "filter={minimum_tokens=2, keep_unfinished=true, maximum_malformed_characters=1.0}")
     killing = Killing(tmp_path)
     found: list[list[Any]] = []
     for name, workers in {"here": LOCAL, "there": killing}.items():
         how: dict[str, Any] = {"corpus": inputs["corpus"], "console": QUIET, "workers": workers}
         drawn = synthesize(config, tmp_path / f"drawn-{name}", model=inputs["model"], **how)
         kept = filter_documents(config, tmp_path / f"kept-{name}", synthetic=tmp_path / f"drawn-{name}", **how)
-        assert drawn is not None and len(drawn.files) > 10 and 0 < kept.counts["documents_kept"] < kept.counts["documents"]
+        assert drawn is not None and len(drawn.files) > 10 and 0 < kept.counts["filtered_documents"] < kept.counts["documents"]
         found.append([(one.files, one.counts, one.flops, one.device, one.fingerprint) for one in (drawn, kept)])
     assert killing.all_died() and killing.kills == 3
     assert found[0] == found[1]

@@ -16,8 +16,9 @@ from sbp_fast.config import EmbedConfig
 from sbp_fast.data.token_shards.writer import CorpusWriter
 from sbp_fast.data.tokenizer import train_tokenizer
 from sbp_fast.neighbors.vectors import write_vectors
+from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Manifest, StageContext, run_stage
+from sbp_fast.pipeline.stage import StageContext, run_stage
 
 DOCUMENTS, DIMENSION = 200_000, 384
 MEMORY = 4 << 30

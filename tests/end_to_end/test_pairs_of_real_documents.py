@@ -14,8 +14,8 @@ from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.dedup.shingles import DocumentShingles
 from sbp_fast.neighbors.vectors import Vectors
 from sbp_fast.pairs.pairset import PairSet
+from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Manifest
 from sbp_fast.stages.embed import embed
 from sbp_fast.stages.pair import pair
 from sbp_fast.stages.prepare import prepare

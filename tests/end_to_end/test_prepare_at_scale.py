@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sbp_fast.data.prepared import PreparedCorpus
-from sbp_fast.pipeline.stage import Manifest
+from sbp_fast.pipeline.manifest import Manifest
 
 KILLS = 12
 MEMORY = 2 << 30

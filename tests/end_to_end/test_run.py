@@ -19,8 +19,8 @@ from sbp_fast.config.files import load_config
 from sbp_fast.errors import UserError
 from sbp_fast.experiment.graph import stages_of
 from sbp_fast.experiment.run import run
+from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Manifest
 
 STAGES = tuple(stages_of(load_config(["demo"], TINY)))
 QUIET = Console(quiet=True)

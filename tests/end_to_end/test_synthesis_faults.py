@@ -1,4 +1,4 @@
-"""Synthesis that is killed again and again ends with the documents of one that nobody touched, each drawn once."""
+"""Synthesis that is killed again and again."""
 
 import os
 import random
@@ -14,13 +14,13 @@ from rounding import NEEDS_SAME_BITS
 from test_faults import children
 from tiny_synthesis import command, make_inputs
 
-from sbp_fast.pipeline.stage import Manifest
+from sbp_fast.pipeline.manifest import Manifest
 
 CHANGES = ("pretrain.tokens=122880", "device=cpu")
 
 
-def drawn(partial: Path) -> int:
-    """Bytes of documents that are safe so far."""
+def saved_bytes(partial: Path) -> int:
+    """Return the bytes of documents that are safe so far."""
     size = 0
     for file in [*partial.glob("parts/*.journal"), *partial.glob("tokens-*.bin")]:
         with suppress(FileNotFoundError):  # a journal goes when its shard is written
@@ -31,7 +31,7 @@ def drawn(partial: Path) -> int:
 @NEEDS_SAME_BITS
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_random_kills_lose_and_repeat_nothing(kills: int, processes: int, tmp_path: Path) -> None:
+def test_synthesis_killed_at_random_gives_the_files_of_an_unbroken_run(kills: int, processes: int, tmp_path: Path) -> None:
     inputs, dice, killed = make_inputs(tmp_path), random.Random(0), 0
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -42,9 +42,9 @@ def test_random_kills_lose_and_repeat_nothing(kills: int, processes: int, tmp_pa
     assert start("whole").wait() == 0
     partial = tmp_path / "broken.partial"
     for _ in range(10 * kills):
-        run, begun = start("broken"), drawn(partial)
+        run, begun = start("broken"), saved_bytes(partial)
         patience = dice.randint(1, 5_000) if killed < kills else 10**12
-        while run.poll() is None and drawn(partial) < begun + patience:
+        while run.poll() is None and saved_bytes(partial) < begun + patience:
             time.sleep(0.002)
         if run.poll() is not None:
             assert run.returncode == 0

@@ -22,7 +22,7 @@ from sbp_fast.evaluate.novelty import NOVEL_TOKENS
 from sbp_fast.evaluate.quality import near_duplicates, rate, same_letters
 from sbp_fast.evaluate.relevance import Judged
 from sbp_fast.pairs.pairset import PairSet, write_pairs
-from sbp_fast.pipeline.stage import Manifest
+from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.stages.filter import filter_documents
 from sbp_fast.stages.quality import JUDGED, measure_quality
 

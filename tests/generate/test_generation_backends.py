@@ -1,4 +1,4 @@
-"""The whole stage with transformers as its backend, and where documents of other libraries are cut."""
+"""The stage with the backend `transformers`, and the stop rules for the output of other libraries."""
 
 from pathlib import Path
 from typing import Any
@@ -8,16 +8,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_synthesis import Killed, documents, make_inputs, note_drawn, run, settings
+from tiny_synthesis import Killed, documents, make_inputs, record_generated, run, settings
 from transformers import AutoModelForCausalLM
 
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.errors import UserError
-from sbp_fast.generate.backends.backend import sampling_rule
-from sbp_fast.generate.backends.stop_rules import cut, first_repetition, make_draft
-from sbp_fast.generate.backends.transformers import TransformersDrawer
-from sbp_fast.generate.decoder import SamplingRule
+from sbp_fast.generate.backends.backend import sampling_params
+from sbp_fast.generate.backends.stop_rules import first_repetition, truncate, truncated_result
+from sbp_fast.generate.backends.transformers_generator import TransformersGenerator
+from sbp_fast.generate.decoder import SamplingParams
 from sbp_fast.generate.engine import Seed
 from sbp_fast.model.huggingface import export_model
 
@@ -36,11 +36,11 @@ def peer(inputs: dict[str, Path]) -> Any:
     return AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
 
 
-# --- where documents are cut
+# --- stop rules
 
 
 @given(st.lists(st.integers(0, 2), max_size=30), st.integers(0, 5))
-def test_the_first_repetition_is_the_first(tokens: list[int], width: int) -> None:
+def test_first_repetition_equals_brute_force(tokens: list[int], width: int) -> None:
     def repeats(stop: int) -> bool:
         return any(tokens[start : start + width] == tokens[stop - width : stop] for start in range(stop - width))
 
@@ -49,7 +49,7 @@ def test_the_first_repetition_is_the_first(tokens: list[int], width: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("drawn", "expected"),
+    ("generated", "expected"),
     [
         ([1, 2, 3, 9], (4, "end")),
         ([1, 2, 3, 9, 9, 9], (4, "end")),
@@ -61,22 +61,22 @@ def test_the_first_repetition_is_the_first(tokens: list[int], width: int) -> Non
         ([1, 9, 1, 9], (2, "end")),
     ],
 )
-def test_where_a_document_is_over(drawn: list[int], expected: tuple[int, str]) -> None:
-    assert cut(np.array(drawn), 9, 2) == expected
-    rule = SamplingRule(first=8, end=9, forbidden=(), maximum_tokens=30, repeated_tokens=2)
-    draft = make_draft(3, 4, np.array(drawn), np.arange(len(drawn)) + 0.5, rule)
-    assert (draft.seed, draft.sample, draft.drawn, draft.stop) == (3, 4, *expected)
-    assert draft.tokens.tolist() == [token for token in drawn[: draft.drawn] if token != 9]
-    assert draft.log_probability == sum(range(draft.drawn)) + 0.5 * draft.drawn
+def test_output_of_other_libraries_is_truncated_by_the_stop_rules(generated: list[int], expected: tuple[int, str]) -> None:
+    assert truncate(np.array(generated), 9, 2) == expected
+    sampling = SamplingParams(first=8, end=9, forbidden=(), maximum_tokens=30, repeated_tokens=2)
+    result = truncated_result(3, 4, np.array(generated), np.arange(len(generated)) + 0.5, sampling)
+    assert (result.seed, result.sample, result.generated_tokens, result.stop) == (3, 4, *expected)
+    assert result.tokens.tolist() == [token for token in generated[: result.generated_tokens] if token != 9]
+    assert result.log_probability == sum(range(result.generated_tokens)) + 0.5 * result.generated_tokens
 
 
 # --- the stage
 
 
 @pytest.mark.parametrize("repeated", [4, 0])
-def test_greedy_documents_are_those_of_the_engine(inputs: dict[str, Path], tmp_path: Path, repeated: int) -> None:
-    how = ("synthesize.temperature=0", f"synthesize.repeated_tokens={repeated}", "synthesize.samples_per_seed=1")
-    ours, theirs = run(inputs, tmp_path / "ours", *how), run(inputs, tmp_path / "theirs", TRANSFORMERS, *how)
+def test_greedy_documents_equal_those_of_the_engine(inputs: dict[str, Path], tmp_path: Path, repeated: int) -> None:
+    overrides = ("synthesize.temperature=0", f"synthesize.repeated_tokens={repeated}", "synthesize.samples_per_seed=1")
+    ours, theirs = run(inputs, tmp_path / "ours", *overrides), run(inputs, tmp_path / "theirs", TRANSFORMERS, *overrides)
     engine, peers = Corpus(tmp_path / "ours"), Corpus(tmp_path / "theirs")
     assert [row[:-1] for row in tokens_of(engine)] == [row[:-1] for row in tokens_of(peers)]
     assert len({tuple(row[0]) for row in tokens_of(engine)}) > 8
@@ -93,10 +93,15 @@ def tokens_of(corpus: Corpus) -> list[tuple[list[int], str, float]]:
     return [(corpus[i].tolist(), row["stop"], row["mean_log_probability"]) for i, row in enumerate(rows)]
 
 
-def test_sampled_documents_keep_the_rule(inputs: dict[str, Path], tmp_path: Path, peer: Any) -> None:
-    """At a temperature that makes all tokens likely none is drawn that must not be, and log-probabilities are those at 1."""
-    how = ("synthesize.temperature=3", "synthesize.top_p=1", "synthesize.repeated_tokens=1", "synthesize.batch_documents=7")
-    manifest = run(inputs, tmp_path / "out", TRANSFORMERS, *how)
+def test_sampled_documents_follow_the_sampling_parameters(inputs: dict[str, Path], tmp_path: Path, peer: Any) -> None:
+    """A high temperature makes all tokens likely, yet forbidden ones are absent; log-probabilities are at temperature 1."""
+    overrides = (
+        "synthesize.temperature=3",
+        "synthesize.top_p=1",
+        "synthesize.repeated_tokens=1",
+        "synthesize.batch_documents=7",
+    )
+    manifest = run(inputs, tmp_path / "out", TRANSFORMERS, *overrides)
     written, prepared = Corpus(tmp_path / "out"), PreparedCorpus(inputs["corpus"])
     tokenizer = prepared.tokenizer
     assert set(manifest.counts["stops"]) == {"end", "length", "repetition"}
@@ -106,11 +111,11 @@ def test_sampled_documents_keep_the_rule(inputs: dict[str, Path], tmp_path: Path
         repeated = first_repetition(np.array(text), 1)
         assert repeated == (len(text) if row["stop"] == "repetition" else 0)
         assert (len(text) == 30) >= (row["stop"] == "length")
-        drawn = text + [tokenizer.end] * (row["stop"] == "end")
+        generated = text + [tokenizer.end] * (row["stop"] == "end")
         prompt = [*prepared.unique[row["seed"]][:30].tolist(), tokenizer.partner]
         with torch.no_grad():
-            logits = peer(torch.tensor([prompt + drawn])).logits[0, len(prompt) - 1 : -1]
-        nats = logits.log_softmax(-1).gather(1, torch.tensor(drawn)[:, None]).mean().item()
+            logits = peer(torch.tensor([prompt + generated])).logits[0, len(prompt) - 1 : -1]
+        nats = logits.log_softmax(-1).gather(1, torch.tensor(generated)[:, None]).mean().item()
         assert row["mean_log_probability"] == pytest.approx(nats, rel=1e-5)
     assert len({tuple(written[i].tolist()) for i in range(len(written))}) > 0.9 * len(written)
 
@@ -118,30 +123,31 @@ def test_sampled_documents_keep_the_rule(inputs: dict[str, Path], tmp_path: Path
 def test_first_tokens_come_from_the_nucleus_of_the_most_probable(inputs: dict[str, Path], peer: Any) -> None:
     prepared = PreparedCorpus(inputs["corpus"])
     config = settings(inputs["directory"], "synthesize={top_k=6, top_p=0.6, temperature=2.0}")
-    rule = sampling_rule(config.synthesize, prepared, 30)
+    sampling = sampling_params(config.synthesize, prepared, 30)
     tokens = prepared.unique[0][:30]
     with torch.no_grad():
-        logits = peer(torch.tensor([[*tokens.tolist(), rule.first]])).logits[0, -1] / rule.temperature
-    logits[list(rule.forbidden)] = -torch.inf
+        logits = peer(torch.tensor([[*tokens.tolist(), sampling.first]])).logits[0, -1] / sampling.temperature
+    logits[list(sampling.forbidden)] = -torch.inf
     best = logits.topk(6)
     before = best.values.softmax(0).cumsum(0) - best.values.softmax(0)
     nucleus = set(best.indices[before < 0.6].tolist())
-    drawer = TransformersDrawer(peer, rule, 32, 0)
-    drawn = [
-        draft.tokens[0] if len(draft.tokens) else rule.end for draft in drawer.draw([Seed(0, 0, tokens, tuple(range(96)))])
+    generator = TransformersGenerator(peer, sampling, 32, 0)
+    generated = [
+        result.tokens[0] if len(result.tokens) else sampling.end
+        for result in generator.generate([Seed(0, 0, tokens, tuple(range(96)))])
     ]
-    assert set(map(int, drawn)) == nucleus and 1 < len(nucleus) < 6
+    assert set(map(int, generated)) == nucleus and 1 < len(nucleus) < 6
 
 
-def test_killed_and_rerun_draws_every_document_once(
+def test_killed_and_rerun_generates_every_document_once(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn = note_drawn(monkeypatch, kill_at=20)
-    how = (TRANSFORMERS, "synthesize.batch_documents=8")
+    generated = record_generated(monkeypatch, kill_at=20)
+    overrides = (TRANSFORMERS, "synthesize.batch_documents=8")
     with pytest.raises(Killed):
-        run(inputs, tmp_path / "out", *how)
-    manifest = run(inputs, tmp_path / "out", *how)
-    assert len(drawn) == len(set(drawn)) == manifest.counts["documents"]
+        run(inputs, tmp_path / "out", *overrides)
+    manifest = run(inputs, tmp_path / "out", *overrides)
+    assert len(generated) == len(set(generated)) == manifest.counts["documents"]
     assert len(manifest.counts["backend_versions"]) == 1
 
 
@@ -151,7 +157,9 @@ def test_the_same_batches_give_the_same_documents(inputs: dict[str, Path], tmp_p
     assert documents(tmp_path / "one") == documents(tmp_path / "two") != documents(tmp_path / "three")
 
 
-def test_a_setting_that_transformers_has_not_is_refused_and_leaves_nothing(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_setting_without_meaning_for_transformers_is_refused_and_leaves_nothing(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match='not with "transformers"; leave them out'):
         run(inputs, tmp_path / "out", TRANSFORMERS, "synthesize.cache_gib=1")
     assert not (tmp_path / "out.partial").exists()

@@ -9,7 +9,7 @@ PAGES = 12
 
 
 class Arrivals(RuleBasedStateMachine):
-    """Holders come, share and go at random; a plain count of who holds what is the model."""
+    """Random allocation, sharing and release, checked against a plain list of holders."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Arrivals(RuleBasedStateMachine):
         self.pool.release(self.held.pop(data.draw(st.integers(0, len(self.held) - 1))))
 
     @invariant()
-    def none_is_lost(self) -> None:
+    def no_page_is_lost(self) -> None:
         assert self.pool.free == PAGES - 1 - len({page for holder in self.held for page in holder})
 
 
@@ -50,7 +50,7 @@ Arrivals.TestCase.settings = settings(max_examples=60, stateful_step_count=30, d
 TestArrivals = Arrivals.TestCase
 
 
-def test_what_nobody_holds_can_be_neither_held_nor_released() -> None:
+def test_free_page_can_be_neither_held_nor_released() -> None:
     pool = PagePool(4)
     pages = pool.take(2)
     pool.release(pages)

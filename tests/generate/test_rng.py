@@ -1,7 +1,7 @@
 from sbp_fast.generate.rng import document_uniforms
 
 
-def test_each_sample_of_each_document_has_its_own_stream() -> None:
+def test_every_sample_of_every_document_has_its_own_stream() -> None:
     streams = {
         (seed, document, number): tuple(document_uniforms(seed, document, number, 5))
         for seed in (0, 1, -1)

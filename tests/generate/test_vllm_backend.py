@@ -1,4 +1,4 @@
-"""The whole stage with vLLM as its backend, against a stand-in for vLLM's interface (tests/stand_in)."""
+"""The stage with the backend `vllm`, against a stand-in for vLLM's interface (tests/support/stand_in)."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_synthesis import Killed, documents, make_inputs, make_python, note_drawn
+from tiny_synthesis import Killed, documents, make_inputs, make_python, record_generated
 from tiny_synthesis import run as run_stage
 
 from sbp_fast.data.prepared import PreparedCorpus
@@ -19,7 +19,7 @@ from sbp_fast.errors import UserError
 from sbp_fast.generate.backends import vllm as vllm_backend
 from sbp_fast.generate.backends.stop_rules import first_repetition
 from sbp_fast.generate.rng import document_seed
-from sbp_fast.pipeline.stage import Manifest
+from sbp_fast.pipeline.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def calls(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def test_the_whole_stage(
+def test_stage_with_vllm_sends_every_request_and_writes_its_documents(
     inputs: dict[str, Path], run: Callable[..., Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "log"))
@@ -69,33 +69,35 @@ def test_the_whole_stage(
         assert not {tokenizer.begin, tokenizer.partner, tokenizer.end} & set(text)
         assert first_repetition(np.array(text), 4) == (len(text) if row["stop"] == "repetition" else 0)
         assert (len(text) == 30) >= (row["stop"] == "length")
-        drawn = text + [tokenizer.end] * (row["stop"] == "end")
-        assert row["mean_log_probability"] == pytest.approx(np.mean([-1 / (1 + token) for token in drawn]), rel=1e-6)
+        generated = text + [tokenizer.end] * (row["stop"] == "end")
+        assert row["mean_log_probability"] == pytest.approx(np.mean([-1 / (1 + token) for token in generated]), rel=1e-6)
     assert len({request["seed"] for request in requests}) == len(requests)
     assert not list((tmp_path / "out").glob("parts*"))
 
 
 @pytest.mark.parametrize("repeated", [0, 2])
-def test_other_rules_of_repetition(run: Callable[..., Manifest], tmp_path: Path, repeated: int) -> None:
+def test_repeated_tokens_setting_changes_why_documents_stop(
+    run: Callable[..., Manifest], tmp_path: Path, repeated: int
+) -> None:
     stops = run(tmp_path / "out", f"synthesize.repeated_tokens={repeated}").counts["stops"]
     assert stops.get("repetition", 0) > 20 if repeated else set(stops) == {"end", "length"}
 
 
-def test_killed_and_rerun_asks_for_what_is_missing_alone(
+def test_killed_and_rerun_requests_only_missing_documents(
     run: Callable[..., Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path / "unbroken")
-    drawn = note_drawn(monkeypatch, kill_at=20)
+    generated = record_generated(monkeypatch, kill_at=20)
     with pytest.raises(Killed):
         run(tmp_path / "out")
     monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "log"))
     manifest = run(tmp_path / "out")
-    assert len(drawn) == len(set(drawn)) == manifest.counts["documents"]
-    assert len(calls(tmp_path / "log")) == 1 + len(drawn) - 20
+    assert len(generated) == len(set(generated)) == manifest.counts["documents"]
+    assert len(calls(tmp_path / "log")) == 1 + len(generated) - 20
     assert documents(tmp_path / "out") == documents(tmp_path / "unbroken")
 
 
-def test_a_worker_that_dies_says_why_and_what_it_drew_is_kept(
+def test_worker_that_dies_is_reported_and_its_documents_are_saved(
     run: Callable[..., Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -106,18 +108,18 @@ def test_a_worker_that_dies_says_why_and_what_it_drew_is_kept(
     assert tmp_path in log.parents and "some lines before" in log.read_text()
     monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "log"))
     manifest = run(tmp_path / "out")
-    assert len(calls(tmp_path / "log")) == 1 + manifest.counts["documents"] - 18  # two files of 9 were drawn
+    assert len(calls(tmp_path / "log")) == 1 + manifest.counts["documents"] - 18  # two files of 9 were generated
 
 
-def test_a_forbidden_token_is_not_taken(
+def test_forbidden_token_from_vllm_is_an_error(
     inputs: dict[str, Path], run: Callable[..., Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("STAND_IN_DRAWS", str(PreparedCorpus(inputs["corpus"]).tokenizer.partner))
-    with pytest.raises(UserError, match="drew a token that was forbidden"):
+    monkeypatch.setenv("STAND_IN_TOKEN", str(PreparedCorpus(inputs["corpus"]).tokenizer.partner))
+    with pytest.raises(UserError, match="generated a token that was forbidden"):
         run(tmp_path / "out")
 
 
-def test_what_cannot_run_is_refused_and_leaves_nothing(
+def test_unusable_settings_are_refused_and_leave_nothing(
     run: Callable[..., Manifest], inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "old" / "vllm").mkdir(parents=True)
@@ -137,11 +139,11 @@ def test_what_cannot_run_is_refused_and_leaves_nothing(
         assert not (tmp_path / "out.partial").exists()
 
 
-def test_the_worker_ends_with_whoever_started_it(python: Path, tmp_path: Path) -> None:
+def test_worker_exits_when_its_parent_is_gone(python: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"max_position_embeddings": 9, "vocab_size": 9}')
     engine = {"model": str(tmp_path / "model"), "skip_tokenizer_init": True, "dtype": "float32"}
-    (tmp_path / "request.json").write_text(json.dumps({"engine": engine, "sampling": {}}))
+    (tmp_path / "settings.json").write_text(json.dumps({"engine": engine, "sampling": {}}))
     environment = {**os.environ, "STAND_IN_LOG": str(tmp_path / "log")}
     worker = subprocess.Popen([python, vllm_backend.WORKER, tmp_path], stdin=subprocess.PIPE, env=environment)
     while not (tmp_path / "log").exists():
@@ -151,12 +153,18 @@ def test_the_worker_ends_with_whoever_started_it(python: Path, tmp_path: Path) -
     assert worker.wait(30) == 1
 
 
-def test_the_environment_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_of_the_worker_has_no_variable_of_this_process_and_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PYTHONPATH", "PYTHONHOME", "RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_USE_AGENT_STORE", "HF_HOME"):
         monkeypatch.setenv(name, "1")
-    found = vllm_backend._environment(torch.device("cpu"))
-    assert not {"PYTHONPATH", "PYTHONHOME", "RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_USE_AGENT_STORE"} & set(found)
-    assert (found["HF_HOME"], found["CUDA_VISIBLE_DEVICES"], found["VLLM_ENABLE_V1_MULTIPROCESSING"]) == ("1", "", "0")
+    environment = vllm_backend._environment(torch.device("cpu"))
+    assert not {"PYTHONPATH", "PYTHONHOME", "RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_USE_AGENT_STORE"} & set(
+        environment
+    )
+    assert (environment["HF_HOME"], environment["CUDA_VISIBLE_DEVICES"], environment["VLLM_ENABLE_V1_MULTIPROCESSING"]) == (
+        "1",
+        "",
+        "0",
+    )
     for visible, device, expected in ((None, "cuda:3", "3"), ("4,5", "cuda:1", "5"), ("GPU-a,GPU-b", "cuda:0", "GPU-a")):
         if visible is None:
             monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -174,5 +182,5 @@ def test_the_environment_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
         ("bfloat16", "float32", "bfloat16"),
     ],
 )
-def test_caches(cache_precision: str, precision: str, expected: str) -> None:
-    assert vllm_backend.cache_type(cache_precision, precision) == expected
+def test_cache_precision_becomes_the_dtype_that_vllm_calls_it(cache_precision: str, precision: str, expected: str) -> None:
+    assert vllm_backend.cache_dtype(cache_precision, precision) == expected

@@ -23,7 +23,7 @@ from sbp_fast.neighbors.hnsw import HnswIndex
 from sbp_fast.neighbors.query import find_neighbors
 from sbp_fast.neighbors.saved_index import SavedIndex
 from sbp_fast.pipeline.files import hash_file, read_json
-from sbp_fast.pipeline.stage import Manifest
+from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.stages.index import index
 
 OLD, NEW, LATER = 2000, 1000, 500

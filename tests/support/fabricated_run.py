@@ -314,8 +314,8 @@ def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
         "filter",
         {
             "documents": 16,
-            "documents_kept": len(kept),
-            "tokens_kept": 1_500,
+            "filtered_documents": len(kept),
+            "filtered_tokens": 1_500,
             "rules": rule_counts({"copies_corpus": 1, "repetition": 2, "unfinished": 1}, 16, CONFIG.filter),
         },
         body,

@@ -1,4 +1,4 @@
-"""A corpus and a model that writes after its documents, for the tests of the stage `synthesize`."""
+"""A corpus and a synthesizer for the tests of the stage `synthesize`."""
 
 import sys
 from pathlib import Path
@@ -10,11 +10,11 @@ from tiny_training import QUIET, SETTINGS, configure, make_corpus, make_stage
 from sbp_fast.config import RunConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
-from sbp_fast.generate.engine import Draft
+from sbp_fast.generate.engine import GenerationResult
 from sbp_fast.generate.journal import Journal
 from sbp_fast.model.saved import save_model
 from sbp_fast.model.transformer import Transformer
-from sbp_fast.pipeline.stage import Manifest
+from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.stages.synthesize import synthesize
 
 OVERRIDES = ("synthesize={samples_per_seed=3, shard_seeds=5, batch_documents=16, top_p=0.95, repeated_tokens=4}",)
@@ -22,6 +22,7 @@ TOKENS = "pretrain.tokens=3584"
 
 
 def make_inputs(directory: Path) -> dict[str, Path]:
+    """Return the directories of a small corpus and of a synthesizer with random weights."""
     corpus = make_corpus(directory)
     shape = configure(directory).model.model_copy(update={"context": 30})
     model = Transformer(shape, PreparedCorpus(corpus).tokenizer.vocabulary_size)
@@ -33,6 +34,7 @@ def make_inputs(directory: Path) -> dict[str, Path]:
 
 
 def settings(directory: Path, *overrides: str) -> RunConfig:
+    """Return the configuration of these tests."""
     return configure(directory, *OVERRIDES, TOKENS, *overrides)
 
 
@@ -41,30 +43,30 @@ class Killed(BaseException):
 
 
 def run(inputs: dict[str, Path], out: Path, *overrides: str) -> Manifest:
-    """The stage, alone and in this process."""
+    """Run the stage, alone and in this process."""
     config = settings(inputs["directory"], *overrides)
     manifest = synthesize(config, out, corpus=inputs["corpus"], model=inputs["model"], console=QUIET)
     assert manifest is not None
     return manifest
 
 
-def note_drawn(monkeypatch: pytest.MonkeyPatch, kill_at: int = 0) -> list[tuple[int, int]]:
-    """Seed and sample of each document as it is kept from now on; `Killed` is raised after so many of them."""
-    drawn: list[tuple[int, int]] = []
+def record_generated(monkeypatch: pytest.MonkeyPatch, kill_at: int = 0) -> list[tuple[int, int]]:
+    """Return a list that grows by the seed and sample of each document saved; `Killed` is raised after `kill_at` of them."""
+    generated: list[tuple[int, int]] = []
     add = Journal.add
 
-    def note(journal: Journal, draft: Draft) -> None:
-        add(journal, draft)
-        drawn.append((draft.seed, draft.sample))
-        if len(drawn) == kill_at:
+    def record(journal: Journal, result: GenerationResult) -> None:
+        add(journal, result)
+        generated.append((result.seed, result.sample))
+        if len(generated) == kill_at:
             raise Killed
 
-    monkeypatch.setattr(Journal, "add", note)
-    return drawn
+    monkeypatch.setattr(Journal, "add", record)
+    return generated
 
 
 def command(inputs: dict[str, Path], out: Path, *overrides: str) -> list[str]:
-    """Arguments of `sbp-fast` that mean the same as `settings`."""
+    """Return arguments of `sbp-fast` that mean the same as `settings`."""
     directory = inputs["directory"]
     values = [
         str(directory / "empty.toml"),
@@ -78,13 +80,13 @@ def command(inputs: dict[str, Path], out: Path, *overrides: str) -> list[str]:
 
 
 def documents(directory: Path) -> list[tuple[object, ...]]:
-    """Everything that is known of each document, and its tokens."""
+    """Return all columns of each document, and its tokens."""
     written = Corpus(directory)
     return [(*row.values(), written[i].tolist()) for i, row in enumerate(written.documents.to_pylist())]
 
 
 def make_python(path: Path, site: Path = Path(__file__).parent / "stand_in") -> Path:
-    """A Python that finds the packages in `site`, by default one with a stand-in for vLLM."""
+    """Return a Python that finds the packages in `site`, by default one with a stand-in for vLLM."""
     path.write_text(f'#!/bin/sh\nPYTHONPATH="{site}" exec "{sys.executable}" "$@"\n')
     path.chmod(0o755)
     return path

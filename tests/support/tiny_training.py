@@ -15,8 +15,9 @@ from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.token_shards.writer import CorpusWriter
 from sbp_fast.pairs.pairset import write_pairs
+from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Manifest, Work, run_stage
+from sbp_fast.pipeline.stage import Work, run_stage
 from sbp_fast.stages.prepare import prepare
 from sbp_fast.stages.train import train
 from sbp_fast.train.task import TrainTask

@@ -16,21 +16,21 @@ Row = tuple[int, Sequence[int], str]
 
 
 def fresh_tokens(random: np.random.Generator, tokens: int) -> list[int]:
-    """Tokens in an order that no real document has."""
+    """Return tokens in an order that no real document has."""
     return random.integers(35, 95, tokens).tolist()  # printable ASCII in the tokenizer of `make_corpus`
 
 
 def make_written(corpus: Path, out: Path, rows: Sequence[Row], shard_tokens: int = 60) -> Path:
-    """A finished stage `synthesize` of (seed, tokens, stop), in small shards."""
+    """Return the finished output of `synthesize` with documents of (seed, tokens, stop), in small shards."""
     tokenizer = PreparedCorpus(corpus).tokenizer
 
     def body(work: Work) -> None:
         writer = CorpusWriter(work.directory, tokenizer.vocabulary_size, shard_tokens)
         for number, (seed, tokens, stop) in enumerate(rows):
             text = tokenizer.decode(tokens)
-            facts = {"id": f"synthetic/{seed}/{number}", "source": "synthetic", "text_bytes": len(text.encode())}
+            columns = {"id": f"synthetic/{seed}/{number}", "source": "synthetic", "text_bytes": len(text.encode())}
             stored = [tokenizer.begin, *tokens, tokenizer.end]
-            writer.add(stored, **facts, seed=seed, sample=number, stop=stop, mean_log_probability=-1 - number / 10)
+            writer.add(stored, **columns, seed=seed, sample=number, stop=stop, mean_log_probability=-1 - number / 10)
         writer.close()
 
     return make_stage("synthesize", corpus, out, body)

@@ -18,7 +18,8 @@ from sbp_fast.model.transformer import Transformer
 from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pipeline.distributed import Stopped
 from sbp_fast.pipeline.files import read_json
-from sbp_fast.pipeline.stage import Manifest, run_stage
+from sbp_fast.pipeline.manifest import Manifest
+from sbp_fast.pipeline.stage import run_stage
 from sbp_fast.train import loop
 from sbp_fast.train.checkpoint import CHECKPOINTS, MARKER
 from sbp_fast.train.data.batches import PackedBatch

@@ -1,31 +1,34 @@
-"""Where a document that another library drew is over, so that it means what one of our engine's does."""
+"""The engine's stop rules, applied to the output of other backends, so that a document's stop means the same everywhere."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from sbp_fast.generate.decoder import SamplingRule
-from sbp_fast.generate.engine import Draft
+from sbp_fast.generate.decoder import SamplingParams
+from sbp_fast.generate.engine import GenerationResult
 
 
-def make_draft(seed: int, sample: int, drawn: np.ndarray, nats: np.ndarray, rule: SamplingRule) -> Draft:
-    """The document in what was drawn after a seed.
+def truncated_result(
+    seed: int, sample: int, generated: np.ndarray, nats: np.ndarray, sampling: SamplingParams
+) -> GenerationResult:
+    """Return the document in the tokens that another backend generated after a seed.
 
     Args:
         seed: number of the seed.
         sample: number of the document among its seed's.
-        drawn: int [tokens], at most `rule.maximum_tokens`; what follows an end token counts for nothing.
+        generated: int [tokens], at most `sampling.maximum_tokens`; tokens after an end token are ignored.
         nats: float [tokens], the log-probability of each.
+        sampling: with the stop rules.
     """
-    count, stop = cut(drawn, rule.end, rule.repeated_tokens)
-    tokens = drawn[: count - (stop == "end")].astype(np.int32)
-    return Draft(seed, sample, tokens, stop, float(nats[:count].sum(dtype=np.float64)))
+    count, stop = truncate(generated, sampling.end, sampling.repeated_tokens)
+    tokens = generated[: count - (stop == "end")].astype(np.int32)
+    return GenerationResult(seed, sample, tokens, stop, float(nats[:count].sum(dtype=np.float64)))
 
 
-def cut(drawn: np.ndarray, end: int, repeated_tokens: int) -> tuple[int, str]:
-    """How many of the drawn tokens a document has, its end token included, and why it is over after them."""
-    ends = np.flatnonzero(drawn == end)
-    text = drawn[: ends[0]] if len(ends) else drawn
+def truncate(generated: np.ndarray, end: int, repeated_tokens: int) -> tuple[int, str]:
+    """Return how many of the generated tokens belong to the document, its end token included, and why it stops there."""
+    ends = np.flatnonzero(generated == end)
+    text = generated[: ends[0]] if len(ends) else generated
     repeated = first_repetition(text, repeated_tokens)
     if repeated:
         return repeated, "repetition"
@@ -33,7 +36,7 @@ def cut(drawn: np.ndarray, end: int, repeated_tokens: int) -> tuple[int, str]:
 
 
 def first_repetition(tokens: np.ndarray, width: int) -> int:
-    """The least number of tokens the last `width` of which have occurred among them before; 0 if there is none."""
+    """Return the length of the shortest prefix whose last `width` tokens have occurred in it before; 0 if there is none."""
     seen: set[bytes] = set()
     for stop in range(width, len(tokens) + 1) if width else ():
         run = tokens[stop - width : stop].tobytes()

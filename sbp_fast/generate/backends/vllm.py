@@ -1,12 +1,12 @@
-"""Documents drawn by vLLM, which pins its own torch: by a worker in an environment of its own, with files in and files out.
+"""The backend `vllm`: a worker process in an environment of its own, as vLLM pins its own torch, with files in and files out.
 
-`vllm_worker.py` says what is in the files, and which vLLM's interface it follows. It has been run against a stand-in for that
-interface, not yet against vLLM itself. A document has its own seed of random numbers, so that it comes out the same again as
-far as vLLM's arithmetic does not depend on what is drawn together; vLLM does not promise that.
+`vllm_worker.py` describes the files, and names the version of vLLM whose interface it follows. It has been run against a
+stand-in for that interface, not yet against vLLM itself. Each document has its own random seed, so that it comes out the same
+again as far as vLLM's arithmetic does not depend on the batch; vLLM does not promise that.
 
-Prompts are token ids, and the samples of a seed follow each other, so that vLLM's prefix cache serves all but the first. Each
-file of seeds is one call of `LLM.generate`, near whose end fewer and fewer documents are at work; documents of a file that a
-kill interrupts are drawn again.
+Prompts are token ids, and the samples of a seed are adjacent, so that vLLM's prefix cache serves all but the first. Each file
+of seeds is one call of `LLM.generate`, and the batch empties towards the end of a call; documents of a file that a kill
+interrupts are generated again.
 """
 
 from __future__ import annotations
@@ -27,72 +27,86 @@ import numpy as np
 import torch
 
 from sbp_fast.config import RunConfig, SynthesizeConfig
+from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
-from sbp_fast.generate.backends.backend import Drawers, model_precision
-from sbp_fast.generate.backends.stop_rules import make_draft
-from sbp_fast.generate.decoder import SamplingRule
-from sbp_fast.generate.engine import Draft, Seed
+from sbp_fast.generate.backends.backend import (
+    BACKENDS,
+    Backend,
+    LoadedBackend,
+    export_synthesizer,
+    model_precision,
+    sampling_params,
+)
+from sbp_fast.generate.backends.stop_rules import truncated_result
+from sbp_fast.generate.decoder import SamplingParams
+from sbp_fast.generate.engine import GenerationResult, Seed
 from sbp_fast.generate.rng import document_seed
+from sbp_fast.model.saved import read_description
+from sbp_fast.pipeline.distributed import Processes
 from sbp_fast.pipeline.files import atomic_open, write_json
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
 FILE_DOCUMENTS = 4096
-AHEAD = 2
-"""Files of seeds that lie ready, so that the worker does not wait for the next one."""
-PAUSE_SECONDS, LEAVE_SECONDS = 0.05, 30.0
+FILES_AHEAD = 2
+"""Files of seeds that are ready, so that the worker does not wait for the next one."""
+POLL_SECONDS, EXIT_SECONDS = 0.05, 30.0
 LOG_LINES = 5
 KNOWN_VERSION = "0.33.0"
-HOTTEST, COLDEST = 2.0, 0.01
-"""vLLM refuses temperatures above the one, and takes those between 0 and the other for the other."""
+MAXIMUM_TEMPERATURE, MINIMUM_TEMPERATURE = 2.0, 0.01
+"""vLLM refuses temperatures above the maximum, and raises those between 0 and the minimum to the minimum."""
 
 
 def check_vllm(settings: SynthesizeConfig, device: torch.device) -> str:
-    """The version of vLLM in the environment of `synthesize.vllm_python`.
+    """Return the version of vLLM in the environment of `synthesize.vllm_python`.
 
     Raises:
-        UserError: no such environment, or a setting that vLLM has not.
+        UserError: no such environment, or a setting that vLLM does not have.
     """
-    if settings.temperature > HOTTEST or 0 < settings.temperature < COLDEST:
-        known = f"is none of vLLM's, which are 0 and {COLDEST} to {HOTTEST}"
-        raise UserError(f"synthesize.temperature = {settings.temperature}", known, "choose one of these, or another backend")
-    cache_type(settings.cache_precision, model_precision(settings, device))
+    if settings.temperature > MAXIMUM_TEMPERATURE or 0 < settings.temperature < MINIMUM_TEMPERATURE:
+        problem = f"is none of vLLM's, which are 0 and {MINIMUM_TEMPERATURE} to {MAXIMUM_TEMPERATURE}"
+        raise UserError(f"synthesize.temperature = {settings.temperature}", problem, "choose one of these, or another backend")
+    cache_dtype(settings.cache_precision, model_precision(settings, device))
     if not settings.vllm_python:
-        what = 'is not set, and backend = "vllm" needs the Python of an environment that has vLLM'
+        problem = 'is not set, and backend = "vllm" needs the Python of an environment that has vLLM'
         remedy = "make one (python -m venv vllm; vllm/bin/pip install vllm) and set it to vllm/bin/python"
-        raise UserError("synthesize.vllm_python", what, remedy)
+        raise UserError("synthesize.vllm_python", problem, remedy)
     return vllm_version(settings.vllm_python)
 
 
 @cache
 def vllm_version(python: str) -> str:
-    """What vLLM's worker says with this Python, which takes seconds to import it."""
+    """Return the version that vLLM's worker prints with this Python; importing vLLM there takes seconds.
+
+    Raises:
+        UserError: no such Python, or no usable vLLM in its environment.
+    """
     where = f"synthesize.vllm_python = {python}"
-    command = [_path_of(python), str(WORKER)]
+    command = [_expand(python), str(WORKER)]
     try:
-        done = subprocess.run(
+        finished = subprocess.run(
             command, env=_environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
         )
     except OSError as error:
         raise UserError(where, f"cannot be run: {error.strerror}", "name the Python of an environment that has vLLM") from None
-    if done.returncode or not done.stdout.strip():
-        said = f"cannot use vLLM: {_last_lines(done.stderr, 1)}"
-        raise UserError(where, said, f"install vLLM there: {python} -m pip install vllm=={KNOWN_VERSION}")
-    return done.stdout.split()[-1]
+    if finished.returncode or not finished.stdout.strip():
+        problem = f"cannot use vLLM: {_last_lines(finished.stderr, 1)}"
+        raise UserError(where, problem, f"install vLLM there: {python} -m pip install vllm=={KNOWN_VERSION}")
+    return finished.stdout.split()[-1]
 
 
-def open_vllm(
-    config: RunConfig, exported: Path, rule: SamplingRule, context: int, directory: Path, device: torch.device
-) -> Drawers:
-    """A worker for this process, on its device."""
-    settings = config.synthesize
+def load_vllm(config: RunConfig, model: Path, prepared: PreparedCorpus, scratch: Path, processes: Processes) -> LoadedBackend:
+    """Export the synthesizer, and prepare a worker for this process on its device."""
+    settings, device = config.synthesize, processes.device
+    exported, context = export_synthesizer(model, prepared, scratch, processes), read_description(model)[0].context
+    sampling = sampling_params(settings, prepared, context)
     version, precision = check_vllm(settings, device), model_precision(settings, device)
-    longest = context + 1 + rule.maximum_tokens
+    longest = context + 1 + sampling.maximum_tokens
     engine = {
         "model": str(exported.resolve()),
         "skip_tokenizer_init": True,
         "dtype": precision,
-        "kv_cache_dtype": cache_type(settings.cache_precision, precision),
-        # vLLM ends a document when this is reached, the last token of which needs no position: one more than the model has
+        "kv_cache_dtype": cache_dtype(settings.cache_precision, precision),
+        # vLLM ends a document at this length; its last token needs no position, so this is one more than the model has
         "max_model_len": longest,
         "hf_overrides": {"max_position_embeddings": longest},
         "enable_prefix_caching": True,
@@ -102,95 +116,108 @@ def open_vllm(
         engine["max_num_seqs"] = settings.batch_documents
     if settings.cache_gib:
         engine["kv_cache_memory_bytes"] = int(settings.cache_gib * 2**30)
-    request = {"engine": engine, "sampling": sampling(rule)}
-    drawer = VllmDrawer(_path_of(settings.vllm_python), directory, request, rule, config.seed, device)
-    facts = {"precision": precision, "vllm": version, "batch_documents": settings.batch_documents}
-    return Drawers([drawer], 1, facts, {"vllm": version})
+    worker_settings = {"engine": engine, "sampling": worker_sampling(sampling)}
+    directory = scratch / f"vllm-{processes.rank:05d}"
+    generator = VllmGenerator(_expand(settings.vllm_python), directory, worker_settings, sampling, config.seed, device)
+    resolved = {"precision": precision, "vllm": version, "batch_documents": settings.batch_documents}
+    return LoadedBackend([generator], 1, resolved, {"vllm": version})
 
 
-def cache_type(cache_precision: str, precision: str) -> str:
-    """vLLM's name of what keys and values are kept in."""
+def cache_dtype(cache_precision: str, precision: str) -> str:
+    """Return vLLM's name of the dtype of keys and values.
+
+    Raises:
+        UserError: vLLM has no such cache.
+    """
     if cache_precision in ("auto", precision):
         return "auto"
     if cache_precision == "float32":
-        what = f"with precision = {precision}: vLLM has no such cache"
-        raise UserError("synthesize.cache_precision = float32", what, "choose auto, bfloat16 or float8, or another backend")
+        problem = f"with precision = {precision}: vLLM has no such cache"
+        raise UserError("synthesize.cache_precision = float32", problem, "choose auto, bfloat16 or float8, or another backend")
     return {"float8": "fp8"}.get(cache_precision, cache_precision)
 
 
-def sampling(rule: SamplingRule) -> dict[str, Any]:
-    """What `vllm_worker.parameters` makes a request of.
+def worker_sampling(sampling: SamplingParams) -> dict[str, Any]:
+    """Return the argument `sampling` of `vllm_worker.sampling_params`.
 
-    vLLM ends a document when a run of tokens follows itself, which saves drawing on in a loop. Of runs this long our own rule
-    has ended the document before or with it, so that cutting the documents by that rule makes them what they are meant to be.
+    vLLM ends a document when a run of tokens follows itself, which saves generating the rest of a loop. For runs of these
+    lengths the engine's stop rule ends the document no later, so truncating by that rule gives the same document.
     """
-    width = rule.repeated_tokens
+    width = sampling.repeated_tokens
     return {
-        "temperature": rule.temperature,
-        "top_p": rule.top_p,
-        "top_k": rule.top_k,
-        "maximum_tokens": rule.maximum_tokens,
-        "end": rule.end,
-        "forbidden": list(rule.forbidden),
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "maximum_tokens": sampling.maximum_tokens,
+        "end": sampling.end,
+        "forbidden": list(sampling.forbidden),
         "repetition": {"min_pattern_size": width, "max_pattern_size": 2 * width, "min_count": 2} if width else None,
     }
 
 
-class VllmDrawer:
-    """Draws by a worker that runs while `draw` does."""
+class VllmGenerator:
+    """Generates with a worker that runs as long as `generate` does."""
 
     def __init__(
-        self, python: str, directory: Path, request: dict[str, Any], rule: SamplingRule, run_seed: int, device: torch.device
+        self,
+        python: str,
+        directory: Path,
+        worker_settings: dict[str, Any],
+        sampling: SamplingParams,
+        run_seed: int,
+        device: torch.device,
     ) -> None:
-        self.python, self.directory, self.request, self.rule, self.run_seed = python, directory, request, rule, run_seed
-        self.device = device
+        self.python, self.directory, self.worker_settings = python, directory, worker_settings
+        self.sampling, self.run_seed, self.device = sampling, run_seed, device
 
-    def draw(self, seeds: Iterable[Seed]) -> Iterator[Draft]:
-        """Every sample of every seed."""
-        files: Iterator[tuple[int, list[Seed]]] = enumerate(_files(seeds))
+    def generate(self, seeds: Iterable[Seed]) -> Iterator[GenerationResult]:
+        """Yield a result for every sample of every seed."""
+        files: Iterator[tuple[int, list[Seed]]] = enumerate(_seed_files(seeds))
         first = next(files, None)
         if first is None:
             return
         files = chain([first], files)
-        asked: list[list[Seed]] = []
-        answered = 0
-        with _Worker(self.python, self.directory, self.request, self.device) as worker:
+        sent: list[list[Seed]] = []
+        received = 0
+        with _Worker(self.python, self.directory, self.worker_settings, self.device) as worker:
             while True:
-                while len(asked) < answered + AHEAD and (newest := next(files, None)) is not None:
-                    number, group = newest
-                    worker.ask(number, self._prompts(group))
-                    asked.append(group)
-                if answered == len(asked):
-                    worker.end(answered)
+                while len(sent) < received + FILES_AHEAD and (newest := next(files, None)) is not None:
+                    number, file_seeds = newest
+                    worker.send(number, self._prompts(file_seeds))
+                    sent.append(file_seeds)
+                if received == len(sent):
+                    worker.finish(received)
                     return
-                yield from self._drafts(asked[answered], worker.answer(answered))
-                asked[answered] = []
-                answered += 1
+                yield from self._results(sent[received], worker.receive(received))
+                sent[received] = []
+                received += 1
 
     def _prompts(self, seeds: list[Seed]) -> dict[str, np.ndarray]:
-        prompts = [np.append(seed.tokens, self.rule.first).astype(np.int32) for seed in seeds]
-        documents = [(place, seed.document, sample) for place, seed in enumerate(seeds) for sample in seed.samples]
+        prompts = [np.append(seed.tokens, self.sampling.first).astype(np.int32) for seed in seeds]
+        documents = [(index, seed.document, sample) for index, seed in enumerate(seeds) for sample in seed.samples]
+        random_seeds = [document_seed(self.run_seed, document, sample) for _, document, sample in documents]
         return {
             "tokens": np.concatenate(prompts),
             "lengths": np.array([len(prompt) for prompt in prompts], np.int64),
-            "place": np.array([place for place, _, _ in documents], np.int64),
-            "random_seed": np.array([document_seed(self.run_seed, *one) for _, *one in documents], np.int64),
+            "prompt": np.array([index for index, _, _ in documents], np.int64),
+            "random_seed": np.array(random_seeds, np.int64),
         }
 
-    def _drafts(self, seeds: list[Seed], found: dict[str, np.ndarray]) -> Iterator[Draft]:
+    def _results(self, seeds: list[Seed], outputs: dict[str, np.ndarray]) -> Iterator[GenerationResult]:
         documents = [(seed.number, sample) for seed in seeds for sample in seed.samples]
-        ends = np.cumsum(found["lengths"])[:-1]
-        columns = (np.split(found["tokens"], ends), np.split(found["nats"], ends), found["reason"])
-        for (seed, sample), drawn, nats, reason in zip(documents, *columns, strict=True):
-            draft = make_draft(seed, sample, drawn, nats, self.rule)
-            if np.isin(drawn, self.rule.forbidden).any() or (draft.stop == "length" and len(drawn) < self.rule.maximum_tokens):
-                what = f"gave a document of {len(drawn)} tokens up for {reason!r}, or drew a token that was forbidden"
-                raise UserError("vLLM", what, f"install vLLM {KNOWN_VERSION}, whose interface is known")
-            yield draft
+        ends = np.cumsum(outputs["lengths"])[:-1]
+        columns = (np.split(outputs["tokens"], ends), np.split(outputs["nats"], ends), outputs["reason"])
+        for (seed, sample), tokens, nats, reason in zip(documents, *columns, strict=True):
+            result = truncated_result(seed, sample, tokens, nats, self.sampling)
+            forbidden = np.isin(tokens, self.sampling.forbidden).any()
+            if forbidden or (result.stop == "length" and len(tokens) < self.sampling.maximum_tokens):
+                problem = f"gave a document of {len(tokens)} tokens up for {reason!r}, or generated a token that was forbidden"
+                raise UserError("vLLM", problem, f"install vLLM {KNOWN_VERSION}, whose interface is known")
+            yield result
 
 
-def _files(seeds: Iterable[Seed]) -> Iterator[list[Seed]]:
-    """Seeds for about FILE_DOCUMENTS documents at a time."""
+def _seed_files(seeds: Iterable[Seed]) -> Iterator[list[Seed]]:
+    """Yield seeds for about FILE_DOCUMENTS documents at a time."""
     group: list[Seed] = []
     documents = 0
     for seed in seeds:
@@ -204,12 +231,12 @@ def _files(seeds: Iterable[Seed]) -> Iterator[list[Seed]]:
 
 
 class _Worker:
-    """The other process, while it is entered. It ends with this one, whatever ends that."""
+    """The worker process, running while the context is entered. It ends with this process, whatever ends that."""
 
-    def __init__(self, python: str, directory: Path, request: dict[str, Any], device: torch.device) -> None:
-        shutil.rmtree(directory, ignore_errors=True)  # what an earlier attempt had asked for
+    def __init__(self, python: str, directory: Path, settings: dict[str, Any], device: torch.device) -> None:
+        shutil.rmtree(directory, ignore_errors=True)  # files of an earlier attempt
         directory.mkdir(parents=True)
-        write_json(directory / "request.json", request)
+        write_json(directory / "settings.json", settings)
         self.directory, self.log = directory, directory / "worker.log"
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(
@@ -224,34 +251,35 @@ class _Worker:
     def __enter__(self) -> _Worker:
         return self
 
-    def ask(self, number: int, prompts: dict[str, np.ndarray]) -> None:
+    def send(self, number: int, prompts: dict[str, np.ndarray]) -> None:
+        """Write a file of seeds."""
         with atomic_open(self._path("seeds", number)) as file:
             np.savez(file, allow_pickle=False, **prompts)
 
-    def answer(self, number: int) -> dict[str, np.ndarray]:
-        """The drafts of a file of seeds; both files are gone then.
+    def receive(self, number: int) -> dict[str, np.ndarray]:
+        """Wait for the results of a file of seeds, remove both files and return the results.
 
         Raises:
-            UserError: the worker ended before it had drawn them.
+            UserError: the worker ended before it had written them.
         """
-        path = self._path("drafts", number)
+        path = self._path("results", number)
         while not path.is_file():
             if self._process.poll() is not None and not path.is_file():
-                said = _last_lines(self.log.read_text(errors="replace"), LOG_LINES)
-                what = f"the worker of vLLM ended with exit code {self._process.returncode}: {said}"
-                raise UserError(self.log, what, "mend what it says and rerun: it goes on where it stopped")
-            time.sleep(PAUSE_SECONDS)
+                message = _last_lines(self.log.read_text(errors="replace"), LOG_LINES)
+                problem = f"the worker of vLLM ended with exit code {self._process.returncode}: {message}"
+                raise UserError(self.log, problem, "correct that and rerun: it resumes where it stopped")
+            time.sleep(POLL_SECONDS)
         with np.load(path) as file:
-            found = dict(file)
+            results = dict(file)
         self._path("seeds", number).unlink()
         path.unlink()
-        return found
+        return results
 
-    def end(self, files: int) -> None:
-        """Let it go: there are so many files of seeds, and all are drawn."""
+    def finish(self, files: int) -> None:
+        """Tell the worker how many files of seeds there are, all of them done, and wait for its exit."""
         write_json(self.directory / "end.json", files)
-        with suppress(subprocess.TimeoutExpired):  # all is drawn: what does not go is ended on the way out
-            self._process.wait(LEAVE_SECONDS)
+        with suppress(subprocess.TimeoutExpired):  # all is generated; `__exit__` kills a worker that does not exit
+            self._process.wait(EXIT_SECONDS)
 
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
@@ -264,27 +292,30 @@ class _Worker:
         return self.directory / f"{kind}-{number:05d}.npz"
 
 
-def _path_of(python: str) -> str:
+def _expand(python: str) -> str:
     return str(Path(python).expanduser())
 
 
 def _environment(device: torch.device | None = None) -> dict[str, str]:
-    """Variables for the other Python: none that are meant for this one, and this process's device alone.
+    """Return the variables for the worker's Python: none meant for this Python, and this process's device alone.
 
-    Those of torchrun would make torch there wait for a store that is not its own. One process for all of vLLM ends with its
+    torchrun's variables would make torch in the worker wait for a store that is not its own. vLLM in one process ends with its
     standard input, and schedules the same way each time.
     """
-    ours = ("PYTHON", "TORCHELASTIC_", "GROUP_", "ROLE_", "MASTER_")
-    single = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours) and name not in single}
+    prefixes = ("PYTHON", "TORCHELASTIC_", "GROUP_", "ROLE_", "MASTER_")
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(prefixes) and name not in names}
     if device is not None:
-        visible = kept.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        visible = variables.get("CUDA_VISIBLE_DEVICES", "").split(",")
         index = device.index or 0
-        mine = visible[index] if index < len(visible) and visible[index] else str(index)
-        kept["CUDA_VISIBLE_DEVICES"] = mine if device.type == "cuda" else ""
-    return {**kept, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        own = visible[index] if index < len(visible) and visible[index] else str(index)
+        variables["CUDA_VISIBLE_DEVICES"] = own if device.type == "cuda" else ""
+    return {**variables, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 def _last_lines(text: str, count: int) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " | ".join(lines[-count:]) or "it said nothing"
+    return " | ".join(lines[-count:]) or "no output"
+
+
+BACKENDS.register("vllm", Backend(load_vllm, check_vllm))

@@ -1,18 +1,18 @@
-"""Draws documents with vLLM: a script for the Python of vLLM's environment, which need not have anything of this project.
+"""Generate documents with vLLM: a script for the Python of vLLM's environment, which needs nothing of this project.
 
-    python vllm_worker.py              says which vLLM it would draw with
-    python vllm_worker.py DIRECTORY    draws what is asked for there
+    python vllm_worker.py              prints the version of vLLM
+    python vllm_worker.py DIRECTORY    generates the documents that the files there ask for
 
-It follows the interface of vLLM 0.33. Every file appears under its name when it is whole:
+It follows the interface of vLLM 0.33. Every file appears under its name when it is complete:
 
-    request.json        engine: arguments of vllm.LLM; sampling: see `parameters`
-    seeds-00000.npz     tokens int32, prompts one after the other, and lengths int64 of them; for each document place int64,
-                        of its prompt among them, and random_seed int64
-    end.json            how many files of seeds there are, once that is known
-    drafts-00000.npz    tokens int32 of the documents one after the other, the end token included, nats float32 of each, and
+    settings.json       engine: arguments of vllm.LLM; sampling: see `sampling_params`
+    seeds-00000.npz     tokens int32, the prompts concatenated, and lengths int64 of the prompts; for each document prompt
+                        int64, the index of its prompt, and random_seed int64
+    end.json            the number of files of seeds, once it is known
+    results-00000.npz   tokens int32 of the documents concatenated, the end token included, nats float32 of each token, and
                         for each document, in the order of the seeds' file, lengths int64 and reason, vLLM's finish_reason
 
-It is over when all is drawn, or when its standard input closes because whoever started it is gone.
+The script ends when all files are done, or when its standard input closes because the process that started it is gone.
 """
 
 from __future__ import annotations
@@ -27,61 +27,61 @@ from pathlib import Path
 from typing import Any
 
 if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
-    sys.path.pop(0)  # the modules beside this file are none of vLLM's
+    sys.path.pop(0)  # otherwise the modules beside this file would shadow installed packages
 
 import numpy as np
 import vllm
 from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind, SamplingParams
 
-PAUSE_SECONDS = 0.05
+POLL_SECONDS = 0.05
 
 
 def work(directory: Path) -> None:
-    """Answer each file of seeds by one of drafts."""
-    threading.Thread(target=leave_when_alone, daemon=True).start()
-    request = json.loads((directory / "request.json").read_text())
-    engine = vllm.LLM(**request["engine"])
+    """Write a file of results for each file of seeds."""
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+    settings = json.loads((directory / "settings.json").read_text())
+    engine = vllm.LLM(**settings["engine"])
     number = 0
     while (seeds := wait_for_seeds(directory, number)) is not None:
-        save(directory / f"drafts-{number:05d}.npz", draw(engine, request["sampling"], seeds))
+        save(directory / f"results-{number:05d}.npz", generate(engine, settings["sampling"], seeds))
         number += 1
 
 
-def leave_when_alone() -> None:
-    """End with whoever started this, whatever vLLM is at."""
+def exit_with_parent() -> None:
+    """Exit with the process that started this one, whatever vLLM is doing."""
     while os.read(sys.stdin.fileno(), 1):
         pass
     os._exit(1)
 
 
 def wait_for_seeds(directory: Path, number: int) -> dict[str, np.ndarray] | None:
-    """The next file of seeds; None if there is none to come."""
+    """Return the next file of seeds; None if there are no more."""
     path, end = directory / f"seeds-{number:05d}.npz", directory / "end.json"
     while not path.is_file():
         if end.is_file() and json.loads(end.read_text()) <= number:
             return None
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(POLL_SECONDS)
     with np.load(path) as file:
         return dict(file)
 
 
-def draw(engine: Any, sampling: dict[str, Any], seeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The documents of a file of seeds, each a request of its own, as a seed of random numbers is a request's."""
+def generate(engine: Any, sampling: dict[str, Any], seeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the documents of a file of seeds; each is a request of its own, as a random seed belongs to a request."""
     tokens = np.split(seeds["tokens"], np.cumsum(seeds["lengths"])[:-1])
-    prompts = [{"prompt_token_ids": tokens[place].tolist()} for place in seeds["place"]]
-    rules = [parameters(sampling, int(random_seed)) for random_seed in seeds["random_seed"]]
-    drawn = [request.outputs[0] for request in engine.generate(prompts, rules, use_tqdm=False)]
-    nats = [step[token].logprob for one in drawn for token, step in zip(one.token_ids, one.logprobs, strict=True)]
+    prompts = [{"prompt_token_ids": tokens[index].tolist()} for index in seeds["prompt"]]
+    params = [sampling_params(sampling, int(random_seed)) for random_seed in seeds["random_seed"]]
+    outputs = [request.outputs[0] for request in engine.generate(prompts, params, use_tqdm=False)]
+    nats = [step[token].logprob for output in outputs for token, step in zip(output.token_ids, output.logprobs, strict=True)]
     return {
-        "tokens": np.array([token for one in drawn for token in one.token_ids], np.int32),
+        "tokens": np.array([token for output in outputs for token in output.token_ids], np.int32),
         "nats": np.array(nats, np.float32),
-        "lengths": np.array([len(one.token_ids) for one in drawn], np.int64),
-        "reason": np.array([str(one.finish_reason) for one in drawn]),
+        "lengths": np.array([len(output.token_ids) for output in outputs], np.int64),
+        "reason": np.array([str(output.finish_reason) for output in outputs]),
     }
 
 
-def parameters(sampling: dict[str, Any], random_seed: int) -> SamplingParams:
-    """How one document is drawn; without a tokenizer a token can be forbidden by its logit alone."""
+def sampling_params(sampling: dict[str, Any], random_seed: int) -> SamplingParams:
+    """Return the parameters of one document; without a tokenizer only a logit bias can forbid a token."""
     repetition = sampling["repetition"]
     return SamplingParams(
         temperature=sampling["temperature"],
@@ -92,13 +92,14 @@ def parameters(sampling: dict[str, Any], random_seed: int) -> SamplingParams:
         logit_bias=dict.fromkeys(sampling["forbidden"], -math.inf),
         repetition_detection=RepetitionDetectionParams(**repetition) if repetition else None,
         seed=random_seed,
-        logprobs=0,  # of the drawn tokens alone
+        logprobs=0,  # of the sampled tokens alone
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 
 def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays as an .npz file that appears under its name when it is complete."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)

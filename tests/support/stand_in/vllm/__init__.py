@@ -1,7 +1,7 @@
 """A stand-in for the part of vLLM 0.33 that `vllm_worker.py` uses: the same names, arguments and shapes of outputs.
 
-It draws a few tokens at random, by the request's own seed, and ends documents as vLLM's scheduler does. Environment variables
-make it misbehave: STAND_IN_DIES (after so many documents) and STAND_IN_DRAWS (this token always). STAND_IN_LOG names a file for
+It samples a few tokens at random, by the request's own seed, and ends documents as vLLM's scheduler does. Environment variables
+make it misbehave: STAND_IN_DIES (after so many documents) and STAND_IN_TOKEN (this token always). STAND_IN_LOG names a file for
 what it was called with.
 """
 
@@ -60,12 +60,12 @@ class LLM:
         logprobs_mode: str = "raw_logprobs",
     ) -> None:
         with open(f"{model}/config.json") as file:
-            facts = {**json.load(file), **(hf_overrides or {})}
-        limit = facts["max_position_embeddings"]
+            description = {**json.load(file), **(hf_overrides or {})}
+        limit = description["max_position_embeddings"]
         if max_model_len is not None and max_model_len > limit:
             raise ValueError(f"User-specified max_model_len ({max_model_len}) is greater than the derived one ({limit})")
         assert skip_tokenizer_init and logprobs_mode == "raw_logprobs" and dtype in ("float32", "bfloat16")
-        self.longest, self.vocabulary_size, self.done = max_model_len or limit, facts["vocab_size"], 0
+        self.longest, self.vocabulary_size, self.done = max_model_len or limit, description["vocab_size"], 0
         modules = sorted(name for name in ("torch", "sbp_fast") if name in sys.modules)
         settings = {"dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "max_num_seqs": max_num_seqs}
         settings["kv_cache_memory_bytes"] = kv_cache_memory_bytes
@@ -73,9 +73,9 @@ class LLM:
 
     def generate(self, prompts: list[dict[str, list[int]]], sampling_params: list[SamplingParams], *, use_tqdm: bool = True):
         assert len(prompts) == len(sampling_params)
-        return [self._draw(prompt["prompt_token_ids"], one) for prompt, one in zip(prompts, sampling_params, strict=True)]
+        return [self._generate(prompt["prompt_token_ids"], one) for prompt, one in zip(prompts, sampling_params, strict=True)]
 
-    def _draw(self, prompt: list[int], params: SamplingParams) -> RequestOutput:
+    def _generate(self, prompt: list[int], params: SamplingParams) -> RequestOutput:
         self.done += 1
         if self.done > int(os.environ.get("STAND_IN_DIES", "1000000")):
             print("some lines before", file=sys.stderr)
@@ -88,8 +88,8 @@ class LLM:
         forbidden = {token for token, bias in params.logit_bias.items() if bias == -math.inf}
         words = [token for token in range(dice.choice((6, 200))) if token not in {*forbidden, *params.stop_token_ids}]
         while not reason:
-            drawn = dice.choice(words if dice.random() < 0.95 else params.stop_token_ids)
-            tokens.append(int(os.environ.get("STAND_IN_DRAWS", drawn)))
+            sampled = dice.choice(words if dice.random() < 0.95 else params.stop_token_ids)
+            tokens.append(int(os.environ.get("STAND_IN_TOKEN", sampled)))
             reason = stop_of(tokens, len(prompt), params, self.longest)
         nats = [nats_of(token) for token in tokens]
         logprobs = [{token: Logprob(one, 1)} for token, one in zip(tokens, nats, strict=True)]
@@ -117,7 +117,7 @@ def stop_of(tokens: list[int], prompt: int, params: SamplingParams, longest: int
     return ""
 
 
-def note(**facts: Any) -> None:
+def note(**values: Any) -> None:
     if "STAND_IN_LOG" in os.environ:
         with open(os.environ["STAND_IN_LOG"], "a") as file:
-            file.write(json.dumps(facts) + "\n")
+            file.write(json.dumps(values) + "\n")
