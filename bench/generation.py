@@ -305,7 +305,7 @@ def check(model: Transformer, seeds: list[Seed], drafts: list[GenerationResult])
 
 def operations(case: Case) -> float:
     """Of one token drawn, but for attention and the reading of seeds."""
-    return 2.0 * (matrix_parameters(case.shape) + case.vocabulary_size * case.shape.width)
+    return 2.0 * (matrix_parameters(case.shape) + case.vocabulary_size * case.shape.hidden_size)
 
 
 def bytes_read(case: Case, seeds: list[Seed], drafts: list[GenerationResult]) -> float:
@@ -315,7 +315,7 @@ def bytes_read(case: Case, seeds: list[Seed], drafts: list[GenerationResult]) ->
     lengths = np.array([draft.generated_tokens for draft in drafts], np.float64)
     seed = sum(len(seeds[draft.seed].tokens) * draft.generated_tokens for draft in drafts) / lengths.sum()
     own = (lengths**2).sum() / lengths.sum() / 2
-    weights = size * (matrix_parameters(case.shape) + case.vocabulary_size * case.shape.width)
+    weights = size * (matrix_parameters(case.shape) + case.vocabulary_size * case.shape.hidden_size)
     return float(weights / case.rows + key_value_bytes(case.shape) * size / 2 * (seed / case.samples + own))
 
 

@@ -22,6 +22,7 @@ from sbp_fast.config import RunConfig
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.token_shards.writer import CorpusWriter
 from sbp_fast.train.data.corpus_batches import CorpusBatches
+from sbp_fast.train.task import TrainTask
 
 TOKENS, STREAM, CONTEXT, STREAMS = 16_000_000, 16_384, 4096, 64
 END = 1  # token that ends a document
@@ -78,7 +79,7 @@ class Ours:
     def __init__(self, corpus: Corpus) -> None:
         values = {"tokens": 10**12, "tokens_per_step": STREAM * STREAMS, "microbatch_tokens": STREAM}
         config = RunConfig.model_validate({"pretrain": values, "model": {"context": CONTEXT}})
-        self.batches, self.step = CorpusBatches(corpus, None, config), 0
+        self.batches, self.step = CorpusBatches(corpus, None, TrainTask.of_arm(config, "baseline"), CONTEXT), 0
 
     def run(self) -> None:
         self.step += 1

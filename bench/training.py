@@ -32,7 +32,7 @@ from sbp_fast.config import RunConfig
 from sbp_fast.config.files import load_config
 from sbp_fast.model import transformer
 from sbp_fast.model.flops import palm_flops, peak_flops, training_flops
-from sbp_fast.pipeline.distributed import Processes, joined
+from sbp_fast.pipeline.distributed import Processes, join_processes
 from sbp_fast.train.data.batches import NO_TARGET, Counts, PackedBatch
 from sbp_fast.train.loop import train_step
 from sbp_fast.train.optimizer import make_optimizers
@@ -114,7 +114,7 @@ def measured(
     device, size = machine.device().type, config.corpus.vocabulary_size
     cuda = device == "cuda"
     try:
-        with joined(device, group_of_one=cuda) as processes, replaced(without, liger):
+        with join_processes(device, group_of_one=cuda) as processes, replaced(without, liger):
             figures = steps(config, recipe, parallel, processes, streams(forest, size))
     except (ImportError, ValueError, torch.OutOfMemoryError) as reason:
         figures = {"left_out": str(reason).strip().splitlines()[0][:200]}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -78,23 +80,15 @@ def run(
     from sbp_fast.experiment.report.summary import summary_table
     from sbp_fast.experiment.results import collect
     from sbp_fast.experiment.run import run as run_experiment
-    from sbp_fast.pipeline.distributed import Stopped
 
-    console, directory = Console(), out or Path("runs") / config.name
-    try:
-        with open_workers(engine, address) as workers:
-            report = run_experiment(config, directory, console=console, gpus=gpus, force=force, workers=workers)
-    except Stopped as stopped:
-        console.say(str(stopped))
-        raise typer.Exit(stopped.exit_code) from None
-    except KeyboardInterrupt:
-        console.say("stopped; the same command goes on from here")
-        raise typer.Exit(130) from None
+    directory = out or Path("runs") / config.name
+    with _stoppable() as console, open_workers(engine, address) as workers:
+        report = run_experiment(config, directory, console=console, gpus=gpus, force=force, workers=workers)
     console.rich.print(summary_table(collect(directory)))
     console.say(f"report: {report}")
 
 
-@app.command(epilog="Example: sbp-fast prepare demo corpus.path=mine.jsonl --out mine/corpus")
+@app.command(epilog="Example: sbp-fast prepare demo corpus.path=mine.jsonl --out mine/prepare")
 def prepare(
     settings: Settings,
     *,
@@ -114,47 +108,40 @@ def prepare(
         work(config, out, console=Console(), force=force, workers=workers)
 
 
-@app.command(epilog="Example: sbp-fast train demo pretrain.tokens=200000 --corpus mine/corpus --out mine/base")
+@app.command(epilog="Example: sbp-fast train demo pretrain.tokens=200000 --arm baseline --corpus mine/prepare --out mine/train")
 def train(
     settings: Settings,
     *,
     corpus: Corpus,
     out: Out,
-    oracle: Annotated[bool, typer.Option("--oracle", help="Read all documents, not the unique share alone.")] = False,
-    synthetic: Annotated[Path | None, typer.Option(help="Kept synthetic documents: train jointly on both.")] = None,
-    pairs: Annotated[Path | None, typer.Option(help="Related pairs: tune a synthesizer on them.")] = None,
-    start: Annotated[Path | None, typer.Option(help="Model to start a synthesizer from.")] = None,
+    arm: Annotated[str, typer.Option(help="Arm to train, a table [arms.NAME]: baseline, sbp, oracle or one of yours.")] = "",
+    seed: Annotated[int | None, typer.Option(min=0, help="Training seed (default: the arm's first).")] = None,
+    synthetic: Annotated[Path | None, typer.Option(help="Output of `filter`, for an arm that reads synthetic text.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="Output of `pair`: tune the synthesizer on it.")] = None,
+    start: Annotated[Path | None, typer.Option(help="With --pairs: the model that the synthesizer starts from.")] = None,
     gpus: Gpus = 1,
     profile: Annotated[str | None, typer.Option(help="Record steps FIRST:LAST into OUT.profile, such as 10:13.")] = None,
     force: Force = False,
 ) -> None:
-    """Train a model: base by default, the oracle, a synthesizer (--pairs, --start) or jointly (--synthetic).
+    """Train an arm from scratch (the baseline by default), or tune the synthesizer (--pairs, --start).
 
     Under torchrun, on any number of machines, it takes part in the run of all processes.
     """
     config = _load(settings)
-    if sum([oracle, synthetic is not None, pairs is not None]) > 1 or (pairs is None) != (start is None):
-        raise UserError("options", "do not go together", "give one of --oracle, --synthetic, or --pairs with --start")
-    from sbp_fast.config import resolve_device
-    from sbp_fast.pipeline.distributed import Stopped, launch, leads, world_size
-    from sbp_fast.stages.train import Role
+    if pairs is not None and (arm or seed is not None):
+        raise UserError("options", "do not go together", "give --arm with --seed, or --pairs with --start")
+    from sbp_fast.pipeline.distributed import run_in_processes
     from sbp_fast.stages.train import train as work
+    from sbp_fast.train.task import TrainTask
 
-    if gpus > 1 and world_size() == 1:
-        raise typer.Exit(launch(sys.argv[1:], gpus, resolve_device(config)))
-    role: Role = "oracle" if oracle else "joint" if synthetic else "synthesizer" if pairs else "base"
-    inputs = {"synthetic": synthetic, "pairs": pairs, "start": start}
-    console = Console(quiet=not leads())
-    try:
-        work(config, out, role=role, corpus=corpus, **inputs, console=console, force=force, profile_steps=profile)
-    except Stopped as stopped:
-        console.say(str(stopped))
-        raise typer.Exit(stopped.exit_code) from None
+    task = TrainTask.of_synthesizer(config) if pairs else TrainTask.of_arm(config, arm or config.baseline, seed)
+    inputs = {"corpus": corpus, "synthetic": synthetic, "pairs": pairs, "start": start}
+    options = {"force": force, "profile_steps": profile}
+    with _stoppable() as console:
+        run_in_processes(work, config, task, out, gpus=gpus, console=console, **inputs, **options)
 
 
-@app.command(
-    epilog="Example: sbp-fast embed demo embed.model=Qwen/Qwen3-Embedding-0.6B --corpus mine/corpus --out mine/vectors"
-)
+@app.command(epilog="Example: sbp-fast embed demo embed.model=Qwen/Qwen3-Embedding-0.6B --corpus mine/prepare --out mine/embed")
 def embed(
     settings: Settings,
     *,
@@ -173,7 +160,7 @@ def embed(
 
 
 @app.command(
-    epilog="Example: sbp-fast pair demo pair.similarity_low=0.6 --corpus mine/corpus --vectors mine/vectors --out mine/pairs"
+    epilog="Example: sbp-fast pair demo pair.similarity_low=0.6 --corpus mine/prepare --vectors mine/embed --out mine/pair"
 )
 def pair(
     settings: Settings,
@@ -193,7 +180,7 @@ def pair(
         work(config, corpus, vectors, out, console=Console(), force=force, workers=workers)
 
 
-@app.command(epilog="Example: sbp-fast index demo --to mine/pairs --corpus more/corpus --vectors more/vectors --out more/index")
+@app.command(epilog="Example: sbp-fast index demo --to mine/pair --corpus more/prepare --vectors more/embed --out more/index")
 def index(
     settings: Settings,
     *,
@@ -210,7 +197,7 @@ def index(
     work(config, to, corpus, vectors, out, console=Console(), force=force)
 
 
-@app.command(epilog="Example: sbp-fast neighbours mine/pairs --corpus mine/corpus --text 'ships of the navy'")
+@app.command(epilog="Example: sbp-fast neighbours mine/pair --corpus mine/prepare --text 'ships of the navy'")
 def neighbours(
     index: Annotated[
         Path, typer.Argument(help="Output of `pair` with an index (pair.backend=hnswlib or pair.keep_index), or of `index`.")
@@ -231,7 +218,7 @@ def neighbours(
         print(f"{neighbour.similarity:.4f}  {neighbour.id}{place}  {' '.join(neighbour.text.split())[:100]}")
 
 
-@app.command(epilog="Example: sbp-fast synthesize demo --corpus mine/corpus --model mine/synthesizer --out mine/synthetic")
+@app.command(epilog="Example: sbp-fast synthesize demo --corpus mine/prepare --model mine/synthesizer --out mine/synthesize")
 def synthesize(
     settings: Settings,
     *,
@@ -249,22 +236,21 @@ def synthesize(
     Under torchrun, on any number of machines, it takes part in the work of all processes.
     """
     config = _load([*settings, *([] if backend is None else [f"synthesize.backend={backend}"])])
-    from sbp_fast.config import resolve_device
-    from sbp_fast.pipeline.distributed import launch, leads, world_size
+    from sbp_fast.pipeline.distributed import run_in_processes
     from sbp_fast.stages.synthesize import synthesize as work
 
     if gpus > 1 and engine != "local":
         raise UserError("options", "do not go together", "give --gpus, or --engine ray, which takes the GPUs of its cluster")
-    if gpus > 1 and world_size() == 1:
-        raise typer.Exit(launch(sys.argv[1:], gpus, resolve_device(config)))
     with open_workers(engine, address) as workers:
-        console = Console(quiet=not leads())
-        work(config, out, corpus=corpus, model=model, console=console, force=force, workers=workers)
+        if workers.local:
+            run_in_processes(work, config, out, gpus=gpus, console=Console(), corpus=corpus, model=model, force=force)
+        else:
+            work(config, out, corpus=corpus, model=model, console=Console(), force=force, workers=workers)
 
 
 @app.command(
     name="filter",
-    epilog="Example: sbp-fast filter demo --corpus mine/corpus --synthetic mine/synthetic --out mine/kept",
+    epilog="Example: sbp-fast filter demo --corpus mine/prepare --synthetic mine/synthesize --out mine/filter",
 )
 def filter_command(
     settings: Settings,
@@ -284,39 +270,63 @@ def filter_command(
         work(config, out, corpus=corpus, synthetic=synthetic, console=Console(), force=force, workers=workers)
 
 
-@app.command(epilog="Example: sbp-fast evaluate demo --corpus mine/corpus --model baseline=mine/base --out mine/evaluation")
+@app.command(epilog="Example: sbp-fast quality demo --corpus C --synthetic S --filtered F --pairs P --out mine/quality")
+def quality(
+    settings: Settings,
+    *,
+    corpus: Corpus,
+    synthetic: Annotated[Path, typer.Option(help="Output of `synthesize`.")],
+    filtered: Annotated[Path, typer.Option(help="Output of `filter` on it.")],
+    pairs: Annotated[Path, typer.Option(help="Output of `pair`; the low end of its band tells related from unrelated.")],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Measure the quality of synthetic documents."""
+    config = _load(settings)
+    from sbp_fast.stages.quality import measure_quality
+
+    inputs = {"corpus": corpus, "synthetic": synthetic, "filtered": filtered, "pairs": pairs}
+    measure_quality(config, out, **inputs, console=Console(), force=force)
+
+
+@app.command(epilog="Example: sbp-fast evaluate demo --corpus mine/prepare --model mine/train --out mine/evaluate")
 def evaluate(
     settings: Settings,
     *,
     corpus: Corpus,
+    model: Annotated[Path, typer.Option(help="A trained model: output of `train`.")],
     out: Out,
-    model: Annotated[
-        list[str] | None, typer.Option(help="NAME=DIRECTORY of a trained model; differences are against the first.")
-    ] = None,
-    synthetic: Annotated[Path | None, typer.Option(help="Output of `synthesize`: measure documents, not models.")] = None,
-    kept: Annotated[Path | None, typer.Option(help="With --synthetic: output of `filter` on it.")] = None,
-    pairs: Annotated[Path | None, typer.Option(help="With --synthetic: output of `pair`; its band judges relevance.")] = None,
     force: Force = False,
 ) -> None:
-    """Measure models on held-out text and multiple choice (--model), or the quality of synthetic documents (--synthetic)."""
+    """Score a model on held-out text and multiple-choice questions."""
     config = _load(settings)
-    if synthetic is not None and kept is not None and pairs is not None and not model:
-        from sbp_fast.stages.quality import measure_quality
-
-        directories = {"corpus": corpus, "synthetic": synthetic, "kept": kept, "pairs": pairs}
-        measure_quality(config, out, **directories, console=Console(), force=force)
-        return
-    if not model or synthetic or kept or pairs:
-        raise UserError("options", "do not go together", "give --model, or --synthetic with --kept and --pairs")
     from sbp_fast.stages.evaluate import evaluate as work
 
-    models = {}
-    for entry in model:
+    work(config, out, corpus=corpus, model=model, console=Console(), force=force)
+
+
+@app.command(epilog="Example: sbp-fast compare demo --scores baseline=mine/a --scores sbp=mine/b --out mine/compare")
+def compare(
+    settings: Settings,
+    *,
+    scores: Annotated[
+        list[str],
+        typer.Option(help="ARM=DIRECTORY, output of `evaluate`; the baseline first, several for an arm with seeds."),
+    ],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Compare arms by their scores, with intervals."""
+    config = _load(settings)
+    from sbp_fast.stages.compare import compare as work
+
+    directories: dict[str, list[Path]] = {}
+    for entry in scores:
         name, equals, directory = entry.partition("=")
         if not equals:
-            raise UserError(f"--model {entry}", "has no name", "write it as NAME=DIRECTORY, such as baseline=mine/base")
-        models[name] = Path(directory)
-    work(config, out, corpus=corpus, models=models, console=Console(), force=force)
+            raise UserError(f"--scores {entry}", "has no name", "write it as ARM=DIRECTORY, such as baseline=mine/evaluate")
+        directories.setdefault(name, []).append(Path(directory))
+    work(config, out, scores=directories, console=Console(), force=force)
 
 
 @app.command(epilog="Example: sbp-fast report runs/demo")
@@ -349,18 +359,18 @@ def doctor() -> None:
     Console().rich.print(diagnose())
 
 
-@app.command(epilog="Example: sbp-fast export runs/demo/joint --corpus runs/demo/corpus --out demo-sbp")
+@app.command(epilog="Example: sbp-fast export runs/demo/train/sbp --corpus runs/demo/prepare --out demo-sbp")
 def export(model: Annotated[Path, typer.Argument(help="A trained model's directory.")], *, corpus: Corpus, out: Out) -> None:
     """Write a model as a Hugging Face directory that transformers and vLLM load."""
-    from sbp_fast.model.huggingface import export_model
+    from sbp_fast.stages.huggingface import export_hugging_face
 
-    export_model(model, corpus / "tokenizer.json", out)
+    export_hugging_face(model, corpus / "tokenizer.json", out)
     print(out)
 
 
-@app.command(name="export-tokens", epilog="Example: sbp-fast export-tokens mine/corpus/train --to megatron --out mine/megatron")
+@app.command(name="export-tokens", epilog="Example: sbp-fast export-tokens mine/prepare/train --to megatron --out mine/out")
 def export_tokens(
-    corpus: Annotated[str, typer.Argument(help="A token corpus: a directory or URL such as mine/corpus/train.")],
+    corpus: Annotated[str, typer.Argument(help="A token corpus: a directory or URL such as mine/prepare/train.")],
     *,
     to: Annotated[str, typer.Option(help="megatron, mds or parquet.")],
     out: Out,
@@ -377,10 +387,26 @@ def import_command(
     directory: Annotated[Path, typer.Argument(help="A Hugging Face directory on this machine.")], *, out: Out
 ) -> None:
     """Turn a Hugging Face Qwen3 or Llama directory into a model to start from."""
-    from sbp_fast.model.huggingface import import_model
+    from sbp_fast.stages.huggingface import import_hugging_face
 
-    import_model(directory, out)
+    import_hugging_face(directory, out)
     print(out)
+
+
+@contextmanager
+def _stoppable() -> Iterator[Console]:
+    """Give a console; a run that was asked to stop says so and exits with the code of its signal."""
+    from sbp_fast.pipeline.distributed import Stopped
+
+    console = Console()
+    try:
+        yield console
+    except Stopped as stopped:
+        console.say(str(stopped))
+        raise typer.Exit(stopped.exit_code) from None
+    except KeyboardInterrupt:
+        console.say("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
 
 
 def _load(settings: list[str]) -> RunConfig:

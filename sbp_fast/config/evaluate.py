@@ -14,8 +14,15 @@ class EvaluateConfig(Section):
     """Multiple-choice files (JSONL: prompt, choices, answer); "auto" takes the embedded sets with the embedded corpus and
     builds continuation questions from the held-out documents of any other."""
     continuation_questions: Annotated[int, Field(ge=0)] = 300
+
+
+class CompareConfig(Section):
+    """How arms are compared."""
+
     bootstrap_samples: Count = 2000
+    """Resamples of the items that a metric is measured on."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Coverage of the intervals."""
 
 
 class QualityConfig(Section):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from sbp_fast.config import RunConfig
+from sbp_fast.config.arms import DEFAULT_ARMS
 from sbp_fast.config.renamed import RENAMED
 from sbp_fast.errors import UserError
 
@@ -24,7 +26,7 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     Raises:
         UserError: a missing or malformed file, an unknown key (with the nearest right name), a value of the wrong type.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"arms": deepcopy(DEFAULT_ARMS)}
     for file in files:
         path = find_config(file)
         try:
@@ -110,15 +112,15 @@ def _explain(error: ValidationError, where: str) -> UserError:
         remedy = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"known here: {', '.join(known)}"
         return UserError(where, f"unknown key {'.'.join(path)}", remedy)
     if isinstance(first.get("input"), dict):  # a whole section whose values do not go together
-        return UserError(where, f"{'.'.join(path)}: {first['msg'].removeprefix('Value error, ')}", "correct the values")
+        message = first["msg"].removeprefix("Value error, ")
+        return UserError(where, f"{'.'.join(path)}: {message}" if path else message, "correct the values")
     shown = str(first.get("input"))[:80]
     return UserError(where, f"{'.'.join(path)} = {shown} is not usable: {first['msg']}", "correct the value")
 
 
 def _keys_beside(path: list[str]) -> list[str]:
-    section: type[BaseModel] = RunConfig
+    section: Any = RunConfig
     for name in path[:-1]:
-        annotation = section.model_fields[name].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        section = annotation
+        field = getattr(section, "model_fields", {}).get(name)
+        section = field.annotation if field is not None else get_args(section)[1]
     return list(section.model_fields)

@@ -8,24 +8,30 @@ from sbp_fast.config.section import Count, Section
 
 
 class ModelConfig(Section):
+    """The shape of the transformer; names as in Hugging Face's config.json where it has them."""
+
     layers: Count = 4
-    width: Count = 128
+    hidden_size: Count = 128
     heads: Count = 4
-    key_value_heads: Count = 2
-    head_width: Count = 32
-    feed_forward_width: Count = 352
-    rope_base: float = 10_000.0
-    norm_epsilon: float = 1e-6
+    """Number of query heads."""
+    kv_heads: Count = 2
+    """Number of key and value heads (grouped-query attention)."""
+    head_dim: Count = 32
+    intermediate_size: Count = 352
+    """Size of the feed-forward layer."""
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
     tied_embeddings: bool = True
-    query_key_norm: bool = True
-    """RMSNorm of each query and key head, as Qwen3 has it; without it the model is a Llama."""
+    """Use the embedding matrix as the output projection too."""
+    qk_norm: bool = True
+    """RMSNorm of each query and key head, as in Qwen3; without it the model is a Llama."""
     context: Count = 512
-    """Longest chain of positions (a seed and its partner together may take twice this)."""
+    """Longest chain of positions in a document (a seed and its partner together may take twice this)."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> ModelConfig:
-        if self.heads % self.key_value_heads:
-            raise ValueError(f"heads = {self.heads} is no multiple of key_value_heads = {self.key_value_heads}")
-        if self.head_width % 2:
-            raise ValueError(f"head_width = {self.head_width} is odd, and rotary positions turn pairs")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads = {self.heads} is no multiple of kv_heads = {self.kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim = {self.head_dim} is odd, and rotary positions rotate pairs of numbers")
         return self

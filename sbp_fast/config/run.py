@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from sbp_fast.config.arms import ARM_NAME, DEFAULT_ARMS, RESERVED, ArmConfig
 from sbp_fast.config.corpus import CorpusConfig
 from sbp_fast.config.embed import EmbedConfig
-from sbp_fast.config.evaluate import EvaluateConfig, QualityConfig
+from sbp_fast.config.evaluate import CompareConfig, EvaluateConfig, QualityConfig
 from sbp_fast.config.filter import FilterConfig
 from sbp_fast.config.model import ModelConfig
 from sbp_fast.config.pair import PairConfig
 from sbp_fast.config.section import Section
 from sbp_fast.config.synthesize import SynthesizeConfig
-from sbp_fast.config.train import CheckpointConfig, JointConfig, LogConfig, ParallelConfig, TrainConfig
+from sbp_fast.config.train import CheckpointConfig, LogConfig, ParallelConfig, TrainConfig
 from sbp_fast.errors import UserError
 
 
@@ -33,16 +34,41 @@ class RunConfig(Section):
     pair: PairConfig = PairConfig()
     model: ModelConfig = ModelConfig()
     pretrain: TrainConfig = TrainConfig()
-    """The recipe of the baseline, the joint run and the oracle alike."""
+    """The recipe of every arm, but for what its own `recipe` changes."""
     synthesizer: TrainConfig = TrainConfig(tokens=250_000, learning_rate=1e-3)
-    joint: JointConfig = JointConfig()
+    arms: dict[str, ArmConfig] = Field(
+        default_factory=lambda: {name: ArmConfig.model_validate(arm) for name, arm in DEFAULT_ARMS.items()}
+    )
+    baseline: str = "baseline"
+    """Arm that the others are compared with, and whose first model the synthesizer starts from."""
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     synthesize: SynthesizeConfig = SynthesizeConfig()
     filter: FilterConfig = FilterConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    compare: CompareConfig = CompareConfig()
     quality: QualityConfig = QualityConfig()
+
+    @model_validator(mode="after")
+    def _check_arms(self) -> RunConfig:
+        for name, arm in self.arms.items():
+            if not ARM_NAME.fullmatch(name) or name in RESERVED:
+                raise ValueError(f"arms.{name}: the name must be lower-case letters, digits and hyphens, and not {RESERVED[0]}")
+            try:
+                arm.resolve_recipe(self.pretrain)
+            except ValueError as error:
+                raise ValueError(f"arms.{name}.{error}") from None
+        baseline = self.arms.get(self.baseline)
+        if baseline is None or not baseline.enabled or baseline.synthetic:
+            raise ValueError(f"baseline = {self.baseline} must be an enabled arm that reads no synthetic documents")
+        return self
+
+    @property
+    def enabled_arms(self) -> dict[str, ArmConfig]:
+        """The arms that a run trains, the baseline first."""
+        enabled = {name: arm for name, arm in self.arms.items() if arm.enabled}
+        return {self.baseline: enabled.pop(self.baseline), **enabled}
 
 
 def resolve_threads(config: RunConfig) -> int:

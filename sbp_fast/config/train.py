@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from sbp_fast.config.section import NO_EFFECT, Count, Section, Share
+from sbp_fast.errors import UserError
+from sbp_fast.registry import Registry
 
 AttentionBackend = Literal["auto", "triton", "triton-hopper", "torch", "flash-attn", "xformers", "flex", "sdpa", "varlen"]
+
+
+def _require_registered(registry: Registry[Any], name: str) -> str:
+    try:
+        registry[name]
+    except UserError as error:
+        raise PydanticCustomError("unknown_name", "{reason}", {"reason": str(error)}) from None
+    return name
+
+
+# the registries import the configuration, so the checks import them when a value is checked, which is later
+
+
+def _optimizer_name(name: str) -> str:
+    from sbp_fast.train.optimizer import OPTIMIZERS
+
+    return _require_registered(OPTIMIZERS, name)
+
+
+def _schedule_name(name: str) -> str:
+    from sbp_fast.train.schedules import SCHEDULES
+
+    return _require_registered(SCHEDULES, name)
+
+
+def _tracker_name(name: str) -> str:
+    from sbp_fast.train.trackers import TRACKERS
+
+    return _require_registered(TRACKERS, name)
 
 
 class TrainConfig(Section):
@@ -18,37 +50,44 @@ class TrainConfig(Section):
     """Training tokens in all, the same for every arm; the little padding that packing needs counts as tokens."""
     tokens_per_step: Count = 8192
     microbatch_tokens: Count = 2048
-    """Length of one packed stream: what goes through the model at once. A step is a whole number of them, shared out among
-    the processes, so it also bounds how many processes can take part."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """ "muon" orthogonalises the updates of the layers' matrices, at AdamW's learning rate; AdamW goes on doing the rest."""
+    """Length of one packed sequence, which goes through the model at once. A step is a whole number of packed sequences,
+    shared equally among the processes, so this also limits how many processes can take part."""
+    optimizer: Annotated[str, AfterValidator(_optimizer_name)] = "adamw"
+    """A name in `sbp_fast.train.optimizer.OPTIMIZERS`. "muon" orthogonalises the updates of the layers' matrices, at AdamW's
+    learning rate, and leaves all other parameters to AdamW."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
-    schedule: Literal["cosine", "constant", "warmup-stable-decay"] = "cosine"
-    warmup_share: Share = 0.05
-    decay_share: Share = 0.2
-    """Of the steps, the last part, in which "warmup-stable-decay" falls to the final rate."""
-    final_learning_rate_share: Share = 0.1
+    """Peak learning rate, reached at the end of the warm-up."""
+    schedule: Annotated[str, AfterValidator(_schedule_name)] = "cosine"
+    """A name in `sbp_fast.train.schedules.SCHEDULES`: the learning rate after the warm-up."""
+    warmup_fraction: Share = 0.05
+    """Fraction of the steps over which the learning rate rises linearly to its peak."""
+    decay_fraction: Share = 0.2
+    """Fraction of the steps, at the end, over which "warmup-stable-decay" falls to the final learning rate."""
+    final_learning_rate_fraction: Share = 0.1
+    """Learning rate of the last step, as a fraction of the peak."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Of matrices alone. A baseline that repeats its corpus often wants far more than the usual 0.1: tune it there."""
     beta1: Share = 0.9
     beta2: Share = 0.95
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest gradient norm; larger gradients are scaled down to it."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the layers compute in; "auto" is bfloat16 on CUDA, float32 elsewhere. Weights, their gradients' sums and the
-    optimizer are float32 always."""
+    """What the layers compute in; "auto" is bfloat16 on CUDA, float32 elsewhere. Weights, summed gradients and optimizer
+    state are always float32."""
     float8: bool = False
-    """Compute the layers' projections in float8 (needs torchao and a GPU that can)."""
+    """Compute the layers' projections in float8; needs torchao and a GPU that supports it."""
     attention: AttentionBackend = "auto"
-    """A backend of `sbp_kernels.packed_attention`; what "auto" became is printed and recorded."""
+    """A backend of `sbp_kernels.packed_attention`; the backend that "auto" resolves to is printed and recorded."""
     bad_steps: Annotated[Count, NO_EFFECT] = 5
-    """Steps in a row whose loss or gradient is not finite, each skipped, that end the run."""
+    """Number of consecutive steps with a loss or gradient that is not finite after which the run ends; each such step is
+    skipped."""
     spike_deviations: Annotated[float, Field(ge=0)] = 0.0
-    """Go back to the last checkpoint, and past the batches since, when the loss exceeds the mean of the last 128 steps by this
-    many deviations (0: never)."""
+    """Go back to the last checkpoint, and skip the batches since, when the loss exceeds the mean of the last 128 steps by this
+    many standard deviations (0: never)."""
 
     @model_validator(mode="after")
-    def _streams_fill_a_step(self) -> TrainConfig:
+    def _sequences_fill_a_step(self) -> TrainConfig:
         if self.tokens_per_step % self.microbatch_tokens:
             raise ValueError(
                 f"tokens_per_step = {self.tokens_per_step} is no multiple of microbatch_tokens = {self.microbatch_tokens}"
@@ -56,56 +95,53 @@ class TrainConfig(Section):
         return self
 
     @property
-    def streams_per_step(self) -> int:
-        """Packed streams, or microbatches, that make a step."""
+    def sequences_per_step(self) -> int:
+        """Number of packed sequences, or microbatches, in a step."""
         return self.tokens_per_step // self.microbatch_tokens
 
     @property
     def steps(self) -> int:
-        """Of the run: its tokens to the nearest step."""
+        """Number of steps of the run: its tokens divided by the tokens per step, rounded."""
         return max(1, round(self.tokens / self.tokens_per_step))
 
 
 class ParallelConfig(Section):
-    """How training is spread over processes. Nothing here changes a result beyond rounding, so a run may go on with others."""
+    """How training is spread over processes.
+
+    Nothing here changes a result beyond rounding, so a run may go on with other values.
+    """
 
     shard_processes: Annotated[int, Field(ge=0)] = 0
-    """Processes that share one copy of the weights (0: all); with fewer than there are, the groups replicate each other
-    (HSDP): take the GPUs of a node."""
+    """Number of processes that share one copy of the weights (0: all). With fewer, the groups replicate each other (HSDP): take
+    the GPUs of a node."""
     reshard_after_forward: bool = True
-    """Give a layer's gathered weights back after its forward pass; false needs their memory and saves a gathering."""
+    """Free a layer's gathered weights after its forward pass; false needs their memory and saves an all-gather."""
     gather_once: bool = False
-    """Keep all weights gathered over the microbatches of a step, for which the memory of all of them must be there."""
+    """Keep all weights gathered over the microbatches of a step; they must all fit in memory."""
     prefetch_layers: Annotated[int, Field(ge=0)] = 1
-    """Layers gathered ahead of the one at work."""
+    """Number of layers whose weights are gathered ahead of the one that computes."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """Compute again in the backward pass: nothing; all but matrix products and attention; all but each layer's input."""
+    """What the backward pass recomputes: nothing; all but matrix products and attention; all but each layer's input."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile each layer with torch.compile; "auto" does on CUDA."""
+    """Compile each layer with torch.compile; "auto" does so on CUDA."""
 
 
 class CheckpointConfig(Section):
-    """What a killed run resumes from."""
+    """When checkpoints are written and how long they stay; a killed run resumes from the newest."""
 
     seconds: Annotated[float, Field(ge=0)] = 20.0
-    """Save this often, in the background."""
+    """Seconds between checkpoints, which are written in the background."""
     keep: Count = 2
-    """The newest ones that stay on disk while a run goes on; a damaged one is passed over for the one before."""
+    """Number of newest checkpoints that stay on disk during a run; a damaged one is skipped for the one before."""
     keep_every_steps: Annotated[int, Field(ge=0)] = 0
-    """The first checkpoint after each this many steps stays for good (0: none does)."""
+    """Keep the first checkpoint after each this many steps for good (0: none)."""
 
 
 class LogConfig(Section):
-    """Lines of metrics.jsonl, and where else they go."""
+    """Lines of metrics.jsonl, and the trackers that receive them too."""
 
     every_steps: Count = 1
-    """Read the device's figures this often; between two reads nothing waits for the device."""
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Get the same figures under the same keys; the package of each must be installed."""
-
-
-class JointConfig(Section):
-    maximum_synthetic_share: Share = 0.375
-    """Share of the joint run's tokens that is synthetic, less if fewer synthetic tokens are kept: none is read twice."""
-    minimum_synthetic_share: Annotated[Share, NO_EFFECT] = 0.0
-    """Refuse to begin the joint run with less than this."""
+    """Steps between two lines. Only a line reads figures from the device; between lines nothing synchronises."""
+    trackers: tuple[Annotated[str, AfterValidator(_tracker_name)], ...] = ()
+    """Names in `sbp_fast.train.trackers.TRACKERS`, which receive the same figures under the same keys; the package of each
+    must be installed."""

@@ -115,7 +115,7 @@ class Decoder:
         self.model, self.sampling, self.cache, self.device = model, sampling, cache, model.device
         self.blocks = cast(list[Block], list(model.layers))
         shape, rows, longest = model.config, cache.rows, sampling.maximum_tokens
-        pages = (cache.pages, shape.key_value_heads, cache.page_tokens, shape.head_width)
+        pages = (cache.pages, shape.kv_heads, cache.page_tokens, shape.head_dim)
         dtype = getattr(torch, cache.precision)
         # uninitialised: a CPU's system backs memory only when it is written
         self.key_value_pages = [

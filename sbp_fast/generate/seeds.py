@@ -43,7 +43,7 @@ class SeedPlan:
         Raises:
             UserError: a seed sampler that is not registered.
         """
-        wanted = config.synthesize.oversample * config.joint.maximum_synthetic_share * config.pretrain.tokens
+        wanted = config.synthesize.oversample * wanted_tokens(config)
         lengths = np.minimum(np.diff(unique.offsets), context)
         samples = config.synthesize.samples_per_seed
         count = max(1, math.ceil(wanted / float(lengths.mean()) / samples))
@@ -60,6 +60,12 @@ class SeedPlan:
         """Return the numbers of the samples of a seed; when a document is a seed again, its numbers continue."""
         first = int(self.first_samples[seed])
         return tuple(range(first, first + self.samples))
+
+
+def wanted_tokens(config: RunConfig) -> float:
+    """Return the synthetic tokens that the arm with the most of them reads."""
+    arms = [arm for arm in config.enabled_arms.values() if arm.synthetic] or [config.arms["sbp"]]
+    return max(arm.share * arm.resolve_recipe(config.pretrain).tokens for arm in arms)
 
 
 def uniform(lengths: np.ndarray, count: int, seed: int) -> np.ndarray:

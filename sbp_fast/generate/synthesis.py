@@ -69,19 +69,20 @@ def generate_corpus(
         raise UserError(model, problem, "give the synthesizer that was trained on this corpus")
     device = str(processes.device)
     plan = SeedPlan.make(config, prepared.unique, shape.context)
-    if not processes.tell((directory / INDEX).is_file()):  # with an index, a killed attempt only had to remove its journals
+    # with an index, a killed attempt only had to remove its journals
+    if not processes.broadcast((directory / INDEX).is_file()):
         if workers.local:
             BACKENDS[config.synthesize.backend].check(config.synthesize, processes.device)  # every process refuses
         writer = ShardWriter(directory, plan, prepared, shape.context)
-        missing = processes.tell(writer.missing())
+        missing = processes.broadcast(writer.missing())
         if missing and workers.local:
             generate_locally(config, writer, missing, model, processes=processes, console=console, save_clock=save_clock)
         elif missing:
             device = generate_remotely(config, writer, missing, model, workers=workers, console=console, save_clock=save_clock)
         processes.gather(None)
-        if processes.leads:
+        if processes.is_rank0:
             writer.write_index()
-    if processes.leads:
+    if processes.is_rank0:
         shutil.rmtree(directory / PARTS, ignore_errors=True)
     return device
 

@@ -1,0 +1,1 @@
+"""The transformer, its saved form, its parameters, operations and memory, and conversion to Hugging Face."""

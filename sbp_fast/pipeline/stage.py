@@ -1,8 +1,9 @@
-"""What every stage is: it reads directories and writes one directory with a manifest; it is done, resumable or stale.
+"""The contract of a stage: it reads directories and writes one directory with a manifest; it is done, resumable or stale.
 
-While a stage works its output lies in `NAME.partial`, which holds whole files alone (see `files.py`) and the plan it was
-begun with; when it is finished the manifest is written and the directory renamed. A killed stage goes on in its partial
-directory. A directory made from other inputs or another configuration is refused with what changed.
+While a stage runs, its output lies in `NAME.partial`, which holds only whole files (see `files.py`) and the plan that it was
+started with. When the work is done, the counts are saved, scratch space is removed, the manifest is written and the directory
+is renamed. A killed stage resumes in its partial directory. A directory made from other inputs or settings is refused with a
+list of what changed. With several processes, rank 0 owns the directory and the others are called with its path.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sbp_fast import __version__
 from sbp_fast.config.files import diff_config
@@ -25,8 +26,12 @@ from sbp_fast.errors import UserError
 from sbp_fast.pipeline.files import TEMPORARY_SUFFIX, hash_file, hash_value, read_json, sync_directory, write_json
 from sbp_fast.pipeline.progress import Console
 
+if TYPE_CHECKING:
+    from sbp_fast.pipeline.distributed import Processes
+
 FORMAT = 1
 MANIFEST, PLAN, CLOCK, COUNTS = "manifest.json", "plan.json", "clock.json", "counts.json"
+COMPLETE, SCRATCH = "complete.json", "scratch"
 LOGS = frozenset({"metrics.jsonl"})  # hold wall-clock figures: listed, but no part of the fingerprint
 
 
@@ -80,12 +85,16 @@ class Manifest:
 
 
 @dataclass
-class Work:
-    """A stage at work: where it writes, and what it has to say in its manifest.
+class StageContext:
+    """What the body of a stage is given: where to write, and what goes into the manifest.
 
     Attributes:
-        directory: to write into.
-        out: what it will be called when all is done.
+        directory: where the output is written; renamed to `out` when the stage is finished.
+        out: the final path of the directory.
+        inputs: input name -> directory of a finished stage.
+        flops: floating-point operations of models, for the compute ledger.
+        device: the device that did the work, for the manifest.
+        counts: what the stage counted and measured, for the manifest.
     """
 
     directory: Path
@@ -101,6 +110,26 @@ class Work:
     def record(self, **counts: Any) -> None:
         """Add to the manifest's counts."""
         self.counts.update(counts)
+
+    @property
+    def scratch(self) -> Path:
+        """A directory for files that are no part of the output; `run_stage` removes it when the body has returned."""
+        path = self.directory / SCRATCH
+        path.mkdir(exist_ok=True)
+        return path
+
+    def mark_complete(self) -> None:
+        """Save the counts; a later attempt then skips the body and only cleans up."""
+        write_json(self.directory / COMPLETE, {"counts": self.counts, "flops": self.flops, "device": self.device})
+
+    def restore_complete(self) -> bool:
+        """Return whether an earlier attempt finished the body; its counts are then restored."""
+        path = self.directory / COMPLETE
+        if not path.is_file():
+            return False
+        saved = read_json(path)
+        self.counts, self.flops, self.device = saved["counts"], saved["flops"], saved["device"]
+        return True
 
     def keep_counts(self) -> None:
         """Call when nothing is left to do but to clear away: an attempt killed after that finds `counted` true."""
@@ -127,13 +156,16 @@ class Work:
         write_json(self.directory / CLOCK, {"seconds": self.seconds})
 
 
+Work = StageContext
+
+
 def run_stage(
     stage: str,
     out: Path,
     *,
     config: Mapping[str, Any],
     inputs: Mapping[str, Path | str],
-    body: Callable[[Work], None],
+    body: Callable[[StageContext], None],
     console: Console,
     force: bool = False,
 ) -> Manifest:
@@ -144,8 +176,8 @@ def run_stage(
         out: directory that will exist, whole, when this returns.
         config: everything but the inputs that the output depends on; JSON-representable.
         inputs: name -> directory of a finished stage, or the fingerprint of something else.
-        body: writes into `work.directory`, resuming from what it finds there.
-        force: replace an output, or a begun one, that was made from something else.
+        body: writes into `context.directory`, resuming from what it finds there.
+        force: replace a finished or unfinished output that was made from something else.
 
     Raises:
         UserError: an input that is not finished; an output of something else (unless `force`); a full disk.
@@ -164,17 +196,49 @@ def run_stage(
                     console.say("done before")
                     return manifest
             _open_partial(partial, plan, force)
-            directories = {name: value for name, value in inputs.items() if isinstance(value, Path)}
             clock = partial / CLOCK
-            work = Work(
-                partial, out, directories, console, _earlier_seconds=read_json(clock)["seconds"] if clock.exists() else 0.0
-            )
-            try:
-                body(work)
-            except UserError:
-                _clear_untouched(partial)
-                raise
-            return _finish(work, plan, out)
+            earlier = read_json(clock)["seconds"] if clock.exists() else 0.0
+            context = StageContext(partial, out, _directories(inputs), console, _earlier_seconds=earlier)
+            if not context.restore_complete():
+                try:
+                    body(context)
+                except UserError:
+                    _clear_untouched(partial)
+                    raise
+                context.mark_complete()
+            shutil.rmtree(partial / SCRATCH, ignore_errors=True)
+            return _finish(context, plan, out)
+
+
+def run_stage_together(
+    processes: Processes, stage: str, out: Path, *, body: Callable[[StageContext], None], **options: Any
+) -> Manifest | None:
+    """Run a stage whose body several processes run together; rank 0 owns the directory.
+
+    Args:
+        processes: this process among the others.
+        stage, out, body, options: as in `run_stage`; the body is called in every process.
+
+    Returns:
+        The manifest; None in every process but rank 0.
+    """
+    from sbp_fast.pipeline.distributed import run_on_rank0  # here, because most stages do not need torch
+
+    def on_rank0(announce: Callable[[Path], None]) -> Manifest:
+        def announced(context: StageContext) -> None:
+            announce(context.directory)
+            body(context)
+
+        return run_stage(stage, out, body=announced, **options)
+
+    def elsewhere(directory: Path) -> None:
+        body(StageContext(directory, out, _directories(options["inputs"]), Console(quiet=True)))
+
+    return run_on_rank0(processes, on_rank0, elsewhere)
+
+
+def _directories(inputs: Mapping[str, Path | str]) -> dict[str, Path]:
+    return {name: value for name, value in inputs.items() if isinstance(value, Path)}
 
 
 def _finished(out: Path, plan: dict[str, Any], force: bool) -> Manifest | None:
@@ -224,7 +288,8 @@ def _clear_temporaries(partial: Path) -> None:
 
 def _clear_untouched(partial: Path) -> None:
     # input refused before anything was written: the rerun on mended input is a new beginning, not a changed plan
-    if {path.name for path in partial.iterdir()} <= {PLAN, CLOCK}:
+    scratch = partial / SCRATCH
+    if {path.name for path in partial.iterdir()} <= {PLAN, CLOCK, SCRATCH} and not any(scratch.glob("*")):
         shutil.rmtree(partial)
 
 
@@ -236,9 +301,9 @@ def _changes(found: dict[str, Any], plan: dict[str, Any]) -> list[str]:
     return changes + [f"input {name} changed" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
 
 
-def _finish(work: Work, plan: dict[str, Any], out: Path) -> Manifest:
+def _finish(work: StageContext, plan: dict[str, Any], out: Path) -> Manifest:
     _clear_temporaries(work.directory)  # of a worker that was killed, whose task another one did
-    bookkeeping = {work.directory / name for name in (MANIFEST, PLAN, CLOCK, COUNTS)}
+    bookkeeping = {work.directory / name for name in (MANIFEST, PLAN, CLOCK, COUNTS, COMPLETE)}
     paths = sorted(path for path in work.directory.rglob("*") if path.is_file() and path not in bookkeeping)
     files = {str(path.relative_to(work.directory)): {"bytes": path.stat().st_size, "xxh3": hash_file(path)} for path in paths}
     content = {name: facts for name, facts in files.items() if Path(name).name not in LOGS}
@@ -254,7 +319,7 @@ def _finish(work: Work, plan: dict[str, Any], out: Path) -> Manifest:
     write_json(work.directory / MANIFEST, asdict(manifest))
     os.replace(work.directory, out)  # killed before this, the stage finds its work done and only comes here again
     sync_directory(out.parent)
-    for name in (PLAN, CLOCK, COUNTS):
+    for name in (PLAN, CLOCK, COUNTS, COMPLETE):
         (out / name).unlink(missing_ok=True)
     return manifest
 

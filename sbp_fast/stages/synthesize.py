@@ -8,12 +8,13 @@ from typing import Any
 from sbp_fast.config import RunConfig, resolve_device
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
+from sbp_fast.generate.seeds import wanted_tokens
 from sbp_fast.generate.synthesis import check_names, corpus_counts, generate_corpus
-from sbp_fast.pipeline.distributed import joined, led, world_size
-from sbp_fast.pipeline.executors.executor import Workers
+from sbp_fast.pipeline.distributed import join_processes, world_size
+from sbp_fast.pipeline.executors.executor import StageContexters
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Manifest, Work, run_stage
+from sbp_fast.pipeline.stage import Manifest, StageContext, run_stage_together
 
 
 def synthesize(
@@ -24,7 +25,7 @@ def synthesize(
     model: Path,
     console: Console,
     force: bool = False,
-    workers: Workers = LOCAL,
+    workers: StageContexters = LOCAL,
 ) -> Manifest | None:
     """Write a corpus of synthetic documents, enough for the joint run and for what the filters will reject.
 
@@ -55,37 +56,34 @@ def synthesize(
     check_names(config)
     if not workers.local and world_size() > 1:
         raise UserError("options", "several processes do not share a cluster", "leave out --gpus and torchrun, or --engine")
-    with joined(resolve_device(config) if workers.local else "cpu") as processes:
+    with join_processes(resolve_device(config) if workers.local else "cpu") as processes:
 
-        def body(work: Work) -> None:
+        def body(context: StageContext) -> None:
             prepared = PreparedCorpus(corpus)
-            work.device = generate_corpus(
+            context.device = generate_corpus(
                 config,
                 prepared,
                 model,
-                work.directory,
+                context.directory,
                 processes=processes,
                 workers=workers,
-                console=work.console,
-                save_clock=work.keep_clock,
+                console=context.console,
+                save_clock=context.keep_clock,
             )
-            if processes.leads:
-                counts, work.flops = corpus_counts(config, prepared, model, work.directory, work.device)
-                work.record(**counts)
+            if processes.is_rank0:
+                counts, context.flops = corpus_counts(config, prepared, model, context.directory, context.device)
+                context.record(**counts)
 
-        def lead(announce: Any) -> Manifest:
-            def announced(work: Work) -> None:
-                announce(work.directory)
-                body(work)
-
-            inputs: dict[str, Path | str] = {"corpus": corpus, "model": model}
-            settings = what_it_depends_on(config)
-            return run_stage("synthesize", out, config=settings, inputs=inputs, body=announced, console=console, force=force)
-
-        def follow(directory: Path) -> None:
-            body(Work(directory, out, {"corpus": corpus, "model": model}, Console(quiet=True)))
-
-        return led(processes, lead, follow)
+        return run_stage_together(
+            processes,
+            "synthesize",
+            out,
+            config=what_it_depends_on(config),
+            inputs={"corpus": corpus, "model": model},
+            body=body,
+            console=console,
+            force=force,
+        )
 
 
 def what_it_depends_on(config: RunConfig) -> dict[str, Any]:
@@ -93,6 +91,5 @@ def what_it_depends_on(config: RunConfig) -> dict[str, Any]:
     return {
         "seed": config.seed,
         "synthesize": config.synthesize.settings(),
-        "joint": config.joint.settings(),
-        "pretrain": {"tokens": config.pretrain.tokens},
+        "wanted_tokens": wanted_tokens(config),
     }

@@ -1,10 +1,10 @@
-"""The training stage: which model reads what, in each of its four roles."""
+"""The stage `train`: an arm from scratch, or the synthesizer from a trained model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from sbp_kernels import resolve_backend
@@ -17,10 +17,10 @@ from sbp_fast.model.flops import parameters, training_flops
 from sbp_fast.model.saved import WEIGHTS, fill, read_description, read_weights, save_model
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.pairs.pairset import PairSet
-from sbp_fast.pipeline.distributed import Processes, joined, led
+from sbp_fast.pipeline.distributed import Processes, join_processes
 from sbp_fast.pipeline.files import read_json
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import MANIFEST, Manifest, Work, run_stage
+from sbp_fast.pipeline.stage import MANIFEST, Manifest, StageContext, run_stage_together
 from sbp_fast.train.data.batches import Batches
 from sbp_fast.train.data.corpus_batches import CorpusBatches
 from sbp_fast.train.data.pair_batches import PairBatches
@@ -28,15 +28,14 @@ from sbp_fast.train.log import read_metrics
 from sbp_fast.train.loop import Training
 from sbp_fast.train.metrics import Totals
 from sbp_fast.train.sharding import build, make_mesh, resolve_precision
-
-Role = Literal["base", "joint", "oracle", "synthesizer"]
+from sbp_fast.train.task import TrainTask
 
 
 def train(
     config: RunConfig,
+    task: TrainTask,
     out: Path,
     *,
-    role: Role,
     corpus: Path,
     synthetic: Path | None = None,
     pairs: Path | None = None,
@@ -47,17 +46,15 @@ def train(
 ) -> Manifest | None:
     """Train a model and save it in `out`, with lines of metrics.
 
-    In a process started by torchrun or `launch`, all of them train together, and the first one keeps the directory, which
-    every one must see under the same path.
+    In a process started by torchrun or `run_in_processes`, all of them train together, and rank 0 owns the directory, which
+    every process must see under the same path.
 
     Args:
-        role: "base" repeats the unique documents (it is the baseline), "oracle" reads all documents, "joint" the unique
-            ones repeatedly and the `synthetic` ones once, all three from scratch by `config.pretrain`; "synthesizer"
-            learns the partners of `pairs` from the model in `start`, by `config.synthesizer`.
+        task: an arm, trained from scratch, or the synthesizer, tuned to write the partners of `pairs` after their seeds.
         corpus: output of `prepare`.
-        synthetic: a corpus of kept synthetic documents, for "joint".
-        pairs: related pairs, for "synthesizer".
-        start: a model's directory, for "synthesizer".
+        synthetic: a corpus of filtered synthetic documents, for an arm that reads some.
+        pairs: related pairs, for the synthesizer.
+        start: directory of the model that the synthesizer starts from.
         profile_steps: record these, such as "10:13", into `out` + ".profile".
 
     Returns:
@@ -67,44 +64,49 @@ def train(
         UserError: inputs that do not belong together, a recipe that does not fit them, a run that diverges.
         Stopped: SIGTERM or SIGINT came; the run is saved.
     """
-    tuning = role == "synthesizer"
-    if tuning != (pairs is not None) or tuning != (start is not None) or (role == "joint") != (synthetic is not None):
-        raise ValueError(f"role {role}: pairs and start belong to synthesizer, synthetic to joint, and must be given there")
-    recipe = config.synthesizer if tuning else config.pretrain
     given = {"corpus": corpus, "synthetic": synthetic, "pairs": pairs, "start": start}
     inputs = {name: path for name, path in given.items() if path is not None}
+    _check_inputs(task, inputs)
     device = resolve_device(config)
     if torch.device(device).type == "cpu":
         torch.set_num_threads(resolve_threads(config))
-    with joined(device, group_of_one=resolve_precision(recipe, device) != torch.float32) as processes:
+    with join_processes(device, group_of_one=resolve_precision(task.recipe, device) != torch.float32) as processes:
 
-        def body(work: Work) -> None:
-            work.device = device
-            run = Run(config, role, recipe, PreparedCorpus(corpus), work, processes, profile_steps)
-            tune_synthesizer(run) if tuning else pretrain(run)
+        def body(context: StageContext) -> None:
+            context.device = device
+            run = Run(config, task, PreparedCorpus(corpus), context, processes, profile_steps)
+            tune_synthesizer(run) if task.tunes else pretrain(run)
 
-        def lead(announce: Any) -> Manifest:
-            def announced(work: Work) -> None:
-                announce(work.directory)
-                body(work)
-
-            settings = what_it_depends_on(config, role, recipe)
-            return run_stage("train", out, config=settings, inputs=inputs, body=announced, console=console, force=force)
-
-        def follow(directory: Path) -> None:
-            body(Work(directory, out, inputs, Console(quiet=True)))
-
-        return led(processes, lead, follow)
+        return run_stage_together(
+            processes,
+            "train",
+            out,
+            config=training_settings(config, task),
+            inputs=inputs,
+            body=body,
+            console=console,
+            force=force,
+        )
 
 
-def what_it_depends_on(config: RunConfig, role: Role, recipe: TrainConfig) -> dict[str, Any]:
-    """The settings that a trained model depends on; how it is spread, saved and logged changes nothing."""
-    settings: dict[str, Any] = {"seed": config.seed, "role": role, "recipe": recipe.settings()}
-    if role != "synthesizer":
-        settings["model"] = config.model.settings()
-    if role == "joint":
-        settings["joint"] = config.joint.settings()
-    return settings
+def _check_inputs(task: TrainTask, inputs: dict[str, Path]) -> None:
+    """Refuse inputs that the task does not read, and missing ones that it does."""
+    wanted = {"corpus"} | ({"pairs", "start"} if task.tunes else {"synthetic"} if task.synthetic else set())
+    if missing := wanted - inputs.keys():
+        options = ", ".join(f"--{name}" for name in sorted(missing))
+        raise UserError(f"training {task.name}", f"needs {options}", "give the output of the stage that writes it")
+    if extra := inputs.keys() - wanted:
+        options = ", ".join(f"--{name}" for name in sorted(extra))
+        raise UserError(f"training {task.name}", f"does not read {options}", "leave it out, or train another arm")
+
+
+def training_settings(config: RunConfig, task: TrainTask) -> dict[str, Any]:
+    """Return the settings that a trained model depends on; how it is spread, saved and logged changes nothing."""
+    settings: dict[str, Any] = {"seed": task.seed, "recipe": task.recipe.settings()}
+    if task.tunes:
+        return settings
+    settings |= {"data": task.data, "model": config.model.settings()}
+    return settings | ({"synthetic_share": task.share} if task.synthetic else {})
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,16 @@ class Run:
     """What a training run was given."""
 
     config: RunConfig
-    role: Role
-    recipe: TrainConfig
+    task: TrainTask
     prepared: PreparedCorpus
-    work: Work
+    work: StageContext
     processes: Processes
     profile_steps: str | None
+
+    @property
+    def recipe(self) -> TrainConfig:
+        """The recipe of the task."""
+        return self.task.recipe
 
     def build(self, shape: ModelConfig, vocabulary_size: int) -> Transformer:
         """The model, sharded, its weights not yet set."""
@@ -127,22 +133,22 @@ class Run:
 
 
 def pretrain(run: Run) -> None:
-    """Train from scratch on the real corpus, for "joint" mixed with the synthetic one."""
-    config, work = run.config, run.work
-    real = run.prepared.train if run.role == "oracle" else run.prepared.unique
+    """Train an arm from scratch on the real corpus, mixed with the synthetic one where the arm reads it."""
+    config, work, task = run.config, run.work, run.task
+    real = run.prepared.train if task.data == "all" else run.prepared.unique
     synthetic = None
-    if run.role == "joint":
+    if task.synthetic:
         _require_this_corpus(work, "synthetic")
         synthetic = Corpus(work.inputs["synthetic"])
-    batches = CorpusBatches(real, synthetic, config)
+    batches = CorpusBatches(real, synthetic, task, config.model.context)
     if synthetic is not None:
-        wanted, planned = config.joint.maximum_synthetic_share, batches.synthetic_share
+        wanted, planned = task.share, batches.synthetic_share
         work.console.say(f"synthetic share of the tokens: {planned:.1%} (at most {wanted:.1%} wanted; none is read twice)")
         work.record(synthetic_share={"wanted": wanted, "planned": planned})
     _begin(run, batches, {name: packed.packing.padding_share for name, packed in batches.packed.items()})
     vocabulary_size = run.prepared.tokenizer.vocabulary_size
     model = run.build(config.model, vocabulary_size)
-    model.initialize(config.seed)
+    model.initialize(task.seed)
     totals = _fit(run, model, batches, real)
     sources = {"real": {"tokens": totals.real_tokens, "epochs": totals.real_tokens / real.tokens}}
     if synthetic is not None:
@@ -153,7 +159,7 @@ def pretrain(run: Run) -> None:
 
 def tune_synthesizer(run: Run) -> None:
     """Teach the model in `start` to write a document's partner after it."""
-    config, work, tokenizer = run.config, run.work, run.prepared.tokenizer
+    work, tokenizer = run.work, run.prepared.tokenizer
     _require_this_corpus(work, "pairs")
     start = work.inputs["start"]
     shape, vocabulary_size = read_description(start)
@@ -161,7 +167,7 @@ def tune_synthesizer(run: Run) -> None:
         known = f"a vocabulary of {vocabulary_size}, the corpus's tokenizer {tokenizer.vocabulary_size}"
         raise UserError(start, f"has {known}", "prepare the corpus with that model's tokenizer.json")
     unique, context = run.prepared.unique, shape.context
-    batches = PairBatches(unique, PairSet(work.inputs["pairs"]), tokenizer.partner, run.recipe, context, config.seed)
+    batches = PairBatches(unique, PairSet(work.inputs["pairs"]), tokenizer.partner, run.recipe, context, run.task.seed)
     if batches.partners_too_long:
         work.console.say(f"{batches.partners_too_long} partners left out: longer than model.context = {context} tokens")
     _begin(run, batches, {"pairs": batches.packing.padding_share})
@@ -189,19 +195,29 @@ def _begin(run: Run, batches: Batches, padding: dict[str, float]) -> None:
     precision = str(resolve_precision(run.recipe, work.device)).removeprefix("torch.")
     work.console.say(f"attention: {attention}; layers in {precision}; {processes.world} process(es)")
     work.console.say("padding of the packed streams: " + ", ".join(f"{name} {share:.2%}" for name, share in padding.items()))
-    work.record(role=run.role, attention=attention, precision=precision, padding_share=padding)
+    work.record(arm=run.task.name, attention=attention, precision=precision, padding_share=padding)
 
 
 def _fit(run: Run, model: Transformer, batches: Batches, real: Corpus) -> Totals:
     """Train, save the model and record what every role has to say."""
     work, processes, recipe = run.work, run.processes, run.recipe
     training = Training(
-        model, batches, recipe, run.config, work, processes, real_epoch=real.tokens, profile_steps=run.profile_steps
+        model,
+        batches,
+        recipe,
+        run.config,
+        processes,
+        directory=work.directory,
+        out=work.out,
+        console=work.console,
+        real_epoch_tokens=real.tokens,
+        on_save=work.keep_clock,
+        profile_steps=run.profile_steps,
     )
     totals = training.run()
-    save_model(model, work.directory, leads=processes.leads)
+    save_model(model, work.directory, is_rank0=processes.is_rank0)
     training.checkpoints.clear(work.beside(".checkpoints"))
-    if processes.leads:
+    if processes.is_rank0:
         _record(run, model, totals)
     return totals
 
@@ -227,7 +243,7 @@ def _record(run: Run, model: Transformer, totals: Totals) -> None:
     run.work.flops = training_flops(model.config, model.vocabulary_size, *seen)
 
 
-def _require_this_corpus(work: Work, name: str) -> None:
+def _require_this_corpus(work: StageContext, name: str) -> None:
     """Documents are named by their number, so what is made from another corpus would silently mean other documents."""
     manifest, corpus = (read_json(work.inputs[key] / MANIFEST) for key in (name, "corpus"))
     if manifest["inputs"].get("corpus") != corpus["fingerprint"]:

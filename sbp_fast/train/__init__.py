@@ -1,0 +1,1 @@
+"""The training loop: optimizers, schedules, sharding, checkpoints, metrics and trackers."""

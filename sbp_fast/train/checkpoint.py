@@ -1,10 +1,10 @@
-"""What a killed run resumes from: sharded checkpoints, written in the background, each finished by a marker.
+"""Sharded checkpoints, written in the background, from which a killed run resumes.
 
     checkpoints/step-00000120/__0_0.distcp ...  .metadata     written by torch.distributed.checkpoint
-    checkpoints/step-00000120/complete.json                   last: the checksum of every file, and the running totals
+    checkpoints/step-00000120/complete.json                   written last: the checksum of every file, and the running totals
 
-A directory without its marker was cut short and counts for nothing. One whose files do not match it is damaged, and the one
-before is taken. Any number of processes, in any mesh, can read what any other wrote.
+A checkpoint without its marker, complete.json, is unfinished and ignored. A checkpoint whose files do not match the marker is
+damaged, and the one before it is loaded. Checkpoints can be read by any number of processes in any mesh.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sbp_fast.pipeline.files import hash_file, read_json, write_json
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.train.optimizer import Optimizers
 
-warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it says so of every process that is alone
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # raised by every single-process run
 
 CHECKPOINTS, MARKER = "checkpoints", "complete.json"
 FORMAT = 1
@@ -39,7 +39,10 @@ class Checkpoints:
     """The checkpoints of one run; every method is called by all of its processes together.
 
     Args:
-        directory: where they lie, on a file system that all processes see.
+        directory: directory of the checkpoints, on a file system that all processes see.
+        config: how many checkpoints to keep.
+        processes: this process and its process groups.
+        console: where a damaged checkpoint is reported.
     """
 
     def __init__(self, directory: Path, config: CheckpointConfig, processes: Processes, console: Console) -> None:
@@ -48,20 +51,24 @@ class Checkpoints:
         self._pending: Future[None] | None = None
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest sound checkpoint and what its marker holds; damaged ones are named and passed over."""
-        for path in reversed(self.processes.tell([str(path) for path in self._finished()])):
-            marker = read_json(Path(path) / MARKER)
-            damaged = self._damaged(Path(path), marker)
+        """Return the newest sound checkpoint and the content of its marker; None if there is none.
+
+        Damaged checkpoints are reported on the console and skipped.
+        """
+        for path in map(Path, reversed(self.processes.broadcast([str(path) for path in self._finished()]))):
+            marker = read_json(path / MARKER)
+            damaged = self._damaged(path, marker)
             if not damaged:
-                return Path(path), marker
-            if self.processes.leads:
-                self.console.say(
-                    f"checkpoint {Path(path).name} is damaged ({', '.join(damaged)}): going back to the one before"
-                )
+                return path, marker
+            if self.processes.is_rank0:
+                self.console.say(f"checkpoint {path.name} is damaged ({', '.join(damaged)}): going back to the one before")
         return None
 
     def load(self, path: Path, model: nn.Module, optimizers: Optimizers) -> None:
-        """Put weights, optimizers and, with as many processes as wrote it, random number generators where they were."""
+        """Restore weights and optimizers from a checkpoint.
+
+        Random number generators are restored too where the number of processes is that of the checkpoint.
+        """
         state = self._state(model, optimizers)
         if read_json(path / MARKER)["processes"] != self.processes.world:
             del state["random"]
@@ -71,28 +78,28 @@ class Checkpoints:
             (torch.cuda if name.endswith("cuda") else torch).set_rng_state(value)
 
     def save(self, step: int, model: nn.Module, optimizers: Optimizers, totals: dict[str, Any]) -> float:
-        """Write the state after `step` steps in the background.
+        """Begin a checkpoint of the state after `step` steps; it is written in the background.
 
         Returns:
-            Seconds for which training stood still: for an earlier one to end, and to copy the state.
+            Seconds that training waited for an earlier checkpoint to be finished and for the state to be copied.
         """
         started = time.monotonic()
         self.wait()
         path = self.directory / f"step-{step:08d}"
-        if self.processes.leads:
-            shutil.rmtree(path, ignore_errors=True)  # cut short, or damaged
+        if self.processes.is_rank0:
+            shutil.rmtree(path, ignore_errors=True)  # unfinished, or damaged
             self.directory.mkdir(exist_ok=True)
-        self.processes.tell()
-        alone = self.processes.world == 1
+        self.processes.broadcast()
+        single = self.processes.world == 1
         group = self.processes.checkpoint_group
-        saving = dcp.async_save(self._state(model, optimizers), checkpoint_id=path, process_group=group, no_dist=alone)
+        saving = dcp.async_save(self._state(model, optimizers), checkpoint_id=path, process_group=group, no_dist=single)
         assert isinstance(saving, Future)
         marker = {"format": FORMAT, "step": step, "processes": self.processes.world, "totals": totals}
         self._pending = self._pool.submit(self._finish, saving, path, marker)
         return time.monotonic() - started
 
     def wait(self) -> None:
-        """Return when the last one is whole on disk, or raise what it failed with."""
+        """Wait until the checkpoint being written is whole on disk; raise the error that it failed with."""
         if self._pending is not None:
             self._pending.result()
             self._pending = None
@@ -101,12 +108,12 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()  # what is being written when a run ends or fails is still finished
+        self._pool.shutdown()  # finishes the checkpoint that is being written, also when a run fails
 
     def clear(self, keep_in: Path) -> None:
-        """After a finished run: move those that stay to `keep_in`, and drop the rest."""
+        """Move the checkpoints that stay for good to `keep_in` and delete the rest; called after a finished run."""
         self.wait()
-        if self.processes.leads and self.directory.is_dir():
+        if self.processes.is_rank0 and self.directory.is_dir():
             for path in filter(self._stays, self._finished()):
                 keep_in.mkdir(exist_ok=True)
                 shutil.rmtree(keep_in / path.name, ignore_errors=True)
@@ -121,22 +128,22 @@ class Checkpoints:
         return {"model": weights, "optimizer": optimizer, "random": random}
 
     def _finish(self, saving: Future[Any], path: Path, marker: dict[str, Any]) -> None:
-        """In the background: check sums of what each process wrote, then the marker, then what may go."""
+        """Hash the files that each process wrote, write the marker, then delete old checkpoints; runs in the background."""
         try:
             saving.result()
-        except dcp.CheckpointException as failed:  # what went wrong, such as a full disk, and not that something did
+        except dcp.CheckpointException as failed:  # raise its cause, such as a full disk
             raise next(iter(failed.failures.values()))[0] from failed
-        mine = path.glob(f"__{self.processes.rank}_*")
-        files = {file.name: _facts(file) for file in mine}
+        own_files = path.glob(f"__{self.processes.rank}_*")
+        files = {file.name: _fingerprint(file) for file in own_files}
         if self.processes.world > 1:
-            parts: list[Any] = [None] * self.processes.world
-            dist.all_gather_object(parts, files, group=self.processes.checkpoint_group)
-            files = {name: facts for part in parts for name, facts in part.items()}
-        if self.processes.leads:
-            files[".metadata"] = _facts(path / ".metadata")
+            files_by_rank: list[Any] = [None] * self.processes.world
+            dist.all_gather_object(files_by_rank, files, group=self.processes.checkpoint_group)
+            files = {name: fingerprint for files in files_by_rank for name, fingerprint in files.items()}
+        if self.processes.is_rank0:
+            files[".metadata"] = _fingerprint(path / ".metadata")
             write_json(path / MARKER, {**marker, "files": files})
             for old in [old for old in self._finished() if not self._stays(old)][: -self.config.keep]:
-                (old / MARKER).unlink()  # first, so that a half-deleted one is never taken for a damaged one
+                (old / MARKER).unlink()  # first, so that a half-deleted checkpoint counts as unfinished, not as damaged
                 shutil.rmtree(old)
 
     def _finished(self) -> list[Path]:
@@ -147,13 +154,13 @@ class Checkpoints:
         return every > 0 and int(re.sub(r"\D", "", path.name)) % every == 0
 
     def _damaged(self, path: Path, marker: dict[str, Any]) -> list[str]:
-        """Files that are not as they were written; each process looks at its share of them."""
+        """Return the files that differ from what was written; each process checks its share of them."""
         if marker.get("format") != FORMAT:
             return [f"format {marker.get('format')} is not {FORMAT}"]
-        mine = sorted(marker["files"].items())[self.processes.rank :: self.processes.world]
-        wrong = [name for name, facts in mine if not (path / name).is_file() or _facts(path / name) != facts]
-        return [name for part in self.processes.gather(wrong) for name in part]
+        share = sorted(marker["files"].items())[self.processes.rank :: self.processes.world]
+        damaged = [name for name, expected in share if not (path / name).is_file() or _fingerprint(path / name) != expected]
+        return [name for names in self.processes.gather(damaged) for name in names]
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def _fingerprint(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "xxh3": hash_file(path)}

@@ -9,37 +9,55 @@ from pathlib import Path
 from typing import Any
 
 from sbp_fast.config import RunConfig
-from sbp_fast.pipeline.distributed import Processes
 from sbp_fast.pipeline.files import atomic_open
-from sbp_fast.pipeline.stage import Work
-from sbp_fast.train.data.batches import Batches
-from sbp_fast.train.metrics import Totals
+from sbp_fast.pipeline.progress import Console
 from sbp_fast.train.trackers import Tracker, open_trackers
 
 METRICS = "metrics.jsonl"
 
 
 class Log:
-    """Where the lines of a run go: metrics.jsonl, trackers, and the terminal; process 0 alone writes."""
+    """Writes each line of metrics to metrics.jsonl, to the trackers of `config.log` and to the terminal.
 
-    def __init__(self, work: Work, config: RunConfig, processes: Processes, totals: Totals, batches: Batches) -> None:
-        self.work, self.config, self.leads, self.tokens = work, config, processes.leads, totals.tokens
-        self.total = batches.steps * batches.streams_per_step * batches.stream_tokens
-        self.metrics = MetricsFile(work.directory, totals.steps) if self.leads else None
+    Args:
+        directory: the directory that metrics.jsonl is written to.
+        out: final path of the run's output; its name is the name of the run, and `out` + ".tracking" is for trackers.
+        steps: number of steps that earlier attempts have done and saved.
+        tokens: number of tokens of those steps.
+        total_tokens: number of tokens of the whole run.
+        writes: whether this process writes; true on rank 0 alone.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        out: Path,
+        config: RunConfig,
+        console: Console,
+        *,
+        steps: int,
+        tokens: int,
+        total_tokens: int,
+        writes: bool,
+    ) -> None:
+        self.out, self.config, self.console = out, config, console
+        self.tokens, self.total_tokens = tokens, total_tokens
+        self.metrics = MetricsFile(directory, steps) if writes else None
         self._stack = ExitStack()
 
     def __enter__(self) -> Log:
-        self._task = self._stack.enter_context(self.work.console.task("train", self.total, "tokens", done=self.tokens))
+        self._task = self._stack.enter_context(self.console.task("train", self.total_tokens, "tokens", done=self.tokens))
         self._trackers: list[Tracker] = []
         if self.metrics is not None:
             self._stack.callback(self.metrics.close)
-            settings, name = self.config.model_dump(mode="json"), self.work.out.name
-            self._trackers = open_trackers(self.config.log.trackers, self.work.beside(".tracking"), name, settings)
+            settings, directory = self.config.model_dump(mode="json"), self.out.with_name(self.out.name + ".tracking")
+            self._trackers = open_trackers(self.config.log.trackers, directory, self.out.name, settings)
         for tracker in self._trackers:
             self._stack.callback(tracker.close)
         return self
 
     def write(self, line: dict[str, Any]) -> None:
+        """Write one line of metrics; trackers get its values that are not null."""
         loss = line["train/loss"]
         self._task.advance(
             line["train/tokens"] - self.tokens, "not finite: step skipped" if loss is None else f"loss {loss:.2f}"
@@ -51,7 +69,7 @@ class Log:
             tracker.log({key: value for key, value in line.items() if value is not None and key != "step"}, line["step"])
 
     def sync(self) -> None:
-        """Before a checkpoint, so that no line it counts on is missing."""
+        """Make the lines written so far durable; called before a checkpoint, which counts on them."""
         if self.metrics is not None:
             self.metrics.sync()
 
@@ -60,29 +78,31 @@ class Log:
 
 
 class MetricsFile:
-    """metrics.jsonl of one run, written by process 0; opened on what an earlier attempt wrote of the first `steps` steps."""
+    """metrics.jsonl of one run, opened for appending after the lines that earlier attempts wrote of the first `steps` steps."""
 
     def __init__(self, directory: Path, steps: int) -> None:
         self.path = directory / METRICS
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < steps]
+        saved = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < steps]
         with atomic_open(self.path) as file:
-            file.writelines(line.encode() + b"\n" for line in kept)
+            file.writelines(line.encode() + b"\n" for line in saved)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
 
     def write(self, line: dict[str, Any]) -> None:
+        """Append one line."""
         self._file.write(json.dumps(line) + "\n")
 
     def sync(self) -> None:
-        """Before a checkpoint, so that no line it counts on is missing."""
+        """Make the lines written so far durable."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Make all lines durable and close the file."""
         self.sync()
         self._file.close()
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics."""
+    """Return the lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (directory / METRICS).read_text(encoding="utf-8").splitlines()]

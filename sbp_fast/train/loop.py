@@ -1,4 +1,4 @@
-"""The one training loop: base, synthesizer and joint runs differ in their batches alone."""
+"""The training loop. Base, synthesizer and joint runs share it and differ only in their batches."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,22 +21,24 @@ from sbp_fast.model.flops import training_flops
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.pipeline.distributed import Processes, Stopped, StopRequest
 from sbp_fast.pipeline.files import write_json
-from sbp_fast.pipeline.stage import Work
+from sbp_fast.pipeline.progress import Console
 from sbp_fast.train.checkpoint import CHECKPOINTS, Checkpoints
 from sbp_fast.train.data.batches import COUNTED, REAL, SYNTHETIC, Batches, Counts, PackedBatch
 from sbp_fast.train.data.prefetch import Prefetch
 from sbp_fast.train.log import Log
 from sbp_fast.train.metrics import RECENT, Clock, DeviceFigures, Totals, mean_figures, speed
-from sbp_fast.train.optimizer import Optimizers, learning_rate, make_optimizers, update
+from sbp_fast.train.optimizer import Optimizers, make_optimizers
 from sbp_fast.train.profile import Profile
+from sbp_fast.train.schedules import learning_rate
 from sbp_fast.train.sharding import accumulate
+from sbp_fast.train.update import update
 
 BAD_STEPS = "bad-steps.json"
 
 
 def train_step(
     model: Transformer,
-    streams: Iterator[PackedBatch],
+    sequences: Iterator[PackedBatch],
     count: int,
     optimizers: Optimizers,
     recipe: TrainConfig,
@@ -43,23 +46,31 @@ def train_step(
     *,
     gather_once: bool = False,
 ) -> tuple[Tensor, Tensor, Counts]:
-    """One step on the mean loss over all tokens with loss of all processes' streams; nothing in it waits for the device.
+    """Take one step on the mean loss over all tokens with loss, of the packed sequences of all processes.
+
+    No host-device synchronisation with AdamW. Where loss or gradient norm is not finite, weights and optimizer state stay
+    as they are.
 
     Args:
-        streams: of this process, `count` of them.
+        model: the model, sharded or not.
+        sequences: packed sequences of this process, `count` of them.
+        count: number of packed sequences that this process reads in the step.
+        optimizers: the model's optimizers.
+        recipe: attention backend and gradient clipping.
         rate: learning rate.
+        gather_once: keep sharded weights gathered over the sequences of the step.
 
     Returns:
-        The mean loss in nats and the gradient norm before clipping, scalars on the device, and what this process read. Where
-        one is not finite, weights and optimizers are as they were.
+        The mean loss in nats, the gradient norm before clipping (both scalars on the device), and the counts of what this
+        process read.
     """
     counts = Counts()
     loss = torch.zeros((), dtype=torch.float32, device=model.device)
-    for stream in accumulate(model, streams, count, gather_once):
-        part = model(stream.tokens, stream.layout, stream.targets, stream.loss_rows, recipe.attention)
-        part.backward()
-        loss += part.detach()
-        counts.add(stream.counts)
+    for sequence in accumulate(model, sequences, count, gather_once):
+        sequence_loss = model(sequence.tokens, sequence.layout, sequence.targets, sequence.loss_rows, recipe.attention)
+        sequence_loss.backward()
+        loss += sequence_loss.detach()
+        counts.add(sequence.counts)
     sums = torch.stack([loss, loss.new_tensor(float(counts.loss_tokens))])
     if dist.is_initialized():
         dist.all_reduce(sums)
@@ -70,13 +81,19 @@ def train_step(
 
 
 class Training:
-    """A run from its newest checkpoint, or from its beginning, to its end.
+    """A training run, from its newest checkpoint or from its beginning to its end.
 
     Args:
-        model: as `sharding.build` made it, with the weights to start from.
-        recipe: what to compute; `config` says how.
-        real_epoch: tokens of one reading of the real corpus, for the metrics.
-        profile_steps: as `Profile` takes them.
+        model: a model built by `sharding.build`, with the weights to start from.
+        batches: packed sequences of every step.
+        recipe: what to compute.
+        config: how to compute, save and log it.
+        directory: directory for checkpoints, metrics.jsonl and bad-steps.json; all processes see the same one.
+        out: final path of the run's output: trackers and profiles go to paths beside it, and its name is the run's.
+        console: where progress is printed.
+        real_epoch_tokens: number of tokens in one epoch of the real corpus, for the metrics.
+        on_save: called on rank 0 after each checkpoint is begun.
+        profile_steps: a range of steps to profile, such as "10:13" (see `Profile`).
     """
 
     def __init__(
@@ -85,25 +102,31 @@ class Training:
         batches: Batches,
         recipe: TrainConfig,
         config: RunConfig,
-        work: Work,
         processes: Processes,
         *,
-        real_epoch: int,
+        directory: Path,
+        out: Path,
+        console: Console,
+        real_epoch_tokens: int,
+        on_save: Callable[[], None] = lambda: None,
         profile_steps: str | None = None,
     ) -> None:
-        self.model, self.batches, self.recipe, self.config = model, batches, recipe, config
-        self.work, self.processes, self.real_epoch = work, processes, real_epoch
+        self.model, self.batches, self.recipe, self.config, self.processes = model, batches, recipe, config, processes
+        self.directory, self.out, self.console = directory, out, console
+        self.real_epoch_tokens, self.on_save = real_epoch_tokens, on_save
         self.optimizers = make_optimizers(model, recipe)
-        self.checkpoints = Checkpoints(work.directory / CHECKPOINTS, config.checkpoint, processes, work.console)
-        self.profile = Profile(profile_steps, work.beside(".profile"), processes.device)
+        self.checkpoints = Checkpoints(directory / CHECKPOINTS, config.checkpoint, processes, console)
+        self.profile = Profile(profile_steps, out.with_name(out.name + ".profile"), processes.device)
         self.totals, self.unread, self.figures, self.clock = Totals(), Counts(), DeviceFigures(), Clock()
 
     def run(self) -> Totals:
-        """Train on all steps; the checkpoints stay until `checkpoints.clear`, which is for when the model is saved.
+        """Train on all steps that are left.
+
+        The checkpoints stay until `checkpoints.clear`, which belongs after the model is saved.
 
         Raises:
-            Stopped: SIGTERM or SIGINT came; what was done is saved.
-            UserError: too many steps in a row were not finite.
+            Stopped: SIGTERM or SIGINT came; a checkpoint is saved.
+            UserError: too many consecutive steps were not finite.
         """
         with self.checkpoints:
             self.resume()
@@ -112,12 +135,12 @@ class Training:
         return self.totals
 
     def take_steps(self) -> None:
-        """All steps that are left, with what stands between them."""
-        first, earlier, begun = self.totals.steps, self.totals.loop_seconds, time.monotonic()
+        """Take all steps that are left, and write metrics and checkpoints between them."""
+        first, earlier_seconds, started = self.totals.steps, self.totals.loop_seconds, time.monotonic()
         with (
             StopRequest() as stop,
             Prefetch(self.batches, first, self.processes) as prefetch,
-            Log(self.work, self.config, self.processes, self.totals, self.batches) as log,
+            self.open_log() as log,
             frozen_garbage() as freeze,
         ):
             self.clock, self.saved = Clock(), time.monotonic()
@@ -132,22 +155,35 @@ class Training:
                     self.go_back_from_a_spike()
                 if step == first:
                     freeze()
-                self.totals.loop_seconds = earlier + time.monotonic() - begun
+                self.totals.loop_seconds = earlier_seconds + time.monotonic() - started
                 if not last and self.is_time_to_save(step, stop):
                     log.sync()
                     self.save()
-                    if stop.agreed:
+                    if stop.agreed_signal:
                         self.checkpoints.wait()
-                        raise Stopped(stop.agreed, self.totals.steps)
+                        raise Stopped(stop.agreed_signal, self.totals.steps)
 
     def resume(self) -> None:
-        """Go to the newest sound checkpoint, if there is one."""
-        found = self.checkpoints.newest()
-        if found is not None:
-            path, marker = found
+        """Load the newest sound checkpoint, if there is one."""
+        newest = self.checkpoints.newest()
+        if newest is not None:
+            path, marker = newest
             self.checkpoints.load(path, self.model, self.optimizers)
             self.totals = Totals.of(marker["totals"])
-            self.work.console.say(f"going on from {path.name}")
+            self.console.say(f"going on from {path.name}")
+
+    def open_log(self) -> Log:
+        """Return the log of the steps that are left."""
+        return Log(
+            self.directory,
+            self.out,
+            self.config,
+            self.console,
+            steps=self.totals.steps,
+            tokens=self.totals.tokens,
+            total_tokens=self.batches.steps * self.batches.streams_per_step * self.batches.stream_tokens,
+            writes=self.processes.is_rank0,
+        )
 
     def step(self, step: int, prefetch: Prefetch) -> None:
         """Train on the batch of `step`."""
@@ -160,24 +196,30 @@ class Training:
             learning_rate(self.recipe, step, self.batches.steps),
             gather_once=self.config.parallel.gather_once,
         )
-        self.figures.keep(loss, norm)
+        self.figures.add(loss, norm)
         self.unread.add(counts)
         self.clock.steps += 1
         self.clock.waited, prefetch.waited = self.clock.waited + prefetch.waited, 0.0
 
     def read(self) -> None:
-        """Bring the totals up to the last step: the one place that waits for the device."""
+        """Bring the totals up to the last step.
+
+        This synchronises with the device.
+
+        Raises:
+            UserError: too many consecutive steps were not finite.
+        """
         for loss, norm in self.figures.read():
             self.totals.step(loss, norm)
-        read = Counts(*map(int, self.processes.sum(*(getattr(self.unread, name) for name in COUNTED))))
-        self.totals.add(read)
-        self.totals.since.add(read)
+        counts = Counts(*map(int, self.processes.sum(*(getattr(self.unread, name) for name in COUNTED))))
+        self.totals.add(counts)
+        self.totals.since.add(counts)
         self.unread = Counts()
         if self.totals.skipped_in_a_row >= self.recipe.bad_steps:
             self.give_up()
 
     def line(self, step: int) -> dict[str, Any]:
-        """What the metrics say of the steps since the last line, up to `step`."""
+        """Return the metrics of the steps since the last line, up to `step`, and begin a new line."""
         totals, since = self.totals, self.totals.since
         loss, norm = mean_figures(totals.pending)
         size = self.model.vocabulary_size
@@ -195,66 +237,77 @@ class Training:
             "data/real_share": since.real_tokens / since.tokens,
             "data/synthetic_share": since.synthetic_tokens / since.tokens,
             "data/digest": since.digest,
-            "data/real_epochs": totals.real_tokens / self.real_epoch,
+            "data/real_epochs": totals.real_tokens / self.real_epoch_tokens,
             **speed(self.clock, since, self.model.config, size, devices, device),
         }
         totals.pending, totals.since, self.clock = [], Counts(), Clock()
         return line
 
     def is_time_to_save(self, step: int, stop: StopRequest) -> bool:
-        """Whether all processes save now, because it is due or one was asked to stop."""
+        """Return whether all processes save now: a checkpoint is due, or one of them received a signal to stop."""
         every = self.config.checkpoint.keep_every_steps
-        late = self.processes.leads and time.monotonic() - self.saved >= self.config.checkpoint.seconds
-        stop.agreed, due = map(int, self.processes.most(stop.asked, late))
-        return bool(stop.agreed or due or (every and (step + 1) % every == 0))
+        late = self.processes.is_rank0 and time.monotonic() - self.saved >= self.config.checkpoint.seconds
+        stop.agreed_signal, due = map(int, self.processes.max(stop.signal_number, late))
+        return bool(stop.agreed_signal or due or (every and (step + 1) % every == 0))
 
     def save(self) -> None:
+        """Begin a checkpoint of all steps so far; it is written in the background."""
         self.read()
         self.clock.stalled += self.checkpoints.save(self.totals.steps, self.model, self.optimizers, asdict(self.totals))
-        if self.processes.leads:
-            self.work.keep_clock()
+        if self.processes.is_rank0:
+            self.on_save()
         self.saved = time.monotonic()
 
     def go_back_from_a_spike(self) -> None:
-        """Where the last loss is a spike, take the weights of the last checkpoint, and go on with the next batch."""
+        """Where the last loss is a spike, load the last checkpoint and go on with the next batch."""
         if not is_spike(self.totals.recent, self.recipe.spike_deviations):
-            return None
+            return
         self.checkpoints.wait()
-        found = self.checkpoints.newest()
-        if found is None:
-            return self.work.console.say(f"loss spike at step {self.totals.steps - 1}, and no checkpoint yet to go back to")
-        path, marker = found
+        newest = self.checkpoints.newest()
+        if newest is None:
+            self.console.say(f"loss spike at step {self.totals.steps - 1}, and no checkpoint yet to go back to")
+            return
+        path, marker = newest
         self.checkpoints.load(path, self.model, self.optimizers)
         self.totals.recent.pop()
         self.totals.rolled_back_steps += self.totals.steps - marker["step"]
-        self.work.console.say(f"loss spike at step {self.totals.steps - 1}: weights of {path.name}, the batches since left out")
+        self.console.say(f"loss spike at step {self.totals.steps - 1}: weights of {path.name}, the batches since left out")
         if self.totals.steps < self.batches.steps:
             self.save()  # or a resumed run would learn from those batches after all
-        return None
 
     def give_up(self) -> None:
-        """Write down what the bad steps read, and end the run."""
-        number, last = self.totals.skipped_in_a_row, self.totals.steps - 1
-        bad = self.work.directory / BAD_STEPS
-        if self.processes.leads:
-            write_json(bad, [self.documents(step) for step in range(last + 1 - number, last + 1)])
+        """Write the documents of the bad steps to bad-steps.json, and end the run.
+
+        Raises:
+            UserError: always.
+        """
+        count, last = self.totals.skipped_in_a_row, self.totals.steps - 1
+        bad_steps = self.directory / BAD_STEPS
+        if self.processes.is_rank0:
+            write_json(bad_steps, [self.documents(step) for step in range(last + 1 - count, last + 1)])
         raise UserError(
             f"training, step {last}",
-            f"loss or gradient not finite {number} steps in a row; what they read stands in {bad}",
-            "lower learning_rate or gradient_clip of the recipe, or lengthen its warmup_share",
+            f"loss or gradient not finite {count} steps in a row; the documents of these steps are listed in {bad_steps}",
+            "lower learning_rate or gradient_clip of the recipe, or lengthen its warmup_fraction",
         )
 
     def documents(self, step: int) -> dict[str, Any]:
-        """The documents that all processes read in a step."""
-        streams = [self.batches.stream(step, number) for number in range(self.batches.streams_per_step)]
-        kinds = [SYNTHETIC if stream.counts.synthetic_tokens else REAL for stream in streams]
-        parts = zip(kinds, streams, strict=True)
-        return {"step": step, "streams": [{"source": kind, "documents": list(stream.documents)} for kind, stream in parts]}
+        """Return the source and the document numbers of every packed sequence of a step, over all processes."""
+        sequences = [self.batches.stream(step, index) for index in range(self.batches.streams_per_step)]
+        sources = [SYNTHETIC if sequence.counts.synthetic_tokens else REAL for sequence in sequences]
+        listed = [
+            {"source": source, "documents": list(sequence.documents)}
+            for source, sequence in zip(sources, sequences, strict=True)
+        ]
+        return {"step": step, "sequences": listed}
 
 
 @contextmanager
 def frozen_garbage() -> Iterator[Callable[[], None]]:
-    """A function to call once what a run needs stands: the garbage collector then need not walk it again and again."""
+    """Yield a function that exempts all objects alive when it is called from garbage collection, until the context ends.
+
+    Called once the long-lived objects of a run exist, it saves the collector from walking them again and again.
+    """
 
     def freeze() -> None:
         gc.collect()
@@ -267,7 +320,7 @@ def frozen_garbage() -> Iterator[Callable[[], None]]:
 
 
 def is_spike(recent: Sequence[float], deviations: float) -> bool:
-    """Whether the last of the recent losses exceeds the mean of those before it by so many standard deviations."""
+    """Return whether the last of the recent losses exceeds the mean of those before it by so many standard deviations."""
     if not deviations or len(recent) < RECENT:
         return False
     before = recent[:-1]

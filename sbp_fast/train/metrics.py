@@ -1,4 +1,4 @@
-"""What is counted and measured in a run: figures kept on the device until they are read, totals, and speed."""
+"""Counts and measurements of a run: loss and gradient norm, totals, speed and memory."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from sbp_fast.config import ModelConfig
 from sbp_fast.model.flops import palm_flops, peak_flops, training_flops
 from sbp_fast.train.data.batches import Counts
 
-RECENT = 128  # steps whose losses a spike is told by
+RECENT = 128  # number of losses that decide whether the last one is a spike
 
 
 @dataclass
 class Totals(Counts):
-    """Sums over the steps so far, and what the next line of metrics will be made of; saved with every checkpoint.
+    """Sums over the steps so far, and the figures for the next line of metrics; saved with every checkpoint.
 
     Attributes:
-        skipped_in_a_row: steps up to the last one that were not finite.
-        rolled_back_steps: whose updates a rollback has undone.
-        pending: (step, loss, gradient norm) of each step since the last line; null where they were not finite.
-        since: what was read since the last line.
-        recent: losses of the last finite steps.
+        skipped_steps: number of steps whose loss or gradient norm was not finite.
+        skipped_in_a_row: number of such steps at the end.
+        rolled_back_steps: number of steps whose updates a rollback has undone.
+        loop_seconds: wall-clock seconds in the training loop, over all attempts.
+        pending: (step, loss, gradient norm) of each step since the last line; None where they were not finite.
+        since: counts of what was read since the last line.
+        recent: losses of the last finite steps, at most RECENT.
     """
 
     steps: int = 0
@@ -42,11 +44,11 @@ class Totals(Counts):
 
     @staticmethod
     def of(saved: dict[str, Any]) -> Totals:
-        """From what `dataclasses.asdict` made of one."""
+        """Return the totals that `dataclasses.asdict` turned into `saved`."""
         return Totals(**{**saved, "since": Counts(**saved["since"])})
 
     def step(self, loss: float, norm: float) -> None:
-        """Count one step by its loss and gradient norm, read from the device."""
+        """Count one step with its loss and gradient norm."""
         finite = loss - loss == 0 and norm - norm == 0
         self.pending.append((self.steps, loss, norm) if finite else (self.steps, None, None))
         self.steps += 1
@@ -56,22 +58,24 @@ class Totals(Counts):
 
 
 class DeviceFigures:
-    """Loss and gradient norm of the steps since the last `read`, which alone waits for the device."""
+    """Loss and gradient norm of the steps since the last `read`, on the device until then."""
 
     def __init__(self) -> None:
-        self._kept: list[Tensor] = []
+        self._unread: list[Tensor] = []
 
-    def keep(self, loss: Tensor, norm: Tensor) -> None:
-        self._kept.append(torch.stack([loss.double(), norm.double()]))
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        """Add the figures of a step, without host-device synchronisation."""
+        self._unread.append(torch.stack([loss.double(), norm.double()]))
 
     def read(self) -> list[list[float]]:
-        values = torch.stack(self._kept).tolist() if self._kept else []
-        self._kept.clear()
+        """Return [loss, gradient norm] of each step since the last call; synchronises with the device."""
+        values = torch.stack(self._unread).tolist() if self._unread else []
+        self._unread.clear()
         return values
 
 
 def mean_figures(pending: Sequence[tuple[int, float | None, float | None]]) -> tuple[float | None, float | None]:
-    """Mean loss and gradient norm of the finite steps; (None, None) if there is none."""
+    """Return the mean loss and gradient norm of the finite steps; (None, None) if there is none."""
     finite = [(loss, norm) for _, loss, norm in pending if loss is not None and norm is not None]
     if not finite:
         return None, None
@@ -80,12 +84,13 @@ def mean_figures(pending: Sequence[tuple[int, float | None, float | None]]) -> t
 
 @dataclass
 class Clock:
-    """Where the time of a line goes.
+    """Wall-clock time of the steps of one line of metrics.
 
     Attributes:
-        steps: since the last line.
-        waited: seconds for data, by this process.
-        stalled: seconds for checkpoints.
+        started: monotonic time at which the line began, in seconds.
+        steps: number of steps since the last line.
+        waited: seconds that this process waited for data.
+        stalled: seconds that training waited for checkpoints.
     """
 
     started: float = field(default_factory=time.monotonic)
@@ -95,16 +100,24 @@ class Clock:
 
     @property
     def seconds(self) -> float:
+        """Seconds since the line began."""
         return time.monotonic() - self.started
 
 
 def speed(
     clock: Clock, counts: Counts, model: ModelConfig, vocabulary_size: int, devices: int, device: torch.device
 ) -> dict[str, Any]:
-    """The keys perf/..., of all processes together unless they say "per device"; MFU is null where the peak is unknown.
+    """Return the metrics perf/..., summed over all processes unless the key says "per device".
+
+    MFU is None where the peak of the device is unknown.
 
     Args:
-        counts: what all processes read in the time of `clock`.
+        clock: time of the steps of the line.
+        counts: counts of what all processes read in the time of `clock`.
+        model: shape of the model.
+        vocabulary_size: vocabulary size of the model.
+        devices: number of devices that train together.
+        device: device of this process.
     """
     seconds, steps = clock.seconds, max(clock.steps, 1)
     flops = training_flops(model, vocabulary_size, counts.tokens, counts.visible_pairs, counts.loss_tokens)
@@ -126,7 +139,7 @@ def speed(
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes held so far: by torch on a CUDA device, by the process elsewhere."""
+    """Return the peak memory so far in bytes: of torch on a CUDA device, of the process elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

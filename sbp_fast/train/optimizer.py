@@ -1,95 +1,93 @@
-"""The optimizers, their learning rate, and the one update of a step."""
+"""Optimizers that a recipe may name: how each is built for a model, and how many bytes its state takes.
+
+torch is imported where an optimizer is built: `sbp-fast plan` and the configuration read this table without it.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from sbp_fast.config import ModelConfig, TrainConfig
+from sbp_fast.model.flops import matrix_parameters, parameters
+from sbp_fast.registry import Registry
 
-from sbp_fast.config import TrainConfig
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
-Optimizers = list[torch.optim.Optimizer]
+Optimizers: TypeAlias = "list[torch.optim.Optimizer]"
+
+
+@dataclass(frozen=True)
+class OptimizerEntry:
+    """An optimizer as the registry holds it.
+
+    Attributes:
+        make: builds the optimizers of a model; together they hold every parameter that requires a gradient exactly once.
+        state_bytes: bytes of state for a model of this shape and vocabulary size, before sharding.
+    """
+
+    make: Callable[[nn.Module, TrainConfig], Optimizers]
+    state_bytes: Callable[[ModelConfig, int], int]
+
+
+OPTIMIZERS: Registry[OptimizerEntry] = Registry("optimizer")
+"""What `pretrain.optimizer` and `synthesizer.optimizer` may name."""
 
 
 def make_optimizers(model: nn.Module, recipe: TrainConfig) -> Optimizers:
-    """AdamW (Loshchilov and Hutter 2019) that decays matrices alone: norm gains have no reason to be small.
+    """Return the optimizers that `recipe.optimizer` names, for the parameters of `model`."""
+    return OPTIMIZERS[recipe.optimizer].make(model, recipe)
 
-    With "muon" the layers' matrices go to torch.optim.Muon (Jordan et al. 2024), whose updates are scaled to the size of
-    AdamW's (Liu et al. 2025, section 2.2), so that one learning rate and one weight decay serve both.
+
+def make_adamw(model: nn.Module, recipe: TrainConfig) -> Optimizers:
+    """Return AdamW (Loshchilov and Hutter 2019) that decays matrices alone: norm gains have no reason to be small."""
+    return [_adamw([parameter for parameter in model.parameters() if parameter.requires_grad], recipe)]
+
+
+def make_muon(model: nn.Module, recipe: TrainConfig) -> Optimizers:
+    """Return Muon (Jordan et al. 2024) for the matrices of the layers and AdamW for all other parameters.
+
+    Muon's updates are scaled to the size of AdamW's (Liu et al. 2025, section 2.2), so that one learning rate and one
+    weight decay serve both.
     """
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    inner = [p for name, p in named if name.startswith("layers.") and p.dim() == 2 and recipe.optimizer == "muon"]
-    taken = {id(parameter) for parameter in inner}
-    rest = [parameter for _, parameter in named if id(parameter) not in taken]
+    import torch
+
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    matrices = [parameter for name, parameter in trained if _is_layer_matrix(name, parameter)]
+    others = [parameter for name, parameter in trained if not _is_layer_matrix(name, parameter)]
+    if not matrices:
+        return [_adamw(others, recipe)]
+    muon = torch.optim.Muon(matrices, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return [muon, _adamw(others, recipe)]
+
+
+def adamw_state_bytes(config: ModelConfig, vocabulary_size: int) -> int:
+    """Return the bytes of two float32 moments of each parameter."""
+    return 8 * parameters(config, vocabulary_size)
+
+
+def muon_state_bytes(config: ModelConfig, vocabulary_size: int) -> int:
+    """Return the bytes of one float32 moment of each layer matrix, and of two of each other parameter."""
+    return adamw_state_bytes(config, vocabulary_size) - 4 * matrix_parameters(config)
+
+
+def _is_layer_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return name.startswith("layers.") and parameter.dim() == 2
+
+
+def _adamw(trained: list[nn.Parameter], recipe: TrainConfig) -> torch.optim.Optimizer:
+    import torch
+
     groups = [
-        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
     betas = (recipe.beta1, recipe.beta2)
-    adamw = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, eps=recipe.epsilon, fused=True)
-    if not inner:
-        return [adamw]
-    decay = recipe.weight_decay
-    muon = torch.optim.Muon(inner, lr=recipe.learning_rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-    return [muon, adamw]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, eps=recipe.epsilon, fused=True)
 
 
-def learning_rate(recipe: TrainConfig, step: int, steps: int) -> float:
-    """Rate of `step` of `steps`: linear warm-up, then as the schedule has it.
-
-    "cosine" falls by half a cosine to the final share; "warmup-stable-decay" stays, and falls linearly to it over the last
-    `decay_share` of the steps (Hu et al. 2024, section 4.2); "constant" stays.
-    """
-    warmup = max(1, round(recipe.warmup_share * steps))
-    if step < warmup:
-        return recipe.learning_rate * (step + 1) / warmup
-    share = recipe.final_learning_rate_share
-    if recipe.schedule == "cosine":
-        progress = (step - warmup) / max(1, steps - 1 - warmup)
-        return recipe.learning_rate * (share + (1 - share) * 0.5 * (1 + math.cos(math.pi * progress)))
-    if recipe.schedule == "warmup-stable-decay":
-        decay = max(1, min(round(recipe.decay_share * steps), steps - warmup))
-        progress = max(0, step + 1 - (steps - decay)) / decay
-        return recipe.learning_rate * (1 - (1 - share) * progress)
-    return recipe.learning_rate
-
-
-def update(
-    optimizers: Optimizers, gradients: Sequence[Tensor], recipe: TrainConfig, rate: float, loss_tokens: Tensor
-) -> Tensor:
-    """Divide summed gradients by the number of tokens with loss, clip them to the recipe's norm, and step.
-
-    Nothing waits for the device, except that Muon asks whether the norm is finite. Where it is not, weights and optimizers
-    stay as they are, to the bit.
-
-    Args:
-        gradients: of all parameters, sums over the tokens with loss of all processes.
-        rate: learning rate.
-        loss_tokens: float32 scalar on the device, of all processes.
-
-    Returns:
-        The norm before clipping, float32 scalar.
-    """
-    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-    norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm) / loss_tokens
-    scale = (recipe.gradient_clip / (norm + 1e-6)).clamp(max=1.0) / loss_tokens
-    torch._foreach_mul_([local(gradient) for gradient in gradients], scale)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        if isinstance(optimizer, torch.optim.AdamW):
-            # the fused update's own switch, which torch.amp.GradScaler uses
-            optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
-            optimizer.step()
-        elif torch.isfinite(norm):
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return norm
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that may be sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+OPTIMIZERS.register("adamw", OptimizerEntry(make_adamw, adamw_state_bytes))
+OPTIMIZERS.register("muon", OptimizerEntry(make_muon, muon_state_bytes))

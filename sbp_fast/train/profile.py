@@ -1,4 +1,4 @@
-"""A trace of chosen steps, and on CUDA a snapshot of the memory that they took."""
+"""Profiles of chosen steps: a trace and, on CUDA, a memory snapshot."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from sbp_fast.errors import UserError
 
 
 class Profile:
-    """Records the steps of a range like "10:13" (the last one left out) into `directory`; None records nothing.
+    """Profiles a range of steps.
 
-    Writes `trace.json.gz`, for Perfetto or chrome://tracing, and `memory.pickle`, for pytorch.org/memory_viz.
+    Writes `trace.json.gz`, for Perfetto or chrome://tracing, and on CUDA `memory.pickle`, for pytorch.org/memory_viz.
+
+    Args:
+        steps: "FIRST:LAST", the last step excluded, such as "10:13"; None profiles nothing.
+        directory: directory for the files.
+        device: device of the run.
 
     Raises:
-        UserError: a range that is none.
+        UserError: `steps` is not a range.
     """
 
     def __init__(self, steps: str | None, directory: Path, device: torch.device) -> None:
@@ -25,7 +30,7 @@ class Profile:
         self._profile: Any = None
 
     def begin(self, step: int) -> None:
-        """Call before `step`."""
+        """Start profiling if `step` is the first of the range; called before each step."""
         if step in self.range and self._profile is None:
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.cuda else [])]
             self._profile = profile(activities=activities, record_shapes=True)
@@ -34,7 +39,7 @@ class Profile:
                 torch.cuda.memory._record_memory_history(max_entries=1_000_000)
 
     def end(self, step: int) -> None:
-        """Call after `step`."""
+        """Stop profiling and write the files if `step` is the last of the range; called after each step."""
         if self._profile is not None and step + 1 >= self.range.stop:
             self.directory.mkdir(parents=True, exist_ok=True)
             if self.cuda:
@@ -46,7 +51,7 @@ class Profile:
 
 
 def parse_range(text: str | None) -> range:
-    """ "10:13" as range(10, 13); nothing as an empty one."""
+    """Return the steps of a range such as "10:13", which is range(10, 13); None gives an empty range."""
     if text is None:
         return range(0)
     first, colon, last = text.partition(":")

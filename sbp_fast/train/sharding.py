@@ -1,4 +1,4 @@
-"""From a model on no device to one that is spread over the processes of a run and ready to train."""
+"""Building a model that is sharded over the processes of a run with FSDP2, from a model on the meta device."""
 
 from __future__ import annotations
 
@@ -18,23 +18,28 @@ from sbp_fast.errors import UserError
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.pipeline.distributed import Processes
 
-# costly to compute again; flash_attn and the like are what other attention backends call
-KEPT_WHEN_SELECTIVE = re.compile(r"aten::(mm|_scaled_mm)$|\w+::\w*attention|flash_attn|xformers")
+# costly operations, whose results selective checkpointing saves; flash_attn and xformers belong to other attention backends
+SAVED_WHEN_SELECTIVE = re.compile(r"aten::(mm|_scaled_mm)$|\w+::\w*attention|flash_attn|xformers")
 
 
 def resolve_precision(recipe: TrainConfig, device: str | torch.device) -> torch.dtype:
-    """What the layers compute in."""
+    """Return the dtype that the layers compute in."""
     if recipe.precision == "auto":
         return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     return torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
 
 
 def make_mesh(recipe: TrainConfig, parallel: ParallelConfig, processes: Processes) -> DeviceMesh | None:
-    """How the processes share the weights: one dimension over which they are sharded, before it one of replicas where
-    `shard_processes` is less than all. None for one process in float32, where nothing is sharded.
+    """Return the device mesh over which weights are sharded.
+
+    The last dimension, "shard", is the one over which they are sharded. Where `shard_processes` is less than the number of
+    processes, a dimension "replica" precedes it.
+
+    Returns:
+        The mesh; None for a single process in float32, which needs no sharding.
 
     Raises:
-        UserError: processes that cannot be divided so.
+        UserError: `shard_processes` does not divide the number of processes.
     """
     world, kind, together = processes.world, processes.device.type, parallel.shard_processes
     if world == 1 and resolve_precision(recipe, kind) == torch.float32:
@@ -42,8 +47,8 @@ def make_mesh(recipe: TrainConfig, parallel: ParallelConfig, processes: Processe
     if together in (0, world):
         return init_device_mesh(kind, (world,), mesh_dim_names=("shard",))
     if world % together:
-        found = f"{together} does not divide the {world} processes"
-        raise UserError("parallel.shard_processes", found, "set it to a divisor, such as the GPUs of a node, or to 0")
+        problem = f"{together} does not divide the {world} processes"
+        raise UserError("parallel.shard_processes", problem, "set it to a divisor, such as the GPUs of a node, or to 0")
     return init_device_mesh(kind, (world // together, together), mesh_dim_names=("replica", "shard"))
 
 
@@ -55,12 +60,12 @@ def build(
     device: torch.device,
     mesh: DeviceMesh | None,
 ) -> Transformer:
-    """A model whose weights lie, sharded over the mesh and not yet set, on the device of this process.
+    """Return a model sharded over the mesh, with uninitialised weights on `device`.
 
-    It is made on the meta device, so no process ever holds it whole.
+    The model is created on the meta device, so that no process ever holds it whole.
 
     Raises:
-        UserError: a setting that cannot run here.
+        UserError: a setting cannot run here.
     """
     with torch.device("meta"):
         model = Transformer(config, vocabulary_size)
@@ -77,7 +82,7 @@ def build(
 
 
 def shard(model: Transformer, mesh: DeviceMesh, dtype: torch.dtype, parallel: ParallelConfig) -> None:
-    """FSDP2 around each block and around the rest; gradients are summed in float32 and not averaged."""
+    """Apply FSDP2 to each block and to the rest of the model; gradients are summed in float32 and not averaged."""
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     reshard = parallel.reshard_after_forward and not parallel.gather_once
     blocks: list[Any] = list(model.layers)
@@ -98,35 +103,35 @@ def _prefetch(blocks: Sequence[FSDPModule], layers: int) -> None:
         block.set_modules_to_backward_prefetch(list(reversed(behind)))
 
 
-def accumulate(model: nn.Module, streams: Iterable[Any], count: int, gather_once: bool) -> Iterator[Any]:
-    """The streams of a step, each with the model set so that gradients are reduced once, after the last."""
-    for number, stream in enumerate(streams):
-        last = number + 1 == count
+def accumulate(model: nn.Module, sequences: Iterable[Any], count: int, gather_once: bool) -> Iterator[Any]:
+    """Yield the packed sequences of a step, with the model set so that gradients are reduced once, after the last."""
+    for index, sequence in enumerate(sequences):
+        last = index + 1 == count
         if isinstance(model, FSDPModule) and count > 1:
             model.set_requires_gradient_sync(last)
             model.set_is_last_backward(last)
             if gather_once:
                 model.set_reshard_after_backward(last)
-        yield stream
+        yield sequence
 
 
 def _checkpoint_activations(block: nn.Module, choice: str) -> None:
     if choice == "none":
         return
-    # in place of forward, not around the module: names of weights stay as they are, and FSDP's hooks stay outside
+    # replaces `forward` and not the module, so that weights keep their names and FSDP's hooks run outside the checkpoint
     block.forward = partial(_checkpointed, block.forward, choice)
 
 
 def _checkpointed(forward: Callable[..., Any], choice: str, *inputs: Any) -> Any:
     if choice == "full":
         return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
-    contexts = partial(create_selective_checkpoint_contexts, _keep_what_is_costly)
+    contexts = partial(create_selective_checkpoint_contexts, _save_costly_operations)
     return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
-def _keep_what_is_costly(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    keep = KEPT_WHEN_SELECTIVE.match(operation.name())
-    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+def _save_costly_operations(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    costly = SAVED_WHEN_SELECTIVE.match(operation.name())
+    return CheckpointPolicy.MUST_SAVE if costly else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _convert_to_float8(model: Transformer) -> None:

@@ -1,4 +1,4 @@
-"""Where a run's metrics go besides metrics.jsonl, under the same keys."""
+"""Experiment trackers, which receive the metrics of metrics.jsonl under the same keys."""
 
 from __future__ import annotations
 
@@ -7,12 +7,24 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sbp_fast.errors import UserError
+from sbp_fast.registry import Registry
 
 
 class Tracker(Protocol):
-    def log(self, metrics: dict[str, float], step: int) -> None: ...
+    """An open run of a tracker."""
 
-    def close(self) -> None: ...
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Record the metrics of a step."""
+
+    def close(self) -> None:
+        """Write out what is pending and end the run."""
+
+
+TRACKERS: Registry[Callable[[Path, str, dict[str, Any]], Tracker]] = Registry("tracker")
+"""What `log.trackers` may name: each entry opens a run in a directory, with a run name and the configuration.
+
+An entry imports its package when it is called, so that a package that is not installed is an ImportError there.
+"""
 
 
 class TensorBoard:
@@ -24,15 +36,17 @@ class TensorBoard:
         self.writer = SummaryWriter(str(directory / "tensorboard"))
 
     def log(self, metrics: dict[str, float], step: int) -> None:
+        """Record the metrics of a step."""
         for key, value in metrics.items():
             self.writer.add_scalar(key, value, step)
 
     def close(self) -> None:
+        """Write out what is pending."""
         self.writer.close()
 
 
 class WeightsAndBiases:
-    """A run of the project sbp-fast; what WANDB_MODE and its like say holds. `trackio` has the same interface."""
+    """A run of the project sbp-fast in Weights & Biases; its environment variables (WANDB_MODE and others) apply."""
 
     package = "wandb"
 
@@ -41,30 +55,30 @@ class WeightsAndBiases:
         self.run = module.init(project="sbp-fast", name=name, config=config)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
+        """Record the metrics of a step."""
         self.run.log(metrics, step=step)
 
     def close(self) -> None:
+        """End the run."""
         self.run.finish()
 
 
 class Trackio(WeightsAndBiases):
-    """A run of the project sbp-fast in trackio's database on this machine."""
+    """A run of the project sbp-fast in trackio's local database; trackio has the interface of wandb."""
 
     package = "trackio"
 
 
-TRACKERS: dict[str, Callable[[Path, str, dict[str, Any]], Tracker]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WeightsAndBiases,
-    "trackio": Trackio,
-}
+TRACKERS.register("tensorboard", TensorBoard)
+TRACKERS.register("wandb", WeightsAndBiases)
+TRACKERS.register("trackio", Trackio)
 
 
 def open_trackers(names: Sequence[str], directory: Path, name: str, config: dict[str, Any]) -> list[Tracker]:
-    """A tracker for each of `names`.
+    """Open a run in each of the named trackers.
 
     Raises:
-        UserError: one whose package is not installed.
+        UserError: the package of a tracker is not installed.
     """
     opened = []
     for tracker in names:

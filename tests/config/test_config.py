@@ -19,10 +19,10 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_files_compose_left_to_right_and_overrides_come_last(tmp_path: Path) -> None:
-    first = write(tmp_path / "a.toml", "name = 'a'\n[model]\nlayers = 2\nwidth = 64")
+    first = write(tmp_path / "a.toml", "name = 'a'\n[model]\nlayers = 2\nhidden_size = 64")
     second = write(tmp_path / "b.toml", "[model]\nlayers = 3")
     config = load_config([first, second], ["model.heads=8", "corpus.path=some/file.jsonl", "pair.similarity_low=0.5"])
-    assert (config.name, config.model.layers, config.model.width, config.model.heads) == ("a", 3, 64, 8)
+    assert (config.name, config.model.layers, config.model.hidden_size, config.model.heads) == ("a", 3, 64, 8)
     assert config.corpus.path == "some/file.jsonl"
     assert config.pair.similarity_low == 0.5
 
@@ -42,8 +42,8 @@ def test_shipped_configurations_load_by_name_and_round_trip(name: str, tmp_path:
         ("model.layers=none", "model.layers = none is not usable"),
         ("model.layers=0", "greater than or equal to 1"),
         ("model.layers", "not an override"),
-        ("model.key_value_heads=3", "model: heads = 4 is no multiple of key_value_heads = 3"),
-        ("model.head_width=7", "model: head_width = 7 is odd"),
+        ("model.kv_heads=3", "model: heads = 4 is no multiple of kv_heads = 3"),
+        ("model.head_dim=7", "model: head_dim = 7 is odd"),
         ("model=3", "model = 3 is not usable"),
     ],
 )

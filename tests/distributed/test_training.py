@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import QUIET, SETTINGS, configure, make_corpus
+from tiny_training import QUIET, SETTINGS, configure, make_corpus, train_arm
 
-from sbp_fast.config.files import dump_config
 from sbp_fast.data.prepared import PreparedCorpus
-from sbp_fast.experiment.run import work_together
 from sbp_fast.model.saved import load_model
 from sbp_fast.model.transformer import Transformer
+from sbp_fast.pipeline.distributed import run_in_processes
 from sbp_fast.pipeline.stage import Manifest
 from sbp_fast.stages.train import train
 from sbp_fast.train.data.corpus_batches import CorpusBatches
 from sbp_fast.train.loop import train_step
-from sbp_fast.train.optimizer import learning_rate, make_optimizers
+from sbp_fast.train.optimizer import make_optimizers
+from sbp_fast.train.schedules import learning_rate
+from sbp_fast.train.task import TrainTask
 
 CHANGES = ("pretrain={tokens=5120, tokens_per_step=512, microbatch_tokens=128}", "checkpoint.seconds=1000", "device=cpu")
 STEPS = 10
@@ -31,7 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus, and models that one process and two have trained on it without a break."""
     home = tmp_path_factory.mktemp("distributed")
     make_corpus(home)
-    train(configure(home, *CHANGES), home / "one", role="base", corpus=home / "corpus", console=QUIET)
+    train_arm(configure(home, *CHANGES), home / "one", corpus=home / "corpus")
     sbp_fast(home, home / "two", processes=2)
     return home
 
@@ -67,7 +68,7 @@ def exact_losses(home: Path) -> list[float]:
     """The same training in float64."""
     config = configure(home, *CHANGES)
     prepared = PreparedCorpus(home / "corpus")
-    batches = CorpusBatches(prepared.unique, None, config)
+    batches = CorpusBatches(prepared.unique, None, TrainTask.of_arm(config, "baseline"), config.model.context)
     model = Transformer(config.model, prepared.tokenizer.vocabulary_size)
     model.initialize(config.seed)
     model.double()
@@ -114,7 +115,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_or_as_any_other_number_of_proces
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sbp_fast.stages.train.Training", stopped_after(6))
         with pytest.raises(KeyboardInterrupt):
-            train(config, tmp_path / "elastic", role="base", corpus=home / "corpus", console=QUIET)
+            train_arm(config, tmp_path / "elastic", corpus=home / "corpus")
     mesh = ("parallel={shard_processes=2, activation_checkpointing='selective', gather_once=true}",)
     printed = sbp_fast(home, tmp_path / "elastic", *mesh, processes=4)
     assert "going on from step-00000006" in printed and "4 process(es)" in printed
@@ -135,15 +136,17 @@ def stopped_after(steps: int) -> type:
     return Stopping
 
 
-def test_a_whole_run_trains_by_the_same_processes(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stage_function_in_two_processes_trains_as_the_command_does(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = configure(home, *CHANGES)
-    (tmp_path / "config.toml").write_text(dump_config(config))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    command = ["train", str(tmp_path / "config.toml")]
-    work_together(config, command, 2, out=tmp_path / "two", corpus=home / "corpus")
+    given = {"console": QUIET, "corpus": home / "corpus"}
+    task = TrainTask.of_arm(config, "baseline")
+    run_in_processes(train, config, task, tmp_path / "two", gpus=2, **given)
     assert weights(tmp_path / "two") == weights(home / "two")
-    with pytest.raises(SystemExit, match="2"):  # 4 streams a step
-        work_together(config, command, 3, out=tmp_path / "three", corpus=home / "corpus")
+    with pytest.raises(SystemExit, match="2"):  # 4 sequences a step
+        run_in_processes(train, config, task, tmp_path / "three", gpus=3, **given)
 
 
 def test_what_cannot_be_shared_out_is_refused_in_one_line(home: Path, tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ TINY = (
     "embed.shard_documents=64",
     "pair.similarity_low=0.45",
     "model.layers=1",
-    "model.width=32",
+    "model.hidden_size=32",
     "model.heads=1",
-    "model.key_value_heads=1",
-    "model.feed_forward_width=64",
+    "model.kv_heads=1",
+    "model.intermediate_size=64",
     "model.context=256",
     "corpus.passage_characters=240",
     "pretrain.tokens=61440",
@@ -37,7 +37,7 @@ TINY = (
     "synthesize.shard_seeds=32",
     "filter.keep_unfinished=true",
     "quality.judged_documents=20",
-    "evaluate.bootstrap_samples=200",
+    "compare.bootstrap_samples=200",
 )
 
 

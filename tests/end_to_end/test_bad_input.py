@@ -83,7 +83,7 @@ def test_exports_that_cannot_be_made(
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("model.widht=3", ["model.widht", "model.width"]),
+        ("model.hiden_size=3", ["model.hiden_size", "model.hidden_size"]),
         ("corpus.tokenizer=none.json", ["none.json"]),
         ("pair.similarity_low=0.999", ["pair.similarity_low"]),
         ("embed.model=/no/such/encoder", ["/no/such/encoder"]),

@@ -9,9 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_training import QUIET, SETTINGS, configure, make_corpus
-
-from sbp_fast.stages.train import train
+from tiny_training import SETTINGS, configure, make_corpus, train_arm
 
 KILLS = 20
 CHANGES = ("pretrain={tokens=307200, tokens_per_step=256, microbatch_tokens=128}", "checkpoint={seconds=0.1, keep=2}")
@@ -42,7 +40,7 @@ def test_random_kills_change_no_bit(processes: int, tmp_path: Path) -> None:
         return subprocess.Popen(arguments, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
 
     if processes == 1:
-        train(configure(tmp_path, *CHANGES), tmp_path / "whole", role="base", corpus=corpus, console=QUIET)
+        train_arm(configure(tmp_path, *CHANGES), tmp_path / "whole", corpus=corpus)
     else:
         assert start("whole").wait() == 0
     dice, killed = random.Random(0), 0

@@ -15,24 +15,14 @@ import pytest
 from conftest import TINY
 
 from sbp_fast.config import RunConfig
+from sbp_fast.config.files import load_config
 from sbp_fast.errors import UserError
+from sbp_fast.experiment.graph import stages_of
 from sbp_fast.experiment.run import run
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.stage import Manifest
 
-STAGES = (
-    "corpus",
-    "base",
-    "vectors",
-    "pairs",
-    "synthesizer",
-    "synthetic",
-    "synthetic-kept",
-    "quality",
-    "joint",
-    "oracle",
-    "evaluation",
-)
+STAGES = tuple(stages_of(load_config(["demo"], TINY)))
 QUIET = Console(quiet=True)
 
 
@@ -63,8 +53,10 @@ def test_every_stage_is_done_and_the_arms_are_matched(tiny_run: Path) -> None:
 
 
 def test_models_learned_something(tiny_run: Path) -> None:
-    for stage in ("base", "joint", "oracle", "synthesizer"):
-        losses = [json.loads(line)["train/loss"] for line in (tiny_run / stage / "metrics.jsonl").read_text().splitlines()]
+    for model in ("baseline", "sbp", "oracle", "synthesizer"):
+        losses = [
+            json.loads(line)["train/loss"] for line in (tiny_run / "train" / model / "metrics.jsonl").read_text().splitlines()
+        ]
         assert losses[-1] < losses[0]
 
 
@@ -80,14 +72,17 @@ def test_another_configuration_is_refused_and_force_redoes_only_what_it_touches(
     out = tmp_path / "copy"
     shutil.copytree(tiny_run, out)
     before = fingerprints(out)
-    changed = tiny_config.model_copy(update={"joint": tiny_config.joint.model_copy(update={"maximum_synthetic_share": 0.1})})
-    with pytest.raises(UserError, match=r"joint.maximum_synthetic_share: 0.375 -> 0.1.*--out"):
+    changed = load_config(["demo"], [*TINY, "arms.sbp.share=0.1"])
+    with pytest.raises(UserError, match=r"arms.sbp.share: 0.375 -> 0.1.*--out"):
         run(changed, out, console=QUIET)
     assert fingerprints(out) == before
     run(changed, out, console=QUIET, force=True)
     after = fingerprints(out)
-    assert {stage for stage in STAGES if after[stage] != before[stage]} >= {"joint", "evaluation"}
-    assert {stage for stage in STAGES if after[stage] == before[stage]} >= {"corpus", "base", "vectors", "pairs", "oracle"}
+    assert {stage for stage in STAGES if after[stage] != before[stage]} >= {"train/sbp", "evaluate/sbp", "compare"}
+    assert {stage for stage in STAGES if after[stage] == before[stage]} >= {
+        *("prepare", "embed", "pair", "train/baseline", "train/oracle", "train/synthesizer"),
+        *("evaluate/baseline", "evaluate/oracle"),
+    }
 
 
 def test_two_unbroken_runs_give_the_same_results(tiny_config: RunConfig, tiny_run: Path, tmp_path: Path) -> None:
@@ -105,15 +100,15 @@ def test_killed_at_random_moments_it_ends_with_the_same_results(kills: int, seed
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     moments = random.Random(seed)
     for _ in range(kills):
-        begun = len(list(out.glob("*/manifest.json")))
+        begun = len(list(out.rglob("manifest.json")))
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
-        while process.poll() is None and len(list(out.glob("*.partial"))) == 0:
+        while process.poll() is None and len(list(out.rglob("*.partial"))) == 0:
             time.sleep(0.05)  # counting from when it works, not from when it starts to import
         time.sleep(moments.uniform(0, 6))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        assert len(list(out.glob("*/manifest.json"))) >= begun
+        assert len(list(out.rglob("manifest.json"))) >= begun
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     assert fingerprints(out) == fingerprints(tiny_run)
     assert results(out) == results(tiny_run)

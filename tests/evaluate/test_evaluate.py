@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,17 @@ import torch
 from fabricated_run import CONFIG, QUIET, write_prepared, write_stage
 from sbp_kernels import PackedLayout
 
+from sbp_fast.config import RunConfig
+from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
+from sbp_fast.evaluate.comparison import recovered_share
+from sbp_fast.evaluate.metrics import METRICS, Metric, _heldout_items, score_rows
+from sbp_fast.evaluate.multiple_choice import question_sets
 from sbp_fast.model.flops import forward_flops
 from sbp_fast.model.saved import load_model, save_model
 from sbp_fast.model.transformer import Transformer
-from sbp_fast.stages import evaluate as module
-from sbp_fast.stages.evaluate import evaluate, recovered_share
+from sbp_fast.stages.compare import compare
+from sbp_fast.stages.evaluate import SCORES, evaluate
 
 
 def write_model(directory: Path, seed: int, vocabulary: int) -> Path:
@@ -35,10 +41,18 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Pa
     return root / "corpus", {arm: write_model(root / arm, seed, vocabulary) for arm, seed in arms.items()}
 
 
+def compare_models(out: Path, corpus: Path, models: dict[str, Path], config: RunConfig = CONFIG) -> dict[str, Any]:
+    """Score every model and compare; return the counts of the comparison."""
+    for arm, directory in models.items():
+        evaluate(config, out / arm, corpus=corpus, model=directory, console=QUIET)
+    scores = {arm: [out / arm] for arm in models}
+    return compare(config, out / "compare", scores=scores, console=QUIET).counts
+
+
 def test_bits_per_byte_is_the_loss_of_each_document_alone(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
     corpus, models = inputs
-    counts = evaluate(CONFIG, tmp_path / "out", corpus=corpus, models=models, console=QUIET).counts
-    heldout = module.PreparedCorpus(corpus).heldout
+    counts = compare_models(tmp_path, corpus, models)
+    heldout = PreparedCorpus(corpus).heldout
     for arm, directory in models.items():
         model, bits = load_model(directory), 0.0
         for index in range(len(heldout)):
@@ -69,10 +83,10 @@ def test_a_choice_is_scored_by_its_log_probability_a_byte(inputs: tuple[Path, di
     (tmp_path / "quiz.jsonl").write_text("".join(json.dumps(record) + "\n" for record in (long, short) * 5))
     chosen = CONFIG.evaluate.model_copy(update={"choices": str(tmp_path / "quiz.jsonl")})
     config = CONFIG.model_copy(update={"evaluate": chosen})
-    manifest = evaluate(config, tmp_path / "out", corpus=corpus, models=models, console=QUIET)
-    prepared, model = module.PreparedCorpus(corpus), load_model(models["sbp"])
-    (one,) = module.question_sets(chosen, CONFIG.seed, prepared, QUIET)
-    rows = pq.read_table(tmp_path / "out" / "scores-sbp.parquet").to_pylist()
+    counts = compare_models(tmp_path, corpus, models, config)
+    prepared, model = PreparedCorpus(corpus), load_model(models["sbp"])
+    (one,) = question_sets(chosen, CONFIG.seed, prepared, QUIET)
+    rows = pq.read_table(tmp_path / "sbp" / SCORES).to_pylist()
     rows = [row for row in rows if row["metric"] == "quiz_accuracy"]
     right = []
     for question, row in zip(one.questions, rows, strict=True):
@@ -90,50 +104,77 @@ def test_a_choice_is_scored_by_its_log_probability_a_byte(inputs: tuple[Path, di
         assert row["scores"] == pytest.approx(scores, rel=1e-4)
         right.append(int(np.argmax(scores)) == question.answer)
         assert row["numerator"] == right[-1] and row["id"] == question.id
-    assert manifest.counts["arms"]["sbp"]["quiz_accuracy"]["value"] == pytest.approx(np.mean(right))
+    assert counts["arms"]["sbp"]["quiz_accuracy"]["value"] == pytest.approx(np.mean(right))
 
 
-def test_resumes_by_arm_and_is_deterministic(
-    inputs: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_new_arm_scores_no_other_model_again(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    corpus, models = inputs
+    two = {arm: models[arm] for arm in ("baseline", "sbp")}
+    first = compare_models(tmp_path, corpus, two)
+    written = {arm: (tmp_path / arm / SCORES).stat().st_mtime_ns for arm in two}
+    evaluate(CONFIG, tmp_path / "oracle", corpus=corpus, model=models["oracle"], console=QUIET)
+    scores = {arm: [tmp_path / arm] for arm in models}
+    second = compare(CONFIG, tmp_path / "again", scores=scores, console=QUIET).counts
+    assert {arm: (tmp_path / arm / SCORES).stat().st_mtime_ns for arm in two} == written
+    assert second["arms"]["sbp"] == first["arms"]["sbp"] and second["differences"]["sbp"] == first["differences"]["sbp"]
+
+
+def test_arm_with_two_training_runs_has_the_mean_of_their_scores(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    corpus, models = inputs
+    alone = compare_models(tmp_path, corpus, models)["arms"]
+    scores = {"baseline": [tmp_path / "baseline"], "both": [tmp_path / "sbp", tmp_path / "oracle"]}
+    both = compare(CONFIG, tmp_path / "both", scores=scores, console=QUIET).counts["arms"]["both"]
+    for metric in alone["sbp"]:
+        mean = (alone["sbp"][metric]["value"] + alone["oracle"][metric]["value"]) / 2
+        assert both[metric]["value"] == pytest.approx(mean, rel=1e-12)
+
+
+def test_metric_registered_from_outside_is_scored_compared_and_described(
+    inputs: tuple[Path, dict[str, Path]], tmp_path: Path
 ) -> None:
     corpus, models = inputs
-    whole = evaluate(CONFIG, tmp_path / "whole", corpus=corpus, models=models, console=QUIET)
-    scored: list[str] = []
-    score = module.score
 
-    def killed_at_the_oracle(*arguments: Any) -> Any:
-        scored.append(arguments[-1])
-        if arguments[-1] == "oracle" and scored.count("oracle") == 1:
-            raise KeyboardInterrupt
-        return score(*arguments)
+    def items(prepared: PreparedCorpus, context: int) -> Any:
+        heldout, documents = prepared.heldout, _heldout_items(prepared, context)
+        lengths = np.diff(heldout.offsets) - 1
+        to_rows = lambda nats: score_rows("nats_per_token", heldout.ids, heldout.sources, -nats, lengths)  # noqa: E731
+        return replace(documents, to_rows=to_rows)
 
-    monkeypatch.setattr(module, "score", killed_at_the_oracle)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(CONFIG, tmp_path / "killed", corpus=corpus, models=models, console=QUIET)
-    resumed = evaluate(CONFIG, tmp_path / "killed", corpus=corpus, models=models, console=QUIET)
-    assert scored == ["baseline", "sbp", "oracle", "oracle"]
-    assert resumed.fingerprint == whole.fingerprint and resumed.counts == whole.counts and resumed.flops == whole.flops
+    METRICS.register("nats", lambda *_: [Metric("nats_per_token", "Nats per token", "lower", "documents", 2, items)])
+    try:
+        counts = compare_models(tmp_path, corpus, models)
+        with pytest.raises(ValueError, match="metric 'nats' is registered twice"):
+            METRICS.register("nats", lambda *_: [])
+    finally:
+        METRICS.unregister("nats")
+    assert counts["metrics"]["nats_per_token"]["label"] == "Nats per token"
+    arm, heldout = counts["arms"]["sbp"], PreparedCorpus(corpus).heldout
+    tokens = (np.diff(heldout.offsets) - 1).sum()
+    expected = arm["heldout_bits_per_byte"]["value"] * math.log(2) * heldout.text_bytes.sum() / tokens
+    assert arm["nats_per_token"]["value"] == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(UserError, match="was measured by"):
+        evaluate(CONFIG, tmp_path / "other", corpus=corpus, model=models["sbp"], console=QUIET)
+        scores = {"baseline": [tmp_path / "baseline"], "other": [tmp_path / "other"]}
+        compare(CONFIG, tmp_path / "mixed", scores=scores, console=QUIET)
 
 
 def test_flops_are_those_of_the_tokens_read(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
     corpus, models = inputs
     config = CONFIG.model_copy(update={"evaluate": CONFIG.evaluate.model_copy(update={"continuation_questions": 0})})
-    manifest = evaluate(config, tmp_path / "out", corpus=corpus, models={"only": models["sbp"]}, console=QUIET)
-    twice = evaluate(config, tmp_path / "two", corpus=corpus, models={"a": models["sbp"], "b": models["oracle"]}, console=QUIET)
-    heldout, context = module.PreparedCorpus(corpus).heldout, CONFIG.model.context
+    manifest = evaluate(config, tmp_path / "out", corpus=corpus, model=models["sbp"], console=QUIET)
+    heldout, context = PreparedCorpus(corpus).heldout, CONFIG.model.context
     read = np.diff(heldout.offsets) - 1
     pairs = sum(sum(range(1, context + 1)) * (n // context) + sum(range(1, n % context + 1)) for n in read.tolist())
     model = load_model(models["sbp"])
     assert manifest.flops == forward_flops(CONFIG.model, model.vocabulary_size, read.sum(), pairs, read.sum())
-    assert twice.flops == 2 * manifest.flops
-    assert manifest.counts["differences"] == {} and list(manifest.counts["arms"]["only"]) == ["heldout_bits_per_byte"]
+    assert list(manifest.counts["metrics"]) == ["heldout_bits_per_byte"]
 
 
 def test_differences_are_paired(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
     """A model differs from itself by nothing, whatever the resample."""
     corpus, models = inputs
     twins = {"first": models["sbp"], "second": models["sbp"]}
-    differences = evaluate(CONFIG, tmp_path / "out", corpus=corpus, models=twins, console=QUIET).counts["differences"]["second"]
+    differences = compare_models(tmp_path, corpus, twins)["differences"]["second"]
     assert len(differences) == 2
     assert all(found == {"value": 0, "low": 0, "high": 0} for found in differences.values())
 
@@ -141,8 +182,8 @@ def test_differences_are_paired(inputs: tuple[Path, dict[str, Path]], tmp_path: 
 def test_a_model_of_another_vocabulary_is_refused(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
     corpus, _ = inputs
     other = write_model(tmp_path / "other", 1, 300)
-    with pytest.raises(UserError, match="model of alien: has a vocabulary of 300"):
-        evaluate(CONFIG, tmp_path / "out", corpus=corpus, models={"alien": other}, console=QUIET)
+    with pytest.raises(UserError, match="model of other: has a vocabulary of 300"):
+        evaluate(CONFIG, tmp_path / "out", corpus=corpus, model=other, console=QUIET)
 
 
 def test_recovered_share_is_null_where_the_oracle_may_gain_nothing() -> None:
@@ -159,13 +200,13 @@ def test_fewer_bits_are_a_gain(inputs: tuple[Path, dict[str, Path]], tmp_path: P
     """SBP equal to the oracle recovers all of its gain if the oracle is the better model, and if it is not there is none."""
     corpus, models = inputs
     metric = "heldout_bits_per_byte"
-    counts = evaluate(CONFIG, tmp_path / "all", corpus=corpus, models=models, console=QUIET).counts
+    counts = compare_models(tmp_path, corpus, models)
     worst, _, best = sorted(models, key=lambda arm: -counts["arms"][arm][metric]["value"])
 
     def share(baseline: str, oracle: str) -> dict[str, Any]:
         arms = {"baseline": models[baseline], "sbp": models[oracle], "oracle": models[oracle]}
-        found = evaluate(CONFIG, tmp_path / oracle, corpus=corpus, models=arms, console=QUIET).counts
-        return found["recovered_share_of_oracle"][metric]
+        counts = compare_models(tmp_path / oracle, corpus, arms)
+        return counts["recovered_share_of_oracle"]["oracle"]["sbp"][metric]
 
     assert share(worst, best) == {"value": 1, "low": 1, "high": 1}
     assert share(best, worst)["reason"] == "the oracle itself did worse than the baseline"

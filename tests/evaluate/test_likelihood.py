@@ -12,7 +12,7 @@ from sbp_fast.model.transformer import Transformer
 
 VOCABULARY, CONTEXT = 61, 24
 CONFIG = ModelConfig(
-    layers=2, width=32, heads=4, key_value_heads=2, head_width=8, feed_forward_width=48, context=CONTEXT, tied_embeddings=False
+    layers=2, hidden_size=32, heads=4, kv_heads=2, head_dim=8, intermediate_size=48, context=CONTEXT, tied_embeddings=False
 )
 MODEL = Transformer(CONFIG, VOCABULARY)
 MODEL.initialize(1)

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated_run import HOSTILE, evaluation, judge_counts, prose, write_run
+from fabricated_run import CONFIG, HOSTILE, comparison, judge_counts, prose, write_run
 from rich.console import Console
 
+from sbp_fast.config import ArmConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.experiment.report import wording
 from sbp_fast.experiment.report.examples import collect_triples
@@ -88,7 +89,7 @@ def numbers(value: Any) -> set[float]:
 
 def test_every_number_of_the_tables_stands_in_results_json(run: Path, page: Page) -> None:
     known = numbers(json.loads((run / "results.json").read_text()))
-    shown_examples = numbers(collect_triples(run)) | numbers(json.loads((run / "pairs/examples.json").read_text()))
+    shown_examples = numbers(collect_triples(run)) | numbers(json.loads((run / "pair/examples.json").read_text()))
     assert len(page.data) > 150
     for value, shown in page.data:
         assert value in known | shown_examples, f"{shown} ({value}) is not in results.json"
@@ -121,7 +122,7 @@ def test_nothing_is_loaded_from_anywhere(run: Path, page: Page) -> None:
 def test_the_text_of_documents_is_shown_and_never_run(run: Path, page: Page) -> None:
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-    corpus = PreparedCorpus(run / "corpus")
+    corpus = PreparedCorpus(run / "prepare")
     assert corpus.text(corpus.unique, 1) == HOSTILE
     assert page.article_texts.count(HOSTILE) >= 3  # as a seed, as a partner and as a synthetic document
 
@@ -135,7 +136,7 @@ def test_candidates_of_each_similarity_are_shown_with_what_became_of_them(run: P
 
 def test_examples_show_seed_best_partner_and_reason(run: Path) -> None:
     triples = collect_triples(run)
-    corpus = PreparedCorpus(run / "corpus")
+    corpus = PreparedCorpus(run / "prepare")
     assert len(triples) == 16
     assert {triple["reason"] for triple in triples} == {None, "unfinished", "repetition", "copies_corpus"}
     first = next(triple for triple in triples if triple["seed_id"] == corpus.unique.ids[0])
@@ -146,7 +147,7 @@ def test_examples_show_seed_best_partner_and_reason(run: Path) -> None:
 
 
 def test_a_run_without_measured_gain_says_so(tmp_path: Path) -> None:
-    directory = write_run(tmp_path / "run", evaluation(sbp=0.003, oracle=-0.002))
+    directory = write_run(tmp_path / "run", comparison(sbp=0.003, oracle=-0.002))
     text = write_report(directory).read_text()
     assert "SBP made no measurable difference to the repetition baseline" in text
     assert "A share of the oracle&#39;s gain cannot be given" in text
@@ -182,6 +183,31 @@ def test_the_terminal_table_shows_every_metric_of_every_arm(run: Path) -> None:
     console.print(summary_table(results))
     shown = console.export_text().replace(wording.MINUS, "-")
     for arm in results["arms"].values():
-        for metric in wording.metric_names(results):
-            assert wording.number(arm[metric]["value"], metric) in shown
+        for name, metric in results["metrics"].items():
+            assert wording.number(arm[name]["value"], metric).replace(wording.MINUS, "-") in shown
     assert "[-0.033, -0.009]" in shown
+
+
+def test_a_fourth_arm_without_synthetic_text_stands_in_every_table_and_plot(tmp_path: Path) -> None:
+    arms = CONFIG.arms | {"decayed": ArmConfig(recipe={"weight_decay": 1.0})}
+    config = CONFIG.model_copy(update={"arms": arms})
+    directory = write_run(tmp_path / "run", comparison(decayed=-0.1), config=config)
+    text = write_report(directory).read_text()
+    results = json.loads((directory / "results.json").read_text())
+    assert text.startswith("<!doctype html>") and "Four language models" in text
+    assert text.count(">Decayed<") >= 8  # columns, ledger, and the axes and legends of plots
+    assert "Decayed changed held-out bits per byte by" in text.replace(wording.MINUS, "-")
+    assert "Share of the oracle's gain that Decayed recovered" in text
+    assert [line["arms"] for line in results["ledger"] if line["stage"] == "train/decayed"] == [["decayed"]]
+    assert results["matched"]["final_run"].keys() == {"baseline", "sbp", "oracle", "decayed"}
+
+
+def test_a_run_whose_arms_read_no_synthetic_text_has_a_report_without_its_sections(tmp_path: Path) -> None:
+    arms = CONFIG.arms | {"sbp": CONFIG.arms["sbp"].model_copy(update={"enabled": False})}
+    config = CONFIG.model_copy(update={"arms": arms})
+    compared = comparison()
+    for key in ("arms", "differences"):
+        del compared[key]["sbp"]
+    compared["recovered_share_of_oracle"] = {"oracle": {}}
+    text = write_report(write_run(tmp_path / "run", compared, config=config)).read_text()
+    assert "No arm of this run reads synthetic documents" in text and "Related pairs" not in text

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated_run import CONFIG, evaluation, write_run
+from fabricated_run import CONFIG, METRICS, comparison, write_run
 
 from sbp_fast.errors import UserError
 from sbp_fast.experiment.report import wording
@@ -24,7 +24,7 @@ def without_seconds(value: Any) -> Any:
 
 def test_arms_hold_what_the_manifests_say(run: Path) -> None:
     results = collect(run)
-    arms, measured = results["arms"], evaluation()
+    arms, measured = results["arms"], comparison()
     assert results["run"]["config"] == CONFIG.model_dump(mode="json")
     for arm in ("baseline", "sbp", "oracle"):
         assert arms[arm]["tokens"] == 983_040 and arms[arm]["parameters"] == 1_262_976
@@ -38,7 +38,7 @@ def test_arms_hold_what_the_manifests_say(run: Path) -> None:
 
 def test_unique_tokens_read_are_at_most_those_there_are(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    manifest = tmp_path / "run" / "oracle" / "manifest.json"
+    manifest = tmp_path / "run" / "train" / "oracle" / "manifest.json"
     values = json.loads(manifest.read_text())
     values["counts"]["sources"]["real"] = {"tokens": 1_000, "epochs": 0.3}
     manifest.write_text(json.dumps(values))
@@ -54,10 +54,11 @@ def test_compute_is_counted_from_end_to_end(run: Path) -> None:
     assert arms["sbp"]["total_flops"] == pytest.approx(needed, rel=1e-12)
     assert arms["sbp"]["training_flops"] == 9.2e12
     assert arms["baseline"]["total_flops"] == arms["baseline"]["training_flops"] == 9.1e12
-    assert results["matched"]["end_to_end"]["baseline_tokens"] == round(983_040 * needed / 9.1e12)
+    assert results["matched"]["end_to_end"]["sbp"]["baseline_tokens"] == round(983_040 * needed / 9.1e12)
     ledger = results["ledger"]
     assert [line["stage"] for line in ledger] == [
-        *("prepare", "base", "embed", "pair", "synthesizer", "synthesize", "filter", "quality", "joint", "oracle", "evaluate")
+        *("prepare", "train/baseline", "embed", "pair", "train/synthesizer", "synthesize", "filter", "quality"),
+        *("train/sbp", "train/oracle", "evaluate/baseline", "evaluate/sbp", "evaluate/oracle", "compare"),
     ]
     assert sum(line["share_of_flops"] for line in ledger) == pytest.approx(1)
     assert sum(line["share_of_seconds"] for line in ledger) == pytest.approx(1)
@@ -76,8 +77,8 @@ def test_the_same_run_gives_the_same_file(run: Path, tmp_path: Path) -> None:
 
 def test_unfinished_and_foreign_directories_are_refused(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "joint")
-    with pytest.raises(UserError, match="the stage joint is not finished"):
+    shutil.rmtree(tmp_path / "run" / "train" / "sbp")
+    with pytest.raises(UserError, match="the stage train/sbp is not finished"):
         collect(tmp_path / "run")
     with pytest.raises(UserError, match="no run lies here"):
         collect(tmp_path)
@@ -114,7 +115,7 @@ def test_unfinished_and_foreign_directories_are_refused(run: Path, tmp_path: Pat
 def test_the_headline_claims_only_what_the_intervals_allow(
     sbp: float, oracle: float, verdict: str, sentences: list[str], run: Path
 ) -> None:
-    results, measured = collect(run), evaluation(sbp, oracle)
+    results, measured = collect(run), comparison(sbp=sbp, oracle=oracle)
     for arm in measured["arms"]:
         results["arms"][arm] |= measured["arms"][arm] | {"difference_to_baseline": measured["differences"].get(arm, {})}
     results["recovered_share_of_oracle"] = measured["recovered_share_of_oracle"]
@@ -130,4 +131,5 @@ def test_the_headline_claims_only_what_the_intervals_allow(
 
 
 def test_an_accuracy_that_rises_is_an_improvement_and_bits_that_rise_are_none() -> None:
-    assert wording.is_better({"value": 0.1}, "capital_accuracy") and not wording.is_better({"value": 0.1}, wording.BITS)
+    assert wording.is_better({"value": 0.1}, METRICS["capital_accuracy"])
+    assert not wording.is_better({"value": 0.1}, METRICS["heldout_bits_per_byte"])

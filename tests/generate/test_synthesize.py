@@ -59,7 +59,7 @@ def test_corpus_has_the_wanted_tokens_in_order_of_seed_and_sample(inputs: dict[s
     written, unique = Corpus(unbroken), PreparedCorpus(inputs["corpus"]).unique
     config = settings(inputs["directory"])
     length = np.minimum(np.diff(unique.offsets), 30).mean()
-    wanted = config.synthesize.oversample * config.joint.maximum_synthetic_share * config.pretrain.tokens
+    wanted = config.synthesize.oversample * config.arms["sbp"].share * config.pretrain.tokens
     assert wanted <= len(written) * length < wanted + 3 * length
     seeds = written.column("seed")[::3].tolist()
     assert len(set(seeds[: len(unique)])) == min(len(unique), len(seeds))

@@ -245,7 +245,7 @@ def test_checkpointed_layers_give_the_same_gradients(reentrant: bool) -> None:
 def test_autocast() -> None:
     plain = make("Qwen3")
     exact, patched = exact_copy(plain), patch(deepcopy(plain))
-    batches = [batch_of(SHARED, seed) for seed in range(4)]
+    batches = [batch_of(SHARED, seed) for seed in range(16)]  # of a few, the error is luck
     with torch.autocast("cpu", torch.bfloat16):
         outputs = [patched(input_ids=x, labels=y, **packed_inputs(SHARED)) for x, y in batches]
         theirs = results(plain, [alone(plain, SHARED, *batch) for batch in batches])

@@ -16,11 +16,11 @@ from sbp_fast.model.flops import (
 )
 from sbp_fast.model.transformer import Transformer
 
-CONFIG = ModelConfig(layers=3, width=16, heads=4, key_value_heads=2, head_width=12, feed_forward_width=20)
+CONFIG = ModelConfig(layers=3, hidden_size=16, heads=4, kv_heads=2, head_dim=12, intermediate_size=20)
 VOCABULARY = 31
 
 
-@pytest.mark.parametrize("changes", [{}, {"tied_embeddings": False}, {"query_key_norm": False}])
+@pytest.mark.parametrize("changes", [{}, {"tied_embeddings": False}, {"qk_norm": False}])
 def test_parameters_are_those_of_the_model(changes: dict[str, bool]) -> None:
     config = CONFIG.model_copy(update=changes)
     model = Transformer(config, VOCABULARY)
@@ -48,8 +48,8 @@ def test_attention_counts_the_visible_pairs_alone() -> None:
     pairs = PackedLayout.from_tree([2, 3, 1], [-1, 0, 0]).visible_pairs()
     assert pairs == (1 + 2) + (3 + 4 + 5) + 3
     products = pairs * CONFIG.layers * CONFIG.heads * 2  # a score and a weighted value for each head
-    assert forward_flops(CONFIG, VOCABULARY, 0, pairs, 0) == products * 2 * CONFIG.head_width
-    assert training_flops(CONFIG, VOCABULARY, 0, pairs, 0) == 3 * products * 2 * CONFIG.head_width
+    assert forward_flops(CONFIG, VOCABULARY, 0, pairs, 0) == products * 2 * CONFIG.head_dim
+    assert training_flops(CONFIG, VOCABULARY, 0, pairs, 0) == 3 * products * 2 * CONFIG.head_dim
 
 
 def test_each_part_has_the_parameters_of_its_modules() -> None:

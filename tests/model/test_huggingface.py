@@ -10,13 +10,13 @@ from sbp_fast.config import ModelConfig
 from sbp_fast.data.tokenizer import Tokenizer, train_tokenizer
 from sbp_fast.errors import UserError
 from sbp_fast.model import huggingface
-from sbp_fast.model.huggingface import export_model, import_model
 from sbp_fast.model.saved import load_model, save_model
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.pipeline.files import read_json, write_json
 from sbp_fast.pipeline.stage import run_stage
+from sbp_fast.stages.huggingface import export_hugging_face, import_hugging_face
 
-CONFIG = ModelConfig(layers=2, width=24, heads=4, key_value_heads=2, head_width=16, feed_forward_width=40, context=64)
+CONFIG = ModelConfig(layers=2, hidden_size=24, heads=4, kv_heads=2, head_dim=16, intermediate_size=40, context=64)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,9 @@ def test_transformers_computes_the_same_logits_and_import_gives_the_same_weights
     transformers = pytest.importorskip("transformers")
     monkeypatch.setattr(huggingface, "SHARD_BYTES", shard_bytes)
     tokenizer = Tokenizer(tokenizer_json)
-    changes = {"tied_embeddings": tied, "query_key_norm": kind.startswith("Qwen3"), "rope_base": 5e4, "norm_epsilon": 1e-5}
+    changes = {"tied_embeddings": tied, "qk_norm": kind.startswith("Qwen3"), "rope_theta": 5e4, "norm_eps": 1e-5}
     saved = make_saved(tmp_path / "saved", tokenizer.vocabulary_size, **changes)
-    export_model(saved, tokenizer_json, tmp_path / "exported")
+    export_hugging_face(saved, tokenizer_json, tmp_path / "exported")
     files = sorted((tmp_path / "exported").glob("*.safetensors"))
     assert (len(files) > 2) == (tmp_path / "exported" / "model.safetensors.index.json").exists() == (shard_bytes == 8000)
     if shard_bytes == 8000:  # of the tensors, only the tables of the vocabulary are larger
@@ -59,13 +59,15 @@ def test_transformers_computes_the_same_logits_and_import_gives_the_same_weights
     tokens = torch.randint(0, tokenizer.vocabulary_size, (128,), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for layout in (PackedLayout.from_lengths([128]), PackedLayout.from_lengths([40, 1, 60, 27])):
-            found = theirs(tokens.unsqueeze(0), position_ids=layout.positions.long().unsqueeze(0), use_cache=False).logits[0]
-            mine = ours.float().logits(ours(tokens, layout))
+            their_logits = theirs(
+                tokens.unsqueeze(0), position_ids=layout.positions.long().unsqueeze(0), use_cache=False
+            ).logits[0]
+            our_logits = ours.float().logits(ours(tokens, layout))
             exact = ours.double().logits(ours(tokens, layout))
-            torch.testing.assert_close(mine, found, rtol=0, atol=1e-5)
-            assert (mine - exact).norm() <= 2 * (found - exact).norm()
+            torch.testing.assert_close(our_logits, their_logits, rtol=0, atol=1e-5)
+            assert (our_logits - exact).norm() <= 2 * (their_logits - exact).norm()
 
-    import_model(tmp_path / "exported", tmp_path / "imported")
+    import_hugging_face(tmp_path / "exported", tmp_path / "imported")
     for name in ("weights.safetensors", "model.json"):
         assert (tmp_path / "imported" / name).read_bytes() == (saved / name).read_bytes()
 
@@ -83,25 +85,25 @@ def test_a_model_made_by_transformers_comes_back_the_same(kind: str, tokenizer_j
     config = getattr(transformers, f"{kind}Config")(**shape, vocab_size=vocabulary_size, num_key_value_heads=2)
     theirs = getattr(transformers, f"{kind}ForCausalLM")(config).bfloat16()
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size="8KB")
-    import_model(tmp_path / "theirs", tmp_path / "imported")
-    export_model(tmp_path / "imported", tokenizer_json, tmp_path / "exported")
+    import_hugging_face(tmp_path / "theirs", tmp_path / "imported")
+    export_hugging_face(tmp_path / "imported", tokenizer_json, tmp_path / "exported")
     exported = load_file(tmp_path / "exported" / "model.safetensors")
     assert exported.keys() == theirs.state_dict().keys()
     assert all(torch.equal(exported[name], weight.float()) for name, weight in theirs.state_dict().items())
 
 
-def test_what_an_old_configuration_leaves_out_means_what_transformers_takes(tokenizer_json: Path, tmp_path: Path) -> None:
-    changes = {"query_key_norm": False, "head_width": 6, "key_value_heads": 4}
+def test_missing_keys_of_an_old_config_mean_what_they_mean_to_transformers(tokenizer_json: Path, tmp_path: Path) -> None:
+    changes = {"qk_norm": False, "head_dim": 6, "kv_heads": 4}
     saved = make_saved(tmp_path / "saved", Tokenizer(tokenizer_json).vocabulary_size, **changes)
-    export_model(saved, tokenizer_json, tmp_path / "exported")
-    facts = read_json(tmp_path / "exported" / "config.json")
+    export_hugging_face(saved, tokenizer_json, tmp_path / "exported")
+    config = read_json(tmp_path / "exported" / "config.json")
     for key in ("head_dim", "num_key_value_heads", "rope_theta", "rope_parameters", "rms_norm_eps", "mlp_bias"):
-        del facts[key]
-    write_json(tmp_path / "exported" / "config.json", {**facts, "rope_scaling": None})
+        del config[key]
+    write_json(tmp_path / "exported" / "config.json", {**config, "rope_scaling": None})
     weights = load_file(tmp_path / "exported" / "model.safetensors")
     weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(3)
     save_file(weights, tmp_path / "exported" / "model.safetensors")
-    import_model(tmp_path / "exported", tmp_path / "imported")
+    import_hugging_face(tmp_path / "exported", tmp_path / "imported")
     assert load_model(tmp_path / "imported").config == load_model(saved).config
     assert (tmp_path / "imported" / "weights.safetensors").read_bytes() == (saved / "weights.safetensors").read_bytes()
 
@@ -118,22 +120,22 @@ def test_what_an_old_configuration_leaves_out_means_what_transformers_takes(toke
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type = yarn is not supported"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5 is not supp"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type = linear is not supported"),
-        ({"num_key_value_heads": 3}, "heads = 4 is no multiple of key_value_heads = 3"),
+        ({"num_key_value_heads": 3}, "heads = 4 is no multiple of kv_heads = 3"),
         ({"num_hidden_layers": 3}, "holds no tensor 'model.layers.2"),
         ({"num_hidden_layers": 1}, r"layers\.1.*the model has no tensor of that name"),
         ({"vocab_size": 400}, r"embed_tokens\.weight: the model has \(400, 24\)"),
         ({"model_type": "llama"}, r"k_norm\.weight: the model has no tensor of that name"),
     ],
 )
-def test_models_that_are_not_ours_are_refused(
+def test_unsupported_model_is_refused_with_the_reason(
     changes: dict[str, object], message: str, tokenizer_json: Path, tmp_path: Path
 ) -> None:
     saved = make_saved(tmp_path / "saved", Tokenizer(tokenizer_json).vocabulary_size)
-    export_model(saved, tokenizer_json, tmp_path / "exported")
-    facts = read_json(tmp_path / "exported" / "config.json")
-    write_json(tmp_path / "exported" / "config.json", {**facts, **changes})
+    export_hugging_face(saved, tokenizer_json, tmp_path / "exported")
+    config = read_json(tmp_path / "exported" / "config.json")
+    write_json(tmp_path / "exported" / "config.json", {**config, **changes})
     with pytest.raises(UserError, match=message):
-        import_model(tmp_path / "exported", tmp_path / "imported")
+        import_hugging_face(tmp_path / "exported", tmp_path / "imported")
 
 
 def test_a_hugging_face_directory_that_is_not_whole_is_refused(
@@ -141,34 +143,34 @@ def test_a_hugging_face_directory_that_is_not_whole_is_refused(
 ) -> None:
     monkeypatch.setattr(huggingface, "SHARD_BYTES", 8000)
     with pytest.raises(UserError, match=r"config\.json: cannot be read"):
-        import_model(tmp_path, tmp_path / "imported")
+        import_hugging_face(tmp_path, tmp_path / "imported")
     exported = tmp_path / "exported"
-    export_model(make_saved(tmp_path / "saved", Tokenizer(tokenizer_json).vocabulary_size), tokenizer_json, exported)
+    export_hugging_face(make_saved(tmp_path / "saved", Tokenizer(tokenizer_json).vocabulary_size), tokenizer_json, exported)
     first = min(exported.glob("*.safetensors"))
     first.write_bytes(first.read_bytes()[:-1])
     with pytest.raises(UserError, match=f"{first.name}: cannot be read"):
-        import_model(exported, tmp_path / "imported")
+        import_hugging_face(exported, tmp_path / "imported")
     first.unlink()
     with pytest.raises(UserError, match=f"names {first.name}, which is not there"):
-        import_model(exported, tmp_path / "imported")
+        import_hugging_face(exported, tmp_path / "imported")
     (exported / "model.safetensors.index.json").unlink()
     with pytest.raises(UserError, match=r"holds neither model\.safetensors nor model\.safetensors\.index\.json"):
-        import_model(exported, tmp_path / "imported")
+        import_hugging_face(exported, tmp_path / "imported")
 
 
 def test_a_model_that_transformers_would_refuse_to_load_is_not_exported(tokenizer_json: Path, tmp_path: Path) -> None:
-    changes = {"query_key_norm": False, "width": 26}
+    changes = {"qk_norm": False, "hidden_size": 26}
     saved = make_saved(tmp_path / "saved", Tokenizer(tokenizer_json).vocabulary_size, **changes)
-    with pytest.raises(UserError, match="width 26 is no multiple of its 4 heads"):
-        export_model(saved, tokenizer_json, tmp_path / "exported")
+    with pytest.raises(UserError, match="hidden_size 26 is no multiple of its 4 heads"):
+        export_hugging_face(saved, tokenizer_json, tmp_path / "exported")
 
 
 def test_a_directory_without_a_whole_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no saved model"):
         load_model(tmp_path)
     saved = make_saved(tmp_path / "saved", 270)
-    facts = read_json(saved / "model.json")
-    write_json(saved / "model.json", {**facts, "vocabulary_size": 271})
+    config = read_json(saved / "model.json")
+    write_json(saved / "model.json", {**config, "vocabulary_size": 271})
     with pytest.raises(UserError, match=r"embed_tokens\.weight: the model has \(271, 24\), the file \(270, 24\)"):
         load_model(saved)
     (saved / "weights.safetensors").write_bytes(b"nonsense")

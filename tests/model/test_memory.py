@@ -1,4 +1,4 @@
-"""The memory that a training step is said to take, against the bytes that live while one runs: every tensor's storage is
+"""The memory figures of a training step, against the bytes that are allocated while one runs: every tensor's storage is
 watched from the operation that makes it, in float32 and with the kernels' own operations, interpreted where there is no GPU."""
 
 import gc
@@ -22,11 +22,11 @@ from sbp_fast.experiment.plan.costs import BANDWIDTH
 from sbp_fast.model import memory
 from sbp_fast.model.flops import PEAK_FLOPS, matrix_parameters, parameters
 from sbp_fast.model.transformer import Transformer
-from sbp_fast.train.optimizer import make_optimizers
+from sbp_fast.train.optimizer import OPTIMIZERS, make_optimizers
 from sbp_fast.train.sharding import build
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-CONFIG = ModelConfig(layers=2, width=48, heads=4, key_value_heads=2, head_width=16, feed_forward_width=80, context=64)
+CONFIG = ModelConfig(layers=2, hidden_size=48, heads=4, kv_heads=2, head_dim=16, intermediate_size=80, context=64)
 VOCABULARY, TOKENS, SIZE = 96, 64, 4
 
 
@@ -73,23 +73,23 @@ def forward(config: ModelConfig, checkpointing: Any) -> tuple[Living, Callable[[
 
 
 @pytest.mark.parametrize("checkpointing", memory.CHECKPOINTING)
-@pytest.mark.parametrize("changes", [{}, {"query_key_norm": False}, {"layers": 3, "key_value_heads": 4}])
-def test_what_is_kept_for_the_backward_pass_is_exact(checkpointing: str, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("changes", [{}, {"qk_norm": False}, {"layers": 3, "kv_heads": 4}])
+def test_bytes_saved_for_the_backward_pass_are_exact(checkpointing: str, changes: dict[str, Any]) -> None:
     config = CONFIG.model_copy(update=changes)
     living, compute = forward(config, checkpointing)
     with living:
         loss = compute()
     gc.collect()  # the rows that the loss was computed from linger until then, or until the backward pass
     layers = config.layers * memory.layer_bytes(config, TOKENS, SIZE, checkpointing)
-    rows, roots, table = TOKENS * config.width * SIZE, TOKENS * SIZE, VOCABULARY * config.width * SIZE
+    rows, roots, table = TOKENS * config.hidden_size * SIZE, TOKENS * SIZE, VOCABULARY * config.hidden_size * SIZE
     loss_and_its_scale = 2 * SIZE
     assert living.bytes() == layers + (rows + roots) + (rows + table) + loss_and_its_scale
     assert loss.requires_grad
 
 
 @pytest.mark.parametrize("checkpointing", memory.CHECKPOINTING)
-def test_the_backward_pass_of_a_layer_takes_what_is_said(checkpointing: str) -> None:
-    config = CONFIG.model_copy(update={"layers": 1, "feed_forward_width": 400})  # the layer outweighs the loss
+def test_peak_of_a_layers_backward_pass_is_exact(checkpointing: str) -> None:
+    config = CONFIG.model_copy(update={"layers": 1, "intermediate_size": 400})  # the layer outweighs the loss
     living, compute = forward(config, checkpointing)
     with living:
         loss = compute()
@@ -98,16 +98,18 @@ def test_the_backward_pass_of_a_layer_takes_what_is_said(checkpointing: str) -> 
     kept = memory.layer_bytes(config, TOKENS, SIZE, checkpointing)
     again = memory.recomputed_bytes(config, TOKENS, SIZE, checkpointing)
     work = memory.layer_backward_bytes(config, TOKENS, SIZE)
-    gradients = SIZE * (VOCABULARY * config.width + config.width + 3 * config.width * config.feed_forward_width)
+    gradients = SIZE * (
+        VOCABULARY * config.hidden_size + config.hidden_size + 3 * config.hidden_size * config.intermediate_size
+    )
     loss_and_its_gradient = 2 * SIZE
     # "selective" has let go of the result of a product that nothing but the layer's own output is made of
-    gone = TOKENS * config.width * SIZE if checkpointing == "selective" else 0
+    gone = TOKENS * config.hidden_size * SIZE if checkpointing == "selective" else 0
     assert living.most == kept + again + work + gradients + loss_and_its_gradient - gone
 
 
-def test_the_backward_pass_of_the_loss_takes_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_of_the_backward_pass_of_the_loss_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "slab_rows", lambda *_: 0)  # the slab of the forward pass is gone by then
-    config = CONFIG.model_copy(update={"layers": 1, "feed_forward_width": 1})  # the loss outweighs the layer
+    config = CONFIG.model_copy(update={"layers": 1, "intermediate_size": 1})  # the loss outweighs the layer
     living, compute = forward(config, "none")
     with living:
         loss = compute()
@@ -131,7 +133,9 @@ def test_slabs_and_panels_are_those_of_the_loss(vocabulary: int, rows: int, dtyp
 
 
 @pytest.mark.parametrize("slabs", [True, False])
-def test_the_loss_takes_what_is_said_and_a_few_numbers_a_row(slabs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_of_the_loss_exceeds_its_figure_by_at_most_a_few_numbers_a_row(
+    slabs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows, width, vocabulary = 256, 64, 1000
     monkeypatch.setattr(memory, "SLAB_MODE_BYTES", 1 << 32 if slabs else 0)
     for module in (memory, linear_cross_entropy_launch):
@@ -145,29 +149,29 @@ def test_the_loss_takes_what_is_said_and_a_few_numbers_a_row(slabs: bool, monkey
             slab = memory.slab_rows(vocabulary, rows, SIZE)
             operations.total_loss(*inputs, torch.ones(rows, device=DEVICE), 0.0, 0.0, 0.0, "triton", slab, True, True)
         else:
-            found = operations.logit_statistics(*inputs, *how)
+            statistics = operations.logit_statistics(*inputs, *how)
             gc.collect()  # the interpreter's last calls
             living.most = 0
-            operations.logit_statistics_backward(torch.ones(3, rows, device=DEVICE), found, *inputs, *how, True, True)
+            operations.logit_statistics_backward(torch.ones(3, rows, device=DEVICE), statistics, *inputs, *how, True, True)
     last_norm_has_kept = rows * (width + 1) * SIZE
-    said = memory.loss_bytes(CONFIG.model_copy(update={"width": width}), vocabulary, rows, SIZE) - last_norm_has_kept
-    assert said <= living.most <= said + 16 * rows * SIZE
+    figure = memory.loss_bytes(CONFIG.model_copy(update={"hidden_size": width}), vocabulary, rows, SIZE) - last_norm_has_kept
+    assert figure <= living.most <= figure + 16 * rows * SIZE
 
 
-def test_moments_are_those_of_the_optimizers() -> None:
+def test_optimizer_bytes_are_those_of_the_moments() -> None:
     model = Transformer(CONFIG, VOCABULARY)
-    for name in ("adamw", "muon"):
+    for name in OPTIMIZERS:
         optimizers = make_optimizers(model, TrainConfig(optimizer=name))
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         for optimizer in optimizers:
             optimizer.step()
-        states = [tensor for one in optimizers for state in one.state.values() for tensor in state.values()]
+        states = [tensor for optimizer in optimizers for state in optimizer.state.values() for tensor in state.values()]
         moments = sum(tensor.nbytes for tensor in states if tensor.dim())  # the rest are counts of steps
         assert memory.optimizer_bytes(CONFIG, VOCABULARY, name) == moments
 
 
-def test_summed_gradients_lie_whole_until_the_last_stream() -> None:
+def test_accumulated_gradients_are_unsharded_until_the_last_sequence() -> None:
     """What FSDP2 does, in a group of one."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
@@ -185,31 +189,30 @@ def test_summed_gradients_lie_whole_until_the_last_stream() -> None:
 
 def test_a_step_adds_up_on_many_gpus() -> None:
     """By hand, of a model of one million weights in each layer."""
-    config = ModelConfig(
-        layers=10, width=512, heads=4, key_value_heads=4, head_width=32, feed_forward_width=512, query_key_norm=False
-    )
+    config = ModelConfig(layers=10, hidden_size=512, heads=4, kv_heads=4, head_dim=32, intermediate_size=512, qk_norm=False)
     layer, rest = 4 * 512 * 128 + 3 * 512 * 512 + 2 * 512, 1000 * 512 + 512
     assert parameters(config, 1000) == 10 * layer + rest
     recipe = TrainConfig(tokens_per_step=65_536, microbatch_tokens=1024)
 
-    def found(gpus: int, recipe: TrainConfig = recipe, **parallel: Any) -> memory.StepMemory:
+    def memory_of(gpus: int, recipe: TrainConfig = recipe, **parallel: Any) -> memory.StepMemory:
         return memory.step_memory(config, 1000, recipe, ParallelConfig(**parallel), gpus)
 
-    every = found(16)
+    every = memory_of(16)
     assert every.weights == every.optimizer / 2 == 4 * (10 * layer + rest) / 16
     assert every.gradients == 4 * (10 * layer + rest)  # four streams for each
-    assert found(64).gradients == 4 * (10 * layer + rest) / 64
-    assert found(64, shard_processes=8).weights == 4 * (10 * layer + rest) / 8
-    assert every.gathered == 2 * (rest + 3 * layer) and found(16, prefetch_layers=3).gathered == 2 * (rest + 5 * layer)
+    assert memory_of(64).gradients == 4 * (10 * layer + rest) / 64
+    assert memory_of(64, shard_processes=8).weights == 4 * (10 * layer + rest) / 8
+    assert every.gathered == 2 * (rest + 3 * layer) and memory_of(16, prefetch_layers=3).gathered == 2 * (rest + 5 * layer)
     for settings in ({"gather_once": True}, {"reshard_after_forward": False}):
-        assert found(16, **settings).gathered == 2 * (rest + 10 * layer)
+        assert memory_of(16, **settings).gathered == 2 * (rest + 10 * layer)
     assert every.reduced == 6 * layer
-    assert found(16, activation_checkpointing="full").activations == 10 * 1024 * 512 * 2
+    assert memory_of(16, activation_checkpointing="full").activations == 10 * 1024 * 512 * 2
     assert (
-        found(16, recipe.model_copy(update={"optimizer": "muon"})).optimizer == every.optimizer - matrix_parameters(config) / 4
+        memory_of(16, recipe.model_copy(update={"optimizer": "muon"})).optimizer
+        == every.optimizer - matrix_parameters(config) / 4
     )
     wide = recipe.model_copy(update={"precision": "float32"})
-    assert found(2, wide).gathered == 2 * every.gathered and found(1, wide).gathered == found(1, wide).reduced == 0
+    assert memory_of(2, wide).gathered == 2 * every.gathered and memory_of(1, wide).gathered == memory_of(1, wide).reduced == 0
     assert every.total == sum(vars(every).values())
 
 

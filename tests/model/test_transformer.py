@@ -23,7 +23,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from sbp_fast.config import ModelConfig
 from sbp_fast.model.transformer import Transformer
 
-CONFIG = ModelConfig(layers=2, width=16, heads=4, key_value_heads=2, head_width=8, feed_forward_width=24, context=32)
+CONFIG = ModelConfig(layers=2, hidden_size=16, heads=4, kv_heads=2, head_dim=8, intermediate_size=24, context=32)
 TREE = PackedLayout.from_tree([4, 3, 5, 2, 6, 3], [-1, 0, 0, -1, -1, 4])
 
 
@@ -36,13 +36,13 @@ def make_model(dtype: torch.dtype = torch.float64, **changes: object) -> Transfo
     return model.to(dtype)
 
 
-def stream(layout: PackedLayout) -> tuple[Tensor, Tensor]:
+def make_sequence(layout: PackedLayout) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, 50, (len(layout),), generator=generator), torch.randint(0, 50, (len(layout),), generator=generator)
 
 
 def test_the_gradient_of_an_output_touches_only_what_its_token_may_see() -> None:
-    model, (tokens, _) = make_model(), stream(TREE)
+    model, (tokens, _) = make_model(), make_sequence(TREE)
     embedded = model.embed_tokens(tokens).detach().requires_grad_()
     model.embed_tokens.forward = lambda _: embedded
     hidden = model(tokens, TREE)
@@ -51,9 +51,9 @@ def test_the_gradient_of_an_output_touches_only_what_its_token_may_see() -> None
         assert torch.equal((gradient != 0).any(1), dense_mask(TREE)[token])
 
 
-@pytest.mark.parametrize("changes", [{}, {"tied_embeddings": False}, {"query_key_norm": False}])
+@pytest.mark.parametrize("changes", [{}, {"tied_embeddings": False}, {"qk_norm": False}])
 def test_a_shared_seed_equals_its_pairs_run_alone(changes: dict[str, bool]) -> None:
-    model, (tokens, targets) = make_model(**changes), stream(TREE)
+    model, (tokens, targets) = make_model(**changes), make_sequence(TREE)
     starts = [0, 4, 7, 12, 14, 20, 23]
     pieces = [slice(start, stop) for start, stop in pairwise(starts)]
     paths = {1: [0, 1], 2: [0, 2], 3: [3], 5: [4, 5]}  # the segments that carry loss, each with all that it sees
@@ -74,7 +74,7 @@ def test_a_shared_seed_equals_its_pairs_run_alone(changes: dict[str, bool]) -> N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_are_the_same_in_hostile_memory(dtype: torch.dtype) -> None:
     """Where products read what lies beside their operands, and memory that nothing has written is NaN."""
-    model, (tokens, targets) = make_model(dtype), stream(TREE)
+    model, (tokens, targets) = make_model(dtype), make_sequence(TREE)
     targets[::3] = -100
 
     def step() -> list[Tensor]:
@@ -83,13 +83,13 @@ def test_gradients_are_the_same_in_hostile_memory(dtype: torch.dtype) -> None:
 
     expected = step()
     with hostile_memory() as products:
-        found = step()
+        actual = step()
     assert products.count > 30
-    assert all(torch.equal(mine, right) for mine, right in zip(found, expected, strict=True))
+    assert all(torch.equal(mine, right) for mine, right in zip(actual, expected, strict=True))
 
 
 def test_loss_is_the_cross_entropy_of_the_logits() -> None:
-    model, (tokens, targets) = make_model(tied_embeddings=False), stream(TREE)
+    model, (tokens, targets) = make_model(tied_embeddings=False), make_sequence(TREE)
     targets[::3] = -100
     logits = model.logits(model(tokens, TREE))
     right = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
@@ -98,7 +98,7 @@ def test_loss_is_the_cross_entropy_of_the_logits() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_only_the_rows_that_may_carry_loss_go_through_the_last_norm_and_the_output_projection(tied: bool) -> None:
-    model, (tokens, targets) = make_model(tied_embeddings=tied), stream(TREE)
+    model, (tokens, targets) = make_model(tied_embeddings=tied), make_sequence(TREE)
     targets[::3] = -100
     rows = (targets != -100).nonzero().squeeze(1)
     padded = torch.cat([rows, torch.tensor([6, 6, 6])])
@@ -112,7 +112,7 @@ def test_only_the_rows_that_may_carry_loss_go_through_the_last_norm_and_the_outp
         torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-14)
 
 
-def test_weights_are_drawn_from_the_seed_alone() -> None:
+def test_weights_depend_on_the_seed_alone() -> None:
     model, drawn = Transformer(CONFIG, 50), []
     for others, seed in [(0, 3), (1, 3), (1, 4)]:
         torch.manual_seed(others)
@@ -123,7 +123,7 @@ def test_weights_are_drawn_from_the_seed_alone() -> None:
     assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_every_weight_has_a_draw_and_a_deviation_of_its_own() -> None:
+def test_every_weight_is_sampled_separately_with_its_own_deviation() -> None:
     model = Transformer(CONFIG.model_copy(update={"tied_embeddings": False}), 50)
     model.initialize(3)
     into_stream = (2 * CONFIG.layers) ** -0.5
@@ -141,8 +141,8 @@ def test_every_weight_has_a_draw_and_a_deviation_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_model_made_on_no_device_is_the_same(tied: bool) -> None:
-    config, (tokens, targets) = CONFIG.model_copy(update={"tied_embeddings": tied}), stream(TREE)
+def test_model_created_on_the_meta_device_is_the_same(tied: bool) -> None:
+    config, (tokens, targets) = CONFIG.model_copy(update={"tied_embeddings": tied}), make_sequence(TREE)
     with torch.device("meta"):
         model = Transformer(config, 50)
     model.to_empty(device="cpu")
@@ -199,7 +199,7 @@ def test_weights_are_the_same_however_they_are_sharded(mesh: tuple[int, ...]) ->
 
 def compare_sharded_with_whole(rank: int, store: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    tokens, targets = stream(TREE)
+    tokens, targets = make_sequence(TREE)
     targets[::3] = -100
     rows = (targets != -100).nonzero().squeeze(1)
     for tied in (True, False):
@@ -219,10 +219,10 @@ def test_a_sharded_model_has_the_loss_and_gradients_of_the_whole(tmp_path: Path)
     multiprocessing.spawn(functools.partial(compare_sharded_with_whole, store=str(tmp_path / "store")), nprocs=2)
 
 
-@pytest.mark.parametrize("query_key_norm", [True, False])
-def test_a_compiled_block_is_the_same_and_takes_any_layout(query_key_norm: bool) -> None:
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_a_compiled_block_is_the_same_and_takes_any_layout(qk_norm: bool) -> None:
     torch._dynamo.reset()
-    model = make_model(torch.float32, query_key_norm=query_key_norm)
+    model = make_model(torch.float32, qk_norm=qk_norm)
     counter = CompileCounterWithBackend("aot_eager")
     block = model.layers[0]
     compiled = torch.compile(block, fullgraph=True, backend=counter)
@@ -240,7 +240,7 @@ def test_a_compiled_block_is_the_same_and_takes_any_layout(query_key_norm: bool)
 
 
 def test_autocast_keeps_the_loss_within_the_rounding_of_its_dtype() -> None:
-    model, (tokens, targets) = make_model(torch.float32), stream(TREE)
+    model, (tokens, targets) = make_model(torch.float32), make_sequence(TREE)
     exact = make_model()(tokens, TREE, targets)
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(tokens, TREE, targets)
@@ -251,7 +251,7 @@ def test_autocast_keeps_the_loss_within_the_rounding_of_its_dtype() -> None:
 
 
 def test_the_kernels_give_the_models_loss_and_gradients() -> None:
-    model, (tokens, targets) = make_model(torch.float32), stream(TREE)
+    model, (tokens, targets) = make_model(torch.float32), make_sequence(TREE)
     exact = model.double()(tokens, TREE, targets)
     right = torch.autograd.grad(exact, list(model.parameters()))
     model.float()
@@ -259,11 +259,11 @@ def test_the_kernels_give_the_models_loss_and_gradients() -> None:
     for backend in ("torch", "triton"):
         loss = model(tokens, TREE, targets, backend=backend)
         by_backend[backend] = [loss, *torch.autograd.grad(loss, list(model.parameters()))]
-    errors = {backend: relative_error(found, [exact, *right]) for backend, found in by_backend.items()}
+    errors = {backend: relative_error(actual, [exact, *right]) for backend, actual in by_backend.items()}
     assert errors["triton"] <= 2 * errors["torch"]
 
 
 @torch.no_grad()
-def relative_error(found: list[Tensor], right: list[Tensor]) -> float:
+def relative_error(actual: list[Tensor], right: list[Tensor]) -> float:
     """Of all tensors together: the few numbers of a norm's weight alone have a few roundings, whose ratio is chance."""
-    return sum(float(((x.double() - value).norm() / value.norm()) ** 2) for x, value in zip(found, right, strict=True)) ** 0.5
+    return sum(float(((x.double() - value).norm() / value.norm()) ** 2) for x, value in zip(actual, right, strict=True)) ** 0.5

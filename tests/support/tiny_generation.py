@@ -9,7 +9,7 @@ from sbp_fast.generate.decoder import KVCacheConfig, SamplingParams
 from sbp_fast.generate.engine import Engine, GenerationResult, Seed
 from sbp_fast.model.transformer import Transformer
 
-SHAPE = ModelConfig(layers=2, width=32, heads=4, key_value_heads=2, head_width=8, feed_forward_width=48, context=40)
+SHAPE = ModelConfig(layers=2, hidden_size=32, heads=4, kv_heads=2, head_dim=8, intermediate_size=48, context=40)
 VOCABULARY, BEGIN, END, PARTNER = 50, 0, 1, 2
 SAMPLING = SamplingParams(PARTNER, END, (BEGIN, PARTNER), 40, temperature=0.9, top_p=0.95)
 CACHE = KVCacheConfig(rows=32, samples_per_seed=8, pages=400, page_tokens=16, seed_tokens=40, prefill_tokens=100)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +16,10 @@ from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.token_shards.writer import CorpusWriter
 from sbp_fast.pairs.pairset import write_pairs
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Work, run_stage
+from sbp_fast.pipeline.stage import Manifest, Work, run_stage
 from sbp_fast.stages.prepare import prepare
+from sbp_fast.stages.train import train
+from sbp_fast.train.task import TrainTask
 
 QUIET = Console(quiet=True)
 WORDS = ("the", "a", "cat", "dog", "tree", "house", "sees", "eats", "climbs", "near", "under", "small", "red", "of", "river")
@@ -24,7 +27,7 @@ SETTINGS = (
     "threads=1",
     "corpus.vocabulary_size=300",
     "corpus.unique_share=0.5",
-    "model={layers=1, width=16, heads=2, key_value_heads=1, head_width=8, feed_forward_width=24, context=96}",
+    "model={layers=1, hidden_size=16, heads=2, kv_heads=1, head_dim=8, intermediate_size=24, context=96}",
     "pretrain={tokens=3072, tokens_per_step=256, microbatch_tokens=128}",
     "synthesizer={tokens=2048, tokens_per_step=256, microbatch_tokens=256, learning_rate=1e-3}",
     "checkpoint.seconds=0",
@@ -34,6 +37,14 @@ SETTINGS = (
 def configure(directory: Path, *overrides: str) -> RunConfig:
     (directory / "empty.toml").touch()
     return load_config([directory / "empty.toml"], [f"corpus.path={directory}/documents.jsonl", *SETTINGS, *overrides])
+
+
+def train_arm(config: RunConfig, out: Path, arm: str = "baseline", **inputs: Any) -> Manifest:
+    """Train an arm, or with `arm="synthesizer"` the synthesizer, alone and in this process."""
+    task = TrainTask.of_synthesizer(config) if arm == "synthesizer" else TrainTask.of_arm(config, arm)
+    manifest = train(config, task, out, console=QUIET, **inputs)
+    assert manifest is not None
+    return manifest
 
 
 def make_corpus(directory: Path, *overrides: str) -> Path:

@@ -40,5 +40,9 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 
 def rounding(exact: Tensor, dtype: torch.dtype) -> float:
-    """Root mean square of what one rounding to `dtype` changes: no result in that dtype can be asked to err by less."""
-    return error(exact.to(dtype), exact)
+    """Root mean square of what one rounding to `dtype` changes: no result in that dtype can be asked to err by less.
+
+    Exact results that happen to be representable change by nothing; of their size a quarter of a unit in the last place counts.
+    """
+    size = exact.double().square().mean().sqrt().item()
+    return max(error(exact.to(dtype), exact), torch.finfo(dtype).eps / 4 * size)

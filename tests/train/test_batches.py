@@ -10,15 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_training import configure, write_documents
 
-from sbp_fast.config import TrainConfig
+from sbp_fast.config import RunConfig, TrainConfig
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.errors import UserError
 from sbp_fast.train.data.batches import NO_TARGET, Batches, PackedBatch, share_out
 from sbp_fast.train.data.corpus_batches import CorpusBatches, PackedDocuments
 from sbp_fast.train.data.pair_batches import PairBatches, cut_groups
+from sbp_fast.train.task import TrainTask
 
 PARTNER, CONTEXT = 16_000, 20
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
+
+
+def corpus_batches(real: Corpus, config: RunConfig, synthetic: Corpus | None = None) -> CorpusBatches:
+    """Batches of the baseline, or with synthetic documents those of SBP."""
+    task = TrainTask.of_arm(config, "baseline" if synthetic is None else "sbp")
+    return CorpusBatches(real, synthetic, task, config.model.context)
 
 
 def numbered(directory: Path, lengths: list[int], first: int = 1) -> Corpus:
@@ -67,7 +74,7 @@ def test_each_token_is_an_input_once_an_epoch_and_a_target_unless_it_begins_a_do
         bins = PackedDocuments.pack(corpus, size, context, 0).packing.bins
         step = per_step * size
         recipe = f"pretrain={{tokens={bins * epochs * step}, tokens_per_step={step}, microbatch_tokens={size}}}"
-        batches = CorpusBatches(corpus, None, configure(Path(directory), recipe, f"model.context={context}"))
+        batches = corpus_batches(corpus, configure(Path(directory), recipe, f"model.context={context}"))
         seen, learnt = Counter[int](), Counter[int]()
         for batch in streams(batches):
             check_stream(batch, size)
@@ -111,29 +118,29 @@ def test_joint_batches_repeat_no_synthetic_token_and_keep_the_share(tmp_path: Pa
     real, synthetic = numbered(tmp_path / "real", [30] * 10), numbered(tmp_path / "synthetic", [30] * 8, first=5000)
     settings = ("pretrain={tokens=1280, tokens_per_step=128, microbatch_tokens=64}", "model.context=64")
     for share, expected in ((0.2, 0.2), (0.9, 4 / 20)):  # 240 synthetic tokens make 4 streams of 64
-        batches = CorpusBatches(real, synthetic, configure(tmp_path, *settings, f"joint.maximum_synthetic_share={share}"))
+        batches = corpus_batches(real, configure(tmp_path, *settings, f"arms.sbp.share={share}"), synthetic)
         read = streams(batches)
         tokens = np.concatenate([batch.tokens.numpy() for batch in read])
         assert max(Counter(tokens[tokens >= 5000].tolist()).values()) == 1
         assert sum(batch.counts.synthetic_tokens for batch in read) == (tokens >= 5000).sum()
         assert sum(batch.counts.real_tokens for batch in read) == ((tokens > 0) & (tokens < 5000)).sum()
         assert batches.synthetic_share == pytest.approx(expected)
-    asked = configure(tmp_path, *settings, "joint={maximum_synthetic_share=0.5, minimum_synthetic_share=0.5}")
+    asked = configure(tmp_path, *settings, "arms.sbp={share=0.5, minimum_share=0.5}")
     with pytest.raises(
         UserError, match=r"asks for 640 synthetic tokens, and there are 256.*no synthetic document is read twice"
     ):
-        CorpusBatches(real, synthetic, asked)
+        corpus_batches(real, asked, synthetic)
 
 
 def test_settings_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     corpus = numbered(tmp_path / "real", [30])
     with pytest.raises(UserError, match="pretrain: tokens_per_step = 100 is no multiple of microbatch_tokens = 96"):
-        CorpusBatches(corpus, None, configure(tmp_path, "pretrain={tokens_per_step=100, microbatch_tokens=96}"))
+        corpus_batches(corpus, configure(tmp_path, "pretrain={tokens_per_step=100, microbatch_tokens=96}"))
     with pytest.raises(UserError, match=r"64 is less than model\.context = 96"):
-        CorpusBatches(corpus, None, configure(tmp_path, "pretrain={tokens_per_step=128, microbatch_tokens=64}"))
+        corpus_batches(corpus, configure(tmp_path, "pretrain={tokens_per_step=128, microbatch_tokens=64}"))
     with pytest.raises(ValueError, match="5 streams a step cannot be shared out equally among 2 processes"):
         share_out(5, 2)
-    batches = CorpusBatches(corpus, None, configure(tmp_path))
+    batches = corpus_batches(corpus, configure(tmp_path))
     for step, number in ((-1, 0), (batches.steps, 0), (0, batches.streams_per_step)):
         with pytest.raises(ValueError, match="of step"):
             batches.stream(step, number)

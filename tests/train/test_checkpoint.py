@@ -11,17 +11,17 @@ from sbp_fast.pipeline.progress import Console
 from sbp_fast.train.checkpoint import MARKER, Checkpoints
 from sbp_fast.train.optimizer import Optimizers, make_optimizers
 
-ALONE = Processes(0, 1, torch.device("cpu"))
-SHAPE = ModelConfig(layers=1, width=16, heads=2, key_value_heads=1, head_width=8, feed_forward_width=24)
+SINGLE_PROCESS = Processes(0, 1, torch.device("cpu"))
+SHAPE = ModelConfig(layers=1, hidden_size=16, heads=2, kv_heads=1, head_dim=8, intermediate_size=24)
 
 
-class Listening(Console):
+class RecordingConsole(Console):
     def __init__(self) -> None:
         super().__init__(quiet=True)
-        self.said: list[str] = []
+        self.lines: list[str] = []
 
     def say(self, text: str) -> None:
-        self.said.append(text)
+        self.lines.append(text)
 
 
 def trained(steps: int, optimizer: str = "muon") -> tuple[Transformer, Optimizers]:
@@ -47,7 +47,7 @@ def state(model: Transformer, optimizers: Optimizers) -> list[torch.Tensor]:
 
 
 def make(directory: Path, **settings: int) -> Checkpoints:
-    return Checkpoints(directory, CheckpointConfig(**settings), ALONE, Listening())
+    return Checkpoints(directory, CheckpointConfig(**settings), SINGLE_PROCESS, RecordingConsole())
 
 
 def steps_in(directory: Path) -> list[str]:
@@ -55,7 +55,7 @@ def steps_in(directory: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_what_is_loaded_is_what_was_saved_and_not_what_came_after(tmp_path: Path, optimizer: str) -> None:
+def test_loaded_state_is_the_saved_one_and_not_a_later_one(tmp_path: Path, optimizer: str) -> None:
     model, optimizers = trained(3, optimizer)
     saved, random = state(model, optimizers), torch.get_rng_state()
     checkpoints = make(tmp_path)
@@ -65,9 +65,9 @@ def test_what_is_loaded_is_what_was_saved_and_not_what_came_after(tmp_path: Path
     torch.rand(1)
     assert stalled > 0 and read_json(tmp_path / "step-00000003" / MARKER)["totals"] == {"tokens": 5}
     fresh = trained(0, optimizer)
-    found = make(tmp_path).newest()
-    assert found is not None and found[1]["step"] == 3
-    make(tmp_path).load(found[0], *fresh)
+    newest = make(tmp_path).newest()
+    assert newest is not None and newest[1]["step"] == 3
+    make(tmp_path).load(newest[0], *fresh)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(state(*fresh), saved, strict=True))
     assert torch.equal(torch.get_rng_state(), random)
     learn(*fresh, 3)
@@ -75,7 +75,7 @@ def test_what_is_loaded_is_what_was_saved_and_not_what_came_after(tmp_path: Path
 
 
 @pytest.mark.parametrize("damage", ["truncated", "bit flipped", "missing", "metadata"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(tmp_path: Path, damage: str) -> None:
+def test_damaged_checkpoint_is_named_and_the_one_before_loaded(tmp_path: Path, damage: str) -> None:
     checkpoints = make(tmp_path)
     for step in (1, 2):
         checkpoints.save(step, *trained(step), {})
@@ -88,28 +88,28 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(tmp_path: Path, 
         content[len(content) // 2] ^= 1
         shard.write_bytes(content[:-1] if damage == "truncated" else content)
     again = make(tmp_path)
-    found = again.newest()
-    assert found is not None and found[1]["step"] == 1
-    assert again.console.said == [f"checkpoint step-00000002 is damaged ({shard.name}): going back to the one before"]
+    newest = again.newest()
+    assert newest is not None and newest[1]["step"] == 1
+    assert again.console.lines == [f"checkpoint step-00000002 is damaged ({shard.name}): going back to the one before"]
     assert make(tmp_path / "none").newest() is None
 
 
-def test_one_that_was_cut_short_counts_for_nothing_and_is_written_anew(tmp_path: Path) -> None:
+def test_unfinished_checkpoint_is_ignored_and_rewritten(tmp_path: Path) -> None:
     checkpoints = make(tmp_path)
     for step in (1, 2):
         checkpoints.save(step, *trained(step), {})
     checkpoints.wait()
     (tmp_path / "step-00000002" / MARKER).unlink()
     again = make(tmp_path)
-    found = again.newest()
-    assert found is not None and found[1]["step"] == 1 and not again.console.said
+    newest = again.newest()
+    assert newest is not None and newest[1]["step"] == 1 and not again.console.lines
     again.save(2, *trained(2), {})
     again.wait()
-    found = again.newest()
-    assert found is not None and found[1]["step"] == 2
+    newest = again.newest()
+    assert newest is not None and newest[1]["step"] == 2
 
 
-def test_the_newest_stay_and_every_nth(tmp_path: Path) -> None:
+def test_newest_checkpoints_and_every_nth_stay(tmp_path: Path) -> None:
     with make(tmp_path / "during", keep=2, keep_every_steps=3) as checkpoints:
         for step in range(1, 8):
             checkpoints.save(step, *trained(1), {})
@@ -121,7 +121,7 @@ def test_the_newest_stay_and_every_nth(tmp_path: Path) -> None:
     assert not (tmp_path / "during").exists()
 
 
-def test_a_save_that_fails_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+def test_failed_save_raises(tmp_path: Path) -> None:
     checkpoints = make(tmp_path)
     checkpoints.save(1, *trained(1), {})
     (tmp_path / "step-00000002").touch()  # a file where the directory should be

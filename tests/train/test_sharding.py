@@ -1,4 +1,4 @@
-"""What spreads a model changes nothing that it computes, and the largest models take their steps, on no device at all."""
+"""Sharding does not change what a model computes; the largest models take steps with fake tensors, without a device."""
 
 import copy
 from collections import Counter
@@ -20,17 +20,18 @@ from sbp_fast.config.files import load_config
 from sbp_fast.errors import UserError
 from sbp_fast.model.flops import parameters
 from sbp_fast.model.transformer import Transformer
-from sbp_fast.pipeline.distributed import Processes, joined
+from sbp_fast.pipeline.distributed import Processes, join_processes
 from sbp_fast.train.data.batches import NO_TARGET, PackedBatch
 from sbp_fast.train.loop import train_step
-from sbp_fast.train.optimizer import local, make_optimizers
+from sbp_fast.train.optimizer import make_optimizers
 from sbp_fast.train.sharding import build, make_mesh
+from sbp_fast.train.update import local
 
 CPU = torch.device("cpu")
-SHAPE = ModelConfig(layers=3, width=32, heads=4, key_value_heads=2, head_width=8, feed_forward_width=48)
+SHAPE = ModelConfig(layers=3, hidden_size=32, heads=4, kv_heads=2, head_dim=8, intermediate_size=48)
 
 
-def stream(length: int, vocabulary_size: int, seed: int = 0) -> PackedBatch:
+def make_batch(length: int, vocabulary_size: int, seed: int = 0) -> PackedBatch:
     """Two documents and padding."""
     tokens = np.random.default_rng(seed).integers(3, vocabulary_size, length - 4)
     targets = np.append(tokens[1:], NO_TARGET)
@@ -39,7 +40,7 @@ def stream(length: int, vocabulary_size: int, seed: int = 0) -> PackedBatch:
     return PackedBatch.build(tokens, targets, [half, len(tokens) - half], length=length)
 
 
-def made(parallel: ParallelConfig, recipe: TrainConfig, processes: Processes) -> Transformer:
+def make_model(parallel: ParallelConfig, recipe: TrainConfig, processes: Processes) -> Transformer:
     model = build(SHAPE, 50, recipe, parallel, processes.device, make_mesh(recipe, parallel, processes))
     model.initialize(0)
     return model
@@ -58,8 +59,8 @@ class Operations(TorchDispatchMode):
 
 
 def gradients(model: Transformer) -> list[Tensor]:
-    """Of one stream."""
-    batch = stream(64, 50)
+    """Return the gradients of one packed sequence."""
+    batch = make_batch(64, 50)
     model(batch.tokens, batch.layout, batch.targets, batch.loss_rows).backward()
     return [local(parameter.grad) for parameter in model.parameters()]
 
@@ -68,49 +69,49 @@ def error(mine: list[Tensor], exact: list[Tensor]) -> float:
     return sum((a.double() - b).square().sum().item() for a, b in zip(mine, exact, strict=True)) ** 0.5
 
 
-def test_activation_checkpointing_changes_what_is_computed_again_and_no_bit() -> None:
-    found, again, kept = {}, {}, {}
-    batch = stream(64, 50)
+def test_activation_checkpointing_changes_recomputation_but_no_bit_of_the_gradients() -> None:
+    gradients_by_choice, recomputed, saved = {}, {}, {}
+    batch = make_batch(64, 50)
     for choice in ("none", "selective", "full"):
-        model = made(ParallelConfig(activation_checkpointing=choice), TrainConfig(), Processes(0, 1, CPU))
+        model = make_model(ParallelConfig(activation_checkpointing=choice), TrainConfig(), Processes(0, 1, CPU))
         tensors: list[Tensor] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, to=tensors: to.append(x) or x, lambda x: x):
             loss = model(batch.tokens, batch.layout, batch.targets, batch.loss_rows)
         with Operations() as backward:
             loss.backward()
-        found[choice] = [parameter.grad for parameter in model.parameters()]
-        again[choice], kept[choice] = backward.counts, len(tensors)
+        gradients_by_choice[choice] = [parameter.grad for parameter in model.parameters()]
+        recomputed[choice], saved[choice] = backward.counts, len(tensors)
     for choice in ("selective", "full"):
-        assert all(torch.equal(a, b) for a, b in zip(found["none"], found[choice], strict=True))
-        assert kept[choice] < kept["none"]
+        assert all(torch.equal(a, b) for a, b in zip(gradients_by_choice["none"], gradients_by_choice[choice], strict=True))
+        assert saved[choice] < saved["none"]
     products, attention, rotation = "aten::mm", "sbp_kernels::segment_attention", "sbp_kernels::rotation"
     # nobody needs what the last of a layer's four products gave
-    assert again["selective"][products] == again["none"][products] == again["full"][products] - 3 * SHAPE.layers
-    assert again["selective"][attention] == again["none"][attention] == again["full"][attention] - SHAPE.layers
-    assert again["none"][rotation] == 0 < again["selective"][rotation] == again["full"][rotation] == SHAPE.layers
+    assert recomputed["selective"][products] == recomputed["none"][products] == recomputed["full"][products] - 3 * SHAPE.layers
+    assert recomputed["selective"][attention] == recomputed["none"][attention] == recomputed["full"][attention] - SHAPE.layers
+    assert recomputed["none"][rotation] == 0 < recomputed["selective"][rotation] == recomputed["full"][rotation] == SHAPE.layers
 
 
 @pytest.mark.slow  # compiling takes half a minute
 def test_compiled_layers_compute_the_same() -> None:
-    exact = gradients(made(ParallelConfig(), TrainConfig(), Processes(0, 1, CPU)).double())
+    exact = gradients(make_model(ParallelConfig(), TrainConfig(), Processes(0, 1, CPU)).double())
     plain, compiled = (
-        gradients(made(ParallelConfig(compile=choice), TrainConfig(), Processes(0, 1, CPU))) for choice in (False, True)
+        gradients(make_model(ParallelConfig(compile=choice), TrainConfig(), Processes(0, 1, CPU))) for choice in (False, True)
     )
     assert error(compiled, exact) <= 2 * error(plain, exact)
 
 
 def test_layers_in_bfloat16_keep_weights_and_moments_in_float32() -> None:
     recipe = TrainConfig(precision="bfloat16")
-    full, exact = (made(ParallelConfig(), TrainConfig(), Processes(0, 1, CPU)) for _ in range(2))
+    full, exact = (make_model(ParallelConfig(), TrainConfig(), Processes(0, 1, CPU)) for _ in range(2))
     right, plain = gradients(exact.double()), gradients(copy.deepcopy(full).bfloat16())
-    with joined("cpu", group_of_one=True) as processes:
-        model = made(ParallelConfig(), recipe, processes)
+    with join_processes("cpu", group_of_one=True) as processes:
+        model = make_model(ParallelConfig(), recipe, processes)
         assert all(torch.equal(local(a), b) for a, b in zip(model.parameters(), full.parameters(), strict=True))
         mine = gradients(model)
         assert {gradient.dtype for gradient in mine} == {torch.float32}
         assert 2 * error(gradients(full), right) < error(mine, right) <= 2 * error(plain, right)
         optimizers = make_optimizers(model, recipe)
-        losses = [train_step(model, iter([stream(64, 50)] * 2), 2, optimizers, recipe, 1e-2)[0].item() for _ in range(20)]
+        losses = [train_step(model, iter([make_batch(64, 50)] * 2), 2, optimizers, recipe, 1e-2)[0].item() for _ in range(20)]
         assert losses[-1] < losses[0] / 2
         moments = [value for state in optimizers[0].state.values() for value in state.values()]
         assert {value.dtype for value in [*model.parameters(), *moments]} == {torch.float32}
@@ -119,10 +120,10 @@ def test_layers_in_bfloat16_keep_weights_and_moments_in_float32() -> None:
 def test_float8_layers_learn() -> None:
     pytest.importorskip("torchao", reason="torchao is not installed")
     recipe = TrainConfig(float8=True)
-    model = made(ParallelConfig(), recipe, Processes(0, 1, CPU))
+    model = make_model(ParallelConfig(), recipe, Processes(0, 1, CPU))
     assert {type(m).__name__ for n, m in model.named_modules() if n.endswith("_proj")} == {"Float8Linear"}
     optimizers = make_optimizers(model, recipe)
-    losses = [train_step(model, iter([stream(64, 50)]), 1, optimizers, recipe, 1e-2)[0].item() for _ in range(20)]
+    losses = [train_step(model, iter([make_batch(64, 50)]), 1, optimizers, recipe, 1e-2)[0].item() for _ in range(20)]
     assert losses[-1] < losses[0] / 2
 
 
@@ -140,7 +141,7 @@ def fake_processes(world: int) -> Iterator[Processes]:
 def test_the_papers_models_build_shard_and_take_three_steps_on_no_device(name: str, world: int, shape: tuple[int, int]) -> None:
     config: RunConfig = load_config([name])
     recipe = config.pretrain.model_copy(update={"precision": "bfloat16"})
-    batch = stream(recipe.microbatch_tokens, config.corpus.vocabulary_size)
+    batch = make_batch(recipe.microbatch_tokens, config.corpus.vocabulary_size)
     with fake_processes(world) as processes:
         mesh = make_mesh(recipe, config.parallel, processes)
         assert mesh is not None and mesh.shape == shape and recipe.tokens_per_step % (world * recipe.microbatch_tokens) == 0

@@ -1,4 +1,4 @@
-"""What stands around the loop: prefetching, profiles, trackers, signals, the start of several processes."""
+"""Around the training loop: prefetching, profiles, trackers, signals, the start of several processes."""
 
 import gzip
 import json
@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_training import QUIET, configure, make_corpus
+from tiny_training import QUIET, configure, make_corpus, train_arm
 
+from sbp_fast.config import RunConfig
 from sbp_fast.errors import UserError
-from sbp_fast.pipeline.distributed import Processes, StopRequest, launch, led
-from sbp_fast.stages.train import train
+from sbp_fast.pipeline.distributed import Processes, StopRequest, run_in_processes, run_on_rank0
 from sbp_fast.train import trackers
 from sbp_fast.train.data.batches import PackedBatch
 from sbp_fast.train.data.prefetch import AHEAD, Prefetch
@@ -32,7 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Numbered:
-    """Streams whose first token says which they are."""
+    """Packed sequences whose first token says which they are."""
 
     steps, streams_per_step, stream_tokens = 5, 4, 4
 
@@ -48,7 +48,7 @@ class Numbered:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_streams_are_made_ahead_in_order_by_one_thread_and_its_errors_are_not_lost(rank: int) -> None:
+def test_prefetch_makes_sequences_ahead_in_order_in_one_thread_and_raises_its_errors(rank: int) -> None:
     batches = Numbered()
     with Prefetch(batches, 1, Processes(rank, 2, CPU)) as prefetch:
         assert prefetch.numbers == range(2 * rank, 2 * rank + 2)
@@ -71,7 +71,7 @@ def test_no_more_is_made_ahead_than_said(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_chosen_steps_are_traced(home: Path, tmp_path: Path) -> None:
-    train(configure(home), tmp_path / "base", role="base", corpus=home / "corpus", console=QUIET, profile_steps="3:5")
+    train_arm(configure(home), tmp_path / "base", corpus=home / "corpus", profile_steps="3:5")
     with gzip.open(tmp_path / "base.profile" / "trace.json.gz", "rt") as file:
         names = [event["name"] for event in json.load(file)["traceEvents"] if "name" in event]
     assert sum(name == "Optimizer.step#AdamW.step" for name in names) == 2
@@ -80,7 +80,7 @@ def test_chosen_steps_are_traced(home: Path, tmp_path: Path) -> None:
             parse_range(text)
 
 
-def test_trackers_get_what_the_file_gets(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackers_get_the_lines_of_metrics_jsonl(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[tuple[int, dict[str, float]]] = []
     closed: list[str] = []
 
@@ -90,7 +90,7 @@ def test_trackers_get_what_the_file_gets(home: Path, tmp_path: Path, monkeypatch
 
     monkeypatch.setitem(__import__("sys").modules, "wandb", SimpleNamespace(init=init))
     config = configure(home, "log.trackers=['wandb']")
-    train(config, tmp_path / "base", role="base", corpus=home / "corpus", console=QUIET)
+    train_arm(config, tmp_path / "base", corpus=home / "corpus")
     lines = [json.loads(line) for line in (tmp_path / "base" / "metrics.jsonl").read_text().splitlines()]
     assert closed == ["wandb"] and [step for step, _ in logged] == [line.pop("step") for line in lines]
     assert [metrics for _, metrics in logged] == [
@@ -104,12 +104,12 @@ def test_a_tracker_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPa
         trackers.open_trackers(["trackio"], tmp_path, "base", {})
 
 
-def test_a_stop_request_is_remembered_and_a_second_one_obeyed_at_once() -> None:
+def test_first_signal_is_recorded_and_a_second_one_interrupts_at_once() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest() as stop:
-        assert stop.asked == 0
+        assert stop.signal_number == 0
         signal.raise_signal(signal.SIGTERM)
-        assert stop.asked == signal.SIGTERM
+        assert stop.signal_number == signal.SIGTERM
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
@@ -117,21 +117,22 @@ def test_a_stop_request_is_remembered_and_a_second_one_obeyed_at_once() -> None:
 
 def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr("sbp_fast.pipeline.distributed.resolve_device", lambda config: "cuda")
     with pytest.raises(UserError, match="--gpus 2: asks for 2 processes, and there are 1 CUDA devices"):
-        launch(["train"], 2, "cuda")
+        run_in_processes(print, RunConfig(), gpus=2, console=QUIET)
 
 
-def test_followers_end_with_a_leader_that_has_nothing_to_do_or_fails() -> None:
-    told: list[object] = []
+def test_other_ranks_end_when_rank_0_has_nothing_to_do_or_fails() -> None:
+    broadcasts: list[object] = []
 
-    class Leader(Processes):
-        def tell(self, message: object = None) -> object:
-            told.append(message)
+    class Rank0(Processes):
+        def broadcast(self, message: object = None) -> object:
+            broadcasts.append(message)
             return message
 
-    leader = Leader(0, 2, CPU)
-    assert led(leader, lambda announce: "done before", pytest.fail) == "done before"
-    assert led(leader, lambda announce: announce("work") or "done", pytest.fail) == "done"
+    rank0 = Rank0(0, 2, CPU)
+    assert run_on_rank0(rank0, lambda announce: "done before", pytest.fail) == "done before"
+    assert run_on_rank0(rank0, lambda announce: announce("work") or "done", pytest.fail) == "done"
     with pytest.raises(UserError):
-        led(leader, lambda announce: (_ for _ in ()).throw(UserError("a", "b", "c")), pytest.fail)
-    assert told == [None, "work", None]
+        run_on_rank0(rank0, lambda announce: (_ for _ in ()).throw(UserError("a", "b", "c")), pytest.fail)
+    assert broadcasts == [None, "work", None]

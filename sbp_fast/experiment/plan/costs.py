@@ -14,8 +14,6 @@ from sbp_fast.pipeline.progress import short
 BANDWIDTH = {"a100": 2.04e12, "h100": 3.35e12, "h200": 4.8e12, "b200": 8.0e12}
 """Bytes a second of each card's memory, from NVIDIA's data sheets."""
 
-ARMS = 3  # baseline, SBP and oracle are evaluated
-
 # the corpus of Yang et al. 2025 (arXiv 2509.15248), DCLM: 482B tokens in 582M documents, of which a baseline reads 20 epochs
 DOCUMENT_TOKENS, EPOCHS, CHARACTERS_PER_TOKEN = 828, 20, 4
 
@@ -47,7 +45,7 @@ ENCODERS = {
 
 
 @dataclass(frozen=True)
-class Corpus:
+class CorpusEstimate:
     """What is known of the corpus after `prepare` alone, guessed from the configuration.
 
     Attributes:
@@ -64,14 +62,16 @@ class Corpus:
     heldout_tokens: float
 
     @staticmethod
-    def guess(config: RunConfig) -> Corpus:
+    def guess(config: RunConfig) -> CorpusEstimate:
         corpus, context = config.corpus, config.model.context
         passage = corpus.passage_characters / CHARACTERS_PER_TOKEN or DOCUMENT_TOKENS
         length = min(DOCUMENT_TOKENS, passage, context)
         tokens = trained_tokens(config.pretrain) / EPOCHS / corpus.unique_share
         if corpus.maximum_documents:
             tokens = min(tokens, corpus.maximum_documents * length)
-        return Corpus(length, min(length, context / 2), tokens, tokens * corpus.unique_share, tokens * corpus.heldout_share)
+        return CorpusEstimate(
+            length, min(length, context / 2), tokens, tokens * corpus.unique_share, tokens * corpus.heldout_share
+        )
 
     @property
     def unique_documents(self) -> float:
@@ -79,7 +79,7 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Cost:
     """What one stage takes.
 
     Attributes:
@@ -90,7 +90,6 @@ class Stage:
         disk: bytes, checkpoints that go when it is done included; `kept` says what they hold.
     """
 
-    name: str
     tokens: float
     flops: float = 0.0
     moved: float = 0.0
@@ -107,37 +106,43 @@ def trained_tokens(recipe: TrainConfig) -> int:
     return recipe.steps * recipe.tokens_per_step
 
 
-def stages(config: RunConfig) -> list[Stage]:
-    """Every stage, in the order of the work."""
-    corpus, shape, vocabulary = Corpus.guess(config), config.model, config.corpus.vocabulary_size
-    token_bytes = 2 if vocabulary <= 1 << 16 else 4
-    pretraining = _training(config, config.pretrain, corpus.visible, loss_share=1.0)
-    used = trained_tokens(config.pretrain) * config.joint.maximum_synthetic_share
-    written = used * config.synthesize.oversample
+def prepare(config: RunConfig, corpus: CorpusEstimate) -> Cost:
+    """Tokenizing and storing all documents, those held out too."""
+    tokens, size = corpus.tokens + corpus.heldout_tokens, token_bytes(config)
+    return Cost(tokens, core_seconds=tokens / TOKENIZER_RATE, disk=tokens * size, kept=f"tokens of {size} bytes")
+
+
+def token_bytes(config: RunConfig) -> int:
+    """Return the bytes that a stored token takes."""
+    return 2 if config.corpus.vocabulary_size <= 1 << 16 else 4
+
+
+def synthetic_tokens(config: RunConfig) -> float:
+    """Return the synthetic tokens that the arm with the most of them reads."""
+    arms = [arm for arm in config.enabled_arms.values() if arm.synthetic]
+    return max((trained_tokens(arm.resolve_recipe(config.pretrain)) * arm.share for arm in arms), default=0.0)
+
+
+def generated_tokens(config: RunConfig) -> float:
+    """Return the tokens that are generated, so that enough are left after the filters."""
+    return synthetic_tokens(config) * config.synthesize.oversample
+
+
+def pretraining(config: RunConfig, corpus: CorpusEstimate, recipe: TrainConfig) -> Cost:
+    """Training a model from scratch."""
+    return Cost(**_training(config, recipe, corpus.visible, loss_share=1.0))
+
+
+def evaluate(config: RunConfig, corpus: CorpusEstimate) -> Cost:
+    """Scoring the held-out documents by one model."""
     heldout = corpus.heldout_tokens
-    return [
-        Stage(
-            "prepare",
-            corpus.tokens + heldout,
-            core_seconds=(corpus.tokens + heldout) / TOKENIZER_RATE,
-            disk=(corpus.tokens + heldout) * token_bytes,
-            kept=f"tokens of {token_bytes} bytes",
-        ),
-        Stage("base", **pretraining),
-        _embed(config, corpus),
-        _pair(config, corpus),
-        _synthesizer(config, corpus),
-        _synthesize(config, corpus, written, token_bytes),
-        _filter(config, corpus, written, used * token_bytes),
-        _quality(config, corpus),
-        Stage("joint", **pretraining),
-        Stage("oracle", **pretraining),
-        Stage(
-            "evaluate",
-            ARMS * heldout,
-            flops=ARMS * forward_flops(shape, vocabulary, heldout, heldout * corpus.visible, heldout),
-        ),
-    ]
+    flops = forward_flops(config.model, config.corpus.vocabulary_size, heldout, heldout * corpus.visible, heldout)
+    return Cost(heldout, flops=flops)
+
+
+def compare(config: RunConfig, corpus: CorpusEstimate) -> Cost:
+    """Resampling scores, which takes next to nothing."""
+    return Cost(0)
 
 
 def _training(config: RunConfig, recipe: TrainConfig, visible: float, loss_share: float) -> dict[str, Any]:
@@ -153,12 +158,12 @@ def _training(config: RunConfig, recipe: TrainConfig, visible: float, loss_share
     }
 
 
-def _embed(config: RunConfig, corpus: Corpus) -> Stage:
+def embed(config: RunConfig, corpus: CorpusEstimate) -> Cost:
     """Up to `embed.maximum_tokens` of each document."""
     length, documents = min(corpus.document_tokens, config.embed.maximum_tokens), corpus.unique_documents
     flops = documents * _encoding_flops(config, length)
     disk = documents * (STORED_BYTES[config.embed.storage] * _dimension(config) + 8)
-    return Stage("embed", documents * length, flops=flops, disk=disk, kept=f"vectors in {config.embed.storage}")
+    return Cost(documents * length, flops=flops, disk=disk, kept=f"vectors in {config.embed.storage}")
 
 
 def _encoding_flops(config: RunConfig, length: float) -> float:
@@ -167,20 +172,20 @@ def _encoding_flops(config: RunConfig, length: float) -> float:
     return length * (2 * encoder.parameters + 4 * encoder.layers * encoder.heads_width * length)
 
 
-def _filter(config: RunConfig, corpus: Corpus, written: float, disk: float) -> Stage:
+def filter_documents(config: RunConfig, corpus: CorpusEstimate) -> Cost:
     """Every document read and compared with its seed once, and with all real shingles in as many passes as memory asks for."""
+    written, disk = generated_tokens(config), synthetic_tokens(config) * token_bytes(config)
     _, ranges = plan_passes(int(corpus.unique_tokens), config.filter.memory_gib * 2**30)
     seconds = written / FILTER_RATE + len(ranges) * (written + corpus.unique_tokens) / LOOKUP_RATE
-    kept = f"what the joint run can use; all is read {len(ranges):,} times with {config.filter.memory_gib:g} GiB of memory"
-    return Stage("filter", written, core_seconds=seconds, disk=disk, kept=kept)
+    kept = f"what the arms can use; all is read {len(ranges):,} times with {config.filter.memory_gib:g} GiB of memory"
+    return Cost(written, core_seconds=seconds, disk=disk, kept=kept)
 
 
-def _quality(config: RunConfig, corpus: Corpus) -> Stage:
+def quality(config: RunConfig, corpus: CorpusEstimate) -> Cost:
     """The judged documents, their seeds and these seeds' partners embedded; the unique tokens read for each length of runs."""
     length, settings = min(corpus.document_tokens, config.embed.maximum_tokens), config.quality
     measured = SAMPLES * settings.measured_documents * corpus.document_tokens
-    return Stage(
-        "quality",
+    return Cost(
         measured,
         flops=3 * settings.judged_documents * _encoding_flops(config, length),
         core_seconds=RUN_LENGTHS * (measured + corpus.unique_tokens) / SHINGLE_RATE,
@@ -189,7 +194,7 @@ def _quality(config: RunConfig, corpus: Corpus) -> Stage:
     )
 
 
-def _pair(config: RunConfig, corpus: Corpus) -> Stage:
+def pair(config: RunConfig, corpus: CorpusEstimate) -> Cost:
     """As many pairs as the caps on partners let through, in three numbers of four bytes each; while it runs, what each cell
     found, in a place and a similarity of eight bytes, and the candidates as they are gathered and as they were judged."""
     documents, settings = corpus.unique_documents, config.pair
@@ -201,7 +206,7 @@ def _pair(config: RunConfig, corpus: Corpus) -> Stage:
     memory = documents * PAIRED_BYTES + max(joined * 12 * _dimension(config), settings.memory_gib * 2**30)
     kept = f"{short(pairs)} pairs at most; as it runs, candidates, and {memory / 2**30:,.0f} GiB of memory"
     disk = pairs * 12 + found * (overlap * FOUND_BYTES + CANDIDATE_BYTES)
-    return Stage("pair", corpus.unique_tokens, core_seconds=seconds, disk=disk, kept=kept)
+    return Cost(corpus.unique_tokens, core_seconds=seconds, disk=disk, kept=kept)
 
 
 def join_seconds(backend: str, documents: float, dimension: int) -> float:
@@ -220,35 +225,35 @@ def _dimension(config: RunConfig) -> int:
     return config.embed.dimensions or ENCODERS.get(config.embed.model, ENCODERS[QWEN]).dimension
 
 
-def _synthesizer(config: RunConfig, corpus: Corpus) -> Stage:
+def synthesizer(config: RunConfig, corpus: CorpusEstimate) -> Cost:
     """Trees of a seed and its partners, all equally long, in which a partner sees its seed too and it alone carries loss."""
     share = config.pair.partners_per_seed / (1 + config.pair.partners_per_seed)  # of the tokens, that are partners'
     visible = corpus.visible + share * corpus.document_tokens
-    return Stage("synthesizer", **_training(config, config.synthesizer, visible, loss_share=share))
+    return Cost(**_training(config, config.synthesizer, visible, loss_share=share))
 
 
-def _synthesize(config: RunConfig, corpus: Corpus, written: float, token_bytes: int) -> Stage:
+def synthesize(config: RunConfig, corpus: CorpusEstimate) -> Cost:
     """Seeds are read once for all their samples; then each step reads all weights, and the keys and values so far.
 
     Weights, keys and values in bfloat16. A group's seed is read once for all of its samples, the weights for all documents
     that are sampled together.
     """
     shape, vocabulary, samples = config.model, config.corpus.vocabulary_size, config.synthesize.samples_per_seed
+    written = generated_tokens(config)
     seeds, visible = written / samples, corpus.visible
     pairs = seeds * visible + written * (corpus.document_tokens + visible)
-    weights = 2 * (matrix_parameters(shape) + vocabulary * shape.width)
+    weights = 2 * (matrix_parameters(shape) + vocabulary * shape.hidden_size)
     together = 512 if config.synthesize.batch_documents == "auto" else config.synthesize.batch_documents
     read = weights / together + key_value_bytes(shape) * (corpus.document_tokens / samples + visible)
-    return Stage(
-        "synthesize",
+    return Cost(
         written,
         flops=forward_flops(shape, vocabulary, written + seeds, pairs, written),
         moved=written * read,
-        disk=written * token_bytes,
+        disk=written * token_bytes(config),
         kept=f"documents, oversampled by {config.synthesize.oversample - 1:.0%}",
     )
 
 
 def key_value_bytes(shape: ModelConfig) -> int:
     """Of one token's keys and values in all layers, in bfloat16."""
-    return 2 * shape.layers * 2 * shape.key_value_heads * shape.head_width
+    return 2 * shape.layers * 2 * shape.kv_heads * shape.head_dim

@@ -33,7 +33,7 @@ class Need:
     @staticmethod
     def of(config: RunConfig, section: str, recipe: TrainConfig, gpus: int) -> Need:
         memory = step_memory(config.model, config.corpus.vocabulary_size, recipe, config.parallel, gpus)
-        return Need(section, recipe, gpus, recipe.streams_per_step, memory)
+        return Need(section, recipe, gpus, recipe.sequences_per_step, memory)
 
     def fits(self, card: str) -> bool:
         return self.streams >= self.gpus and self.memory.total <= usable_memory(card)

@@ -12,14 +12,17 @@ from rich.table import Table
 
 from sbp_fast.config import RunConfig
 from sbp_fast.errors import UserError
-from sbp_fast.experiment.plan.costs import Corpus, Stage, stages
+from sbp_fast.experiment.arms import arms_of
+from sbp_fast.experiment.graph import PREPARE, needed_stages, stages_of, train_stage
+from sbp_fast.experiment.plan.costs import CorpusEstimate, Cost
 from sbp_fast.experiment.plan.fit import Need, needs, smallest_change, with_checkpointing
 from sbp_fast.model.flops import DEVICE_NAMES, PEAK_FLOPS, parameters_by_part
 from sbp_fast.model.memory import CARD_MEMORY, CHECKPOINTING, RESERVED_BYTES, RESERVED_SHARE, usable_memory
 from sbp_fast.pipeline.progress import short
 
+Costs = dict[str, Cost]
+DISK_UNITS = {"disk": 2**30, "core_seconds": 3600}
 SHARES = (0.3, 0.4, 0.5)  # of a card's peak: good training of models of this size reaches 0.4
-OVERHEAD = ("embed", "pair", "synthesizer", "synthesize", "filter")  # what SBP takes beside the base and its final run
 MEASURED = Path(__file__).parents[3] / "bench" / "results"
 PARTS = {
     "weights": "weights, fp32",
@@ -33,6 +36,12 @@ PARTS = {
 }
 
 
+def stage_costs(config: RunConfig) -> Costs:
+    """Return what each stage takes, by name, in the order of the work."""
+    corpus = CorpusEstimate.guess(config)
+    return {name: stage.cost(config, corpus) for name, stage in stages_of(config).items()}
+
+
 def plan_tables(config: RunConfig, gpus: int, card: str) -> list[Table | str]:
     """Tables of the model, of memory, time and disk, for `gpus` cards of one kind; last the verdict, one line.
 
@@ -41,14 +50,14 @@ def plan_tables(config: RunConfig, gpus: int, card: str) -> list[Table | str]:
     """
     if card not in CARD_MEMORY:
         raise UserError(f"--gpu {card}", "is not known", f"choose from {', '.join(CARD_MEMORY)}")
-    needed, costs = needs(config, gpus), stages(config)
+    needed, costs = needs(config, gpus), stage_costs(config)
     return [
         _model_table(config),
         _training_table(needed),
         _memory_table(config, gpus, card),
         _time_table(config, costs, gpus, card),
         _disk_table(costs),
-        comparison(costs, card),
+        *overheads(config, costs, card),
         verdict(config, gpus, card),
     ]
 
@@ -63,7 +72,7 @@ def _table(title: str, *columns: str, caption: str = "") -> Table:
 
 def _model_table(config: RunConfig) -> Table:
     shape = config.model
-    title = f"{config.name}: {shape.layers} layers of {shape.width}, {shape.heads}:{shape.key_value_heads} heads"
+    title = f"{config.name}: {shape.layers} layers of {shape.hidden_size}, {shape.heads}:{shape.kv_heads} heads"
     table = _table(title, "parameters", "", "share")
     parts = parameters_by_part(shape, config.corpus.vocabulary_size)
     for part, count in parts.items():
@@ -135,34 +144,35 @@ def _measured(config: RunConfig, need: Need, card: str, folder: Path = MEASURED)
     return "not measured"
 
 
-def _time_table(config: RunConfig, costs: list[Stage], gpus: int, card: str) -> Table:
+def _time_table(config: RunConfig, costs: Costs, gpus: int, card: str) -> Table:
     percents = ", ".join(f"{share:.0%}" for share in SHARES)
     table = _table(
         f"Time on {card.upper()} ({PEAK_FLOPS[card] / 1e12:,.4g} TFLOP/s), at {percents} of the peak",
-        "stage", "tokens", "FLOPs", "share", "GPU hours", f"days on {gpus}",
+        "stage", "tokens", "FLOPs", "share", "GPU hours", f"days on {gpus}, at {SHARES[1]:.0%}",
         caption=_assumptions(config),
     )  # fmt: skip
-    total = sum(stage.flops for stage in costs)
-    for stage in costs:
-        hours = [stage.gpu_hours(card, share) for share in SHARES]
-        cells = _time_cells(stage.flops, stage.flops / total, hours, gpus) if stage.flops else []
-        table.add_row(stage.name, short(stage.tokens), *cells)
-    hours = [sum(stage.gpu_hours(card, share) for stage in costs) for share in SHARES]
+    total = sum(cost.flops for cost in costs.values())
+    for stage, cost in costs.items():
+        hours = [cost.gpu_hours(card, share) for share in SHARES]
+        cells = _time_cells(cost.flops, cost.flops / total, hours, gpus) if cost.flops else []
+        table.add_row(stage, short(cost.tokens), *cells)
+    hours = [sum(cost.gpu_hours(card, share) for cost in costs.values()) for share in SHARES]
     table.add_row("all", "", *_time_cells(total, 1.0, hours, gpus), style="bold")
     return table
 
 
 def _time_cells(flops: float, share: float, hours: list[float], gpus: int) -> list[str]:
-    days = [hour / 24 / gpus for hour in hours]
+    days = hours[1] / 24 / gpus
     return [
         f"{flops:.2e}".replace("e+", "e"),
         _percent(share),
-        *(" ".join(f"{_three(x):>5}" for x in row) for row in (hours, days)),
+        " ".join(f"{_three(hour):>5}" for hour in hours),
+        _three(days),
     ]
 
 
 def _assumptions(config: RunConfig) -> str:
-    corpus = Corpus.guess(config)
+    corpus = CorpusEstimate.guess(config)
     return (
         f"Assumed until `prepare` has counted: documents of {corpus.document_tokens:,.0f} tokens whose tokens see "
         f"{corpus.visible:,.0f} on average, {short(corpus.unique_tokens)} unique tokens (a baseline of 20 epochs), "
@@ -171,27 +181,31 @@ def _assumptions(config: RunConfig) -> str:
     )
 
 
-def _disk_table(costs: list[Stage]) -> Table:
+def _disk_table(costs: Costs) -> Table:
     table = _table("Disk, and hours of one CPU core", "stage", "GiB", "core hours")
     table.add_column("on the disk")
-    for stage in costs:
-        sizes = (stage.disk / 2**30, stage.core_seconds / 3600)
-        table.add_row(stage.name, *(_three(size) if size else "" for size in sizes), stage.kept)
-    total = (sum(stage.disk for stage in costs) / 2**30, sum(stage.core_seconds for stage in costs) / 3600)
+    for stage, cost in costs.items():
+        sizes = (cost.disk / 2**30, cost.core_seconds / 3600)
+        table.add_row(stage, *(_three(size) if size else "" for size in sizes), cost.kept)
+    total = [sum(getattr(cost, part) for cost in costs.values()) / unit for part, unit in DISK_UNITS.items()]
     table.add_row("all", *(_three(size) for size in total), "", style="bold")
     return table
 
 
-def comparison(costs: list[Stage], card: str) -> str:
-    """One line: what SBP takes beside its final run, in terms of a baseline run."""
-    base = next(stage for stage in costs if stage.name == "base")
-    extra = [stage for stage in costs if stage.name in OVERHEAD]
-    flops = sum(stage.flops for stage in extra) / base.flops
-    hours = sum(stage.gpu_hours(card, 1.0) for stage in extra) / base.gpu_hours(card, 1.0)
-    return (
-        f"Beside its final run SBP takes {_percent(flops)} of a baseline run's FLOPs and {_percent(hours)} of its GPU hours, "
-        "and 100% for the base model that it starts from, which is the baseline."
-    )
+def overheads(config: RunConfig, costs: Costs, card: str) -> list[str]:
+    """Return one line for each arm with synthetic documents: what it takes beside its final run, in baseline runs."""
+    stages, baseline = stages_of(config), train_stage(config.baseline)
+    lines = []
+    for arm in arms_of(config).values():
+        if arm.settings.synthetic:
+            beside = needed_stages(stages, train_stage(arm.name)) - {train_stage(arm.name), baseline, PREPARE}
+            flops = sum(costs[stage].flops for stage in beside) / costs[baseline].flops
+            hours = sum(costs[stage].gpu_hours(card, 1.0) for stage in beside) / costs[baseline].gpu_hours(card, 1.0)
+            lines.append(
+                f"Beside its final run {arm.label} takes {_percent(flops)} of a baseline run's FLOPs and {_percent(hours)} of "
+                "its GPU hours, and 100% for the model that the synthesizer starts from, which is the baseline."
+            )
+    return lines
 
 
 def verdict(config: RunConfig, gpus: int, card: str) -> str:

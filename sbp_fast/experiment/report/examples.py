@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
+from sbp_fast.experiment.graph import FILTER, PAIR, PREPARE, SYNTHESIZE
 from sbp_fast.pairs.pairset import PairSet
 
 KEPT, REJECTED = 20, 12
@@ -23,9 +24,9 @@ def collect_triples(run_directory: Path) -> list[dict[str, Any]]:
         Dictionaries with `seed`, `partner` (None where the seed has none), `synthesized` (texts), `seed_id`, `partner_id`,
         `score`, `tokens` and `reason` (None for a kept document). The same run gives the same examples.
     """
-    corpus, pairs = PreparedCorpus(run_directory / "corpus"), PairSet(run_directory / "pairs")
-    synthetic = Corpus(run_directory / "synthetic")
-    reasons = _reasons(run_directory / "synthetic-kept" / "rejected.parquet")
+    corpus, pairs = PreparedCorpus(run_directory / PREPARE), PairSet(run_directory / PAIR)
+    synthetic = Corpus(run_directory / SYNTHESIZE)
+    reasons = _reasons(run_directory / FILTER / "rejected.parquet")
     seeds, written = synthetic.column("seed"), synthetic.ids
     best = {seed: place for place, seed in reversed(list(enumerate(pairs.seeds.tolist())))}  # the first is the most similar
     drawn = np.random.default_rng(0).permutation(len(synthetic))[:EXAMINED].tolist()

@@ -12,34 +12,31 @@ from markupsafe import Markup
 
 from sbp_fast.config import RunConfig
 from sbp_fast.config.files import dump_config
+from sbp_fast.experiment.graph import PAIR, SYNTHESIZER, stages_of, train_stage
 from sbp_fast.experiment.report import plots, wording
 from sbp_fast.experiment.report.examples import collect_triples
-from sbp_fast.experiment.results import STAGES, write_results
+from sbp_fast.experiment.results import write_results
 from sbp_fast.pairs.examples import EXAMPLES
 from sbp_fast.pipeline.files import atomic_open, read_json
 from sbp_fast.pipeline.progress import duration, short
+from sbp_fast.train.log import METRICS
 
 REPORT = "report.html"
-PRETRAININGS = {"baseline": "base", "sbp": "joint", "oracle": "oracle"}
-QUALITIES = {
-    "repetition": "Repetition",
-    "duplicates": "Duplicates",
-    "non_factual": "Non-factual",
-    "pair_irrelevance": "Pair-irrelevance",
-    "pair_copying": "Pair-copying",
-    "pair_containment": "Pair-containment",
-    "corpus_copying": "Corpus-copying",
-}
-
-
 JUDGED_GROUPS = {
     "synthetic": "synthetic documents",
     "real": "their seeds",
     "random": "random pairs",
     "neighbours": "true pairs",
 }
-SOURCE_RATES = ("repetition", "pair_irrelevance", "pair_containment", "corpus_copying")
-"""Of those, what is known by the source of the seed."""
+
+ARM_PALETTE = (("#5b6b82", "#9db0cb"), ("#c8480b", "#ff9154"), ("#0d7a6b", "#3fcdb6"))
+"""Colors of the first arms on a light and on a dark page; `arm_palette` makes those of the others."""
+
+
+def arm_palette(count: int) -> list[tuple[str, str]]:
+    """Return a CSS color for a light and one for a dark page, for each arm; hues turn by the golden angle."""
+    made = [(f"hsl({137.5 * i % 360:.0f} 60% 38%)", f"hsl({137.5 * i % 360:.0f} 70% 70%)") for i in range(2, 2 + count)]
+    return [*ARM_PALETTE, *made][:count]
 
 
 def write_report(run_directory: Path) -> Path:
@@ -50,12 +47,12 @@ def write_report(run_directory: Path) -> Path:
     """
     run_directory = Path(run_directory)
     results = write_results(run_directory)
-    curves = {
-        stage: read_curve(run_directory / STAGES[stage] / "metrics.jsonl")
-        for stage in ("base", "joint", "oracle", "synthesizer")
-    }
-    examples = read_json(run_directory / STAGES["pair"] / EXAMPLES)
-    page = render(results, curves, collect_triples(run_directory), examples)
+    config = RunConfig.model_validate(results["run"]["config"])
+    curves = {name: read_curve(run_directory / name / METRICS) for name in stages_of(config) if name.startswith("train/")}
+    triples, examples = [], []
+    if "pairs" in results:
+        triples, examples = collect_triples(run_directory), read_json(run_directory / PAIR / EXAMPLES)
+    page = render(results, curves, triples, examples)
     with atomic_open(run_directory / REPORT) as file:
         file.write(page.encode())
     return run_directory / REPORT
@@ -88,29 +85,25 @@ def render(
         "percent": percent,
         "decimal": decimal,
         "plain": plain,
+        "number_word": number_word,
     }
     environment.globals |= {
         "measure": measure,
         "change": change,
-        "label": wording.metric_label,
-        "qualities": QUALITIES,
-        "source_rates": SOURCE_RATES,
         "judged_groups": JUDGED_GROUPS,
     }
-    metrics = wording.metric_names(results)
     return environment.get_template("report.html.jinja").render(
         results=results,
-        metrics=metrics,
         verdict=wording.verdict(results),
         headline=wording.headline(results),
-        accuracies=[wording.accuracy_sentence(results, metric) for metric in metrics[1:]],
+        secondary=wording.secondary_sentences(results),
         budget=wording.budget(results),
         limits=wording.limits(results),
-        arm_names=plots.LABELS,
-        plots=_plots(results, metrics, curves),
+        palette=arm_palette(len(results["arms"])),
+        plots=_plots(results, curves),
         triples=triples,
         pair_examples=pair_examples,
-        real_texts=_real_texts(results["synthetic_quality"]["quality"]),
+        real_texts=_real_texts(results.get("synthetic_quality", {}).get("quality", {})),
         reasons=sorted({triple["reason"] for triple in triples if triple["reason"]}),
         config=dump_config(RunConfig.model_validate(results["run"]["config"])),
     )
@@ -118,20 +111,28 @@ def render(
 
 def _real_texts(quality: Mapping[str, Any]) -> list[str]:
     """Which real documents stand beside each rate."""
-    return [f"{QUALITIES[key].lower()}, {found['real_text']}" for key, found in quality.items() if found["real_text"]]
+    return [f"{rate['label'].lower()}, {rate['real_text']}" for rate in quality.values() if rate["real_text"]]
 
 
-def _plots(results: Mapping[str, Any], metrics: Sequence[str], curves: Mapping[str, Any]) -> dict[str, Any]:
-    quality = results["synthetic_quality"]
-    drawn = {
-        "arms": [plots.arms_plot(results["arms"], metric, wording.metric_label(metric)) for metric in metrics],
-        "losses": plots.loss_plot("pretraining", "Pretraining", {arm: curves[run] for arm, run in PRETRAININGS.items()}),
-        "synthesizer": plots.loss_plot("synthesizer", "Tuning the synthesizer", {"synthesizer": curves["synthesizer"]}),
-        "similarity": plots.similarity_plot(results["pairs"]["histogram"], results["pairs"]["band"]),
-        "lengths": plots.lengths_plot(quality["lengths"]),
-        "drawn_similarity": plots.drawn_similarity_plot(quality["similarity"]),
-        "log_probability": plots.log_probability_plot(quality["log_probability"]),
+def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, Any]:
+    arms = results["arms"]
+    pretraining = [
+        (arm["label"], plots.arm_color(index), curves[train_stage(name)]) for index, (name, arm) in enumerate(arms.items())
+    ]
+    drawn: dict[str, Any] = {
+        "arms": [plots.arms_plot(arms, name, metric) for name, metric in results["metrics"].items()],
+        "losses": plots.loss_plot("pretraining", "Pretraining", pretraining),
     }
+    if "synthetic_quality" in results:
+        quality = results["synthetic_quality"]
+        tuning = [("Synthesizer", plots.COLORS["synthesizer"], curves[SYNTHESIZER])]
+        drawn |= {
+            "synthesizer": plots.loss_plot("synthesizer", "Tuning the synthesizer", tuning),
+            "similarity": plots.similarity_plot(results["pairs"]["histogram"], results["pairs"]["band"]),
+            "lengths": plots.lengths_plot(quality["lengths"]),
+            "drawn_similarity": plots.drawn_similarity_plot(quality["similarity"]),
+            "log_probability": plots.log_probability_plot(quality["log_probability"]),
+        }
     return {name: [Markup(one) for one in svg] if isinstance(svg, list) else Markup(svg) for name, svg in drawn.items()}
 
 
@@ -142,6 +143,12 @@ def _data(value: float, text: str | Markup) -> Markup:
 
 def count(value: float) -> Markup:
     return _data(value, f"{value:,}" if isinstance(value, int) and value < 100_000 else short(value))
+
+
+def number_word(value: int) -> str:
+    """Return a small number as a word that begins a sentence."""
+    words = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")
+    return words[value] if value < len(words) else str(value)
 
 
 def plain(value: float) -> Markup:
@@ -168,17 +175,17 @@ def flops(value: float) -> Markup:
     return _data(value, Markup("{}&thinsp;&times;&thinsp;10<sup>{}</sup>").format(mantissa, int(exponent)))
 
 
-def measure(found: Mapping[str, Any], metric: str) -> Markup:
+def measure(found: Mapping[str, Any], metric: Mapping[str, Any]) -> Markup:
     """A value with its interval."""
     return _with_interval(found, metric, signed=False)
 
 
-def change(found: Mapping[str, Any], metric: str) -> Markup:
+def change(found: Mapping[str, Any], metric: Mapping[str, Any]) -> Markup:
     """A difference with its interval, marked by what it means."""
-    kind = "unclear" if not wording.excludes_zero(found) else "better" if wording.is_better(found, metric) else "worse"
+    kind = wording.outcome(found, metric)
     return Markup('<span class="change {}">{}</span>').format(kind, _with_interval(found, metric, signed=True))
 
 
-def _with_interval(found: Mapping[str, Any], metric: str, signed: bool) -> Markup:
+def _with_interval(found: Mapping[str, Any], metric: Mapping[str, Any], signed: bool) -> Markup:
     value, low, high = (_data(found[key], wording.number(found[key], metric, signed)) for key in ("value", "low", "high"))
     return Markup('{} <span class="interval">[{}, {}]</span>').format(value, low, high)

@@ -20,14 +20,19 @@ COLORS = {
     "ink": "#010101",
     "muted": "#020202",
     "grid": "#030303",
-    "baseline": "#040404",
-    "sbp": "#050505",
-    "oracle": "#060606",
-    "synthesizer": "#070707",
-    "band": "#080808",
+    "accent": "#040404",
+    "good": "#050505",
+    "synthesizer": "#060606",
+    "band": "#070707",
 }
-ARMS = ("baseline", "sbp", "oracle")
-LABELS = {"baseline": "Baseline", "sbp": "SBP", "oracle": "Oracle", "synthesizer": "Synthesizer"}
+"""CSS variable -> the placeholder that it is drawn as; the variables of arms are `arm_color`'s."""
+
+
+def arm_color(index: int) -> str:
+    """Return the placeholder of the color of arm `index`, which becomes the CSS variable `--arm-INDEX`."""
+    return f"#08{index // 256:02x}{index % 256:02x}"
+
+
 CURVE_POINTS = 160
 STYLE = {
     "svg.fonttype": "none",
@@ -57,44 +62,52 @@ STYLE = {
 }
 
 
-def arms_plot(arms: Mapping[str, Any], metric: str, title: str) -> str:
-    """One dot with its interval for each arm; for accuracies also where chance lies."""
+def arms_plot(arms: Mapping[str, Any], name: str, metric: Mapping[str, Any]) -> str:
+    """Draw one dot with its interval for each arm, and a line at chance where the metric has such a value.
+
+    Args:
+        name: the metric's; `metric` is its description (see `Metric.describe`).
+    """
+
+    title = metric["label"]
 
     def draw(axes: Axes) -> None:
-        percent = metric.endswith("_accuracy")
-        scale = 100.0 if percent else 1.0
-        for row, arm in enumerate(ARMS):
-            found = arms[arm][metric]
-            axes.plot([found["low"] * scale, found["high"] * scale], [row, row], color=COLORS[arm], linewidth=2.2)
-            axes.plot([found["value"] * scale], [row], "o", color=COLORS[arm], markersize=7)
-            text = f"{found['value'] * scale:.1f}" if percent else f"{found['value']:.3f}"
-            axes.annotate(text, (found["value"] * scale, row), (0, 8), textcoords="offset points", ha="center")
-        chance = arms["baseline"][metric].get("chance")
+        scale = 100.0 if metric["percent"] else 1.0
+        for row, arm in enumerate(arms.values()):
+            value, low, high = (arm[name][key] * scale for key in ("value", "low", "high"))
+            axes.plot([low, high], [row, row], color=arm_color(row), linewidth=2.2)
+            axes.plot([value], [row], "o", color=arm_color(row), markersize=7)
+            axes.annotate(f"{value:.{metric['digits']}f}", (value, row), (0, 8), textcoords="offset points", ha="center")
+        chance = metric["chance"]
         if chance is not None:
             axes.axvline(chance * scale, color=COLORS["muted"], linewidth=1, linestyle=(0, (3, 3)))
             axes.annotate(
-                "chance", (chance * scale, len(ARMS) - 0.45), (4, 0), textcoords="offset points", color=COLORS["muted"]
+                "chance", (chance * scale, len(arms) - 0.45), (4, 0), textcoords="offset points", color=COLORS["muted"]
             )
-        axes.set_yticks(range(len(ARMS)), [LABELS[arm] for arm in ARMS])
-        axes.set_ylim(len(ARMS) - 0.4, -0.6)
+        axes.set_yticks(range(len(arms)), [arm["label"] for arm in arms.values()])
+        axes.set_ylim(len(arms) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0, labelcolor=COLORS["ink"])
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x")
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.12)
-        axes.set_title(f"{title}, %" if percent else title)
+        axes.set_title(f"{title}, %" if metric["percent"] else title)
 
-    return _svg(f"arms-{metric}", f"{title} of the three arms", draw, (3.5, 2.1))
+    return _svg(f"arms-{name}", f"{title} of the arms", draw, (3.5, 0.6 + 0.5 * len(arms)))
 
 
-def loss_plot(name: str, title: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Training loss over training tokens: curves of (tokens, loss in nats a token), averaged over stretches of steps."""
+def loss_plot(name: str, title: str, curves: Sequence[tuple[str, str, Sequence[tuple[float, float]]]]) -> str:
+    """Draw training losses over training tokens, averaged over stretches of steps.
+
+    Args:
+        curves: (label, color placeholder, points) of each curve; a point is (tokens, loss in nats per token).
+    """
 
     def draw(axes: Axes) -> None:
-        unit, divisor = ("millions", 1e6) if max(c[-1][0] for c in curves.values()) >= 1e6 else ("thousands", 1e3)
-        for curve, points in curves.items():
+        unit, divisor = ("millions", 1e6) if max(points[-1][0] for _, _, points in curves) >= 1e6 else ("thousands", 1e3)
+        for label, color, points in curves:
             tokens, losses = _thinned(np.array(points, np.float64))
-            axes.plot(tokens / divisor, losses, color=COLORS[curve], label=LABELS[curve])
+            axes.plot(tokens / divisor, losses, color=color, label=label)
         axes.set_xlabel(f"training tokens, {unit}")
         axes.set_ylabel("loss, nats a token")
         axes.set_title(title)
@@ -114,7 +127,7 @@ def similarity_plot(histogram: Mapping[str, Any], band: Mapping[str, Any]) -> st
 
     def draw(axes: Axes) -> None:
         axes.axvspan(band["low"], min(band["high"], histogram["edges"][-1]), color=COLORS["band"], alpha=0.16, linewidth=0)
-        drawn = (("random", "muted", "Random pairs"), ("nearest", "sbp", "Nearest neighbours"), ("pairs", "oracle", "Pairs"))
+        drawn = (("random", "muted", "Random pairs"), ("nearest", "accent", "Nearest neighbours"), ("pairs", "good", "Pairs"))
         _histograms(axes, histogram, drawn)
         _label_similarities(axes, "How similar related documents are", band["low"])
 
@@ -125,8 +138,8 @@ def drawn_similarity_plot(similarity: Mapping[str, Any]) -> str:
     """Similarity of synthetic documents to their seeds, between random pairs and true ones, and the low end of the band."""
     drawn = (
         ("random", "muted", "To another's seed"),
-        ("neighbours", "oracle", "True partner to seed"),
-        ("seed", "sbp", "To its seed"),
+        ("neighbours", "good", "True partner to seed"),
+        ("seed", "accent", "To its seed"),
     )
 
     def draw(axes: Axes) -> None:
@@ -149,7 +162,7 @@ def log_probability_plot(found: Mapping[str, Any]) -> str:
     """Mean log-probability that the synthesizer gave each document's tokens when it drew them."""
 
     def draw(axes: Axes) -> None:
-        _histograms(axes, found, (("generated", "sbp", "Synthetic, all"),))
+        _histograms(axes, found, (("generated", "accent", "Synthetic, all"),))
         axes.set_xlabel("mean log-probability, nats a token")
         axes.set_title("How sure the synthesizer was")
 
@@ -160,7 +173,7 @@ def lengths_plot(lengths: Mapping[str, Any]) -> str:
     """Lengths of synthetic and of real documents, each as percent of its documents."""
 
     def draw(axes: Axes) -> None:
-        _histograms(axes, lengths, (("real", "muted", "Real"), ("synthetic", "sbp", "Synthetic, kept")))
+        _histograms(axes, lengths, (("real", "muted", "Real"), ("synthetic", "accent", "Synthetic, kept")))
         axes.set_xlabel("tokens a document")
         axes.set_title("How long the documents are")
         axes.legend(loc="upper right", labelcolor=COLORS["ink"])
@@ -202,6 +215,7 @@ def _inline(svg: str, name: str, description: str) -> str:
     svg = re.sub(r"font: (\S+) [^;\"]*|font-family: [^;\"]*", lambda match: f"font-size: {match[1]}" if match[1] else "", svg)
     for color, placeholder in COLORS.items():
         svg = svg.replace(placeholder, f"var(--{color})")
+    svg = re.sub(r"#08([0-9a-f]{4})\b", lambda match: f"var(--arm-{int(match[1], 16)})", svg)
     width, height = (re.search(rf'<svg[^>]* {side}="([\d.]+)pt"', svg)[1] for side in ("width", "height"))  # type: ignore[index]
     opening = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{description}">'
     return re.sub(r"<svg[^>]*>", opening, svg, count=1)

@@ -7,124 +7,185 @@ from typing import Any
 
 from sbp_fast.pipeline.progress import short
 
-BITS = "heldout_bits_per_byte"
 MINUS = "\N{MINUS SIGN}"
 PAPER_RATIO = 19.5  # 20 but for rounding
 MATCHED = 0.01  # training tokens of two arms count as the same up to this share
 
-
-def metric_names(results: Mapping[str, Any]) -> list[str]:
-    """The measured metrics, bits per byte first."""
-    return [BITS, *(name for name in results["arms"]["baseline"] if name.endswith("_accuracy"))]
+Results = Mapping[str, Any]
+Description = Mapping[str, Any]
 
 
-def metric_label(metric: str) -> str:
-    """What a person calls a metric."""
-    if metric == BITS:
-        return "Held-out bits per byte"
-    return f"{metric.removesuffix('_accuracy').replace('_', ' ').capitalize()} accuracy"
+def number(value: float, metric: Description, signed: bool = False) -> str:
+    """Return a metric's value, or a difference of two, to the digits that mean something; shares in percent.
 
-
-def number(value: float, metric: str, signed: bool = False) -> str:
-    """A metric's value, or a difference of two, to the digits that mean something; accuracies in percent."""
-    text = f"{value:{'+' if signed else ''}.3f}" if metric == BITS else f"{100 * value:{'+' if signed else ''}.1f}"
-    return text.replace("-", MINUS)
+    Args:
+        metric: the description of the metric, as `Metric.describe` gives it.
+    """
+    scale = 100 if metric["percent"] else 1
+    return f"{scale * value:{'+' if signed else ''}.{metric['digits']}f}".replace("-", MINUS)
 
 
 def excludes_zero(interval: Mapping[str, Any]) -> bool:
+    """Return whether an interval lies on one side of zero."""
     return interval["low"] > 0 or interval["high"] < 0
 
 
-def is_better(difference: Mapping[str, Any], metric: str) -> bool:
-    """Whether a difference to the baseline is an improvement: fewer bits, more right answers."""
-    return (difference["value"] < 0) == (metric == BITS)
+def is_better(difference: Mapping[str, Any], metric: Description) -> bool:
+    """Return whether a difference to the baseline is an improvement."""
+    return (difference["value"] < 0) == (metric["better"] == "lower")
 
 
-def verdict(results: Mapping[str, Any]) -> str:
-    """The outcome in one line."""
-    difference = results["arms"]["sbp"]["difference_to_baseline"][BITS]
-    if not excludes_zero(difference):
-        return "SBP made no measurable difference to the repetition baseline in this run"
-    return (
-        "SBP improved on the repetition baseline in this run"
-        if is_better(difference, BITS)
-        else "SBP did worse than the repetition baseline in this run"
-    )
+def outcome(difference: Mapping[str, Any], metric: Description) -> str:
+    """Return "better", "worse", or "unclear" where the interval includes zero."""
+    return "unclear" if not excludes_zero(difference) else "better" if is_better(difference, metric) else "worse"
 
 
-def headline(results: Mapping[str, Any]) -> list[str]:
-    """Two or three sentences that say what was measured on held-out text, with its uncertainty."""
-    arms, ratio = results["arms"], results["oracle_ratio"]
-    sbp, oracle = (arms[arm]["difference_to_baseline"][BITS] for arm in ("sbp", "oracle"))
+def primary_metric(results: Results) -> str:
+    """Return the metric that headlines are about: the first one."""
+    return next(iter(results["metrics"]))
+
+
+def synthetic_arms(results: Results) -> list[str]:
+    """Return the arms that read synthetic documents."""
+    return [name for name, arm in results["arms"].items() if arm["synthetic"]]
+
+
+def verdict(results: Results) -> str:
+    """Return the outcome in one line, for each arm that reads synthetic documents."""
+    metric = primary_metric(results)
+    phrases = {
+        "unclear": "made no measurable difference to the repetition baseline in this run",
+        "better": "improved on the repetition baseline in this run",
+        "worse": "did worse than the repetition baseline in this run",
+    }
+    lines = []
+    for name in synthetic_arms(results):
+        arm = results["arms"][name]
+        lines.append(f"{arm['label']} {phrases[outcome(arm['difference_to_baseline'][metric], results['metrics'][metric])]}")
+    return "; ".join(lines) or "No arm of this run reads synthetic documents"
+
+
+def headline(results: Results) -> list[str]:
+    """Return the sentences that say what was measured on held-out text, with its uncertainty."""
+    arms, metric = results["arms"], primary_metric(results)
     sentences = [
-        f"{_change('SBP', sbp)}, against the repetition baseline {budget(results)}.",
-        f"{_change(f'The oracle, with {ratio:.3g} times the unique text to draw on,', oracle)}.",
+        f"{_change(_subject(results, name), arm['difference_to_baseline'][metric], results['metrics'][metric])}."
+        for name, arm in arms.items()
+        if name != results["baseline"]
     ]
-    recovered = results["recovered_share_of_oracle"].get(BITS)
-    if recovered is not None and recovered["value"] is not None:
-        value, low, high = (f"{100 * recovered[key]:.0f}%".replace("-", MINUS) for key in ("value", "low", "high"))
-        sentences.append(f"SBP's change is {value} [{low}, {high}] of the oracle's gain.")
-    elif recovered is not None:
-        sentences.append(f"A share of the oracle's gain cannot be given: {recovered['reason']}.")
-    sentences.append("One seed each: the intervals are over held-out text, not over the luck of a training run.")
+    if sentences:
+        sentences[0] = f"{sentences[0].removesuffix('.')}, against the repetition baseline {budget(results)}."
+    for oracle, by_arm in results["recovered_share_of_oracle"].items():
+        sentences += [
+            _recovered(arms[name]["label"], arms[oracle]["label"].lower(), by_arm[name][metric])
+            for name in synthetic_arms(results)
+            if name in by_arm
+        ]
+    if all(arm["training_runs"] == 1 for arm in arms.values()):
+        sentences.append("One seed each: the intervals are over held-out text, not over the luck of a training run.")
+    else:
+        sentences.append("The intervals are over held-out text, not over the luck of a training run.")
     return sentences
 
 
-def _change(who: str, difference: Mapping[str, Any]) -> str:
-    shown = _shown(difference, BITS)
+def _subject(results: Results, name: str) -> str:
+    arm = results["arms"][name]
+    if arm["data"] == "all":
+        return f"The {arm['label'].lower()}, with {results['oracle_ratio']:.3g} times the unique text to draw on,"
+    return arm["label"]
+
+
+def _recovered(label: str, oracle: str, share: Mapping[str, Any]) -> str:
+    if share["value"] is None:
+        return f"A share of the {oracle}'s gain cannot be given: {share['reason']}."
+    value, low, high = (f"{100 * share[key]:.0f}%".replace("-", MINUS) for key in ("value", "low", "high"))
+    return f"{label}'s change is {value} [{low}, {high}] of the {oracle}'s gain."
+
+
+def _change(subject: str, difference: Mapping[str, Any], metric: Description) -> str:
+    shown, name = _shown(difference, metric), f"{metric['label'][0].lower()}{metric['label'][1:]}"
     if not excludes_zero(difference):
-        return f"{who} made no measurable difference to held-out bits per byte ({shown})"
-    return f"{who} changed held-out bits per byte by {shown}, {'better' if is_better(difference, BITS) else 'worse'}"
+        return f"{subject} made no measurable difference to {name} ({shown})"
+    return f"{subject} changed {name} by {shown}, {outcome(difference, metric)}"
 
 
-def _shown(difference: Mapping[str, Any], metric: str) -> str:
+def _shown(difference: Mapping[str, Any], metric: Description) -> str:
     value, low, high = (number(difference[key], metric, signed=True) for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 
 
-def budget(results: Mapping[str, Any]) -> str:
-    """How the arms' training tokens compare."""
-    tokens = [results["arms"][arm]["tokens"] for arm in ("baseline", "sbp", "oracle")]
+def budget(results: Results) -> str:
+    """Return how the arms' training tokens compare."""
+    arms = results["arms"]
+    tokens = [arm["tokens"] for arm in arms.values()]
     if max(tokens) - min(tokens) <= MATCHED * max(tokens):
         return f"at the same {short(tokens[0])} training tokens"
-    return f"at unequal training tokens: baseline {short(tokens[0])}, SBP {short(tokens[1])}, oracle {short(tokens[2])}"
+    each = ", ".join(f"{_in_a_sentence(arm['label'])} {short(arm['tokens'])}" for arm in arms.values())
+    return f"at unequal training tokens: {each}"
 
 
-def accuracy_sentence(results: Mapping[str, Any], metric: str) -> str:
-    """What SBP did to one accuracy."""
-    difference = results["arms"]["sbp"]["difference_to_baseline"][metric]
-    outcome = "no measurable difference"
-    if excludes_zero(difference):
-        outcome = "an improvement" if is_better(difference, metric) else "a loss"
-    return f"{metric_label(metric)}: {outcome}, SBP against the baseline ({_shown(difference, metric)} points)."
+def _in_a_sentence(label: str) -> str:
+    return label if label.isupper() else f"{label[0].lower()}{label[1:]}"
 
 
-def limits(results: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before believing any of it."""
+def secondary_sentences(results: Results) -> list[str]:
+    """Return what the arms with synthetic documents did to each metric but the first."""
+    phrases = {"unclear": "no measurable difference", "better": "an improvement", "worse": "a loss"}
+    sentences = []
+    for name, metric in list(results["metrics"].items())[1:]:
+        for arm in synthetic_arms(results):
+            difference, label = results["arms"][arm]["difference_to_baseline"][name], results["arms"][arm]["label"]
+            unit = " points" if metric["percent"] else ""
+            sentences.append(
+                f"{metric['label']}: {phrases[outcome(difference, metric)]}, {label} against the baseline "
+                f"({_shown(difference, metric)}{unit})."
+            )
+    return sentences
+
+
+def limits(results: Results) -> list[str]:
+    """Return what a reader must know before believing any of it."""
     arms, ratio = results["arms"], results["oracle_ratio"]
-    oracle, baseline = arms["oracle"], arms["baseline"]
+    baseline = arms[results["baseline"]]
     embedded = results["corpus"]["embedded"]
     reason = ": in a twentieth of the embedded corpus too few documents would be related" if embedded else ""
-    said = [
+    sentences = [
         f"The models have {short(baseline['parameters'])} parameters. The paper's smallest experiment has 3 billion, and 10 "
         "billion unique tokens, and even there a quarter of the synthesized documents were off their seed's topic: a tiny "
         "model need not show the paper's gain, whatever the code does.",
-        f"The oracle may read {ratio:.3g} times the unique text of the other arms"
+    ]
+    sentences += [
+        f"The {arm['label'].lower()} may read {ratio:.3g} times the unique text of the other arms"
         + (f", not 20 times as in the paper{reason}." if ratio < PAPER_RATIO else ".")
-        + f" At this budget it reads {short(oracle['unique_tokens_read'])} of its {short(oracle['unique_tokens'])} tokens.",
+        + f" At this budget it reads {short(arm['unique_tokens_read'])} of its {short(arm['unique_tokens'])} tokens."
+        for arm in arms.values()
+        if arm["data"] == "all"
+    ]
+    sentences += [
         f"The baseline reads its corpus {baseline['real_epochs']:.3g} times. Text may be repeated about four times at nearly "
         "the worth of fresh text (arXiv 2305.16264)"
         + (": at this budget there is little for SBP to win back." if baseline["real_epochs"] < 4 else "."),
-        f"One seed ({results['run']['seed']}) for every training: the intervals are over documents and questions "
-        f"({100 * results['confidence']:.3g}% percentile bootstrap, paired between arms), not over trainings.",
+        _seeds(results),
         "Arms are matched in the tokens of their final training. What the other stages cost is in the ledger; no baseline was "
-        "trained on SBP's total compute.",
+        "trained on the total compute of an arm with synthetic documents.",
     ]
-    unmeasured = [
-        name.replace("_", "-") for name, found in results["synthetic_quality"]["quality"].items() if found["rate"] is None
-    ]
+    rates = results["synthetic_quality"]["quality"] if "synthetic_quality" in results else {}
+    unmeasured = [rate["label"].lower() for rate in rates.values() if rate["rate"] is None]
     if unmeasured:
-        said.append(
+        sentences.append(
             f"Not measured: {', '.join(unmeasured)}. No judge or reference for it is at hand, and no stand-in is reported."
         )
-    return said
+    return sentences
+
+
+def _seeds(results: Results) -> str:
+    runs = {arm["label"]: arm["training_runs"] for arm in results["arms"].values()}
+    trained = (
+        "One training run for each arm"
+        if set(runs.values()) == {1}
+        else f"Training runs: {', '.join(f'{label} {count}' for label, count in runs.items())}"
+    )
+    return (
+        f"{trained}: the intervals are over documents and questions ({100 * results['confidence']:.3g}% percentile bootstrap, "
+        "paired between arms), not over trainings."
+    )

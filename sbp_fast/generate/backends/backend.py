@@ -69,7 +69,7 @@ BACKENDS = Registry[Backend]("generation backend")
 def export_synthesizer(model: Path, prepared: PreparedCorpus, scratch: Path, processes: Processes) -> Path:
     """Export the synthesizer to `scratch` as a Hugging Face directory; all processes call this together."""
     exported = scratch / "model"
-    if processes.leads:
+    if processes.is_rank0:
         scratch.mkdir(parents=True, exist_ok=True)
         export_model(model, prepared.directory / "tokenizer.json", exported)
     processes.gather(None)

@@ -83,7 +83,7 @@ def cache_config(
     groups = -(-cache.rows // settings.samples_per_seed) + cache.prefill_tokens // shape.context
     most = 1 + cache.rows * document_pages + groups * seed_pages
     least = 1 + seed_pages + document_pages
-    numbers = 2 * shape.layers * shape.key_value_heads * shape.head_width * cache.page_tokens
+    numbers = 2 * shape.layers * shape.kv_heads * shape.head_dim * cache.page_tokens
     page_bytes = numbers * getattr(torch, dtype).itemsize
     memory = settings.cache_gib * 2**30 or available_bytes(model.device)
     fitting = int(memory / engines // page_bytes)

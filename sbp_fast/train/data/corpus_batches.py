@@ -7,12 +7,12 @@ from fractions import Fraction
 
 import numpy as np
 
-from sbp_fast.config import RunConfig
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.errors import UserError
 from sbp_fast.train.data.batches import NO_TARGET, REAL, SYNTHETIC, PackedBatch
 from sbp_fast.train.data.order import Order, Source
 from sbp_fast.train.data.packing import Packing
+from sbp_fast.train.task import TrainTask
 
 
 class CorpusBatches:
@@ -23,7 +23,9 @@ class CorpusBatches:
 
     Args:
         real: what may repeat.
-        synthetic: what may not; it gets `joint.maximum_synthetic_share` of the streams, or as many as it has.
+        synthetic: what may not; it gets `task.share` of the streams, or as many as it has.
+        task: the recipe, the seed and the share of synthetic text.
+        context: tokens of the model's context.
 
     Attributes:
         packed: the packed documents of each source.
@@ -33,22 +35,23 @@ class CorpusBatches:
         UserError: streams that do not hold a context; less synthetic text than the least asked for.
     """
 
-    def __init__(self, real: Corpus, synthetic: Corpus | None, config: RunConfig) -> None:
-        recipe, context = config.pretrain, config.model.context
-        self.stream_tokens, self.streams_per_step, self.steps = recipe.microbatch_tokens, recipe.streams_per_step, recipe.steps
+    def __init__(self, real: Corpus, synthetic: Corpus | None, task: TrainTask, context: int) -> None:
+        recipe, seed = task.recipe, task.seed
+        self.stream_tokens, self.streams_per_step = recipe.microbatch_tokens, recipe.sequences_per_step
+        self.steps = recipe.steps
         if self.stream_tokens < context:
             found = f"{self.stream_tokens} is less than model.context = {context}"
             raise UserError("pretrain.microbatch_tokens", found, "raise it to that or more")
-        self.packed = {REAL: PackedDocuments.pack(real, self.stream_tokens, context, config.seed)}
+        self.packed = {REAL: PackedDocuments.pack(real, self.stream_tokens, context, seed)}
         sources = [Source(REAL, self.packed[REAL].packing.bins, repeats=True)]
         if synthetic is not None:
-            self.packed[SYNTHETIC] = PackedDocuments.pack(synthetic, self.stream_tokens, context, config.seed)
+            self.packed[SYNTHETIC] = PackedDocuments.pack(synthetic, self.stream_tokens, context, seed)
             available, total = self.packed[SYNTHETIC].packing.bins, self.steps * self.streams_per_step
-            share = Fraction(min(int(config.joint.maximum_synthetic_share * total), available), total)
-            _require_enough(config, share, available, total)
+            share = Fraction(min(int(task.share * total), available), total)
+            _require_enough(task, share, available, total)
             sources = [replace(sources[0], share=1 - share), Source(SYNTHETIC, available, repeats=False, share=share)]
         self.synthetic_share = float(1 - sources[0].share)
-        self.order = Order(sources, streams_per_step=self.streams_per_step, steps=self.steps, seed=config.seed)
+        self.order = Order(sources, streams_per_step=self.streams_per_step, steps=self.steps, seed=seed)
 
     def stream(self, step: int, number: int) -> PackedBatch:
         if not (0 <= step < self.steps and 0 <= number < self.streams_per_step):
@@ -97,9 +100,9 @@ class PackedDocuments:
         return PackedBatch.build(tokens, targets, lengths.tolist(), length=length, synthetic=synthetic, documents=documents)
 
 
-def _require_enough(config: RunConfig, share: Fraction, available: int, total: int) -> None:
-    least, size = config.joint.minimum_synthetic_share, config.pretrain.microbatch_tokens
+def _require_enough(task: TrainTask, share: Fraction, available: int, total: int) -> None:
+    least, size = task.minimum_share, task.recipe.microbatch_tokens
     if share < least:
         asked = f"asks for {round(least * total) * size:,} synthetic tokens, and there are {available * size:,}"
         remedy = "synthesize more, lower the share, or train on fewer tokens: no synthetic document is read twice"
-        raise UserError(f"joint.minimum_synthetic_share = {least}", asked, remedy)
+        raise UserError(f"arms.{task.name}.minimum_share = {least}", asked, remedy)

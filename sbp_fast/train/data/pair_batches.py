@@ -34,7 +34,11 @@ class PairBatches:
     def __init__(
         self, corpus: Corpus, pairs: PairSet, partner_token: int, recipe: TrainConfig, context: int, seed: int
     ) -> None:
-        self.stream_tokens, self.streams_per_step, self.steps = recipe.microbatch_tokens, recipe.streams_per_step, recipe.steps
+        self.stream_tokens, self.streams_per_step, self.steps = (
+            recipe.microbatch_tokens,
+            recipe.sequences_per_step,
+            recipe.steps,
+        )
         if self.stream_tokens < 2 * context:
             remedy = f"set it to at least twice model.context, {2 * context}"
             raise UserError("synthesizer.microbatch_tokens", f"{self.stream_tokens} does not hold a pair", remedy)

@@ -1,0 +1,179 @@
+"""What trained models are measured by: each metric is registered once, with how it is computed and how it is shown.
+
+Every metric is a ratio of two sums over its items (bits over bytes of documents, right answers over questions), computed from
+log-likelihoods of sequences. So one table of (numerator, denominator) per item holds a model's scores, and one bootstrap
+serves every metric. The description travels with the scores into `results.json`; tables, plots and sentences are made from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from sbp_fast.config import RunConfig
+from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.evaluate.likelihood import Tree, choice_trees, document_trees
+from sbp_fast.evaluate.multiple_choice import QuestionSet, question_sets
+from sbp_fast.pipeline.progress import Console
+from sbp_fast.registry import Registry
+
+
+@dataclass(frozen=True)
+class Items:
+    """The sequences that a metric needs the log-likelihoods of, and what becomes of these.
+
+    Attributes:
+        trees: packed segments with the predictions asked of them.
+        sequences: number of log-likelihoods.
+        to_rows: log-likelihoods, float64 [sequences] in nats -> the rows of the score table (see `score_rows`).
+    """
+
+    trees: list[Tree]
+    sequences: int
+    to_rows: Callable[[np.ndarray], pa.Table]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric and its description.
+
+    Attributes:
+        name: key in score tables and results.json.
+        label: what the report calls it.
+        better: whether lower or higher values are better.
+        unit: plural name of the items that are resampled, such as "documents".
+        digits: decimals shown; of percent where `percent`.
+        percent: whether values are shares, shown in percent.
+        chance: value expected of guessing; None where there is no such thing.
+        fingerprint: of what the metric reads beside the prepared corpus.
+        items: prepared corpus, context in tokens -> the items.
+    """
+
+    name: str
+    label: str
+    better: Literal["lower", "higher"]
+    unit: str
+    digits: int
+    items: Callable[[PreparedCorpus, int], Items]
+    percent: bool = False
+    chance: float | None = None
+    fingerprint: str = ""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what tables, plots and sentences need, JSON-representable."""
+        keys = ("label", "better", "unit", "digits", "percent", "chance")
+        return {key: getattr(self, key) for key in keys}
+
+
+MetricSource = Callable[[RunConfig, PreparedCorpus, Console], Sequence[Metric]]
+METRICS: Registry[MetricSource] = Registry("metric")
+"""Sources of metrics: each gives one or more, such as one accuracy per set of questions."""
+
+
+def all_metrics(config: RunConfig, prepared: PreparedCorpus, console: Console) -> list[Metric]:
+    """Return every metric that the configuration asks for, in the order of registration.
+
+    Raises:
+        UserError: a malformed question file.
+        ValueError: two metrics of one name.
+    """
+    metrics = [metric for _, source in METRICS.items() for metric in source(config, prepared, console)]
+    names = [metric.name for metric in metrics]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"metric {min(repeated)!r} is defined twice")
+    return metrics
+
+
+def score_rows(
+    metric: str, ids: Any, sources: Any, numerators: Any, denominators: Any, choice_scores: Sequence[Any] | None = None
+) -> pa.Table:
+    """Return score rows: metric, id, source, numerator, denominator, and for questions the score of each choice."""
+    return pa.table(
+        {
+            "metric": pa.array([metric] * len(ids), pa.string()),
+            "id": pa.array(ids, pa.string()),
+            "source": pa.array(sources, pa.string()),
+            "numerator": pa.array(np.asarray(numerators, np.float64)),
+            "denominator": pa.array(np.asarray(denominators, np.float64)),
+            "scores": pa.array([None] * len(ids) if choice_scores is None else choice_scores, pa.list_(pa.float64())),
+        }
+    )
+
+
+BITS_PER_BYTE = "heldout_bits_per_byte"
+
+
+def bits_per_byte(config: RunConfig, prepared: PreparedCorpus, console: Console) -> list[Metric]:
+    """Return the bits per UTF-8 byte of held-out documents, each document's end token counted among its bits."""
+    return [Metric(BITS_PER_BYTE, "Held-out bits per byte", "lower", "documents", 3, _heldout_items)]
+
+
+def _heldout_items(prepared: PreparedCorpus, context: int) -> Items:
+    heldout = prepared.heldout
+
+    def to_rows(nats: np.ndarray) -> pa.Table:
+        return score_rows(BITS_PER_BYTE, heldout.ids, heldout.sources, -nats / math.log(2), heldout.text_bytes)
+
+    return Items(document_trees([heldout[index] for index in range(len(heldout))], context), len(heldout), to_rows)
+
+
+def accuracies(config: RunConfig, prepared: PreparedCorpus, console: Console) -> list[Metric]:
+    """Return the accuracy on each set of multiple-choice questions."""
+    return [_accuracy(questions) for questions in question_sets(config.evaluate, config.seed, prepared, console)]
+
+
+def _accuracy(questions: QuestionSet) -> Metric:
+    name = questions.metric
+    return Metric(
+        name,
+        f"{name.removesuffix('_accuracy').replace('_', ' ').capitalize()} accuracy",
+        "higher",
+        "questions",
+        1,
+        lambda prepared, context: _question_items(questions, prepared, context),
+        percent=True,
+        chance=questions.chance,
+        fingerprint=questions.fingerprint,
+    )
+
+
+def _question_items(question_set: QuestionSet, prepared: PreparedCorpus, context: int) -> Items:
+    """Return the choices after their prompts.
+
+    A choice's score is its log-probability after the prompt divided by its UTF-8 bytes (the joining space included), so that
+    long choices are not at a disadvantage.
+    """
+    tokenizer, questions = prepared.tokenizer, question_set.questions
+    prompts = tokenizer.encode_batch([question.prompt for question in questions])
+    choices = iter(tokenizer.encode_batch([_joined(choice) for question in questions for choice in question.choices]))
+    pairs = [
+        ([tokenizer.begin, *prompt], [next(choices) for _ in question.choices])
+        for question, prompt in zip(questions, prompts, strict=True)
+    ]
+
+    def to_rows(nats: np.ndarray) -> pa.Table:
+        scores, start = [], 0
+        for question in questions:
+            end = start + len(question.choices)
+            scores.append(nats[start:end] / [len(_joined(choice).encode()) for choice in question.choices])
+            start = end
+        right = [int(np.argmax(score)) == question.answer for score, question in zip(scores, questions, strict=True)]
+        ids, sources = [question.id for question in questions], [question.source for question in questions]
+        return score_rows(question_set.metric, ids, sources, right, np.ones(len(questions)), scores)
+
+    count = sum(len(question.choices) for question in questions)
+    return Items(choice_trees(pairs, context, where=question_set.metric), count, to_rows)
+
+
+def _joined(choice: str) -> str:
+    """Return a choice as it stands after its prompt."""
+    return f" {choice.strip()}"
+
+
+METRICS.register("heldout_bits_per_byte", bits_per_byte)
+METRICS.register("accuracy", accuracies)

@@ -1,0 +1,39 @@
+"""Scores of one model: every metric's numerator and denominator for each item, with the FLOPs that they took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.errors import UserError
+from sbp_fast.evaluate.likelihood import log_likelihoods
+from sbp_fast.evaluate.metrics import Metric
+from sbp_fast.model.flops import forward_flops
+from sbp_fast.model.transformer import Transformer
+from sbp_fast.pipeline.progress import Console
+
+
+def score_model(
+    model: Transformer, prepared: PreparedCorpus, metrics: Sequence[Metric], console: Console, name: str
+) -> tuple[pa.Table, float]:
+    """Return the score rows of all metrics (see `score_rows`) and the FLOPs of the forward passes.
+
+    Raises:
+        UserError: a model of another vocabulary than the corpus.
+    """
+    if model.vocabulary_size != prepared.tokenizer.vocabulary_size:
+        raise UserError(
+            f"model of {name}",
+            f"has a vocabulary of {model.vocabulary_size}, the corpus one of {prepared.tokenizer.vocabulary_size}",
+            "evaluate models with the corpus that they were trained on",
+        )
+    items = [metric.items(prepared, model.config.context) for metric in metrics]
+    tables, flops = [], 0.0
+    with console.task(f"scoring {name}", sum(len(tree) for part in items for tree in part.trees), "tokens") as task:
+        for part in items:
+            nats, extent = log_likelihoods(model, part.trees, part.sequences, advance=task.advance)
+            tables.append(part.to_rows(nats))
+            flops += forward_flops(model.config, model.vocabulary_size, extent.tokens, extent.visible_pairs, extent.predictions)
+    return pa.concat_tables(tables), flops

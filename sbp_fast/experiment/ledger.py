@@ -1,0 +1,67 @@
+"""The compute ledger: what every stage of a run took, which arms needed it, and comparisons at equal compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sbp_fast.config import RunConfig
+from sbp_fast.experiment.arms import Arm, arms_of
+from sbp_fast.experiment.graph import PREPARE, Stage, needed_stages, stages_of, train_stage
+from sbp_fast.pipeline.stage import Manifest
+
+Manifests = Mapping[str, Manifest]
+
+
+def stages_of_arm(stages: Mapping[str, Stage], arm: Arm) -> set[str]:
+    """Return the stages that one training run of an arm takes beyond the prepared corpus, which every arm shares."""
+    return needed_stages(stages, train_stage(arm.name)) - {PREPARE}
+
+
+def ledger(config: RunConfig, manifests: Manifests) -> list[dict[str, Any]]:
+    """Return a line for each stage: FLOPs and seconds with their shares, the device, and the arms that needed it."""
+    stages, arms = stages_of(config), arms_of(config)
+    needed = {arm.name: stages_of_arm(stages, arm) for arm in arms.values()}
+    flops, seconds = totals(manifests).values()
+    return [
+        {
+            "stage": name,
+            "arms": [arm for arm in arms if name in needed[arm] or stages[name].arm == arm],
+            "for_all_arms": name == PREPARE,
+            "flops": manifest.flops,
+            "seconds": manifest.seconds,
+            "device": manifest.device,
+            "share_of_flops": manifest.flops / flops if flops else 0.0,
+            "share_of_seconds": manifest.seconds / seconds if seconds else 0.0,
+        }
+        for name, manifest in manifests.items()
+    ]
+
+
+def totals(manifests: Manifests) -> dict[str, float]:
+    """Return the FLOPs and seconds of all stages."""
+    return {key: sum(getattr(manifest, key) for manifest in manifests.values()) for key in ("flops", "seconds")}
+
+
+def matched_compute(config: RunConfig, manifests: Manifests) -> dict[str, Any]:
+    """Return two ways to compare at equal compute: the final training run alone, and all that an arm needed.
+
+    Of "end_to_end" each arm with synthetic documents has an entry: its FLOPs, their ratio to the baseline's, and the tokens and
+    epochs that the baseline could have trained on for them.
+    """
+    stages, arms = stages_of(config), arms_of(config)
+    base = manifests[train_stage(config.baseline)]
+    end_to_end = {}
+    for arm in arms.values():
+        if arm.settings.synthetic:
+            flops = sum(manifests[name].flops for name in stages_of_arm(stages, arm))
+            tokens = base.counts["tokens"] * flops / base.flops
+            epochs = tokens / manifests[PREPARE].counts["unique_tokens"]
+            end_to_end[arm.name] = {
+                "flops": flops,
+                "ratio": flops / base.flops,
+                "baseline_tokens": round(tokens),
+                "baseline_epochs": epochs,
+            }
+    final = {arm.name: manifests[train_stage(arm.name)].flops for arm in arms.values()}
+    return {"final_run": final, "end_to_end": end_to_end, "baseline_flops": base.flops}
