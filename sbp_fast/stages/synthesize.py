@@ -11,7 +11,7 @@ from sbp_fast.errors import UserError
 from sbp_fast.generate.seeds import wanted_tokens
 from sbp_fast.generate.synthesis import check_names, corpus_counts, generate_corpus
 from sbp_fast.pipeline.distributed import join_processes, world_size
-from sbp_fast.pipeline.executors.executor import StageContexters
+from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.stage import Manifest, StageContext, run_stage_together
@@ -25,7 +25,7 @@ def synthesize(
     model: Path,
     console: Console,
     force: bool = False,
-    workers: StageContexters = LOCAL,
+    workers: Workers = LOCAL,
 ) -> Manifest | None:
     """Write a corpus of synthetic documents, enough for the joint run and for what the filters will reject.
 
