@@ -54,7 +54,7 @@ class Copied:
     """What of the generated documents occurs elsewhere.
 
     Attributes:
-        repeated, in_seed: float64 [generated], as in `synthesize.measures.Measures`.
+        repeated, in_seed: float64 [generated], as `compare_with_seeds` returns them.
         letters: bool [generated], equal to the seed but for white space and punctuation.
         in_corpus, heldout_in_corpus: float64, share of the shingles of generated and of held-out documents that any unique
             document has.

@@ -69,7 +69,8 @@ def generate_corpus(
         raise UserError(model, problem, "give the synthesizer that was trained on this corpus")
     device = str(processes.device)
     plan = SeedPlan.make(config, prepared.unique, shape.context)
-    if not processes.broadcast((directory / INDEX).is_file()):  # with it, a killed attempt only had to clean up
+    # with an index, a killed attempt only had to remove its journals
+    if not processes.broadcast((directory / INDEX).is_file()):
         if workers.local:
             BACKENDS[config.synthesize.backend].check(config.synthesize, processes.device)  # every process refuses
         writer = ShardWriter(directory, plan, prepared, shape.context)

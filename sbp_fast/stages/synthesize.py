@@ -15,7 +15,7 @@ from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Work, run_stage_together
+from sbp_fast.pipeline.stage import StageContext, run_stage_together
 
 
 def synthesize(
@@ -59,21 +59,21 @@ def synthesize(
         raise UserError("options", "several processes do not share a cluster", "leave out --gpus and torchrun, or --engine")
     with join_processes(resolve_device(config) if workers.local else "cpu") as processes:
 
-        def body(work: Work) -> None:
+        def body(context: StageContext) -> None:
             prepared = PreparedCorpus(corpus)
-            work.device = generate_corpus(
+            context.device = generate_corpus(
                 config,
                 prepared,
                 model,
-                work.directory,
+                context.directory,
                 processes=processes,
                 workers=workers,
-                console=work.console,
-                save_clock=work.keep_clock,
+                console=context.console,
+                save_clock=context.keep_clock,
             )
             if processes.is_rank0:
-                counts, work.flops = corpus_counts(config, prepared, model, work.directory, work.device)
-                work.record(**counts)
+                counts, context.flops = corpus_counts(config, prepared, model, context.directory, context.device)
+                context.record(**counts)
 
         return run_stage_together(
             processes,
