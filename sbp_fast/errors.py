@@ -21,5 +21,5 @@ class UserError(Exception):
         return type(self), (self.where, self.what, self.remedy)  # so that a worker process can hand it on
 
 
-class Unreachable(UserError):
-    """What may go well at the next attempt, such as a store that does not answer: what was done so far is worth keeping."""
+class TransientError(UserError):
+    """A failure that may not recur, such as a store that does not answer: what was done so far is kept for the next attempt."""

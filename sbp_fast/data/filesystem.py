@@ -13,7 +13,7 @@ import xxhash
 from fsspec.core import split_protocol, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from sbp_fast.errors import Unreachable, UserError
+from sbp_fast.errors import TransientError, UserError
 
 EXTRAS = {"s3": "sbp-fast[s3]", "s3a": "sbp-fast[s3]"}
 UNREADABLE = (OSError, EOFError, pa.ArrowException)  # raised by storage, decompression and parquet on damaged input
@@ -39,7 +39,7 @@ def open_system(pattern: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 @contextmanager
 def user_errors(system: fsspec.AbstractFileSystem, shown: str) -> Iterator[None]:
-    """Turn the exceptions of a file system into a UserError about `shown`, Unreachable if the store failed."""
+    """Turn the exceptions of a file system into a UserError about `shown`, TransientError if the store failed."""
     # the clients of remote stores raise exceptions without a common base class
     expected = UNREADABLE if isinstance(system, LocalFileSystem) else (Exception,)
     try:
@@ -48,7 +48,7 @@ def user_errors(system: fsspec.AbstractFileSystem, shown: str) -> Iterator[None]
         raise
     except expected as error:
         damaged = isinstance(system, LocalFileSystem) or isinstance(error, (EOFError, pa.ArrowException))
-        kind = UserError if damaged else Unreachable
+        kind = UserError if damaged else TransientError
         what = f"cannot be read: {error or type(error).__name__}"
         raise kind(shown, what, "check that it is whole, within reach and yours to read") from error
 

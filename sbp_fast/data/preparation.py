@@ -33,7 +33,7 @@ from sbp_fast.data.token_shards.tokenize import TokenizeTask, write_partition
 from sbp_fast.data.token_shards.writer import write_index
 from sbp_fast.data.tokenizer import Tokenizer, train_tokenizer
 from sbp_fast.dedup.near_duplicates import NearDuplicates, find_near_duplicates
-from sbp_fast.errors import Unreachable, UserError
+from sbp_fast.errors import UserError
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.files import atomic_open, atomic_path, hash_file, read_json, write_json
 from sbp_fast.pipeline.progress import Console
@@ -91,23 +91,16 @@ class Preparation:
         Raises:
             UserError: input that cannot be used, too few documents, an encoder that is not available.
         """
-        self.scratch.mkdir(exist_ok=True)
         near_duplicates = None
-        try:
-            read = self._read()
-            shuffled = ShuffleReader(self.scratch)
-            decisions = self._choose_holdout(shuffled, read)
-            partitions = plan_partitions(read["bucket"], self.buckets, PARTITION_BYTES)
-            if self.corpus.deduplicate == "near":
-                near_duplicates = self._find_near_duplicates(decisions, partitions)
-                decisions = replace(decisions, near_duplicates=near_duplicates.indices)
-            selected = _count_selected(shuffled, partitions, decisions)
-            unique = self._count_unique(selected["train"])
-        except Unreachable:
-            raise
-        except UserError:
-            shutil.rmtree(self.scratch)  # refused input is corrected before the next attempt, which reads anew
-            raise
+        read = self._read()
+        shuffled = ShuffleReader(self.scratch)
+        decisions = self._choose_holdout(shuffled, read)
+        partitions = plan_partitions(read["bucket"], self.buckets, PARTITION_BYTES)
+        if self.corpus.deduplicate == "near":
+            near_duplicates = self._find_near_duplicates(decisions, partitions)
+            decisions = replace(decisions, near_duplicates=near_duplicates.indices)
+        selected = _count_selected(shuffled, partitions, decisions)
+        unique = self._count_unique(selected["train"])
         if self.corpus.on_error == "skip":
             with atomic_open(self.directory / SKIPPED) as file:
                 file.writelines((json.dumps(entry, ensure_ascii=False) + "\n").encode() for entry in shuffled.skipped())

@@ -23,7 +23,7 @@ from sbp_fast.config import CorpusConfig
 from sbp_fast.data.documents import Document, head_of, read_file
 from sbp_fast.data.passages import split_passages
 from sbp_fast.data.readers import InputFile
-from sbp_fast.errors import Unreachable, UserError
+from sbp_fast.errors import TransientError, UserError
 from sbp_fast.pipeline.files import atomic_open, read_json, write_json
 
 DOCUMENT_BYTES = 256  # that a document takes in memory beside its text
@@ -169,7 +169,7 @@ class _ChunkWriter:
             self.close_chunk()
 
     def _skip(self, error: UserError) -> None:
-        if self.task.config.on_error == "stop" or isinstance(error, Unreachable):
+        if self.task.config.on_error == "stop" or isinstance(error, TransientError):
             raise error
         file = self.task.file
         where = error.where.replace(file.shown, "/".join(file.parts), 1)  # the same wherever the files lie

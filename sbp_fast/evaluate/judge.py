@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from sbp_fast.config import QualityConfig
-from sbp_fast.errors import Unreachable, UserError
+from sbp_fast.errors import TransientError, UserError
 from sbp_fast.pipeline.files import hash_file, hash_value
 
 ANSWER_TOKENS = 1024  # of a server's model, which may think before it answers
@@ -108,7 +108,7 @@ class Endpoint:
                 raise failure
 
     def _answer(self, prompt: str) -> str:
-        """Raises UserError where the server refuses, Unreachable where it goes on failing."""
+        """Raises UserError where the server refuses, TransientError where it goes on failing."""
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(FIRST_WAIT_SECONDS * 2 ** (attempt - 1))
@@ -123,7 +123,7 @@ class Endpoint:
                 failure = f"does not answer: {error}"
             except ValueError as error:
                 failure = f"answers what is no chat completion: {error}"
-        raise Unreachable(self._url, failure, "rerun when it does: what was answered so far is kept")
+        raise TransientError(self._url, failure, "rerun when it does: what was answered so far is kept")
 
     def _post(self, prompt: str) -> bytes:
         body = {

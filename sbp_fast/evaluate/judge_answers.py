@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from sbp_fast.errors import UserError
 from sbp_fast.evaluate.judge import Judge
 from sbp_fast.evaluate.quality import rate
 from sbp_fast.evaluate.relevance import Judged
-from sbp_fast.pipeline.stage import Work
+from sbp_fast.pipeline.progress import Console
 
 ANSWERS = "answers.jsonl"
 SHOWN = 6000  # characters of a text
@@ -89,13 +89,15 @@ def parse_verdict(answer: str) -> str | None:
     return said.pop() if len(said) == 1 else None
 
 
-def collect_answers(judge: Judge, asked: Sequence[Asked], work: Work) -> dict[str, str]:
+def collect_answers(
+    judge: Judge, asked: Sequence[Asked], directory: Path, console: Console, save_clock: Callable[[], None]
+) -> dict[str, str]:
     """The answer to each question by its key; each is on disk before the next is waited for, and not asked again."""
-    path = work.directory / ANSWERS
+    path = directory / ANSWERS
     answers = _read_answers(path)
     waiting = [question for question in asked if question.key not in answers]
     done = len(asked) - len(waiting)
-    with work.console.task("questions to the judge", len(asked), "questions", done) as task, open(path, "ab") as file:
+    with console.task("questions to the judge", len(asked), "questions", done) as task, open(path, "ab") as file:
         try:
             for number, answer in judge.ask([question.prompt for question in waiting]):
                 answers[waiting[number].key] = answer
@@ -103,7 +105,7 @@ def collect_answers(judge: Judge, asked: Sequence[Asked], work: Work) -> dict[st
                 file.flush()
                 os.fsync(file.fileno())
                 task.advance(1)
-                work.keep_clock()
+                save_clock()
         except UserError:
             if not answers:
                 path.unlink()  # nothing is begun yet that other settings would contradict

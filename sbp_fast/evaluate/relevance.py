@@ -13,7 +13,7 @@ from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.evaluate.quality import rate
 from sbp_fast.neighbors.encoder import SentenceEncoder
 from sbp_fast.pairs.pairset import PairSet
-from sbp_fast.pipeline.stage import Work
+from sbp_fast.pipeline.progress import Console
 
 EDGES = np.linspace(-0.2, 1.0, 61).round(2)
 
@@ -58,30 +58,29 @@ def _of_others(seeds: np.ndarray) -> np.ndarray:
 
 
 def similarities(
-    config: RunConfig, prepared: PreparedCorpus, kept: Corpus, judged: Judged, work: Work
-) -> dict[str, np.ndarray]:
-    """Cosine similarities; counts the encoder's FLOPs.
+    config: RunConfig, prepared: PreparedCorpus, filtered: Corpus, judged: Judged, device: str, console: Console
+) -> tuple[dict[str, np.ndarray], float]:
+    """Return cosine similarities of the judged documents, and the FLOPs of the encoder.
 
-    Returns:
-        float64 [n] arrays: "seed" of each document to its seed, "random" to another one's seed, and "neighbours" of its seed
-        to a true partner, NaN where that has none.
+    The similarities are float64 [n] arrays: "seed" of each document to its seed, "random" to another one's seed, and
+    "neighbours" of its seed to a true partner, NaN where that has none.
     """
-    encoder = SentenceEncoder(config.embed, work.device, resolve_threads(config))
+    encoder = SentenceEncoder(config.embed, device, resolve_threads(config))
     real, places = np.unique(np.concatenate([judged.seeds, judged.elsewhere, judged.neighbours]), return_inverse=True)
-    texts = [prepared.text(kept, int(document)) for document in judged.documents]
+    texts = [prepared.text(filtered, int(document)) for document in judged.documents]
     texts += [prepared.text(prepared.unique, int(document)) if document >= 0 else "" for document in real]
     lengths = encoder.count_tokens(texts)
-    with work.console.task("documents compared with their seeds", len(texts), "documents") as task:
+    with console.task("documents compared with their seeds", len(texts), "documents") as task:
         vectors = encoder.encode(texts, task.advance, lengths=lengths).astype(np.float64)
-    work.flops += encoder.flops(lengths)
     written, known = vectors[: len(judged.documents)], vectors[len(judged.documents) :]
     seeds, elsewhere, neighbours = (known[one] for one in np.split(places, 3))
     near = np.where(judged.neighbours >= 0, np.einsum("nd,nd->n", seeds, neighbours), np.nan)
-    return {
+    similar = {
         "seed": np.einsum("nd,nd->n", written, seeds),
         "random": np.einsum("nd,nd->n", written, elsewhere),
         "neighbours": near,
     }
+    return similar, encoder.flops(lengths)
 
 
 def summarize_similarity(found: dict[str, np.ndarray], low: float) -> dict[str, Any]:

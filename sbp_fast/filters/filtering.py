@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from sbp_fast.pipeline.progress import Console
 
 Duplicates: TypeAlias = tuple[np.ndarray, np.ndarray]
 """As `find_duplicates` returns them."""
-REJECTED, FEATURES = "rejected.parquet", "features"
+REJECTED = "rejected.parquet"
 REJECTED_SCHEMA = pa.schema(
     {
         "id": pa.string(),
@@ -45,6 +44,7 @@ def filter_corpus(
     synthetic: Corpus,
     questions: Sequence[str],
     directory: Path,
+    scratch: Path,
     *,
     threads: int,
     workers: Workers,
@@ -58,7 +58,8 @@ def filter_corpus(
         prepared: the corpus that the seeds are in.
         synthetic: the documents to filter.
         questions: evaluation questions with their answers.
-        directory: to write into; what an earlier attempt left there is not done again.
+        directory: to write into.
+        scratch: for the files of finished steps; what an earlier attempt left there is not done again.
         threads: processes or threads of this machine at a time.
         workers: what runs the tasks.
         console: for progress and the result.
@@ -68,10 +69,8 @@ def filter_corpus(
         The counts for the manifest.
 
     Raises:
-        UserError: no document passes; nothing is left in `directory`.
+        UserError: no document passes.
     """
-    scratch = directory / FEATURES
-    scratch.mkdir(exist_ok=True)
     corpus, generated, rules = prepared.directory, Path(synthetic.directory), document_rules()
     tasks = [FilterTask(corpus, generated, scratch, number, config, rules) for number in range(len(synthetic.shard_starts) - 1)]
     _judge(tasks, prepared, synthetic, questions, threads, workers, console, save_clock)
@@ -79,7 +78,6 @@ def filter_corpus(
     duplicates = find_duplicates(synthetic, keys, config.shingle_tokens, config.duplicate_similarity)
     rejected = _count_reasons(tasks, synthetic, duplicates)
     if rejected.total() == len(synthetic):
-        remove_features(directory)  # other settings, which the remedy asks for, would refuse them
         counted = ", ".join(f"{number} {reason}" for reason, number in sorted(rejected.items()))
         remedy = "tune the synthesizer for longer, or loosen the settings under filter."
         raise UserError(synthetic.directory, f"no document passes the filters: {counted}", remedy)
@@ -92,11 +90,6 @@ def filter_corpus(
         "filtered_tokens": tokens,
         "rules": rule_counts(rejected, len(synthetic), config),
     }
-
-
-def remove_features(directory: Path) -> None:
-    """Remove the files of the steps from the directory of a filtered corpus."""
-    shutil.rmtree(directory / FEATURES, ignore_errors=True)
 
 
 def _judge(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sbp_fast.config.files import diff_config
-from sbp_fast.errors import UserError
+from sbp_fast.errors import TransientError, UserError
 from sbp_fast.pipeline.files import TEMPORARY_SUFFIX, hash_file, hash_value, read_json, sync_directory, write_json
 from sbp_fast.pipeline.manifest import LOGS, MANIFEST, Manifest
 from sbp_fast.pipeline.progress import Console
@@ -29,7 +29,7 @@ from sbp_fast.pipeline.progress import Console
 if TYPE_CHECKING:
     from sbp_fast.pipeline.distributed import Processes
 
-PLAN, CLOCK, COUNTS = "plan.json", "clock.json", "counts.json"
+PLAN, CLOCK = "plan.json", "clock.json"
 COMPLETE, SCRATCH = "complete.json", "scratch"
 
 
@@ -80,32 +80,18 @@ class StageContext:
         self.counts, self.flops, self.device = saved["counts"], saved["flops"], saved["device"]
         return True
 
-    def keep_counts(self) -> None:
-        """Call when nothing is left to do but to clear away: an attempt killed after that finds `counted` true."""
-        write_json(self.directory / COUNTS, self.counts)
-
-    def counted(self) -> bool:
-        """Whether an earlier attempt came to `keep_counts`; its counts are then recorded."""
-        if not (self.directory / COUNTS).is_file():
-            return False
-        self.counts = read_json(self.directory / COUNTS)
-        return True
-
     @property
     def seconds(self) -> float:
-        """Seconds at work so far, earlier attempts included up to their last `keep_clock`."""
+        """Seconds at work so far, earlier attempts included up to their last `save_clock`."""
         return self._earlier_seconds + time.monotonic() - self._started
 
     def beside(self, suffix: str) -> Path:
         """The path of what belongs to the output but is no part of it."""
         return self.out.with_name(self.out.name + suffix)
 
-    def keep_clock(self) -> None:
+    def save_clock(self) -> None:
         """Call after each durable step, so that a killed attempt's time is counted."""
         write_json(self.directory / CLOCK, {"seconds": self.seconds})
-
-
-Work = StageContext
 
 
 def run_stage(
@@ -151,7 +137,10 @@ def run_stage(
             if not context.restore_complete():
                 try:
                     body(context)
-                except UserError:
+                except TransientError:
+                    raise
+                except UserError:  # what was refused is corrected before the next attempt, which begins anew
+                    shutil.rmtree(partial / SCRATCH, ignore_errors=True)
                     _clear_untouched(partial)
                     raise
                 context.mark_complete()
@@ -237,8 +226,7 @@ def _clear_temporaries(partial: Path) -> None:
 
 def _clear_untouched(partial: Path) -> None:
     # input refused before anything was written: the rerun on mended input is a new beginning, not a changed plan
-    scratch = partial / SCRATCH
-    if {path.name for path in partial.iterdir()} <= {PLAN, CLOCK, SCRATCH} and not any(scratch.glob("*")):
+    if {path.name for path in partial.iterdir()} <= {PLAN, CLOCK}:
         shutil.rmtree(partial)
 
 
@@ -252,7 +240,7 @@ def _changes(found: dict[str, Any], plan: dict[str, Any]) -> list[str]:
 
 def _finish(work: StageContext, plan: dict[str, Any], out: Path) -> Manifest:
     _clear_temporaries(work.directory)  # of a worker that was killed, whose task another one did
-    bookkeeping = {work.directory / name for name in (MANIFEST, PLAN, CLOCK, COUNTS, COMPLETE)}
+    bookkeeping = {work.directory / name for name in (MANIFEST, PLAN, CLOCK, COMPLETE)}
     paths = sorted(path for path in work.directory.rglob("*") if path.is_file() and path not in bookkeeping)
     files = {str(path.relative_to(work.directory)): {"bytes": path.stat().st_size, "xxh3": hash_file(path)} for path in paths}
     content = {name: facts for name, facts in files.items() if Path(name).name not in LOGS}
@@ -268,7 +256,7 @@ def _finish(work: StageContext, plan: dict[str, Any], out: Path) -> Manifest:
     write_json(work.directory / MANIFEST, asdict(manifest))
     os.replace(work.directory, out)  # killed before this, the stage finds its work done and only comes here again
     sync_directory(out.parent)
-    for name in (PLAN, CLOCK, COUNTS, COMPLETE):
+    for name in (PLAN, CLOCK, COMPLETE):
         (out / name).unlink(missing_ok=True)
     return manifest
 

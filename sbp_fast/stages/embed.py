@@ -27,7 +27,7 @@ def embed(
 
     def body(context: StageContext) -> None:
         result = embed_documents(
-            config, corpus, context.directory, workers=workers, console=console, checkpoint=context.keep_clock
+            config, corpus, context.directory, workers=workers, console=console, checkpoint=context.save_clock
         )
         context.device, context.flops = result.device, result.flops
         context.record(**result.counts)

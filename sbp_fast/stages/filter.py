@@ -8,14 +8,14 @@ from sbp_fast.config import RunConfig, resolve_threads
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.evaluate.multiple_choice import question_sets
 from sbp_fast.filters.contamination import question_texts
-from sbp_fast.filters.filtering import filter_corpus, remove_features
+from sbp_fast.filters.filtering import filter_corpus
 from sbp_fast.filters.rules import thresholds
 from sbp_fast.generate.saved import open_synthetic
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Work, run_stage
+from sbp_fast.pipeline.stage import StageContext, run_stage
 
 
 def filter_documents(
@@ -48,23 +48,21 @@ def filter_documents(
     prepared = PreparedCorpus(corpus)
     sets = question_sets(config.evaluate, config.seed, prepared, Console(quiet=True))
 
-    def body(work: Work) -> None:
+    def body(context: StageContext) -> None:
         written = open_synthetic(synthetic, prepared)
-        if not work.counted():
-            counts = filter_corpus(
-                config.filter,
-                prepared,
-                written,
-                question_texts(sets),
-                work.directory,
-                threads=resolve_threads(config),
-                workers=workers,
-                console=work.console,
-                save_clock=work.keep_clock,
-            )
-            work.record(**counts)
-            work.keep_counts()
-        remove_features(work.directory)
+        counts = filter_corpus(
+            config.filter,
+            prepared,
+            written,
+            question_texts(sets),
+            context.directory,
+            context.scratch,
+            threads=resolve_threads(config),
+            workers=workers,
+            console=context.console,
+            save_clock=context.save_clock,
+        )
+        context.record(**counts)
 
     return run_stage(
         "filter",

@@ -16,7 +16,7 @@ from sbp_fast.model.huggingface import (
 from sbp_fast.model.saved import load_model, save_model
 from sbp_fast.pipeline.files import hash_file
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Work, run_stage
+from sbp_fast.pipeline.stage import StageContext, run_stage
 
 QUIET = Console(quiet=True)
 
@@ -31,7 +31,7 @@ def export_hugging_face(model_directory: Path, tokenizer_json: Path, out: Path, 
     model, tokenizer = load_model(model_directory), Tokenizer(tokenizer_json)
     hugging_face_config(model.config, model.vocabulary_size, where=model_directory)  # refuses before anything is written
 
-    def body(work: Work) -> None:
+    def body(work: StageContext) -> None:
         write_hugging_face(model, tokenizer, work.directory, where=model_directory)
 
     inputs: dict[str, Path | str] = {"model": Path(model_directory), "tokenizer": hash_file(tokenizer_json)}
@@ -49,7 +49,7 @@ def import_hugging_face(hf_directory: Path, out: Path, *, force: bool = False) -
     read_hugging_face_config(directory)  # refuses before anything is written
     files = [directory / CONFIG, *weight_files(directory)]
 
-    def body(work: Work) -> None:
+    def body(work: StageContext) -> None:
         save_model(import_model(directory), work.directory)
 
     inputs: dict[str, Path | str] = {file.name: hash_file(file) for file in files}

@@ -50,7 +50,7 @@ def index(
     def body(context: StageContext) -> None:
         saved, new = SavedIndex(to, hashed=False), Vectors(vectors, hashed=False)
         check_extension(saved, new, corpus, Manifest.load(corpus, "prepare", hashed=False).fingerprint)
-        context.record(**extend_index(config, saved, new, context.directory, console=console, checkpoint=context.keep_clock))
+        context.record(**extend_index(config, saved, new, context.directory, console=console, checkpoint=context.save_clock))
 
     pair = config.pair.model_dump(mode="json", include=SETTINGS)
     return run_stage(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sbp_fast.config import RunConfig
 from sbp_fast.data.prepared import PreparedCorpus
-from sbp_fast.errors import Unreachable, UserError
+from sbp_fast.errors import TransientError, UserError
 from sbp_fast.neighbors.backends import check_backend
 from sbp_fast.neighbors.saved_index import INDEX, IndexedCorpus, embedding_of, write_members
 from sbp_fast.neighbors.vectors import Vectors
@@ -50,11 +50,10 @@ def pair(
         _check_match(corpus, vectors)
         try:
             _pair(config, corpus, vectors, context, workers)
-        except Unreachable:
+        except TransientError:
             raise
-        except UserError:  # corrected settings can use nothing of the search, whose files would be in their way
-            for folder in (context.scratch, context.directory / INDEX):
-                shutil.rmtree(folder, ignore_errors=True)
+        except UserError:  # the search of corrected settings finds another index
+            shutil.rmtree(context.directory / INDEX, ignore_errors=True)
             raise
 
     return run_stage(
@@ -78,7 +77,7 @@ def _pair(config: RunConfig, corpus: Path, vectors: Path, context: StageContext,
         context.scratch,
         workers=workers,
         console=context.console,
-        checkpoint=context.keep_clock,
+        checkpoint=context.save_clock,
     )
     context.device = found.device
     context.record(**found.counts)

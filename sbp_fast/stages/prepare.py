@@ -10,7 +10,7 @@ from sbp_fast.data.documents import fingerprint_sources, heldout_path, is_embedd
 from sbp_fast.data.encoder import import_gigatoken
 from sbp_fast.data.preparation import Preparation
 from sbp_fast.data.tokenizer import Tokenizer
-from sbp_fast.errors import UserError
+from sbp_fast.errors import TransientError
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.files import hash_file
@@ -52,13 +52,13 @@ def prepare(config: RunConfig, out: Path, *, console: Console, force: bool = Fal
             context.scratch,
             console=context.console,
             record=context.record,
-            save_clock=context.keep_clock,
+            save_clock=context.save_clock,
             workers=workers,
         )
         try:
             preparation.run()
         except BrokenProcessPool:
-            raise UserError(
+            raise TransientError(
                 "corpus.workers",
                 "a process was killed, most likely for want of memory",
                 "rerun, it goes on where it stopped; with fewer corpus.workers if that happens again",

@@ -28,7 +28,7 @@ from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pipeline.files import atomic_path, hash_value, read_json
 from sbp_fast.pipeline.manifest import MANIFEST, Manifest
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Work, run_stage
+from sbp_fast.pipeline.stage import StageContext, run_stage
 
 JUDGED = "judged.parquet"
 LENGTH_BINS, PROBABILITY_BINS = 24, 30
@@ -57,14 +57,14 @@ def measure_quality(
         UserError: inputs that do not belong together; an encoder that cannot be loaded.
     """
 
-    def body(work: Work) -> None:
+    def body(context: StageContext) -> None:
         _check_match(corpus, synthetic, filtered, pairs)
         prepared = PreparedCorpus(corpus)
-        work.device = resolve_device(config)
-        judge = open_judge(config.quality, work.device)
+        context.device = resolve_device(config)
+        judge = open_judge(config.quality, context.device)
         samples = Samples.draw(config, prepared, open_synthetic(synthetic, prepared), Corpus(filtered))
         low = read_json(pairs / MANIFEST)["counts"]["band"]["low"]
-        _measure(config, prepared, samples, PairSet(pairs), low, judge, work)
+        _measure(config, prepared, samples, PairSet(pairs), low, judge, context)
 
     inputs: dict[str, Path | str] = {"corpus": corpus, "synthetic": synthetic, "filtered": filtered, "pairs": pairs}
     if config.quality.judge == "local" and Path(config.quality.judge_model).is_dir():
@@ -93,22 +93,28 @@ def _check_match(corpus: Path, synthetic: Path, filtered: Path, pairs: Path) -> 
 
 
 def _measure(
-    config: RunConfig, prepared: PreparedCorpus, samples: Samples, pairs: PairSet, low: float, judge: Judge | None, work: Work
+    config: RunConfig,
+    prepared: PreparedCorpus,
+    samples: Samples,
+    pairs: PairSet,
+    low: float,
+    judge: Judge | None,
+    context: StageContext,
 ) -> None:
-    work.console.say(f"measuring {len(samples.generated)} documents, and {len(samples.passed)} of those kept")
+    context.console.say(f"measuring {len(samples.generated)} documents, and {len(samples.passed)} of those kept")
     copied = measure_copying(config, prepared, samples)
     judged = Judged.draw(samples.kept, pairs, config.quality.judged_documents, config.seed)
-    similar = similarities(config, prepared, samples.kept, judged, work)
+    similar, context.flops = similarities(config, prepared, samples.kept, judged, context.device, context.console)
     judge_counts, verdicts = None, {}
     if judge is not None:
         asked = questions(prepared, samples.kept, judged)
-        answers = collect_answers(judge, asked, work)
+        answers = collect_answers(judge, asked, context.directory, context.console, context.save_clock)
         verdicts = {name: verdicts_of(asked, answers, name, len(judged.documents)) for name in PROMPTS}
         judge_counts = verdict_counts(judge, asked, answers)
-        work.record(judge=judge_counts)
+        context.record(judge=judge_counts)
     measured = Measured(config, samples, copied, judged, similar, low, judge_counts, verdicts)
-    _write_judged(prepared, samples.kept, judged, similar, verdicts, work.directory)
-    work.record(
+    _write_judged(prepared, samples.kept, judged, similar, verdicts, context.directory)
+    context.record(
         quality=measure_rates(measured),
         published=published_rates(),
         similarity=summarize_similarity(similar, low),

@@ -69,7 +69,7 @@ def synthesize(
                 processes=processes,
                 workers=workers,
                 console=context.console,
-                save_clock=context.keep_clock,
+                save_clock=context.save_clock,
             )
             if processes.is_rank0:
                 counts, context.flops = corpus_counts(config, prepared, model, context.directory, context.device)

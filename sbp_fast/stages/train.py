@@ -212,7 +212,7 @@ def _fit(run: Run, model: Transformer, batches: Batches, real: Corpus) -> Totals
         out=work.out,
         console=work.console,
         real_epoch_tokens=real.tokens,
-        on_save=work.keep_clock,
+        on_save=work.save_clock,
         profile_steps=run.profile_steps,
     )
     totals = training.run()

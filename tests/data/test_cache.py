@@ -18,7 +18,7 @@ import xxhash
 from sbp_fast.data.token_shards.cache import BlockCache, open_cache
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.token_shards.writer import CorpusWriter
-from sbp_fast.errors import Unreachable, UserError
+from sbp_fast.errors import TransientError, UserError
 
 LIMIT = 100_000
 
@@ -252,7 +252,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
     try:
-        with pytest.raises(Unreachable, match="does not serve as a cache: File too large; give SBP_FAST_CACHE"):
+        with pytest.raises(TransientError, match="does not serve as a cache: File too large; give SBP_FAST_CACHE"):
             cache.keep(*block(0))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

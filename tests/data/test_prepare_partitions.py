@@ -131,7 +131,7 @@ def test_a_kill_before_the_manifest_repeats_no_work(input: Path, tmp_path: Path,
     monkeypatch.setattr(LocalWorkers, "run", kill)
     made = prepare(config, tmp_path / "out", console=QUIET)
     assert made.files == whole.files and made.counts == whole.counts
-    assert not (tmp_path / "out/counts.json").exists()
+    assert not (tmp_path / "out/complete.json").exists()
 
 
 def test_finished_chunks_and_partitions_are_not_written_again(

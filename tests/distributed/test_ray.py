@@ -37,7 +37,7 @@ from tiny_training import QUIET, SETTINGS, WORDS, configure
 from sbp_fast import cli
 from sbp_fast.config import RunConfig
 from sbp_fast.data import preparation
-from sbp_fast.errors import Unreachable, UserError
+from sbp_fast.errors import TransientError, UserError
 from sbp_fast.generate.tasks import cut_chunks
 from sbp_fast.pipeline.executors.executor import Holders, Place, Workers
 from sbp_fast.pipeline.executors.local import LOCAL
@@ -183,7 +183,7 @@ def test_tasks_that_write_the_same_file_do_not_write_it_together(cluster: str, t
 
 
 def test_a_task_that_kills_every_process_is_given_up(cluster: str) -> None:
-    with pytest.raises(Unreachable, match=r"--engine ray: a task was lost 4 times: .*; see to the cluster"):
+    with pytest.raises(TransientError, match=r"--engine ray: a task was lost 4 times: .*; see to the cluster"):
         list(RayWorkers().run(die, [1], 1))
 
 

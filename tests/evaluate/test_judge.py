@@ -16,13 +16,12 @@ from judge_server import completion, serving
 from test_quality import inputs, run  # noqa: F401  (a fixture)
 
 from sbp_fast.config import QualityConfig, RunConfig
-from sbp_fast.errors import Unreachable, UserError
+from sbp_fast.errors import TransientError, UserError
 from sbp_fast.evaluate import judge as module
 from sbp_fast.evaluate.judge import Endpoint, LocalModel, fingerprint_directory, open_judge
 from sbp_fast.evaluate.judge_answers import ANSWERS, PROMPTS, Asked, collect_answers, parse_verdict, verdict_counts
 from sbp_fast.experiment.run import run as run_experiment
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Work
 from sbp_fast.stages.quality import JUDGED
 
 QUIET = Console(quiet=True)
@@ -94,7 +93,7 @@ def test_a_server_that_takes_too_long_is_asked_again() -> None:
     ],
 )
 def test_a_server_that_goes_on_failing_is_given_up(reply: tuple[int, bytes], message: str) -> None:
-    with serving(lambda before, body: reply) as server, pytest.raises(Unreachable, match=message):
+    with serving(lambda before, body: reply) as server, pytest.raises(TransientError, match=message):
         answers(settings(server.url), "one")
     assert len(server.requests) == module.ATTEMPTS
 
@@ -104,13 +103,13 @@ def test_a_server_that_refuses_is_not_asked_again() -> None:
     refusal = (401, b'{"error": "wrong key"}')
     with serving(lambda before, body: refusal) as server, pytest.raises(UserError, match=message) as raised:
         answers(settings(server.url), "one")
-    assert len(server.requests) == 1 and not isinstance(raised.value, Unreachable)
+    assert len(server.requests) == 1 and not isinstance(raised.value, TransientError)
 
 
 def test_nobody_there() -> None:
     with serving(lambda before, body: completion("")) as server:
         pass
-    with pytest.raises(Unreachable, match="does not answer"):
+    with pytest.raises(TransientError, match="does not answer"):
         answers(settings(server.url), "one")
 
 
@@ -251,33 +250,29 @@ class Told:
     def ask(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
         for number, prompt in enumerate(prompts):
             if self.left == 0:
-                raise Unreachable("judge", "went away", "rerun")
+                raise TransientError("judge", "went away", "rerun")
             self.left, self.asked = self.left - 1, self.asked + 1
             yield number, self.told[prompt]
-
-
-def work_in(directory: Path) -> Work:
-    return Work(directory, directory, {}, QUIET)
 
 
 def test_what_was_answered_is_not_asked_again(tmp_path: Path) -> None:
     asked = [Asked("non_factual", "synthetic", number, f"prompt {number}") for number in range(6)]
     told = {question.prompt: f"answer\nüber {question.document}" for question in asked}
-    with pytest.raises(Unreachable):
-        collect_answers(Told(told, 4), asked, work_in(tmp_path))
+    with pytest.raises(TransientError):
+        collect_answers(Told(told, 4), asked, tmp_path, QUIET, lambda: None)
     with open(tmp_path / ANSWERS, "rb+") as file:
         file.truncate(file.seek(0, os.SEEK_END) - 5)  # killed while it wrote the last
     judge = Told(told)
-    assert collect_answers(judge, asked, work_in(tmp_path)) == {one.key: told[one.prompt] for one in asked}
+    assert collect_answers(judge, asked, tmp_path, QUIET, lambda: None) == {one.key: told[one.prompt] for one in asked}
     assert judge.asked == 3
     assert len((tmp_path / ANSWERS).read_text().splitlines()) == 6
     judge = Told(told)
-    assert len(collect_answers(judge, asked, work_in(tmp_path))) == 6 and judge.asked == 0
+    assert len(collect_answers(judge, asked, tmp_path, QUIET, lambda: None)) == 6 and judge.asked == 0
 
 
 def test_a_judge_that_never_answered_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(Unreachable):
-        collect_answers(Told({}, 0), [Asked("non_factual", "synthetic", 0, "prompt")], work_in(tmp_path))
+    with pytest.raises(TransientError):
+        collect_answers(Told({}, 0), [Asked("non_factual", "synthetic", 0, "prompt")], tmp_path, QUIET, lambda: None)
     assert not list(tmp_path.iterdir()) or {path.name for path in tmp_path.iterdir()} == {"clock.json"}
 
 

@@ -25,11 +25,12 @@ from sbp_fast.dedup import shingle_index
 from sbp_fast.dedup.lsh import candidate_pairs
 from sbp_fast.errors import UserError
 from sbp_fast.filters import tasks
-from sbp_fast.filters.filtering import FEATURES, REJECTED
+from sbp_fast.filters.filtering import REJECTED
 from sbp_fast.filters.near_duplicates import find_duplicates
 from sbp_fast.filters.rules import FILTER_RULES, document_rules
 from sbp_fast.filters.tasks import FilterTask, count_shingles
 from sbp_fast.pipeline.manifest import Manifest
+from sbp_fast.pipeline.stage import SCRATCH
 from sbp_fast.stages.filter import filter_documents
 
 WIDTH = 6
@@ -331,12 +332,12 @@ test_filter.run(inputs, Path({str(filtered["synthetic"])!r}), Path({str(tmp_path
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
     process = subprocess.run([sys.executable, "-c", script], env={**environment, "SHARDS": str(shards + 2)}, check=False)
     assert process.returncode == -signal.SIGKILL
-    features = tmp_path / "out.partial" / FEATURES
+    features = tmp_path / "out.partial" / SCRATCH
     passes = [int(np.load(path)["passes"]) for path in sorted(features.glob("shingles-*"))]
     assert passes == [2, 2] + [1] * (shards - 2)
     again = run(inputs, filtered["synthetic"], tmp_path / "out", few)
     assert again.fingerprint == filtered["manifest"].fingerprint
-    assert not (tmp_path / "out" / FEATURES).exists()
+    assert not (tmp_path / "out" / SCRATCH).exists()
 
 
 def test_keep_unfinished_keeps_unfinished_documents(inputs: dict[str, Path], tmp_path: Path) -> None:

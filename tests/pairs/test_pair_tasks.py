@@ -15,7 +15,7 @@ from paired_documents import QUIET, UNCAPPED, as_set, make_documents, make_vecto
 from sbp_fast.config import PairConfig, RunConfig
 from sbp_fast.data.external_sort import write_rows
 from sbp_fast.data.prepared import PreparedCorpus
-from sbp_fast.errors import Unreachable, UserError
+from sbp_fast.errors import TransientError, UserError
 from sbp_fast.neighbors.vectors import Vectors
 from sbp_fast.pairs import caps, partitioned_self_join
 from sbp_fast.pairs.criteria import apply_caps, rank_in_seed
@@ -136,7 +136,7 @@ class Losing(LocalWorkers):
 
 
 @pytest.mark.parametrize("function", ["search_partition", "gather", "score_range", "write_ranks"])
-@pytest.mark.parametrize("error", [Unreachable("workers", "were lost", "rerun"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [TransientError("workers", "were lost", "rerun"), KeyboardInterrupt()])
 def test_finished_tasks_are_not_repeated_after_workers_were_lost(function: str, error: BaseException, tmp_path: Path) -> None:
     write_inputs(tmp_path, *make_documents(0), make_vectors(0))
     settings = {"similarity_low": 0.2, "memory_gib": 1e-4, "partition_documents": 30, "target_recall": 0.5, "shingle_tokens": 4}

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sbp_fast.errors import UserError
+from sbp_fast.errors import TransientError, UserError
 from sbp_fast.pipeline.files import atomic_open, link, read_json, write_json
 from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Work, run_stage
+from sbp_fast.pipeline.stage import StageContext, run_stage
 
 QUIET = Console(quiet=True)
 
@@ -26,7 +26,7 @@ class Counting:
         self.die_after, self.text = die_after, text
         self.wrote: list[int] = []
 
-    def __call__(self, work: Work) -> None:
+    def __call__(self, work: StageContext) -> None:
         for part in range(3):
             path = work.directory / f"{part}.txt"
             if path.exists():
@@ -36,7 +36,7 @@ class Counting:
             with atomic_open(path) as file:
                 file.write(f"{self.text} {part}".encode())
             self.wrote.append(part)
-            work.keep_clock()
+            work.save_clock()
         work.record(parts=3)
         work.flops = 7.0
 
@@ -151,7 +151,7 @@ def test_seconds_add_up_over_attempts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "No space left"), (errno.EACCES, "Permission denied")])
 def test_a_full_or_forbidden_disk_is_one_line(tmp_path: Path, number: int, words: str) -> None:
-    def body(work: Work) -> None:
+    def body(work: StageContext) -> None:
         raise OSError(number, os.strerror(number), str(work.directory))
 
     with pytest.raises(UserError, match=words):
@@ -160,7 +160,7 @@ def test_a_full_or_forbidden_disk_is_one_line(tmp_path: Path, number: int, words
 
 
 def test_two_processes_do_not_write_one_output(tmp_path: Path) -> None:
-    def body(work: Work) -> None:
+    def body(work: StageContext) -> None:
         with pytest.raises(UserError, match="another process"):
             stage(tmp_path / "out", Counting())
 
@@ -197,7 +197,7 @@ except OSError as error:
 
 
 def test_what_a_killed_worker_left_is_no_part_of_the_output(tmp_path: Path) -> None:
-    def body(work: Work) -> None:
+    def body(work: StageContext) -> None:
         Counting()(work)
         (work.directory / "1.txt.5a.tmp").write_text("half")
 
@@ -220,3 +220,49 @@ def test_a_second_name_is_the_same_file_or_a_copy(tmp_path: Path, monkeypatch: p
     link(source, tmp_path / "copied")
     assert (tmp_path / "copied").read_bytes() == b"whole" and (tmp_path / "copied").stat().st_ino != source.stat().st_ino
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copied", "linked", "source"]
+
+
+def test_scratch_space_is_no_part_of_the_output_and_goes_at_the_end(tmp_path: Path) -> None:
+    def body(context: StageContext) -> None:
+        (context.scratch / "chunk.bin").write_bytes(b"half")
+        (context.directory / "out.txt").write_text("whole")
+
+    assert stage(tmp_path / "out", body).files.keys() == {"out.txt"}
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.name != "manifest.json"] == ["out.txt"]
+
+
+def test_attempt_killed_while_cleaning_up_is_not_run_again_and_keeps_its_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def body(context: StageContext) -> None:
+        calls.append(1)
+        context.record(documents=3)
+        context.flops, context.device = 7.0, "somewhere"
+        (context.scratch / "chunk.bin").write_bytes(b"half")
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sbp_fast.pipeline.stage.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stage(tmp_path / "out", body)
+    manifest = stage(tmp_path / "out", body)
+    assert calls == [1]
+    assert (manifest.counts, manifest.flops, manifest.device) == ({"documents": 3}, 7.0, "somewhere")
+    assert manifest.files == {}
+
+
+@pytest.mark.parametrize(("error", "kept"), [(UserError, False), (TransientError, True)])
+def test_scratch_space_of_a_refused_input_goes_and_that_of_a_passing_failure_stays(
+    tmp_path: Path, error: type[UserError], kept: bool
+) -> None:
+    def body(context: StageContext) -> None:
+        (context.scratch / "chunk.bin").write_bytes(b"half")
+        raise error("input", "is wrong", "correct it")
+
+    with pytest.raises(error):
+        stage(tmp_path / "out", body)
+    assert (tmp_path / "out.partial").exists() == kept

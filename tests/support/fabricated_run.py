@@ -22,7 +22,7 @@ from sbp_fast.pairs.examples import EXAMPLES
 from sbp_fast.pairs.pairset import write_pairs
 from sbp_fast.pipeline.files import write_json
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Work, run_stage
+from sbp_fast.pipeline.stage import StageContext, run_stage
 
 QUIET = Console(quiet=True)
 CONFIG = RunConfig(
@@ -54,7 +54,7 @@ def write_stage(
 ) -> None:
     """A finished stage whose manifest says `counts`, with the files that `body` writes."""
 
-    def work(work: Work) -> None:
+    def work(work: StageContext) -> None:
         work.flops = flops
         work.record(**counts)
         body(work.directory)

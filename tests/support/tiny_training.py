@@ -17,7 +17,7 @@ from sbp_fast.data.token_shards.writer import CorpusWriter
 from sbp_fast.pairs.pairset import write_pairs
 from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
-from sbp_fast.pipeline.stage import Work, run_stage
+from sbp_fast.pipeline.stage import StageContext, run_stage
 from sbp_fast.stages.prepare import prepare
 from sbp_fast.stages.train import train
 from sbp_fast.train.task import TrainTask
@@ -68,7 +68,7 @@ def make_pairs(corpus: Path, out: Path) -> Path:
 def make_synthetic(corpus: Path, out: Path, documents: int = 40) -> Path:
     """Documents that no real one equals."""
 
-    def body(work: Work) -> None:
+    def body(work: StageContext) -> None:
         write_documents(work.directory, [np.arange(start, start + 40) for start in range(documents)])
 
     return make_stage("filter", corpus, out, body)
@@ -81,6 +81,6 @@ def write_documents(directory: Path, documents: list[np.ndarray], vocabulary_siz
     return writer.close()
 
 
-def make_stage(name: str, corpus: Path, out: Path, body: Callable[[Work], None]) -> Path:
+def make_stage(name: str, corpus: Path, out: Path, body: Callable[[StageContext], None]) -> Path:
     run_stage(name, out, config={}, inputs={"corpus": corpus}, body=body, console=QUIET)
     return out

@@ -10,7 +10,7 @@ from tiny_training import make_stage
 
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.writer import CorpusWriter
-from sbp_fast.pipeline.stage import Work
+from sbp_fast.pipeline.stage import StageContext
 
 Row = tuple[int, Sequence[int], str]
 
@@ -24,7 +24,7 @@ def make_written(corpus: Path, out: Path, rows: Sequence[Row], shard_tokens: int
     """Return the finished output of `synthesize` with documents of (seed, tokens, stop), in small shards."""
     tokenizer = PreparedCorpus(corpus).tokenizer
 
-    def body(work: Work) -> None:
+    def body(work: StageContext) -> None:
         writer = CorpusWriter(work.directory, tokenizer.vocabulary_size, shard_tokens)
         for number, (seed, tokens, stop) in enumerate(rows):
             text = tokenizer.decode(tokens)

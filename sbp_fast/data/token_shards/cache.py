@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import xxhash
 
-from sbp_fast.errors import Unreachable, UserError
+from sbp_fast.errors import TransientError, UserError
 from sbp_fast.pipeline.files import TEMPORARY_SUFFIX
 
 DIRECTORY, BOUND, DEFAULT_GIB = "SBP_FAST_CACHE", "SBP_FAST_CACHE_GIB", "32"
@@ -121,4 +121,4 @@ class BlockCache:
             yield
         except OSError as error:
             remedy = f"give {DIRECTORY} a directory that you may write to, with room for {BOUND}, or unset it"
-            raise Unreachable(self._directory, f"does not serve as a cache: {error.strerror}", remedy) from error
+            raise TransientError(self._directory, f"does not serve as a cache: {error.strerror}", remedy) from error

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import ray
 
 from sbp_fast.config import RunConfig
-from sbp_fast.errors import Unreachable, UserError
+from sbp_fast.errors import TransientError, UserError
 from sbp_fast.pipeline.executors.executor import Advance, Holders, Place, Result, Task, Tool
 from sbp_fast.pipeline.files import name_temporaries
 
@@ -69,7 +69,7 @@ class RayWorkers:
         """As `Workers.run`, a CPU for each task.
 
         Raises:
-            Unreachable: a process or node was lost again and again.
+            TransientError: a process or node was lost again and again.
         """
         remote = ray.remote(_perform).options(num_cpus=1, max_retries=RETRIES)
         most = max(1, TASKS_PER_CPU * sum(_amounts(_nodes(), "CPU")))
@@ -207,7 +207,7 @@ def _result(reference: Any) -> Any:
     Raises:
         Exception: what the task raised, as it was.
         UserError: its node does not see a file, or has not this package.
-        Unreachable: its process or node was lost, and the retries with it.
+        TransientError: its process or node was lost, and the retries with it.
     """
     try:
         return ray.get(reference)
@@ -221,7 +221,7 @@ def _result(reference: Any) -> Any:
         raise error.cause from error
     except ray.exceptions.RayError as error:
         found = f"a task was lost {RETRIES + 1} times: {(str(error).splitlines() or [''])[0]}"
-        raise Unreachable(
+        raise TransientError(
             "--engine ray", found, "see to the cluster (memory?) and rerun, it goes on where it stopped"
         ) from error
 
