@@ -1,0 +1,88 @@
+"""README and documentation show what was measured and what exists; the command line accepts their commands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from bench.readme import pages
+from sbp_fast.cli import app
+from sbp_fast.config.files import load_config
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PLACEHOLDERS = {"CONFIG": "demo", "COMMAND": "run", "RUN": "runs/demo", "NAME": "sbp"}
+
+
+def shell_commands(path: Path) -> list[list[str]]:
+    """Return the words of every `sbp-fast` command in the code blocks of a page, line continuations joined."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("sbp-fast ")]
+
+
+COMMANDS = [(path, words) for path in DOCUMENTS for words in shell_commands(path)]
+
+
+@pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_tables_of_a_page_are_those_of_the_committed_results(path: Path) -> None:
+    assert pages()[path] == path.read_text()
+
+
+def test_every_path_in_the_map_exists() -> None:
+    tree = re.search(r"```\n(README\.md.*?)```", README, re.DOTALL)
+    assert tree is not None
+    folder = Path()
+    for line in tree[1].splitlines()[1:]:
+        indent, name = re.match(r"( *)(\S+)", line).groups()  # type: ignore[union-attr]
+        if not indent:
+            folder = Path(name) if name.endswith("/") else Path()
+        assert (ROOT / (folder / name if indent else name)).exists(), line
+
+
+@pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_of_a_page_exists(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", [*pages(), ROOT / "CONTRIBUTING.md"], ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_make_target_of_a_page_exists(path: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    used = set(re.findall(r"^make ([a-z-]+)", path.read_text(), re.MULTILINE))
+    assert used and used <= targets
+
+
+def test_readme_has_the_two_commands_on_lines_of_their_own() -> None:
+    assert {"make run", "make test"} <= set(README.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), COMMANDS, ids=[f"{path.name}-{index}-{words[0]}" for index, (path, words) in enumerate(COMMANDS)]
+)
+def test_every_command_of_a_page_is_accepted_by_the_command_line(path: Path, words: list[str]) -> None:
+    name, *arguments = words
+    command = get_command(app).commands[name]  # type: ignore[attr-defined]
+    context = command.make_context(name, [PLACEHOLDERS.get(word, word) for word in arguments])  # refuses what it does not know
+    settings = context.params.get("settings") or []
+    shipped = [word for word in settings if "=" not in word and not word.endswith(".toml")]
+    assert shipped or not settings
+    if settings:
+        load_config(shipped, [word for word in settings if "=" in word])
+
+
+@pytest.mark.parametrize(
+    "words", [words for path, words in COMMANDS if path.name == "README.md" and words[0] in ("plan", "doctor")]
+)
+def test_commands_of_the_readme_that_need_no_data_run_as_written(words: list[str]) -> None:
+    assert CliRunner().invoke(app, words).exit_code == 0
+
+
+def test_the_tutorials_arm_is_an_arm(tmp_path: Path) -> None:
+    (table,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "mine.toml").write_text(table, encoding="utf-8")
+    assert "decayed" in load_config(["demo", tmp_path / "mine.toml"]).enabled_arms
