@@ -9,8 +9,10 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from bench.readme import pages
+from sbp_fast import __version__
 from sbp_fast.cli import app
 from sbp_fast.config.files import load_config
+from sbp_fast.config.renamed import RENAMED
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -86,3 +88,15 @@ def test_the_tutorials_arm_is_an_arm(tmp_path: Path) -> None:
     (table,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "mine.toml").write_text(table, encoding="utf-8")
     assert "decayed" in load_config(["demo", tmp_path / "mine.toml"]).enabled_arms
+
+
+def test_changelog_names_every_renamed_key() -> None:
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert [old for old, new in RENAMED.items() if f"| `{old}` | `{new}` |" not in changes] == []
+
+
+def test_version_is_the_newest_of_the_changelog_and_that_of_the_citation() -> None:
+    versions = re.findall(r"^## \[(\d.*?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert versions[0] == __version__
+    assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f'version = "{__version__}"' in (ROOT / "kernels" / "pyproject.toml").read_text(encoding="utf-8")
