@@ -13,12 +13,12 @@ from sbp_fast.cli import app
 from sbp_fast.config import RunConfig
 from sbp_fast.config.files import load_config
 from sbp_fast.errors import UserError
+from sbp_fast.experiment.costs import QWEN, Corpus, Stage, key_value_bytes, stages
 from sbp_fast.experiment.plan import tables as plan
-from sbp_fast.experiment.plan.costs import QWEN, Corpus, Stage, key_value_bytes, stages
 from sbp_fast.experiment.plan.fit import needs, smallest_change, with_checkpointing
 from sbp_fast.experiment.results import STAGES
 from sbp_fast.model.flops import parameters, training_flops
-from sbp_fast.model.memory import usable_memory
+from sbp_fast.train.memory import usable_memory
 
 SHIPPED = sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("*.toml"))
 SMALL = ["pretrain.tokens_per_step=1024", "pretrain.microbatch_tokens=512"]
