@@ -20,9 +20,9 @@ from sbp_fast.evaluate.quality_rates import QUALITY_RATES
 from sbp_fast.experiment.arms import arms_of
 from sbp_fast.filters.rules import FILTER_RULES
 from sbp_fast.model.flops import parameters
-from sbp_fast.model.memory import optimizer_bytes
 from sbp_fast.neighbors.backends import BACKENDS
 from sbp_fast.stages.filter import filter_documents
+from sbp_fast.train.memory import optimizer_bytes
 from sbp_fast.train.optimizer import OPTIMIZERS
 
 ROOT = Path(__file__).parents[2]

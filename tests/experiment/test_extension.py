@@ -26,9 +26,10 @@ from sbp_fast.experiment.run import run
 from sbp_fast.filters.features import Features
 from sbp_fast.filters.rules import FILTER_RULES, Judgement, filter_rule
 from sbp_fast.model.flops import parameters
-from sbp_fast.model.memory import optimizer_bytes
-from sbp_fast.neighbors.backends import BACKENDS, KnnBackend, KnnSearcher
+from sbp_fast.neighbors.backends import BACKENDS, KnnBackend
+from sbp_fast.neighbors.searcher import KnnSearcher
 from sbp_fast.pipeline.progress import Console
+from sbp_fast.train.memory import optimizer_bytes
 from sbp_fast.train.optimizer import OPTIMIZERS, OptimizerEntry, Optimizers
 
 ARM = """
