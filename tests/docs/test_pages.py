@@ -1,10 +1,13 @@
 """README and documentation show what was measured and what exists; the command line accepts their commands."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import zstandard
+from small_run import SETTINGS, make_documents
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -77,11 +80,21 @@ def test_every_command_of_a_page_is_accepted_by_the_command_line(path: Path, wor
         load_config(shipped, [word for word in settings if "=" in word])
 
 
-@pytest.mark.parametrize(
-    "words", [words for path, words in COMMANDS if path.name == "README.md" and words[0] in ("plan", "doctor")]
-)
-def test_commands_of_the_readme_that_need_no_data_run_as_written(words: list[str]) -> None:
-    assert CliRunner().invoke(app, words).exit_code == 0
+def test_commands_of_the_readme_run_as_written_with_small_settings_after_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [json.dumps({"id": id, "text": text}) for id, text in make_documents().items()]
+    (tmp_path / "documents.jsonl.zst").write_bytes(zstandard.compress("\n".join(records).encode()))
+    monkeypatch.chdir(tmp_path)
+    block = README.partition("## On your own corpus")[2].partition("## ")[0]
+    commands = [words for path, words in COMMANDS if path.name == "README.md" and shlex.join(["sbp-fast", *words]) in block]
+    runs = [words for words in commands if "mini" not in words]  # another corpus by the same command
+    assert [words[0] for words in runs] == ["run", "export", "plan", "doctor"]
+    for words in runs:
+        small = [*SETTINGS, "pretrain.optimizer=adamw"] if words[0] == "run" else []
+        result = CliRunner().invoke(app, [*words, *small])
+        assert result.exit_code == 0, (words, result.output, result.exception)
+    assert (tmp_path / "runs/mine/report.html").is_file() and (tmp_path / "mine-sbp/config.json").is_file()
 
 
 def test_the_tutorials_arm_is_an_arm(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """One run with an arm, a metric, a filter rule, a reader, a kNN backend, an optimizer and a quality rate from outside."""
 
 import json
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_run import SETTINGS, TOPICS, make_documents
 from torch import nn
 from typer.testing import CliRunner
 
@@ -36,35 +36,12 @@ ARM = """
 [arms.decayed]
 recipe.weight_decay = 1.0
 """
-SETTINGS = (
+OWN_SETTINGS = (
+    *SETTINGS,
     "name='extended'",
-    "threads=1",
-    "corpus.heldout='auto'",
-    "corpus.heldout_share=0.1",
-    "corpus.unique_share=0.8",
-    "corpus.vocabulary_size=300",
-    "embed.maximum_tokens=16",
     "pair.backend='sorted'",
-    "pair.similarity_low=0.2",
-    "model={layers=1, hidden_size=16, heads=1, kv_heads=1, head_dim=16, intermediate_size=32, context=128}",
-    "pretrain={tokens=8192, tokens_per_step=1024, microbatch_tokens=512, optimizer='momentum', learning_rate=0.01}",
-    "synthesizer={tokens=2048, tokens_per_step=1024, microbatch_tokens=512, optimizer='adamw', learning_rate=1e-3}",
-    "synthesize.maximum_tokens=48",
-    "filter.keep_unfinished=true",
-    "filter.minimum_tokens=4",
-    "filter.minimum_compression_ratio=0",
-    "filter.maximum_malformed_characters=1",
-    "filter.maximum_repeated_shingles=1",
-    "evaluate.continuation_questions=8",
-    "quality.judged_documents=4",
-    "compare.bootstrap_samples=50",
-    "arms.oracle.enabled=false",
+    "pretrain.optimizer='momentum'",
 )
-TOPICS = {
-    "sea": "ship harbor wave sailor anchor tide captain deck",
-    "farm": "wheat field plough barn cattle harvest seed soil",
-    "court": "judge jury law verdict witness trial appeal sentence",
-}
 
 
 @dataclass(frozen=True)
@@ -167,15 +144,10 @@ def _registered() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def experiment(_registered: None, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     folder = tmp_path_factory.mktemp("extension")
-    generator = random.Random(0)
-    lines = []
-    for number in range(150):
-        topic = list(TOPICS)[number % len(TOPICS)]
-        sentences = (" ".join(generator.choices(TOPICS[topic].split(), k=6)).capitalize() + "." for _ in range(4))
-        lines.append(f"{topic}-{number}\t{' '.join(sentences)}")
+    lines = [f"{id}\t{text}" for id, text in make_documents().items()]
     (folder / "documents.tabs").write_text("\n".join(lines), encoding="utf-8")
     (folder / "arm.toml").write_text(ARM, encoding="utf-8")
-    files, overrides = ["demo", folder / "arm.toml"], [f"corpus.path='{folder / 'documents.tabs'}'", *SETTINGS]
+    files, overrides = ["demo", folder / "arm.toml"], [f"corpus.path='{folder / 'documents.tabs'}'", *OWN_SETTINGS]
     config = load_config(files, overrides)
     run(config, folder / "run", console=Console(quiet=True))
     results = json.loads((folder / "run" / "results.json").read_text(encoding="utf-8"))
