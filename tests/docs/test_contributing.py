@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,17 @@ def test_the_page_shows_the_eight_changes_as_six_lines_each() -> None:
 def test_every_path_that_the_page_names_exists() -> None:
     for path in re.findall(r"`((?:sbp_fast|kernels|bench|tests|docs)/[\w./]+)`", CONTRIBUTING):
         assert "NAME" in path or (ROOT / path).exists(), path
+
+
+def test_module_of_the_page_gives_the_command_line_what_it_registers(tmp_path: Path) -> None:
+    (start,) = re.findall(r"```python\n(# mine.py.*?)```", CONTRIBUTING, re.DOTALL)
+    before, _, after = start.partition("# ... registrations")
+    mine = tmp_path / "mine.py"
+    mine.write_text(f"{before}{snippet('An optimizer')}{after.partition(chr(10))[2]}", encoding="utf-8")
+    shown = subprocess.run([sys.executable, mine, "plan", "demo", "pretrain.optimizer=sgd"], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    refused = subprocess.run([sys.executable, mine, "plan", "demo", "pretrain.optimizer=sgdd"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "known: adamw, muon, sgd" in refused.stderr
 
 
 def test_optimizer_of_the_page_trains_a_model_and_is_planned(tmp_path: Path) -> None:
