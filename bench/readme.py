@@ -55,7 +55,8 @@ def demo_table(results: dict[str, Any]) -> str:
         lines.append(f"| {arm['label']} | {arm['tokens'] / 1e6:.2f}M | " + " | ".join(figures) + " |")
     minutes = results["totals"]["seconds"] / 60
     chance = ", ".join(f"{metric['chance']:.0%} ({metric['label']})" for metric in metrics.values() if metric["chance"])
-    note = f"{results['confidence']:.0%} bootstrap intervals; chance is {chance}; {minutes:.1f} minutes on {results['run']['device']}."
+    device = results["run"]["device"]
+    note = f"{results['confidence']:.0%} bootstrap intervals; chance is {chance}; {minutes:.1f} minutes on {device}."
     return "\n".join([*lines, "", note])
 
 
