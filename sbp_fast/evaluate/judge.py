@@ -178,7 +178,9 @@ class LocalModel:
             self._model, self._tokenizer = _load(directory, device)
         except (OSError, ValueError, KeyError) as error:
             problem = f"cannot be loaded: {str(error).splitlines()[0]}"
-            raise UserError(f"quality.judge_model = {directory}", problem, "give a directory that transformers can load") from None
+            raise UserError(
+                f"quality.judge_model = {directory}", problem, "give a directory that transformers can load"
+            ) from None
         self.identity = {"kind": "local", "model": Path(directory).name, "files": fingerprint_directory(directory)}
 
     def ask(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:

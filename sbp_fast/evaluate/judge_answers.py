@@ -181,7 +181,8 @@ def judged_rates(counts: dict[str, Any], bad: dict[str, np.ndarray]) -> dict[str
     return {
         "non_factual": rate(
             _known(bad["non_factual"]),
-            f"filtered documents in which the judge {name} finds a factual error; {unclear['non_factual']} answers were no verdict",
+            f"filtered documents in which the judge {name} finds a factual error; {unclear['non_factual']} answers were no "
+            "verdict",
             real,
             "seeds of the judged documents",
         ),

@@ -2,7 +2,7 @@
 
 Every metric is a ratio of two sums over its items (bits over bytes of documents, right answers over questions), computed from
 log-likelihoods of sequences. So one table of (numerator, denominator) per item holds a model's scores, and one bootstrap
-serves every metric. The description is stored with the scores and in `results.json`; tables, plots and sentences derive from it.
+serves every metric. The description is stored with the scores and in `results.json`; tables, plots and sentences use it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Multiple-choice questions: read from JSONL files, or made from held-out documents (which of four texts continues this one?)."""
+"""Multiple-choice questions: read from JSONL files, or made from held-out documents (which of four texts is the continuation?)."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def _word_end(text: str, aim: int) -> int:
 
 
 def _distractors(splits: list[SplitDocument], split: SplitDocument, generator: np.random.Generator) -> list[str]:
-    """Return three continuations of other documents, sampled from those of the most similar length; fewer if there are fewer."""
+    """Return three continuations of other documents, sampled from those of the most similar length; or all if fewer."""
     length = len(split.continuation.encode())
     others = {other.continuation: other.group for other in splits if other.continuation != split.continuation}
     elsewhere = [text for text, group in others.items() if group != split.group]

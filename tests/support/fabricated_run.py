@@ -329,7 +329,7 @@ def judge_counts() -> dict[str, Any]:
         "prompts": {"non_factual": f"Is it wrong? {HOSTILE}"},
         "verdicts": {
             "non_factual": {"synthetic": verdicts, "real": {**verdicts, "faulty": 0, "rate": None}},
-            "pair_irrelevance": dict.fromkeys(("synthetic", "random", "neighbours"), verdicts),
+            "pair_irrelevance": dict.fromkeys(("synthetic", "random", "neighbors"), verdicts),
         },
     }
 
@@ -366,13 +366,13 @@ def _write_quality(directory: Path, judge: dict[str, Any] | None) -> None:
             "published": published_rates(),
             "similarity": {
                 "low": 0.4821,
-                "means": {"seed": 0.44, "random": 0.15, "neighbours": 0.63},
-                "below": {"seed": 0.32, "random": 0.97, "neighbours": 0.0},
+                "means": {"seed": 0.44, "random": 0.15, "neighbors": 0.63},
+                "below": {"seed": 0.32, "random": 0.97, "neighbors": 0.0},
                 "histogram": {
                     "edges": fine.tolist(),
                     "seed": similarities(0.44),
                     "random": similarities(0.15),
-                    "neighbours": similarities(0.63),
+                    "neighbors": similarities(0.63),
                 },
             },
             "novel": [
