@@ -39,10 +39,11 @@ test: check  ## Check style and types, then run every test that is not slow
 test-cpus: $(READY)  ## The numeric tests as each kind of processor that torch and oneDNN can be told to be
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/support/each_cpu.py -q -n 2 --dist loadfile -m "not slow and not gpu" $(NUMERIC_TESTS)
 
-check: $(READY)  ## Lint, format and types
+check: $(READY)  ## Lint, format, types and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@PYTHONPATH=kernels $(BIN)/lint-imports --verbose >$(VENV)/imports.log 2>&1 || { cat $(VENV)/imports.log; exit 1; }
 
 test-slow: $(READY)  ## The slow tests: random kills of the whole pipeline among them
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"

@@ -25,7 +25,7 @@ from bench.case import Case, Prepared, Provider, Schedule, Tensors, no_inputs
 from bench.generation_transformers import continuous_batches, log_probability_error, padded_batches
 from sbp_fast.config import ModelConfig
 from sbp_fast.config.files import load_config
-from sbp_fast.experiment.plan.costs import key_value_bytes
+from sbp_fast.experiment.costs import key_value_bytes
 from sbp_fast.generate.decoder import KVCacheConfig, SamplingParams
 from sbp_fast.generate.engine import Engine, GenerationResult, Seed
 from sbp_fast.model.flops import matrix_parameters

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from sbp_fast.config.section import NO_EFFECT, Count, Section, Share
-from sbp_fast.errors import UserError
-from sbp_fast.registry import Registry
 
 
 def _check_attention_backend(name: str) -> str:
@@ -29,35 +27,6 @@ def _check_attention_backend(name: str) -> str:
 AttentionBackend = Annotated[str, AfterValidator(_check_attention_backend)]
 
 
-def _require_registered(registry: Registry[Any], name: str) -> str:
-    try:
-        registry[name]
-    except UserError as error:
-        raise PydanticCustomError("unknown_name", "{reason}", {"reason": str(error)}) from None
-    return name
-
-
-# the registries import the configuration, so the checks import them when a value is checked, which is later
-
-
-def _optimizer_name(name: str) -> str:
-    from sbp_fast.train.optimizer import OPTIMIZERS
-
-    return _require_registered(OPTIMIZERS, name)
-
-
-def _schedule_name(name: str) -> str:
-    from sbp_fast.train.schedules import SCHEDULES
-
-    return _require_registered(SCHEDULES, name)
-
-
-def _tracker_name(name: str) -> str:
-    from sbp_fast.train.trackers import TRACKERS
-
-    return _require_registered(TRACKERS, name)
-
-
 class TrainConfig(Section):
     """What a training run computes."""
 
@@ -67,12 +36,12 @@ class TrainConfig(Section):
     microbatch_tokens: Count = 2048
     """Length of one packed sequence, which goes through the model at once. A step is a whole number of packed sequences,
     shared equally among the processes, so this also limits how many processes can take part."""
-    optimizer: Annotated[str, AfterValidator(_optimizer_name)] = "adamw"
+    optimizer: str = "adamw"
     """A name in `sbp_fast.train.optimizer.OPTIMIZERS`. "muon" orthogonalises the updates of the layers' matrices, at AdamW's
     learning rate, and leaves all other parameters to AdamW."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """Peak learning rate, reached at the end of the warm-up."""
-    schedule: Annotated[str, AfterValidator(_schedule_name)] = "cosine"
+    schedule: str = "cosine"
     """A name in `sbp_fast.train.schedules.SCHEDULES`: the learning rate after the warm-up."""
     warmup_fraction: Share = 0.05
     """Fraction of the steps over which the learning rate rises linearly to its peak."""
@@ -157,6 +126,6 @@ class LogConfig(Section):
 
     every_steps: Count = 1
     """Steps between two lines. Only a line reads figures from the device; between lines nothing synchronises."""
-    trackers: tuple[Annotated[str, AfterValidator(_tracker_name)], ...] = ()
+    trackers: tuple[str, ...] = ()
     """Names in `sbp_fast.train.trackers.TRACKERS`, which receive the same figures under the same keys; the package of each
     must be installed."""

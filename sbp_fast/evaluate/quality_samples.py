@@ -10,10 +10,10 @@ import numpy as np
 from sbp_fast.config import RunConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
+from sbp_fast.dedup.seed_overlap import compare_with_seeds
 from sbp_fast.dedup.shingle_index import Batch
 from sbp_fast.evaluate.novelty import NOVEL_TOKENS, batch_of, known_counts, known_share, novel_rates
 from sbp_fast.evaluate.quality import same_letters
-from sbp_fast.filters.features import compare_with_seeds
 
 
 @dataclass(frozen=True)

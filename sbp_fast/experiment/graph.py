@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sbp_fast.config import RunConfig
+from sbp_fast.experiment import costs
 from sbp_fast.experiment.arms import Arm, arms_of
-from sbp_fast.experiment.plan import costs
-from sbp_fast.experiment.plan.costs import CorpusEstimate, Cost
+from sbp_fast.experiment.costs import CorpusEstimate, Cost
 
 if TYPE_CHECKING:
     from sbp_fast.pipeline.executors.executor import Workers

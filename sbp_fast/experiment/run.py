@@ -10,13 +10,18 @@ from sbp_fast.config.files import diff_config, dump_config, load_config
 from sbp_fast.errors import UserError
 from sbp_fast.evaluate.judge import check_judge
 from sbp_fast.evaluate.multiple_choice import read_question_files
+from sbp_fast.experiment.arms import arms_of
 from sbp_fast.experiment.graph import Step, stages_of
 from sbp_fast.experiment.report.page import write_report
+from sbp_fast.generate.synthesis import check_names
+from sbp_fast.neighbors.backends import check_backend
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.files import TEMPORARY_SUFFIX, atomic_open
 from sbp_fast.pipeline.progress import Console, duration
 from sbp_fast.pipeline.stage import out_of_space_is_a_user_error
+from sbp_fast.train.task import TrainTask
+from sbp_fast.train.trackers import TRACKERS
 
 CONFIG = "config.toml"
 
@@ -42,6 +47,7 @@ def run(
     if config.evaluate.choices != "auto":  # read here too, so that a mistake shows before hours of training
         read_question_files(config.evaluate.choices)
     check_judge(config.quality)
+    check_registered_names(config)
     claim_directory(config, out, force)
     started, stages = time.monotonic(), stages_of(config)
     for number, stage in enumerate(stages.values(), start=1):
@@ -52,6 +58,17 @@ def run(
         report = write_report(out)
         console.say(f"all stages in {duration(time.monotonic() - started)}")
     return report
+
+
+def check_registered_names(config: RunConfig) -> None:
+    """Raise a UserError for a name in the configuration that nothing is registered under, before any work is done."""
+    for arm in arms_of(config).values():
+        TrainTask.of_arm(config, arm.name)
+    TrainTask.of_synthesizer(config)
+    check_backend(config.pair)
+    check_names(config)
+    for tracker in config.log.trackers:
+        TRACKERS[tracker]
 
 
 def claim_directory(config: RunConfig, out: Path, force: bool) -> None:

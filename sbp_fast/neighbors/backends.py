@@ -6,17 +6,13 @@ Importing this module loads neither torch nor hnswlib; a backend imports what it
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sbp_fast.config import PairConfig
-from sbp_fast.pipeline.progress import Console, Task
+from sbp_fast.neighbors.searcher import KnnSearcher
+from sbp_fast.pipeline.progress import Console
 from sbp_fast.registry import Registry
-
-if TYPE_CHECKING:
-    from sbp_fast.neighbors.hnsw import HnswIndex
 
 AUTO = "auto"
 EXACT_UP_TO = 6000  # documents; with more, ivf takes less time at a pair recall of 0.99 (docs/log.md)
@@ -25,35 +21,6 @@ EXACT_UP_TO = 6000  # documents; with more, ivf takes less time at a pair recall
 PRODUCTS_PER_SECOND = 22e9  # operations a second of a self-join by matrix products
 HNSW_SECONDS = 1.24e-3  # seconds for which a document of 384 components, among 200,000, keeps hnswlib busy
 TYPICAL_NPROBE = 32  # buckets that find 99% of the pairs in the band in most corpora (docs/log.md)
-
-
-class KnnSearcher(ABC):
-    """Vectors that are ready to be searched for the nearest neighbors of some of themselves.
-
-    Attributes:
-        search_budgets: values that `search` accepts as its budget, in the order of rising cost and recall; none where the
-            search is exact.
-        index: what can be saved and queried later, if the search used such an index.
-    """
-
-    search_budgets: Sequence[int] = ()
-    index: HnswIndex | None = None
-
-    @abstractmethod
-    def search(
-        self, rows: np.ndarray, k: int, search_budget: int = 0, task: Task | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Find the k nearest other vectors of each of the vectors `rows`.
-
-        Args:
-            rows: int64 [rows], indices of vectors.
-            k: neighbors of each.
-            search_budget: one of `search_budgets`; ignored where the search is exact.
-            task: advanced by the number of rows searched.
-
-        Returns:
-            int64 indices and float32 inner products, both [rows, k], greatest first; -1 and -inf where there are fewer.
-        """
 
 
 class KnnBackend(ABC):

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from sbp_fast.neighbors.backends import KnnSearcher
 from sbp_fast.neighbors.blocks import map_blocks
+from sbp_fast.neighbors.searcher import KnnSearcher
 from sbp_fast.neighbors.top_k import NO_NEIGHBOR, TopKHeaps, rerank, take_top_k, top_k_by_rounds
 from sbp_fast.pipeline.progress import Task
 

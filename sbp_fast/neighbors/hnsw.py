@@ -10,8 +10,8 @@ import hnswlib
 import numpy as np
 
 from sbp_fast.errors import UserError
-from sbp_fast.neighbors.backends import KnnSearcher
 from sbp_fast.neighbors.exact import SPARE, concatenate_blocks, growing_budgets
+from sbp_fast.neighbors.searcher import KnnSearcher
 from sbp_fast.neighbors.top_k import rerank
 from sbp_fast.pipeline.files import atomic_path, hash_file, read_json, write_json
 from sbp_fast.pipeline.progress import Task

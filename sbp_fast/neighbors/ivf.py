@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sbp_fast.neighbors.backends import KnnSearcher
 from sbp_fast.neighbors.blocks import map_blocks
 from sbp_fast.neighbors.exact import SPARE, concatenate_blocks, growing_budgets
 from sbp_fast.neighbors.kmeans import nearest_centroids, train_centroids
+from sbp_fast.neighbors.searcher import KnnSearcher
 from sbp_fast.neighbors.top_k import NO_NEIGHBOR, TopKHeaps, rerank, top_k_by_rounds
 from sbp_fast.pipeline.progress import Task
 

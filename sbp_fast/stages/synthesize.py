@@ -13,7 +13,8 @@ from sbp_fast.generate.synthesis import check_names, corpus_counts, generate_cor
 from sbp_fast.pipeline.distributed import join_processes, world_size
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
-from sbp_fast.pipeline.manifest import Manifest
+from sbp_fast.pipeline.files import read_json
+from sbp_fast.pipeline.manifest import MANIFEST, Manifest
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.stage import StageContext, run_stage_together
 
@@ -57,6 +58,7 @@ def synthesize(
     check_names(config)
     if not workers.local and world_size() > 1:
         raise UserError("options", "several processes do not share a cluster", "leave out --gpus and torchrun, or --engine")
+    inputs = {"corpus": corpus, "model": model}
     with join_processes(resolve_device(config) if workers.local else "cpu") as processes:
 
         def body(context: StageContext) -> None:
@@ -79,18 +81,30 @@ def synthesize(
             processes,
             "synthesize",
             out,
-            config=what_it_depends_on(config),
-            inputs={"corpus": corpus, "model": model},
+            config=_settings_of_enough(synthesis_settings(config), out, inputs),
+            inputs=inputs,
             body=body,
             console=console,
             force=force,
         )
 
 
-def what_it_depends_on(config: RunConfig) -> dict[str, Any]:
+def synthesis_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that the documents depend on; how many are generated together changes none."""
     return {
         "seed": config.seed,
         "synthesize": config.synthesize.settings(),
         "wanted_tokens": wanted_tokens(config),
     }
+
+
+def _settings_of_enough(settings: dict[str, Any], out: Path, inputs: dict[str, Path]) -> dict[str, Any]:
+    """Return the settings that a finished output was made with if it differs only by holding more tokens than are wanted."""
+    if not (out / MANIFEST).is_file():
+        return settings
+    manifest = read_json(out / MANIFEST)
+    enough = settings | {"wanted_tokens": max(settings["wanted_tokens"], manifest["config"].get("wanted_tokens", 0))}
+    fingerprints = {
+        name: read_json(path / MANIFEST)["fingerprint"] for name, path in inputs.items() if (path / MANIFEST).is_file()
+    }
+    return enough if manifest["config"] == enough and manifest["inputs"] == fingerprints else settings

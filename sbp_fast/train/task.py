@@ -7,8 +7,16 @@ from typing import Literal
 
 from sbp_fast.config import RunConfig, TrainConfig
 from sbp_fast.errors import UserError
+from sbp_fast.train.optimizer import OPTIMIZERS
+from sbp_fast.train.schedules import SCHEDULES
 
 SYNTHESIZER = "synthesizer"
+
+
+def check_recipe(recipe: TrainConfig) -> None:
+    """Raise a UserError if an optimizer or a learning-rate schedule is not registered."""
+    OPTIMIZERS[recipe.optimizer]
+    SCHEDULES[recipe.schedule]
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,9 @@ class TrainTask:
     synthetic: bool = False
     share: float = 0.0
     minimum_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_recipe(self.recipe)
 
     @property
     def tunes(self) -> bool:

@@ -80,7 +80,7 @@ def test_another_configuration_is_refused_and_force_redoes_only_what_it_touches(
     after = fingerprints(out)
     assert {stage for stage in STAGES if after[stage] != before[stage]} >= {"train/sbp", "evaluate/sbp", "compare"}
     assert {stage for stage in STAGES if after[stage] == before[stage]} >= {
-        *("prepare", "embed", "pair", "train/baseline", "train/oracle", "train/synthesizer"),
+        *("prepare", "embed", "pair", "synthesize", "filter", "quality", "train/baseline", "train/oracle", "train/synthesizer"),
         *("evaluate/baseline", "evaluate/oracle"),
     }
 

@@ -13,12 +13,12 @@ from sbp_fast.cli import app
 from sbp_fast.config import RunConfig
 from sbp_fast.config.files import load_config
 from sbp_fast.errors import UserError
+from sbp_fast.experiment.costs import QWEN, CorpusEstimate, Cost, key_value_bytes
+from sbp_fast.experiment.graph import stages_of
 from sbp_fast.experiment.plan import tables as plan
-from sbp_fast.experiment.plan.costs import QWEN, Corpus, Stage, key_value_bytes, stages
 from sbp_fast.experiment.plan.fit import needs, smallest_change, with_checkpointing
-from sbp_fast.experiment.results import STAGES
 from sbp_fast.model.flops import parameters, training_flops
-from sbp_fast.model.memory import usable_memory
+from sbp_fast.train.memory import usable_memory
 
 SHIPPED = sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("*.toml"))
 SMALL = ["pretrain.tokens_per_step=1024", "pretrain.microbatch_tokens=512"]
@@ -29,8 +29,8 @@ def fits(config: RunConfig, gpus: int) -> bool:
     return all(need.fits("h100") for need in needs(config, gpus))
 
 
-def stage(config: RunConfig, name: str) -> Stage:
-    return next(one for one in stages(config) if one.name == name)
+def stage(config: RunConfig, name: str) -> Cost:
+    return plan.stage_costs(config)[name]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -40,7 +40,7 @@ def test_every_shipped_configuration_fits_where_it_is_meant_to_run(name: str) ->
     lines = result.output.splitlines()
     assert lines[-1].startswith("Fits: pretrain ") and "not measured" in result.output
     printed = [line.split()[0] for line in lines if line.strip()]
-    assert all(printed.count(one) >= 2 for one in STAGES)  # its time and its disk
+    assert all(printed.count(stage) >= 2 for stage in stages_of(load_config([name])))  # its time and its disk
     assert max(map(len, lines[:-2])) <= 80
 
 
@@ -69,8 +69,11 @@ def test_what_cannot_be_planned_is_refused(arguments: list[str], message: str) -
     assert isinstance(result.exception, UserError) and message in str(result.exception)
 
 
-def test_the_stages_are_those_of_a_run_in_their_order() -> None:
-    assert [one.name for one in stages(RunConfig())] == list(STAGES)
+def test_plan_of_an_added_arm_has_a_line_for_each_of_its_stages() -> None:
+    config = load_config(["demo"], ["arms.decayed={recipe={tokens=2_000_000}, seeds=[0, 1]}"])
+    costs = plan.stage_costs(config)
+    assert {"train/decayed", "train/decayed-seed-1", "evaluate/decayed", "evaluate/decayed-seed-1"} < costs.keys()
+    assert costs["train/decayed"].flops == pytest.approx(2 * costs["train/baseline"].flops, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +84,7 @@ def test_the_papers_configurations_have_the_papers_budgets(
     name: str, unique: float, everything: float, synthetic: float
 ) -> None:
     config = load_config([name])
-    corpus = Corpus.guess(config)
+    corpus = CorpusEstimate.guess(config)
     assert corpus.document_tokens == corpus.visible == 828
     assert corpus.unique_tokens == pytest.approx(unique, rel=1e-4)  # a whole number of steps
     assert corpus.tokens == pytest.approx(everything, rel=1e-3)
@@ -90,28 +93,28 @@ def test_the_papers_configurations_have_the_papers_budgets(
 
 
 def test_a_corpus_is_guessed_from_what_the_configuration_says() -> None:
-    guess = Corpus.guess(
+    guess = CorpusEstimate.guess(
         load_config(["demo"], ["corpus.passage_characters=1000", "pretrain.tokens=102400", "model.context=256"])
     )
     assert (guess.document_tokens, guess.visible) == (250, 128)  # four characters a token; half a context at most
     assert guess.tokens == pytest.approx(102_400 / 20 / 0.2, rel=0.02)  # a whole number of steps
-    assert Corpus.guess(load_config(["demo"], ["corpus.maximum_documents=10"])).tokens == 10 * 512
+    assert CorpusEstimate.guess(load_config(["demo"], ["corpus.maximum_documents=10"])).tokens == 10 * 512
     assert guess.heldout_tokens == 0.04 * guess.tokens
 
 
 def test_training_is_counted_as_the_trainer_counts_it() -> None:
     config = load_config(["3b-1t"])
     tokens = 119_209 * 8_388_608
-    assert stage(config, "base").flops == training_flops(config.model, 49_152, tokens, tokens * 828, tokens)
+    assert stage(config, "train/baseline").flops == training_flops(config.model, 49_152, tokens, tokens * 828, tokens)
     tuned = 2980 * 16_777_216  # of nine documents with one seed eight carry loss, and see the seed too
-    assert stage(config, "synthesizer").flops == training_flops(
+    assert stage(config, "train/synthesizer").flops == training_flops(
         config.model, 49_152, tuned, tuned * (828 + 828 * 8 / 9), tuned * 8 / 9
     )
 
 
 def test_hours_follow_from_operations_or_from_what_memory_delivers() -> None:
-    assert Stage("", 0, flops=989.4e12 * 3600).gpu_hours("h100", 0.4) == 2.5
-    assert Stage("", 0, flops=989.4e12, moved=3.35e12 * 7200).gpu_hours("h100", 0.5) == 4
+    assert Cost(0, flops=989.4e12 * 3600).gpu_hours("h100", 0.4) == 2.5
+    assert Cost(0, flops=989.4e12, moved=3.35e12 * 7200).gpu_hours("h100", 0.5) == 4
     config = load_config(["3b-1t"], ["synthesize.batch_documents=100", "synthesize.samples_per_seed=4"])
     assert key_value_bytes(config.model) == 26 * 2 * 8 * 128 * 2
     multiplied = parameters(config.model, 49_152) - 26 * 2 * (3072 + 128) - 3072
@@ -123,7 +126,7 @@ def test_hours_follow_from_operations_or_from_what_memory_delivers() -> None:
 
 def test_embedding_and_pairing_are_counted_by_document() -> None:
     config = load_config(["3b-200b"], ["embed.maximum_tokens=512"])
-    documents = Corpus.guess(config).unique_documents
+    documents = CorpusEstimate.guess(config).unique_documents
     embed, pair = stage(config, "embed"), stage(config, "pair")
     assert embed.flops == documents * 512 * (2 * 440_467_456 + 4 * 28 * 2048 * 512)
     assert embed.disk == documents * (2 * 1024 + 8) and pair.disk == pytest.approx(
@@ -132,7 +135,7 @@ def test_embedding_and_pairing_are_counted_by_document() -> None:
     assert f"{(documents * 70 + 1e6 * 12 * 1024) / 2**30:,.0f} GiB of memory" in pair.kept
     assert stage(load_config(["3b-200b"], ["embed.maximum_tokens=512", "embed.model=other"]), "embed") == embed
     assert config.embed.model == QWEN
-    hashing = Corpus.guess(config).unique_tokens / 40e6
+    hashing = CorpusEstimate.guess(config).unique_tokens / 40e6
     assert pair.core_seconds == pytest.approx(documents * 3 * 2 * 1024 * 34 * 1000 / 22e9 + hashing)
     graph = stage(load_config(["3b-200b"], ["pair.backend=hnsw", "pair.partition_documents=100_000_000"]), "pair")
     assert graph.core_seconds == pytest.approx(documents * 1.24e-3 * 1024 / 384 + hashing)
@@ -143,23 +146,23 @@ def test_embedding_and_pairing_are_counted_by_document() -> None:
 def test_disk_holds_shards_checkpoints_and_weights() -> None:
     config = load_config(["3b-200b"], ["checkpoint.keep=3", "checkpoint.keep_every_steps=1000"])
     count = parameters(config.model, 49_152)
-    assert stage(config, "base").disk == (3 + 23) * 12 * count + 4 * count  # 23,842 steps
-    assert stage(config, "base").kept == "the weights, and as it runs 26 checkpoints"
+    assert stage(config, "train/baseline").disk == (3 + 23) * 12 * count + 4 * count  # 23,842 steps
+    assert stage(config, "train/baseline").kept == "the weights, and as it runs 26 checkpoints"
     assert (
         stage(load_config(["3b-200b"], ["corpus.vocabulary_size=70000"]), "prepare").disk == 2 * stage(config, "prepare").disk
     )
-    muon = stage(load_config(["3b-200b"], ["pretrain.optimizer=muon"]), "base").disk
-    assert muon == stage(load_config(["3b-200b"]), "base").disk - 2 * 4 * (count - 49_152 * 3072 - 26 * 2 * (3072 + 128) - 3072)
+    muon = stage(load_config(["3b-200b"], ["pretrain.optimizer=muon"]), "train/baseline").disk
+    matrices = count - 49_152 * 3072 - 26 * 2 * (3072 + 128) - 3072
+    assert muon == stage(load_config(["3b-200b"]), "train/baseline").disk - 2 * 4 * matrices
 
 
-def test_the_overhead_is_what_sbp_adds_to_a_baseline_run() -> None:
-    costs = [
-        Stage("base", 0, flops=100),
-        Stage("embed", 0, flops=1),
-        Stage("synthesize", 0, flops=11),
-        Stage("joint", 0, flops=100),
-    ]
-    assert "SBP takes 12% of a baseline run's FLOPs and 12% of its GPU hours" in plan.comparison(costs, "h100")
+def test_overhead_is_what_sbp_adds_to_a_baseline_run() -> None:
+    config = RunConfig()
+    costs = dict.fromkeys(stages_of(config), Cost(0, flops=0))
+    costs |= {"train/baseline": Cost(0, flops=100), "train/sbp": Cost(0, flops=100), "train/oracle": Cost(0, flops=1000)}
+    costs |= {"prepare": Cost(0, flops=1000), "embed": Cost(0, flops=1), "synthesize": Cost(0, flops=11)}
+    (line,) = plan.overheads(config, costs, "h100")
+    assert "SBP takes 12% of a baseline run's FLOPs and 12% of its GPU hours" in line
 
 
 # --- what fits ---

@@ -11,7 +11,7 @@ from paired_documents import UNCAPPED, as_set, make_documents, make_vectors, run
 from sbp_fast.config import PairConfig
 from sbp_fast.config.files import load_config
 from sbp_fast.errors import UserError
-from sbp_fast.experiment.plan import costs
+from sbp_fast.experiment import costs
 from sbp_fast.neighbors.backends import BACKENDS, KnnBackend, KnnSearcher, choose_backend
 
 

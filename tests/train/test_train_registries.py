@@ -16,8 +16,8 @@ from sbp_fast.config import ModelConfig, TrainConfig
 from sbp_fast.config.files import load_config
 from sbp_fast.errors import UserError
 from sbp_fast.model.flops import parameters
-from sbp_fast.model.memory import optimizer_bytes
 from sbp_fast.stages.train import train
+from sbp_fast.train.memory import optimizer_bytes
 from sbp_fast.train.optimizer import OPTIMIZERS, OptimizerEntry, Optimizers
 from sbp_fast.train.schedules import SCHEDULES
 from sbp_fast.train.task import TrainTask
@@ -94,7 +94,7 @@ def test_configuration_and_optimizer_bytes_need_no_torch() -> None:
     script = """if True:
         import sys
         from sbp_fast.config.files import load_config
-        from sbp_fast.model.memory import optimizer_bytes
+        from sbp_fast.train.memory import optimizer_bytes
         config = load_config(["demo"], ["pretrain.optimizer=muon", "pretrain.schedule=constant", "log.trackers=['wandb']"])
         assert optimizer_bytes(config.model, 300, config.pretrain.optimizer) > 0
         assert "torch" not in sys.modules, "torch was imported"

@@ -8,7 +8,7 @@ from itertools import product
 
 from sbp_fast.config import RunConfig, TrainConfig
 from sbp_fast.errors import UserError
-from sbp_fast.model.memory import CHECKPOINTING, StepMemory, step_memory, usable_memory
+from sbp_fast.train.memory import CHECKPOINTING, StepMemory, step_memory, usable_memory
 
 NODE = 8  # GPUs of a machine; beyond one machine whole ones are added
 MOST_GPUS = 8192

@@ -13,12 +13,12 @@ from rich.table import Table
 from sbp_fast.config import RunConfig
 from sbp_fast.errors import UserError
 from sbp_fast.experiment.arms import arms_of
+from sbp_fast.experiment.costs import CorpusEstimate, Cost
 from sbp_fast.experiment.graph import PREPARE, needed_stages, stages_of, train_stage
-from sbp_fast.experiment.plan.costs import CorpusEstimate, Cost
 from sbp_fast.experiment.plan.fit import Need, needs, smallest_change, with_checkpointing
 from sbp_fast.model.flops import DEVICE_NAMES, PEAK_FLOPS, parameters_by_part
-from sbp_fast.model.memory import CARD_MEMORY, CHECKPOINTING, RESERVED_BYTES, RESERVED_SHARE, usable_memory
 from sbp_fast.pipeline.progress import short
+from sbp_fast.train.memory import CARD_MEMORY, CHECKPOINTING, RESERVED_BYTES, RESERVED_SHARE, usable_memory
 
 Costs = dict[str, Cost]
 DISK_UNITS = {"disk": 2**30, "core_seconds": 3600}

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from sbp_fast.config import ModelConfig, RunConfig, TrainConfig
 from sbp_fast.dedup.shingle_index import plan_passes
 from sbp_fast.model.flops import PEAK_FLOPS, forward_flops, matrix_parameters, parameters, training_flops
-from sbp_fast.model.memory import optimizer_bytes
 from sbp_fast.neighbors.backends import AUTO, BACKENDS
 from sbp_fast.pipeline.progress import short
+from sbp_fast.train.memory import optimizer_bytes
 
 BANDWIDTH = {"a100": 2.04e12, "h100": 3.35e12, "h200": 4.8e12, "b200": 8.0e12}
 """Bytes a second of each card's memory, from NVIDIA's data sheets."""

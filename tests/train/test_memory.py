@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sbp_fast.config import ModelConfig, ParallelConfig, TrainConfig
-from sbp_fast.experiment.plan.costs import BANDWIDTH
-from sbp_fast.model import memory
+from sbp_fast.experiment.costs import BANDWIDTH
 from sbp_fast.model.flops import PEAK_FLOPS, matrix_parameters, parameters
 from sbp_fast.model.transformer import Transformer
+from sbp_fast.train import memory
 from sbp_fast.train.optimizer import OPTIMIZERS, make_optimizers
 from sbp_fast.train.sharding import build
 
