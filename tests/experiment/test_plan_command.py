@@ -132,7 +132,7 @@ def test_embedding_and_pairing_are_counted_by_document() -> None:
     assert embed.disk == documents * (2 * 1024 + 8) and pair.disk == pytest.approx(
         documents * (8 * 12 + 200 * (3 * 8 + 20 + 21))
     )
-    assert f"{(documents * 70 + 1e6 * 12 * 1024) / 2**30:,.0f} GiB of memory" in pair.kept
+    assert f"{(documents * 70 + 1e6 * 12 * 1024) / 2**30:,.0f} GiB of memory" in pair.disk_content
     assert stage(load_config(["3b-200b"], ["embed.maximum_tokens=512", "embed.model=other"]), "embed") == embed
     assert config.embed.model == QWEN
     hashing = CorpusEstimate.guess(config).unique_tokens / 40e6
@@ -147,7 +147,7 @@ def test_disk_holds_shards_checkpoints_and_weights() -> None:
     config = load_config(["3b-200b"], ["checkpoint.keep=3", "checkpoint.keep_every_steps=1000"])
     count = parameters(config.model, 49_152)
     assert stage(config, "train/baseline").disk == (3 + 23) * 12 * count + 4 * count  # 23,842 steps
-    assert stage(config, "train/baseline").kept == "the weights, and as it runs 26 checkpoints"
+    assert stage(config, "train/baseline").disk_content == "the weights, and as it runs 26 checkpoints"
     assert (
         stage(load_config(["3b-200b"], ["corpus.vocabulary_size=70000"]), "prepare").disk == 2 * stage(config, "prepare").disk
     )

@@ -80,7 +80,7 @@ def test_unfinished_and_foreign_directories_are_refused(run: Path, tmp_path: Pat
     shutil.rmtree(tmp_path / "run" / "train" / "sbp")
     with pytest.raises(UserError, match="the stage train/sbp is not finished"):
         collect(tmp_path / "run")
-    with pytest.raises(UserError, match="no run lies here"):
+    with pytest.raises(UserError, match="is no run"):
         collect(tmp_path)
 
 
