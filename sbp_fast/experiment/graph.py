@@ -34,7 +34,7 @@ class Step:
         inputs: input name -> directory of the stage that made it.
         console: for progress.
         gpus: processes that train and synthesize on this machine.
-        force: replace outputs that were made from something else.
+        force: replace outputs that were made from other settings or inputs.
         workers: runs the tasks of the data stages.
     """
 

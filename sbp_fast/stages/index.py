@@ -41,7 +41,7 @@ def index(
         vectors: output of `embed` on it, with the settings of those in the index.
         out: directory to write.
         console: shows the progress.
-        force: replace an output that was made from something else.
+        force: replace an output that was made from other settings or inputs.
 
     Raises:
         UserError: no index, a corpus that is already in it, vectors of another corpus or with other settings.

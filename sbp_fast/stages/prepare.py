@@ -61,7 +61,7 @@ def prepare(config: RunConfig, out: Path, *, console: Console, force: bool = Fal
             raise TransientError(
                 "corpus.workers",
                 "a process was killed, most likely for want of memory",
-                "rerun, it goes on where it stopped; with fewer corpus.workers if that happens again",
+                "rerun: it resumes where it stopped; with fewer corpus.workers if that happens again",
             ) from None
 
     return run_stage("prepare", out, config=settings, inputs=inputs, body=body, console=console, force=force)

@@ -55,7 +55,7 @@ def measure_quality(
         filtered: output of `filter` on that.
         pairs: output of `pair` on the corpus; a document is unrelated to its seed below the low end of its band.
         console: for progress.
-        force: replace an output that was made from something else.
+        force: replace an output that was made from other settings or inputs.
 
     Raises:
         UserError: the inputs do not belong together; the encoder or the judge cannot be used.

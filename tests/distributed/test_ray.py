@@ -39,7 +39,7 @@ from sbp_fast.config import RunConfig
 from sbp_fast.data import preparation
 from sbp_fast.errors import TransientError, UserError
 from sbp_fast.generate.tasks import cut_chunks
-from sbp_fast.pipeline.executors.executor import Holders, Place, Workers
+from sbp_fast.pipeline.executors.executor import Holders, Placement, Workers
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.stages.embed import embed
@@ -112,7 +112,7 @@ class Hold:
 
     def __enter__(self) -> Hold:
         self.holders: Holders[Any] = self.held.__enter__()
-        self.place, self.count = self.holders.place, self.holders.count
+        self.place, self.count = self.holders.placement, self.holders.count
         return self
 
     def run(self, function: Callable[..., Any], tasks: Any, advance: Any) -> Iterator[Any]:
@@ -138,7 +138,7 @@ def test_results_come_in_order_and_a_mistake_as_it_was_made(
         list(workers.run(read, [Path("/nowhere")], 1))
     (tmp_path / "only_here.py").write_text("def work(number): pass")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"a node does not know what to do: .*No module named 'only_here'; install the same"):
+    with pytest.raises(UserError, match=r"a node cannot load the task: .*No module named 'only_here'; install the same"):
         list(workers.run(importlib.import_module("only_here").work, [1], 1))
 
 
@@ -148,7 +148,7 @@ def test_after_a_mistake_nothing_is_written_any_more(cluster: str, tmp_path: Pat
     with pytest.raises(UserError, match="0: is nothing"):
         if held:
             with RayWorkers().hold(partial(return_directory, tmp_path), RunConfig(threads=1)) as holders:
-                assert (holders.count, holders.place) == (2, Place("cpu", 1))
+                assert (holders.count, holders.placement) == (2, Placement("cpu", 1))
                 list(holders.run(write_slowly_held, [1, 0], print))
         else:
             list(RayWorkers().run(partial(write_slowly, tmp_path), [0, 1], 1))
@@ -284,15 +284,15 @@ def test_an_address_that_does_not_answer(address: str) -> None:
 
 def test_what_a_cluster_holds() -> None:
     small, large, head = {"CPU": 8.0}, {"CPU": 33.0, "memory": 1e9}, {"memory": 1e9}
-    assert spread([small, large, head], "auto", 0) == (Place("cpu", 8), 5, {"num_cpus": 8})
-    assert spread([small, large], "cpu", 3) == (Place("cpu", 3), 2 + 11, {"num_cpus": 3})
-    assert spread([small], "cpu", 99) == (Place("cpu", 8), 1, {"num_cpus": 8})
+    assert spread([small, large, head], "auto", 0) == (Placement("cpu", 8), 5, {"num_cpus": 8})
+    assert spread([small, large], "cpu", 3) == (Placement("cpu", 3), 2 + 11, {"num_cpus": 3})
+    assert spread([small], "cpu", 99) == (Placement("cpu", 8), 1, {"num_cpus": 8})
     eight, one = {"CPU": 96.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 1.0}
     for device in ("auto", "cuda", "cuda:0"):
-        assert spread([eight, one, small], device, 0) == (Place("cuda", 12), 9, {"num_gpus": 1, "num_cpus": 12})
-    assert spread([eight], "auto", 4) == (Place("cuda", 4), 8, {"num_gpus": 1, "num_cpus": 4})
-    assert spread([{"GPU": 2.0}], "auto", 0) == (Place("cuda", 1), 2, {"num_gpus": 1, "num_cpus": 0})
-    assert spread([eight], "cpu", 0) == (Place("cpu", 96), 1, {"num_cpus": 96})
+        assert spread([eight, one, small], device, 0) == (Placement("cuda", 12), 9, {"num_gpus": 1, "num_cpus": 12})
+    assert spread([eight], "auto", 4) == (Placement("cuda", 4), 8, {"num_gpus": 1, "num_cpus": 4})
+    assert spread([{"GPU": 2.0}], "auto", 0) == (Placement("cuda", 1), 2, {"num_gpus": 1, "num_cpus": 0})
+    assert spread([eight], "cpu", 0) == (Placement("cpu", 96), 1, {"num_cpus": 96})
     with pytest.raises(UserError, match="device = cuda: the cluster has no GPU"):
         spread([small], "cuda", 0)
     with pytest.raises(UserError, match="the cluster has no CPU"):

@@ -51,7 +51,7 @@ def sbp_fast(home: Path, out: Path, *overrides: str, processes: int, stop_after:
     done = subprocess.run(launcher, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode == 0) == (stop_after is None), done.stdout + done.stderr
     if stop_after is not None:
-        assert f"stopped after {stop_after + 1} steps, which are saved: the same command goes on from here" in done.stdout
+        assert f"stopped after {stop_after + 1} steps, which are saved: the same command resumes from here" in done.stdout
         assert "exitcode  : 143" in done.stderr
     return done.stdout
 

@@ -202,7 +202,7 @@ def test_the_smallest_change_that_fits(name: str, gpus: int, settings: list[str]
         assert fits(load_config([name], ["parallel.shard_processes=0", *settings, *typed]), number)
 
 
-def test_a_step_with_fewer_streams_than_gpus_says_so() -> None:
+def test_plan_with_fewer_microbatches_than_gpus_names_them() -> None:
     said = plan.verdict(load_config(["demo"], SMALL), 4, "h100")
     assert "pretrain has 2 microbatches a step for 4 GPUs" in said
 
@@ -210,7 +210,7 @@ def test_a_step_with_fewer_streams_than_gpus_says_so() -> None:
 def test_memory_is_shown_for_every_choice_and_measured_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(["3b-1t"])
     need = needs(config, 16)[0]
-    assert (need.section, need.streams, need.gpus) == ("pretrain", 512, 16)
+    assert (need.section, need.microbatches, need.gpus) == ("pretrain", 512, 16)
     shown = CliRunner().invoke(app, ["plan", "3b-1t", "--gpus", "16"]).output
     totals = [needs(with_checkpointing(config, choice), 16)[0].memory.total / 2**30 for choice in ("none", "selective", "full")]
     row = next(line.split() for line in shown.splitlines() if line.strip().startswith("all") and line.count(".") == 6)

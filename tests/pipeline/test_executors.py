@@ -12,7 +12,7 @@ import pytest
 from sbp_fast.config import RunConfig
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.executors.choose import open_workers
-from sbp_fast.pipeline.executors.executor import Advance, Place
+from sbp_fast.pipeline.executors.executor import Advance, Placement
 from sbp_fast.pipeline.executors.local import LOCAL
 
 ENDLESS = """
@@ -98,8 +98,8 @@ def alive(process: int) -> bool:
 def test_tools_are_opened_once_in_this_process_with_the_first_task() -> None:
     opened, advanced = [], []
 
-    def make(place: Place) -> int:
-        opened.append(place)
+    def make(placement: Placement) -> int:
+        opened.append(placement)
         return 10
 
     def work(tool: int, task: int, advance: Advance) -> int:
@@ -107,10 +107,10 @@ def test_tools_are_opened_once_in_this_process_with_the_first_task() -> None:
         return tool * task
 
     with LOCAL.hold(make, RunConfig(device="cpu", threads=3)) as holders:
-        assert (holders.count, holders.place) == (1, Place("cpu", 3))
+        assert (holders.count, holders.placement) == (1, Placement("cpu", 3))
         assert list(holders.run(work, [], advanced.append)) == opened == []
         assert list(holders.run(work, [1, 2], advanced.append)) == [10, 20] and list(holders.run(work, [3], print)) == [30]
-    assert opened == [Place("cpu", 3)] and advanced == [1, 2]
+    assert opened == [Placement("cpu", 3)] and advanced == [1, 2]
 
 
 def test_an_engine_is_named_and_ray_is_imported_when_it_is_chosen() -> None:

@@ -92,7 +92,7 @@ def test_a_changed_setting_or_input_is_refused_with_what_changed(tmp_path: Path)
         stage(tmp_path / "out", Counting(), {"size": 2}, source="two")
     with pytest.raises(KeyboardInterrupt):
         stage(tmp_path / "half", Counting(die_after=1))
-    with pytest.raises(UserError, match=r"begun from something else: size: 1 -> 2"):
+    with pytest.raises(UserError, match=r"begun with other settings or inputs: size: 1 -> 2"):
         stage(tmp_path / "half", Counting(), {"size": 2})
     forced = Counting(text="new")
     stage(tmp_path / "half", forced, {"size": 2}, force=True)
