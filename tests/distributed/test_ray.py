@@ -112,7 +112,7 @@ class Hold:
 
     def __enter__(self) -> Hold:
         self.holders: Holders[Any] = self.held.__enter__()
-        self.place, self.count = self.holders.placement, self.holders.count
+        self.placement, self.count = self.holders.placement, self.holders.count
         return self
 
     def run(self, function: Callable[..., Any], tasks: Any, advance: Any) -> Iterator[Any]:
@@ -170,7 +170,7 @@ def test_actors_share_the_tasks_and_results_come_in_order(cluster: str) -> None:
 
 def test_several_processes_do_not_share_a_cluster(inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     how = {"corpus": inputs["corpus"], "model": inputs["model"]}
-    with pytest.raises(UserError, match="options: do not go together; give --gpus, or --engine ray"):
+    with pytest.raises(UserError, match="options: exclude each other; give --gpus, or --engine ray"):
         cli.synthesize([str(inputs["directory"] / "empty.toml")], out=Path("out"), gpus=2, engine="ray", **how)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="options: several processes do not share a cluster"):

@@ -170,9 +170,7 @@ def test_evaluate_counts_the_flops_of_the_tokens_read(inputs: tuple[Path, dict[s
     assert list(manifest.counts["metrics"]) == ["heldout_bits_per_byte"]
 
 
-def test_difference_of_a_model_to_itself_is_exactly_zero(
-    inputs: tuple[Path, dict[str, Path]], tmp_path: Path
-) -> None:
+def test_difference_of_a_model_to_itself_is_exactly_zero(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
     corpus, models = inputs
     twins = {"first": models["sbp"], "second": models["sbp"]}
     differences = compare_models(tmp_path, corpus, twins)["differences"]["second"]
