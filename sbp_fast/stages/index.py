@@ -29,8 +29,9 @@ def index(
 
     A document whose vector equals one in the index, or an earlier one of its own corpus, is left out: many duplicates make a
     graph lose other documents. The rest go to the partition with the fewest documents until that has
-    `pair.partition_documents`, then to the next, then to new partitions. A query searches all partitions, so any assignment would do; this one changes the
-    fewest files. Unchanged files are links to those of `to`, or copies where the file system has no links.
+    `pair.partition_documents`, then to the next, then to new partitions. A query searches all partitions, so any assignment
+    would do; this one changes the fewest files. Unchanged files are links to those of `to`, or copies where the file system has
+    no links.
 
     Writes `index/`, `members.json` and `left-out.parquet`.
 

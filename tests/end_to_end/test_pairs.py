@@ -63,7 +63,7 @@ def test_no_seed_and_no_partner_has_more_than_the_cap(tiny_config: RunConfig, ti
 
 
 def test_index_that_does_not_fit_on_the_disk_is_one_line_and_leaves_no_file(tiny_run: Path, tmp_path: Path) -> None:
-    """hnswlib itself reports no error."""
+    """Files are limited to 64 KiB; hnswlib itself reports no error."""
     limit = 64 << 10
 
     def small_files() -> None:

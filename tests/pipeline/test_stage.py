@@ -177,7 +177,7 @@ def test_atomic_open_leaves_the_old_file_when_the_writer_fails(tmp_path: Path) -
 
 
 def test_an_array_that_does_not_fit_on_the_disk_says_so(tmp_path: Path) -> None:
-    """numpy itself writes past Python, and raises an error that tells no full disk from anything else."""
+    """By itself numpy writes without Python, and its error does not say that the disk is full."""
     program = """
 import pathlib, resource, sys
 import numpy as np

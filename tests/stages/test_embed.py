@@ -131,9 +131,9 @@ def test_model_folder_without_normalisation_gives_unit_vectors(encoder: Sentence
         if entry.name != "modules.json":
             (tmp_path / entry.name).symlink_to(str(entry))
     modules = json.loads((packaged / "modules.json").read_text())
-    kept = [module for module in modules if not module["type"].endswith("Normalize")]
-    assert len(kept) == len(modules) - 1
-    (tmp_path / "modules.json").write_text(json.dumps(kept))
+    remaining = [module for module in modules if not module["type"].endswith("Normalize")]
+    assert len(remaining) == len(modules) - 1
+    (tmp_path / "modules.json").write_text(json.dumps(remaining))
     unnormalised = SentenceEncoder(EmbedConfig(model=str(tmp_path), maximum_tokens=32), "cpu", 1)
     assert np.abs(unnormalised.encode([LONG]) - encoder.encode([LONG])).max() < 1e-6
 

@@ -119,9 +119,9 @@ def test_mosaic_itself_reads_its_format(tmp_path: Path) -> None:
     export_tokens(tmp_path / "corpus", "mds", tmp_path / "mds", console=QUIET)
     index = json.loads((tmp_path / "mds/index.json").read_text())
     found = []
-    for facts in index["shards"]:
-        shard = reader.MDSReader.from_json(str(tmp_path / "mds"), None, facts)
-        samples = [shard.get_item(i) for i in range(facts["samples"])]
+    for shard_index in index["shards"]:
+        shard = reader.MDSReader.from_json(str(tmp_path / "mds"), None, shard_index)
+        samples = [shard.get_item(i) for i in range(shard_index["samples"])]
         found += [(sample["id"], sample["source"], sample["tokens"].tolist()) for sample in samples]
     assert found == contents(corpus)
 

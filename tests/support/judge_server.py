@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server that answers as it is told to."""
+"""An OpenAI-compatible server with scripted answers."""
 
 from __future__ import annotations
 

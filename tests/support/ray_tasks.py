@@ -70,7 +70,7 @@ def write_slowly(directory: Path, number: int) -> None:
             file.write(str(count).encode())
 
 
-def write_slowly_held(directory: Path, number: int, advance: Any) -> None:
+def write_slowly_with_tool(directory: Path, number: int, advance: Any) -> None:
     write_slowly(directory, number)
 
 
