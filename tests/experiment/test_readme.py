@@ -12,7 +12,7 @@ README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_tables_of_a_page_are_those_of_the_committed_results(path: Path) -> None:
+def test_tables_of_a_page_equal_the_committed_results(path: Path) -> None:
     assert pages()[path] == path.read_text()
 
 
