@@ -15,11 +15,6 @@ DEMO = ROOT / "docs" / "demo" / "results.json"
 DEMO_MARKS = "<!-- demo table: drawn by `python -m bench.readme` -->", "<!-- end of demo table -->"
 KERNEL_MARKS = "<!-- kernel table: drawn by `python -m bench.readme` -->", "<!-- end of kernel table -->"
 DATA_MARKS = "<!-- data table: drawn by `python -m bench.readme` -->", "<!-- end of data table -->"
-METRICS = {
-    "heldout_bits_per_byte": "held-out bits per byte (lower is better)",
-    "continuation_accuracy": "four-way continuation",
-    "capital_accuracy": "capital questions",
-}
 
 
 def main() -> None:
@@ -51,13 +46,15 @@ def _between(text: str, marks: tuple[str, str], table: str) -> str:
 
 
 def demo_table(results: dict[str, Any]) -> str:
-    """The arms side by side, each figure with its interval, as a Markdown table with a line on where it comes from."""
-    lines = ["| arm | training tokens | " + " | ".join(METRICS.values()) + " |", "|---|---|" + "---|" * len(METRICS)]
-    for name, arm in results["arms"].items():
-        figures = [_figure(arm[metric], metric) for metric in METRICS]
-        lines.append(f"| {name} | {arm['tokens'] / 1e6:.2f}M | " + " | ".join(figures) + " |")
+    """Return the arms side by side, each figure with its interval, as a Markdown table with a line on where it comes from."""
+    metrics = results["metrics"]
+    heads = [f"{metric['label']} ({metric['better']} is better)" for metric in metrics.values()]
+    lines = ["| arm | training tokens | " + " | ".join(heads) + " |", "|---|---|" + "---|" * len(metrics)]
+    for arm in results["arms"].values():
+        figures = [_figure(arm[name], metric) for name, metric in metrics.items()]
+        lines.append(f"| {arm['label']} | {arm['tokens'] / 1e6:.2f}M | " + " | ".join(figures) + " |")
     minutes = results["totals"]["seconds"] / 60
-    chance = ", ".join(f"{results['arms']['baseline'][metric]['chance']:.0%}" for metric in list(METRICS)[1:])
+    chance = ", ".join(f"{metric['chance']:.0%} ({metric['label']})" for metric in metrics.values() if metric["chance"])
     device = results["run"]["device"]
     note = f"{results['confidence']:.0%} bootstrap intervals; chance is {chance}; {minutes:.1f} minutes on {device}."
     return "\n".join([*lines, "", note])
@@ -107,10 +104,10 @@ def _rows(record: dict[str, Any]) -> Iterator[str]:
         yield f"| {device} | {name} | {title(case)} | {_rate(case)} | {fastest} | {middle:.2f} ({low:.2f} to {high:.2f}) |"
 
 
-def _figure(value: dict[str, float], metric: str) -> str:
-    if metric.endswith("accuracy"):
-        return f"{value['value']:.1%} [{value['low']:.1%}, {value['high']:.1%}]"
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+def _figure(interval: dict[str, Any], metric: dict[str, Any]) -> str:
+    scale, unit = (100, "%") if metric["percent"] else (1, "")
+    value, low, high = (f"{interval[key] * scale:.{metric['digits']}f}{unit}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 if __name__ == "__main__":
