@@ -44,7 +44,7 @@ SCHEDULE = Schedule(
 
 @dataclass(frozen=True)
 class Workload:
-    """What is sampled.
+    """Documents to generate.
 
     Attributes:
         name: of the model.
@@ -76,7 +76,7 @@ def generation() -> Iterator[Case]:
 
 
 def workloads() -> Iterator[Workload]:
-    """Return what is sampled, the important first."""
+    """Yield the workloads, the most important first."""
     cuda = torch.cuda.is_available()
     for samples in (8, 1, 4) if cuda else (8, 2, 1):
         if cuda:
@@ -223,7 +223,7 @@ def _sampling(workload: Workload) -> dict[str, Any]:
 
 
 def _verify(model: Transformer, prompts: list[np.ndarray], results: list[GenerationResult]) -> dict[str, Any]:
-    """Whether transformers gives some of our documents the log-probability that our engine reports."""
+    """Check the log-probabilities that our engine reports for some documents against transformers."""
     checked = [(prompts[result.seed], [*result.tokens.tolist(), *[END] * (result.stop == "end")]) for result in results[:16]]
     error = log_probability_error(model, checked, sum(result.log_probability for result in results[:16]))
     return {"right": error <= AGREEMENT[precision()], "errors": {"log-probability": error}}
