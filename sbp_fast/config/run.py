@@ -34,7 +34,7 @@ class RunConfig(Section):
     pair: PairConfig = PairConfig()
     model: ModelConfig = ModelConfig()
     pretrain: TrainConfig = TrainConfig()
-    """The recipe of every arm, but for what its own `recipe` changes."""
+    """The recipe of every arm, which the arm's own `recipe` changes."""
     synthesizer: TrainConfig = TrainConfig(tokens=250_000, learning_rate=1e-3)
     arms: dict[str, ArmConfig] = Field(
         default_factory=lambda: {name: ArmConfig.model_validate(arm) for name, arm in DEFAULT_ARMS.items()}

@@ -92,7 +92,7 @@ class TrainConfig(Section):
 class ParallelConfig(Section):
     """How training is spread over processes.
 
-    Nothing here changes a result beyond rounding, so a run may go on with other values.
+    Nothing here changes a result beyond rounding, so a run may resume with other values.
     """
 
     shard_processes: Annotated[int, Field(ge=0)] = 0

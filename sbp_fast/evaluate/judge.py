@@ -105,7 +105,7 @@ class Endpoint:
                     failure = failure or future.exception()
                     if future.exception() is None:
                         yield indices[future], future.result()
-                    else:  # requests in flight go on, so that their answers are saved; the waiting ones are cancelled
+                    else:  # requests in flight continue, so that their answers are saved; the waiting ones are cancelled
                         for other in indices:
                             other.cancel()
             finally:

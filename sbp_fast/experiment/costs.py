@@ -28,7 +28,7 @@ STORED_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
 class EncoderShape(NamedTuple):
-    """Shape of a sentence-embedding model: parameters but for the embedding, layers, width of all heads, vector dimension."""
+    """Shape of a sentence-embedding model: parameters without the embedding, layers, width of all heads, vector dimension."""
 
     parameters: int
     layers: int

@@ -8,7 +8,7 @@ from typing import Any
 from sbp_fast.pipeline.progress import short
 
 MINUS = "\N{MINUS SIGN}"
-PAPER_RATIO = 19.5  # 20 but for rounding
+PAPER_RATIO = 19.5  # 20, less rounding
 MATCHED = 0.01  # training tokens of two arms count as the same up to this share
 
 Results = Mapping[str, Any]
