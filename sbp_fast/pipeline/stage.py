@@ -230,7 +230,7 @@ def _clear_temporaries(partial: Path) -> None:
 
 
 def _clear_untouched(partial: Path) -> None:
-    # an input was refused before anything was written: the next attempt has a new plan, which is no change of this one
+    # an input was refused before anything was written: without this plan, the corrected input is not refused as a change
     if {path.name for path in partial.iterdir()} <= {PLAN, CLOCK}:
         shutil.rmtree(partial)
 
