@@ -37,7 +37,7 @@ run: $(READY)  ## Run the whole demo experiment and write its report (OUT=runs/d
 test: check  ## Check style and types, then run every test that is not slow
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
 
-test-cpus: $(READY)  ## The numeric tests as each kind of processor that torch and oneDNN can be told to be
+test-cpus: $(READY)  ## The numeric tests on each kind of processor that torch and oneDNN can emulate
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/support/each_cpu.py -q -n 2 --dist loadfile -m "not slow and not gpu" $(NUMERIC_TESTS)
 
 check: $(READY)  ## Lint, format, types and the direction of imports

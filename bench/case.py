@@ -1,4 +1,4 @@
-"""What a benchmark is made of: cases, the providers that compute them, and how they are timed."""
+"""Parts of a benchmark: cases, the providers that compute them, and their timing."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Provider = Callable[[Tensors], Prepared]
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the providers of a case are timed: in rounds, each of which times every provider in turn.
+    """Timing of a case's providers: in rounds, each of which times every provider in turn.
 
     Attributes:
         rounds: at most this many.

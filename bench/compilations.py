@@ -1,4 +1,4 @@
-"""What is compiled ahead of time: the launches of every kernel at the shapes and types of real models.
+"""Launches that are compiled ahead of time: those of every kernel at the shapes and types of real models.
 
 Each launcher is called on tensors without data, so that what is compiled is what it would start on a GPU. Adding a kernel is
 one more call of `launches`.

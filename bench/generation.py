@@ -44,7 +44,7 @@ SCHEDULE = Schedule(
 
 @dataclass(frozen=True)
 class Workload:
-    """What is sampled.
+    """Documents to generate.
 
     Attributes:
         name: of the model.
@@ -76,7 +76,7 @@ def generation() -> Iterator[Case]:
 
 
 def workloads() -> Iterator[Workload]:
-    """Return what is sampled, the important first."""
+    """Yield the workloads, the most important first."""
     cuda = torch.cuda.is_available()
     for samples in (8, 1, 4) if cuda else (8, 2, 1):
         if cuda:
@@ -94,13 +94,13 @@ def workloads() -> Iterator[Workload]:
 
 def _case(workload: Workload) -> Case:
     model, seeds = model_with_ends(workload), random_seeds(workload)
-    drafts = EnginePool(model, workload).draw(seeds)
+    results = EnginePool(model, workload).generate(seeds)
     prompts = [np.append(seed.tokens, PARTNER) for seed in seeds]
     rows = workload.rows * workload.engines
 
     def ours() -> Callable[[int], int]:
         pool = EnginePool(model, workload)
-        return lambda count: sum(draft.generated_tokens for draft in pool.draw(seeds[:count]))
+        return lambda count: sum(result.generated_tokens for result in pool.generate(seeds[:count]))
 
     batches = partial(padded_batches, model, prompts, workload.samples, rows, _sampling(workload))
     makers: dict[str, Callable[[], Callable[[int], int]]] = {
@@ -125,9 +125,9 @@ def _case(workload: Workload) -> Case:
         work=1.0,
         unit="tokens",
         flops=flops_of_a_token(workload),
-        bytes=bytes_of_a_token(workload, seeds, drafts),
-        verify=lambda: _verify(model, prompts, drafts),
-        statistics={"mean tokens of a document": statistics.mean(draft.generated_tokens for draft in drafts)},
+        bytes=bytes_of_a_token(workload, seeds, results),
+        verify=lambda: _verify(model, prompts, results),
+        statistics={"mean tokens of a document": statistics.mean(result.generated_tokens for result in results)},
         clock=time.perf_counter,
         schedule=SCHEDULE,
     )
@@ -186,26 +186,26 @@ class EnginePool:
 
     def __init__(self, model: Transformer, workload: Workload) -> None:
         rows, samples, context = workload.rows, workload.samples, workload.shape.context
-        rule = SamplingParams(PARTNER, END, (BEGIN, PARTNER), workload.longest, 1.0, TOP_P, repeated_tokens=0)
-        room = KVCacheConfig(rows, samples, 0, 64, context, max(8192, context), str(precision()).removeprefix("torch."))
-        pages = 1 + rows * room.pages_of(workload.longest) + (rows // samples + 8) * room.pages_of(context)
+        sampling = SamplingParams(PARTNER, END, (BEGIN, PARTNER), workload.longest, 1.0, TOP_P, repeated_tokens=0)
+        cache = KVCacheConfig(rows, samples, 0, 64, context, max(8192, context), str(precision()).removeprefix("torch."))
+        pages = 1 + rows * cache.pages_of(workload.longest) + (rows // samples + 8) * cache.pages_of(context)
         if model.device.type == "cuda":
-            page = key_value_bytes(workload.shape) * room.page_tokens
+            page = key_value_bytes(workload.shape) * cache.page_tokens
             pages = min(pages, int(0.8 * torch.cuda.mem_get_info()[0] / page))
-        self.engines = [Engine(model, rule, replace(room, pages=pages), 0) for _ in range(workload.engines)]
+        self.engines = [Engine(model, sampling, replace(cache, pages=pages), 0) for _ in range(workload.engines)]
 
-    def draw(self, seeds: list[Seed]) -> list[GenerationResult]:
+    def generate(self, seeds: list[Seed]) -> list[GenerationResult]:
         """Return the documents of all seeds, which the engines share out."""
         shares = [seeds[index :: len(self.engines)] for index in range(len(self.engines))]
         threads = torch.get_num_threads()
         with ThreadPoolExecutor(len(shares), initializer=torch.set_num_threads, initargs=(threads // len(shares),)) as pool:
-            drafts = [
-                draft
-                for part in pool.map(lambda i: list(self.engines[i].generate(shares[i])), range(len(shares)))
-                for draft in part
+            results = [
+                result
+                for share in pool.map(lambda i: list(self.engines[i].generate(shares[i])), range(len(shares)))
+                for result in share
             ]
         torch.set_num_threads(threads)
-        return drafts
+        return results
 
 
 def _sampling(workload: Workload) -> dict[str, Any]:
@@ -222,10 +222,10 @@ def _sampling(workload: Workload) -> dict[str, Any]:
     }
 
 
-def _verify(model: Transformer, prompts: list[np.ndarray], drafts: list[GenerationResult]) -> dict[str, Any]:
-    """Whether transformers gives some of our documents the log-probability that our engine reports."""
-    checked = [(prompts[draft.seed], [*draft.tokens.tolist(), *[END] * (draft.stop == "end")]) for draft in drafts[:16]]
-    error = log_probability_error(model, checked, sum(draft.log_probability for draft in drafts[:16]))
+def _verify(model: Transformer, prompts: list[np.ndarray], results: list[GenerationResult]) -> dict[str, Any]:
+    """Check the log-probabilities that our engine reports for some documents against transformers."""
+    checked = [(prompts[result.seed], [*result.tokens.tolist(), *[END] * (result.stop == "end")]) for result in results[:16]]
+    error = log_probability_error(model, checked, sum(result.log_probability for result in results[:16]))
     return {"right": error <= AGREEMENT[precision()], "errors": {"log-probability": error}}
 
 
@@ -234,15 +234,15 @@ def flops_of_a_token(workload: Workload) -> float:
     return 2.0 * (matrix_parameters(workload.shape) + workload.vocabulary_size * workload.shape.hidden_size)
 
 
-def bytes_of_a_token(workload: Workload, seeds: list[Seed], drafts: list[GenerationResult]) -> float:
+def bytes_of_a_token(workload: Workload, seeds: list[Seed], results: list[GenerationResult]) -> float:
     """Return the fewest bytes read for one sampled token.
 
     They are its share of the weights, which are read once for all rows, its share of its seed, which is read once for all
     samples, and on average half of its document.
     """
     size = precision().itemsize
-    lengths = np.array([draft.generated_tokens for draft in drafts], np.float64)
-    seed = sum(len(seeds[draft.seed].tokens) * draft.generated_tokens for draft in drafts) / lengths.sum()
+    lengths = np.array([result.generated_tokens for result in results], np.float64)
+    seed = sum(len(seeds[result.seed].tokens) * result.generated_tokens for result in results) / lengths.sum()
     own = (lengths**2).sum() / lengths.sum() / 2
     weights = size * (matrix_parameters(workload.shape) + workload.vocabulary_size * workload.shape.hidden_size)
     return float(weights / workload.rows + key_value_bytes(workload.shape) * size / 2 * (seed / workload.samples + own))

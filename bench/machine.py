@@ -1,4 +1,4 @@
-"""What a benchmark ran on: names and versions, and the measured rates of arithmetic and memory."""
+"""The machine of a benchmark: names and versions, and the measured rates of arithmetic and memory."""
 
 from __future__ import annotations
 

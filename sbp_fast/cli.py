@@ -1,4 +1,4 @@
-"""The command line: each command loads its configuration, calls one function, and speaks plainly about mistakes."""
+"""The command line: each command loads its configuration and calls one function; a mistake is one line, no traceback."""
 
 from __future__ import annotations
 
@@ -37,10 +37,8 @@ Settings = Annotated[
 Out = Annotated[Path, typer.Option(help="Directory to write; it must not hold anything else.")]
 Corpus = Annotated[Path, typer.Option(help="Output of `prepare`.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output made from other settings or inputs.")]
-Gpus = Annotated[
-    int, typer.Option(min=1, help="Work as this many processes on this machine, one a GPU; without GPUs, on the CPU.")
-]
-EngineName = Annotated[str, typer.Option("--engine", help="What does the work: local (this machine) or ray (a cluster).")]
+Gpus = Annotated[int, typer.Option(min=1, help="Processes on this machine, each with one GPU; without GPUs, on the CPU.")]
+EngineName = Annotated[str, typer.Option("--engine", help="Where tasks run: local (this machine) or ray (a cluster).")]
 Address = Annotated[
     str | None, typer.Option(help="With --engine ray: auto (the default), HOST:PORT or ray://HOST:PORT of the cluster.")
 ]
@@ -48,19 +46,20 @@ Address = Annotated[
 
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit code 2."""
-    # Threads that wait for each other spin; beside another busy process that costs far more than it saves (docs/log.md).
-    # Read once, when torch is first imported, which is why the commands import what they need themselves.
+    # Waiting threads spin, which beside another busy process costs far more than it saves (docs/log.md). The variable is read
+    # when torch is first imported, which is one reason why commands import what they need themselves.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         app()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # of several processes that meet the same mistake one says so
+        if os.environ.get("RANK", "0") == "0":  # of several processes that raise the same error, one prints it
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Print the version."""
     if show:
         print(f"sbp-fast {__version__}")
         raise typer.Exit
@@ -73,9 +72,9 @@ def run(
     gpus: Gpus = 1,
     engine: EngineName = "local",
     address: Address = None,
-    force: Annotated[bool, typer.Option("--force", help="Redo the stages that a changed setting or input touches.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Rerun the stages that a changed setting or input affects.")] = False,
 ) -> None:
-    """Run the whole experiment, from documents to report; resumes where it stopped."""
+    """Run the whole experiment, from documents to report; a stopped run resumes."""
     config = _load(settings)
     from sbp_fast.experiment.report.summary import summary_table
     from sbp_fast.experiment.results import collect
@@ -94,7 +93,7 @@ def prepare(
     *,
     out: Out,
     on_error: Annotated[
-        str | None, typer.Option(help="A record that cannot be used: stop, or skip and list it (as corpus.on_error).")
+        str | None, typer.Option(help="An unusable record: stop, or skip and list it (as corpus.on_error).")
     ] = None,
     engine: EngineName = "local",
     address: Address = None,
@@ -125,11 +124,11 @@ def train(
 ) -> None:
     """Train an arm from scratch (the baseline by default), or tune the synthesizer (--pairs, --start).
 
-    Under torchrun, on any number of machines, it takes part in the run of all processes.
+    Under torchrun, on any number of machines, all processes train together.
     """
     config = _load(settings)
     if pairs is not None and (arm or seed is not None):
-        raise UserError("options", "do not go together", "give --arm with --seed, or --pairs with --start")
+        raise UserError("options", "exclude each other", "give --arm with --seed, or --pairs with --start")
     from sbp_fast.pipeline.distributed import run_in_processes
     from sbp_fast.stages.train import train as work
     from sbp_fast.train.task import TrainTask
@@ -205,9 +204,9 @@ def neighbors(
     *,
     corpus: Annotated[list[Path], typer.Option(help="Output of `prepare`; once for each corpus in the index.")],
     vectors: Annotated[list[Path] | None, typer.Option(help="With --document: output of `embed` on its corpus.")] = None,
-    text: Annotated[str, typer.Option(help="What to look for.")] = "",
-    document: Annotated[str, typer.Option(help="Or the id of a unique document.")] = "",
-    count: Annotated[int, typer.Option(min=1, help="How many to print.")] = 10,
+    text: Annotated[str, typer.Option(help="Text to search for.")] = "",
+    document: Annotated[str, typer.Option(help="Or the id of a unique document to search for.")] = "",
+    count: Annotated[int, typer.Option(min=1, help="Number of documents to print.")] = 10,
 ) -> None:
     """Print the unique documents nearest to a text or a document: similarity, id, corpus if there are several, first words."""
     from sbp_fast.neighbors.query import find_neighbors
@@ -233,14 +232,14 @@ def synthesize(
 ) -> None:
     """Sample new documents, each related to a real one.
 
-    Under torchrun, on any number of machines, it takes part in the work of all processes.
+    Under torchrun, on any number of machines, the processes share the work.
     """
     config = _load([*settings, *([] if backend is None else [f"synthesize.backend={backend}"])])
     from sbp_fast.pipeline.distributed import run_in_processes
     from sbp_fast.stages.synthesize import synthesize as work
 
     if gpus > 1 and engine != "local":
-        raise UserError("options", "do not go together", "give --gpus, or --engine ray, which takes the GPUs of its cluster")
+        raise UserError("options", "exclude each other", "give --gpus, or --engine ray, which takes the GPUs of its cluster")
     with open_workers(engine, address) as workers:
         if workers.local:
             run_in_processes(work, config, out, gpus=gpus, console=Console(), corpus=corpus, model=model, force=force)
@@ -262,7 +261,7 @@ def filter_command(
     address: Address = None,
     force: Force = False,
 ) -> None:
-    """Keep the sound synthetic documents, and say why each other one went."""
+    """Filter synthetic documents, and list the rejected ones with their reject reasons."""
     config = _load(settings)
     from sbp_fast.stages.filter import filter_documents as work
 
@@ -277,7 +276,7 @@ def quality(
     corpus: Corpus,
     synthetic: Annotated[Path, typer.Option(help="Output of `synthesize`.")],
     filtered: Annotated[Path, typer.Option(help="Output of `filter` on it.")],
-    pairs: Annotated[Path, typer.Option(help="Output of `pair`; the low end of its band tells related from unrelated.")],
+    pairs: Annotated[Path, typer.Option(help="Output of `pair`; documents below the low end of its band are unrelated.")],
     out: Out,
     force: Force = False,
 ) -> None:
@@ -331,7 +330,7 @@ def compare(
 
 @app.command(epilog="Example: sbp-fast report runs/demo")
 def report(directory: Annotated[Path, typer.Argument(help="Directory of a finished run.")]) -> None:
-    """Write report.html and results.json of a finished run anew."""
+    """Rewrite report.html and results.json of a finished run."""
     from sbp_fast.experiment.report.page import write_report
 
     print(write_report(directory))
@@ -340,10 +339,10 @@ def report(directory: Annotated[Path, typer.Argument(help="Directory of a finish
 @app.command(epilog="Example: sbp-fast plan 3b-200b --gpus 64 --gpu h200")
 def plan(
     settings: Settings,
-    gpus: Annotated[int, typer.Option(min=0, help="How many train together (0: as many as share the weights, or one).")] = 0,
-    gpu: Annotated[str, typer.Option(help="Which: a100 (80 GB), h100, h200 or b200.")] = "h100",
+    gpus: Annotated[int, typer.Option(min=0, help="Number of GPUs (0: as many as share the weights, or one).")] = 0,
+    gpu: Annotated[str, typer.Option(help="Kind of GPU: a100 (80 GB), h100, h200 or b200.")] = "h100",
 ) -> None:
-    """Say what every stage takes and whether it fits, by arithmetic alone: memory, FLOPs, GPU hours, disk."""
+    """Estimate memory, FLOPs, GPU hours and disk of every stage, and whether training fits, by arithmetic alone."""
     config = _load(settings)
     from sbp_fast.experiment.plan.tables import plan_tables
 
@@ -353,7 +352,7 @@ def plan(
 
 @app.command(epilog="Example: sbp-fast doctor")
 def doctor() -> None:
-    """Say what this machine can do and what is missing."""
+    """Show what this machine can do and what is missing."""
     from sbp_fast.doctor import diagnose
 
     Console().rich.print(diagnose())
@@ -395,7 +394,7 @@ def import_command(
 
 @contextmanager
 def _stoppable() -> Iterator[Console]:
-    """Give a console; a run that was asked to stop says so and exits with the code of its signal."""
+    """Yield a console; a run that was asked to stop prints so and exits with the code of its signal."""
     from sbp_fast.pipeline.distributed import Stopped
 
     console = Console()
@@ -405,7 +404,7 @@ def _stoppable() -> Iterator[Console]:
         console.say(str(stopped))
         raise typer.Exit(stopped.exit_code) from None
     except KeyboardInterrupt:
-        console.say("stopped; the same command goes on from here")
+        console.say("stopped; the same command resumes from here")
         raise typer.Exit(130) from None
 
 

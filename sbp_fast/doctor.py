@@ -1,4 +1,4 @@
-"""What this machine can do: hardware, packages, and the optional things that are missing."""
+"""The command `doctor`: hardware and packages of this machine, and what is missing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OPTIONAL = {
 
 
 def diagnose() -> Table:
-    """A table of hardware and packages, each with what it means for a run."""
+    """Return a table of hardware and packages, each with what it means for a run."""
     table = Table(
         title=f"sbp-fast {__version__} on Python {platform.python_version()}, {platform.platform()}", show_header=False
     )
@@ -52,8 +52,8 @@ def diagnose() -> Table:
 def _gpus() -> str:
     if not torch.cuda.is_available():
         return f"none that torch {torch.__version__} can use; device = auto takes the CPU"
-    facts = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
-    return "; ".join(f"{fact.name}, {fact.total_memory / 2**30:.0f} GiB, sm_{fact.major}{fact.minor}" for fact in facts)
+    gpus = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
+    return "; ".join(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, sm_{gpu.major}{gpu.minor}" for gpu in gpus)
 
 
 def _version(package: str) -> str | None:

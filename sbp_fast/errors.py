@@ -1,25 +1,25 @@
-"""The one exception for a user's mistake: it becomes a single line and exit code 2, never a traceback."""
+"""Exceptions for mistakes of the user, which the command line prints as one line, with exit code 2 and no traceback."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """A mistake that the user can mend.
+    """A mistake that the user can correct.
 
     Args:
-        where: what the message is about, usually a file, with the record or the key ("corpus.jsonl, line 17").
-        what: what is wrong there, in a few words.
-        remedy: what to do about it, in the imperative.
+        where: subject of the message, usually a file, with the record or the key ("corpus.jsonl, line 17").
+        what: problem with it, in a few words.
+        remedy: correction, in the imperative.
     """
 
     def __init__(self, where: object, what: str, remedy: str) -> None:
         self.where, self.what, self.remedy = str(where), what, remedy
         line = f"{self.where}: {what.rstrip('.')}; {remedy.rstrip('.')}"
-        super().__init__(" ".join(line.split()))  # one line, whatever was put into it
+        super().__init__(" ".join(line.split()))  # one line, even if an argument has several
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
-        return type(self), (self.where, self.what, self.remedy)  # so that a worker process can hand it on
+        return type(self), (self.where, self.what, self.remedy)  # so that a worker process can pass it on
 
 
 class TransientError(UserError):
-    """A failure that may not recur, such as a store that does not answer: what was done so far is kept for the next attempt."""
+    """A failure that may not recur, such as a server that does not answer; a later attempt resumes from the finished work."""

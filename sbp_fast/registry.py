@@ -1,4 +1,4 @@
-"""Named implementations of one interface: what a configuration may name, and what that name runs."""
+"""A registry: named implementations of one interface, from which a configuration chooses by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Registry(Generic[T]):
     """A table from names to implementations, in the order of registration.
 
     Args:
-        kind: what the entries are, in the singular, for messages: "optimizer".
+        kind: kind of the entries, in the singular, for messages: "optimizer".
     """
 
     def __init__(self, kind: str) -> None:
@@ -37,7 +37,7 @@ class Registry(Generic[T]):
         """Return the entry of a name.
 
         Raises:
-            UserError: nothing is registered under it; the message lists what is.
+            UserError: nothing is registered under the name; the message lists the registered names.
         """
         if name not in self._entries:
             near = difflib.get_close_matches(name, self._entries, n=1)
@@ -55,7 +55,7 @@ class Registry(Generic[T]):
         return len(self._entries)
 
     def items(self) -> list[tuple[str, T]]:
-        """Return names with their entries."""
+        """Return the names with their entries."""
         return list(self._entries.items())
 
     def unregister(self, name: str) -> None:

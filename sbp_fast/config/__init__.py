@@ -1,7 +1,7 @@
-"""What a run depends on: frozen models of every setting, with its meaning and default, one section a file.
+"""The configuration of a run: frozen models of every setting, with its meaning and default, one section a file.
 
-Each stage is handed its own section and nothing else; `RunConfig` only holds the sections together. TOML has no null,
-so "decide for me" is spelled "auto" and zero where a count may be absent; what `auto` became is printed and recorded.
+`RunConfig` combines the sections. TOML has no null: "auto" leaves a setting to the program, and zero turns a count off. The
+value that "auto" resolves to is printed and recorded.
 """
 
 from sbp_fast.config.arms import ArmConfig, resolve_label

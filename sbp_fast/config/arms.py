@@ -13,7 +13,7 @@ from sbp_fast.config.train import TrainConfig
 
 ARM_NAME = re.compile(r"[a-z][a-z0-9-]*")
 RESERVED = ("synthesizer",)
-"""Names of other trained models, which stand beside the arms' in a run."""
+"""Names of other trained models, whose directories are beside the arms' in a run."""
 
 DEFAULT_ARMS: dict[str, dict[str, Any]] = {
     "baseline": {"label": "Baseline"},

@@ -15,7 +15,7 @@ class CorpusConfig(Section):
     path: Annotated[str | tuple[str, ...], NO_EFFECT] = "embedded:default"
     """Documents: files, globs, folders or fsspec URLs, of any suffix that `sbp_fast.data.readers` has a reader for."""
     heldout: Annotated[str | tuple[str, ...], NO_EFFECT] = "auto"
-    """Documents for evaluation alone; "auto" takes those of the embedded corpus, or holds out `heldout_share` of all."""
+    """Documents for evaluation only; "auto" takes those of the embedded corpus, or holds out `heldout_share` of all."""
     heldout_share: Share = 0.04
     text_field: str = "text"
     id_field: str = "id"
@@ -39,7 +39,7 @@ class CorpusConfig(Section):
     unique_share: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the documents that the baseline and SBP may read; the oracle may read all of them."""
     shard_tokens: Count = 16_777_216
-    """Tokens of a shard: the document that brings it to this number closes it."""
+    """Tokens of a shard: it ends with the document that reaches this number."""
     compression: Literal["none", "zstd"] = "none"
     """How tokens are stored: raw, to be memory-mapped, or in zstd frames that are unpacked when read."""
     on_error: Literal["stop", "skip"] = "stop"

@@ -1,4 +1,4 @@
-"""Configurations as TOML: files composed left to right, then `key.path=value`; what differs between two of them."""
+"""Configurations as TOML: files composed left to right, then `key.path=value`; and the differences of two configurations."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from sbp_fast.errors import UserError
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
-    """Compose TOML `files` left to right, then `key.path=value` overrides.
+    """Return the configuration of TOML `files`, composed left to right, and `key.path=value` overrides.
 
-    A file that does not exist but names a shipped configuration ("demo") stands for that one.
+    The name of a shipped configuration ("demo") may be given in place of a file.
 
     Raises:
-        UserError: a missing or malformed file, an unknown key (with the nearest right name), a value of the wrong type.
+        UserError: a file is missing or malformed, a key is unknown (the message names the nearest), or a value is unusable.
     """
     values: dict[str, Any] = {"arms": deepcopy(DEFAULT_ARMS)}
     for file in files:
@@ -43,7 +43,7 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
 
 
 def find_config(file: str | Path) -> Path:
-    """The path of a configuration file, or of the shipped one with that name."""
+    """Return the path of a configuration file, or of the shipped one with that name."""
     path = Path(file)
     if path.is_file():
         return path
@@ -51,17 +51,17 @@ def find_config(file: str | Path) -> Path:
     for folder in shipped:
         if path.name == str(file) and (folder / f"{path.stem}.toml").is_file():
             return folder / f"{path.stem}.toml"
-    names = sorted({found.stem for folder in shipped for found in folder.glob("*.toml")})
+    names = sorted({path.stem for folder in shipped for path in folder.glob("*.toml")})
     raise UserError(path, "no such configuration file", f"give a .toml file or one of the shipped names: {', '.join(names)}")
 
 
 def dump_config(config: RunConfig) -> str:
-    """The whole configuration as TOML; `load_config` of it gives an equal one."""
+    """Return the whole configuration as TOML, from which `load_config` makes an equal one."""
     return tomli_w.dumps(config.model_dump(mode="json"))
 
 
 def diff_config(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Lines "key: old -> new" for every leaf that differs between two nested dictionaries."""
+    """Return a line "key: old -> new" for every leaf that differs between two nested dictionaries."""
     lines: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         was, now = old.get(key, "absent"), new.get(key, "absent")
@@ -111,7 +111,7 @@ def _explain(error: ValidationError, where: str) -> UserError:
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         remedy = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"known here: {', '.join(known)}"
         return UserError(where, f"unknown key {'.'.join(path)}", remedy)
-    if isinstance(first.get("input"), dict):  # a whole section whose values do not go together
+    if isinstance(first.get("input"), dict):  # a whole section whose values contradict each other
         message = first["msg"].removeprefix("Value error, ")
         return UserError(where, f"{'.'.join(path)}: {message}" if path else message, "correct the values")
     shown = str(first.get("input"))[:80]

@@ -1,4 +1,4 @@
-"""Which documents are related."""
+"""Settings of the search for related documents."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class PairConfig(Section):
     """Settings of the search for related documents."""
 
     duplicate_containment: Share = 0.8
-    """Of documents that hold this share of each other's shingles only the first takes part."""
+    """Documents that share this fraction of their shingles are duplicates, of which only the first takes part."""
     neighbors: Count = 32
     """Nearest neighbors of each document that become candidates."""
     backend: str = "auto"
-    """Name of a kNN backend (`sbp_fast/neighbors/backends.py`). `exact`: all products. `ivf`: products within buckets of near
-    vectors, an inverted file. `hnsw`: an hnswlib graph, which is saved beside the pairs and can be queried
+    """Name of a kNN backend (`sbp_fast/neighbors/backends.py`). `exact`: all inner products. `ivf`: an inverted file, inner
+    products within buckets of near vectors. `hnsw`: an hnswlib graph, which is saved beside the pairs and can be queried
     (`sbp-fast neighbors`). "auto" takes exact for few documents, ivf for many."""
     target_recall: Annotated[float, Field(gt=0, le=1)] = 0.99
     """Share of the pairs inside the band that must be found; it decides the search budget."""
@@ -43,13 +43,13 @@ class PairConfig(Section):
     partition_overlap: Annotated[int, Field(ge=1, le=8)] = 3
     """Partitions that each document goes to."""
     similarity_low: float | Literal["auto"] = "auto"
-    """Lower end of the similarity band; "auto" is what only `random_pair_rate` of random pairs exceed."""
+    """Lower end of the similarity band; "auto" is the similarity that `random_pair_rate` of random pairs exceed."""
     random_pair_rate: Annotated[float, Field(gt=0, lt=1)] = 0.002
-    """Share of random pairs that exceed the lower end of the band where that is "auto"."""
+    """Share of random pairs that exceed the lower end of the band if that is "auto"."""
     similarity_high: float = 1.0
     """Upper end of the similarity band."""
     shingle_tokens: Count = 13
-    """Tokens of a shingle, of which shares are counted."""
+    """Tokens of a shingle."""
     near_duplicate_containment: Share = 0.2
     """A pair is a near-duplicate if this share of either document's shingles occurs in the other."""
     exclude_same_group: bool = True
@@ -59,7 +59,7 @@ class PairConfig(Section):
     seeds_per_partner: Count = 8
     """Most seeds of a document as a partner."""
     memory_gib: Annotated[float, Field(gt=0), NO_EFFECT] = 2.0
-    """For candidates, in each process; the pairs do not depend on it. A partition takes three times its vectors."""
+    """Memory of each process for candidates; the pairs do not depend on it. A partition takes three times its vectors."""
 
     @field_validator("backend")
     @classmethod

@@ -21,7 +21,7 @@ from sbp_fast.errors import UserError
 
 
 class RunConfig(Section):
-    """Everything a run depends on."""
+    """The configuration of a run."""
 
     name: str = "run"
     seed: Annotated[int, Field(ge=0)] = 0
@@ -34,7 +34,7 @@ class RunConfig(Section):
     pair: PairConfig = PairConfig()
     model: ModelConfig = ModelConfig()
     pretrain: TrainConfig = TrainConfig()
-    """The recipe of every arm, but for what its own `recipe` changes."""
+    """The recipe of every arm, which the arm's own `recipe` changes."""
     synthesizer: TrainConfig = TrainConfig(tokens=250_000, learning_rate=1e-3)
     arms: dict[str, ArmConfig] = Field(
         default_factory=lambda: {name: ArmConfig.model_validate(arm) for name, arm in DEFAULT_ARMS.items()}
@@ -72,17 +72,17 @@ class RunConfig(Section):
 
 
 def resolve_threads(config: RunConfig) -> int:
-    """CPU threads to use: the configured number, or every core this process may run on."""
+    """Return the number of CPU threads to use: the configured one, or every core that this process may run on."""
     return config.threads or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
 
 
 def resolve_device(config: RunConfig) -> str:
-    """The torch device to use: the configured one, or CUDA where there is one, else the CPU.
+    """Return the torch device to use: the configured one, or CUDA where there is one, else the CPU.
 
     Raises:
-        UserError: a device that torch does not know or does not find here.
+        UserError: torch does not know the device, or does not find it here.
     """
-    import torch  # here, because reading a configuration must not take the seconds that torch takes to load
+    import torch  # imported here, since torch takes seconds to load and most commands do not need it to read a configuration
 
     if config.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

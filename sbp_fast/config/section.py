@@ -10,10 +10,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 NO_EFFECT = "the output does not depend on this field"
-"""Mark of a field (`Annotated[int, NO_EFFECT]`) that says how or where work is done, not what comes out.
+"""Mark of a field (`Annotated[int, NO_EFFECT]`) that decides how or where work is done, not its result.
 
-The content that a marked path names is an input of the stage, fingerprinted apart. Changing a marked field makes no
-output stale.
+Changing a marked field makes no output stale. Where a marked field is a path, the content of the file is an input of the stage
+and has a fingerprint of its own.
 """
 
 

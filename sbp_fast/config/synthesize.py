@@ -13,7 +13,7 @@ class SynthesizeConfig(Section):
     """How many documents are generated, after which seeds, and how their tokens are sampled."""
 
     oversample: Annotated[float, Field(ge=1)] = 1.25
-    """Tokens generated for each token that the joint run can use; the filters may reject the surplus."""
+    """Tokens generated for each synthetic token that an arm can read; the filters may reject the surplus."""
     seeds: str = "uniform"
     """A registered seed sampler: `uniform` chooses every document equally often, `length` in proportion to its tokens."""
     samples_per_seed: Count = 2
@@ -22,7 +22,7 @@ class SynthesizeConfig(Section):
     """0 takes the most probable token."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     top_k: Annotated[int, Field(ge=0)] = 0
-    """Sample from this many most probable tokens alone (0: all)."""
+    """Sample only from this many most probable tokens (0: all)."""
     maximum_tokens: Annotated[int, Field(ge=0)] = 0
     """Truncate a document after this many tokens (0: the model's context)."""
     repeated_tokens: Annotated[int, Field(ge=0)] = 13

@@ -1,4 +1,4 @@
-"""What a training run computes, how it is spread over processes, saved and logged."""
+"""Settings of a training run: its recipe, how it is spread over processes, its checkpoints and its log."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AttentionBackend = Annotated[str, AfterValidator(_check_attention_backend)]
 
 
 class TrainConfig(Section):
-    """What a training run computes."""
+    """The recipe of a training run."""
 
     tokens: Count = 1_000_000
     """Training tokens in all, the same for every arm; the little padding that packing needs counts as tokens."""
@@ -50,7 +50,7 @@ class TrainConfig(Section):
     final_learning_rate_fraction: Share = 0.1
     """Learning rate of the last step, as a fraction of the peak."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """Of matrices alone. A baseline that repeats its corpus often wants far more than the usual 0.1: tune it there."""
+    """Weight decay of matrices. A baseline that repeats its corpus often needs far more than the usual 0.1: tune it there."""
     beta1: Share = 0.9
     beta2: Share = 0.95
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
@@ -67,7 +67,7 @@ class TrainConfig(Section):
     """Number of consecutive steps with a loss or gradient that is not finite after which the run ends; each such step is
     skipped."""
     spike_deviations: Annotated[float, Field(ge=0)] = 0.0
-    """Go back to the last checkpoint, and skip the batches since, when the loss exceeds the mean of the last 128 steps by this
+    """Return to the last checkpoint, and skip the batches since, if the loss exceeds the mean of the last 128 steps by this
     many standard deviations (0: never)."""
 
     @model_validator(mode="after")
@@ -92,7 +92,7 @@ class TrainConfig(Section):
 class ParallelConfig(Section):
     """How training is spread over processes.
 
-    Nothing here changes a result beyond rounding, so a run may go on with other values.
+    Nothing here changes a result beyond rounding, so a run may resume with other values.
     """
 
     shard_processes: Annotated[int, Field(ge=0)] = 0

@@ -1,4 +1,4 @@
-"""Percentile bootstrap (Efron 1979) of ratios of sums, the same resamples for every column so that differences are paired."""
+"""Percentile bootstrap (Efron 1979) of ratios of sums; all columns share the resamples, so that differences are paired."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ CHUNK_BYTES = 1 << 26
 
 
 def resample_sums(columns: np.ndarray, samples: int, seed: int) -> np.ndarray:
-    """Sums of each column over resamples of the rows.
+    """Return the sums of each column over resamples of the rows.
 
     Args:
-        columns: float64 [units, k]; a row is what is drawn (a document, a question) with all that is known of it.
-        samples: resamples, each of as many rows as there are, drawn with replacement.
+        columns: float64 [units, k]; a row holds the values of one resampled unit (a document, a question).
+        samples: number of resamples, each of `units` rows sampled with replacement.
+        seed: seed of the random generator.
 
     Returns:
         float64 [samples, k]; row i of every column comes from the same resample.
@@ -22,20 +23,20 @@ def resample_sums(columns: np.ndarray, samples: int, seed: int) -> np.ndarray:
     at_once = max(1, CHUNK_BYTES // (8 * units))
     sums = []
     for start in range(0, samples, at_once):
-        drawn = generator.multinomial(units, np.full(units, 1 / units), min(at_once, samples - start))
-        # how often each row is drawn, times the columns: the same sums as gathering the drawn rows. Not by `@`, whose last
-        # bits depend on the number of threads
-        sums.append(np.einsum("su,uk->sk", drawn.astype(np.float64), columns))
+        # How often each row is in each resample, times the columns: the same sums as gathering the resampled rows. Not by
+        # `@`, whose last bits depend on the number of threads.
+        counts = generator.multinomial(units, np.full(units, 1 / units), min(at_once, samples - start))
+        sums.append(np.einsum("su,uk->sk", counts.astype(np.float64), columns))
     return np.concatenate(sums)
 
 
-def interval(value: float, draws: np.ndarray, confidence: float) -> dict[str, float]:
-    """`value` and the percentile interval of its bootstrap `draws` as {"value", "low", "high"}."""
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+def interval(value: float, resampled: np.ndarray, confidence: float) -> dict[str, float]:
+    """Return `value` and the percentile interval of its bootstrap values `resampled` as {"value", "low", "high"}."""
+    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
-    """[..., 2k] sums, k numerators and then their k denominators, as [..., k] ratios."""
+    """Return [..., k] ratios of [..., 2k] sums: k numerators, followed by their k denominators."""
     numerators, denominators = np.split(sums, 2, axis=-1)
     return numerators / denominators

@@ -1,7 +1,7 @@
 """Arms compared by their scores: values, differences to the baseline, and shares of an oracle's gain, with intervals.
 
-Intervals are percentile bootstraps over items, the same resamples for every arm, so that differences are paired. An arm that
-was trained several times has the mean of its runs for each item; the intervals do not cover the luck of training.
+Intervals are percentile bootstraps over items; all arms share the resamples, so that differences are paired. For an arm that
+was trained several times, each item has the mean of its runs. The intervals do not cover the variation between trainings.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def compare_scores(
         scores: arm -> score tables of its training runs; the first arm is the baseline.
         metrics: metric -> its description (`Metric.describe`).
         oracles: arms that read more real text, whose gain over the baseline others may recover.
-        seed: of the bootstrap.
+        config: number of resamples and confidence of the intervals.
+        seed: seed of the bootstrap.
     """
     baseline, *others = scores
     arms: dict[str, dict[str, Any]] = {arm: {} for arm in scores}
@@ -48,8 +49,8 @@ def compare_scores(
         columns = {arm: column for column, arm in enumerate(items)}
         for oracle, by_arm in recovered.items():
             for arm, by_metric in by_arm.items():
-                three = [0, columns[arm], columns[oracle]]
-                by_metric[metric] = recovered_share(sign * values[three], sign * resampled[:, three], config.confidence)
+                chosen = [0, columns[arm], columns[oracle]]
+                by_metric[metric] = recovered_share(sign * values[chosen], sign * resampled[:, chosen], config.confidence)
     return {
         "metrics": {name: dict(description) for name, description in metrics.items()},
         "arms": arms,
@@ -64,7 +65,9 @@ def recovered_share(values: np.ndarray, resampled: np.ndarray, confidence: float
     """Return an arm's gain over the baseline as a share of the oracle's, or null where the oracle has not clearly gained.
 
     Args:
-        values: [3], baseline, arm, oracle, more being better; resampled: [samples, 3], their bootstrap.
+        values: float64 [3], baseline, arm and oracle; higher is better.
+        resampled: float64 [samples, 3], their bootstrap values.
+        confidence: coverage of the interval.
     """
     gain = interval(values[2] - values[0], resampled[:, 2] - resampled[:, 0], confidence)
     if gain["high"] < 0:

@@ -18,32 +18,32 @@ from sbp_fast.config import QualityConfig
 from sbp_fast.errors import TransientError, UserError
 from sbp_fast.pipeline.files import hash_file, hash_value
 
-ANSWER_TOKENS = 1024  # of a server's model, which may think before it answers
-VERDICT_TOKENS = 16  # of a local one, which may not stop by itself
+ANSWER_TOKENS = 1024  # limit for a server's model, which may reason before it answers
+VERDICT_TOKENS = 16  # limit for a local model, which may not stop by itself
 ATTEMPTS = 6
-FIRST_WAIT_SECONDS = 1.0  # twice as long after each attempt
-TRIED_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+FIRST_WAIT_SECONDS = 1.0  # doubled after each attempt
+RETRIED_STATUS_CODES = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 
 
 class Judge(Protocol):
-    """Answers prompts.
+    """A model that answers prompts.
 
     Attributes:
-        identity: what the verdicts come from, JSON-representable, for the manifest.
+        identity: description of the model for the manifest, JSON-representable.
     """
 
     identity: dict[str, Any]
 
     def ask(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
-        """The number of each prompt and its answer, as they come."""
+        """Yield (index of the prompt, answer) for each prompt, in the order in which answers arrive."""
         ...
 
 
 def check_judge(config: QualityConfig) -> None:
-    """Refuse settings of a judge that are of no use, without asking it or loading anything.
+    """Refuse unusable settings of a judge, without sending a request or loading a model.
 
     Raises:
-        UserError: settings that are missing or wrong, a key that is not set.
+        UserError: a setting is missing or wrong, or the key is not set.
     """
     if config.judge == "none":
         return
@@ -63,10 +63,10 @@ def check_judge(config: QualityConfig) -> None:
 
 
 def open_judge(config: QualityConfig, device: str) -> Judge | None:
-    """The judge that the configuration asks for; None for "none".
+    """Return the judge that the configuration asks for; None for "none".
 
     Raises:
-        UserError: what `check_judge` refuses, a model that cannot be loaded.
+        UserError: `check_judge` refuses the settings, or the model cannot be loaded.
     """
     check_judge(config)
     if config.judge == "none":
@@ -77,8 +77,8 @@ def open_judge(config: QualityConfig, device: str) -> Judge | None:
 class Endpoint:
     """A model behind `POST URL/chat/completions`, asked for its most likely answer.
 
-    What is answered is yielded before a failure is raised. Several questions are under way at a time; one that fails for a
-    reason that may pass is asked again, at growing intervals.
+    Several requests are in flight at a time. A request that fails for a transient reason is retried at growing intervals.
+    When one fails for good, the answers of all finished requests are yielded before the failure is raised.
     """
 
     def __init__(self, config: QualityConfig) -> None:
@@ -89,18 +89,24 @@ class Endpoint:
         self.identity = {"kind": "endpoint", "model": config.judge_model, "url": config.judge_url, "temperature": 0}
 
     def ask(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
+        """Yield (index of the prompt, answer) for each prompt, in the order in which answers arrive.
+
+        Raises:
+            UserError: the server refuses a request.
+            TransientError: a request still fails after the last attempt.
+        """
         with ThreadPoolExecutor(self._config.judge_requests) as pool:
-            asked = {pool.submit(self._answer, prompt): number for number, prompt in enumerate(prompts)}
+            indices = {pool.submit(self._answer, prompt): index for index, prompt in enumerate(prompts)}
             failure = None
             try:
-                for answered in as_completed(asked):
-                    if answered.cancelled():
+                for future in as_completed(indices):
+                    if future.cancelled():
                         continue
-                    failure = failure or answered.exception()
-                    if answered.exception() is None:
-                        yield asked[answered], answered.result()
-                    else:  # those under way may still be answered, and what is answered is to be kept
-                        for other in asked:
+                    failure = failure or future.exception()
+                    if future.exception() is None:
+                        yield indices[future], future.result()
+                    else:  # requests in flight continue, so that their answers are saved; the waiting ones are cancelled
+                        for other in indices:
                             other.cancel()
             finally:
                 pool.shutdown(cancel_futures=True)
@@ -108,7 +114,7 @@ class Endpoint:
                 raise failure
 
     def _answer(self, prompt: str) -> str:
-        """Raises UserError where the server refuses, TransientError where it goes on failing."""
+        """Return the answer to one prompt; UserError where the server refuses, TransientError after the last attempt."""
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(FIRST_WAIT_SECONDS * 2 ** (attempt - 1))
@@ -116,7 +122,7 @@ class Endpoint:
                 return _content(self._post(prompt))
             except urllib.error.HTTPError as error:
                 failure = f"answers {error.code}: {_reason(error)}"
-                if error.code not in TRIED_AGAIN:
+                if error.code not in RETRIED_STATUS_CODES:
                     remedy = "correct quality.judge_url, judge_model or the key"
                     raise UserError(self._url, failure, remedy) from None
             except (OSError, http.client.HTTPException) as error:  # refused, reset, cut short or timed out
@@ -138,16 +144,16 @@ class Endpoint:
 
 
 def _reason(error: urllib.error.HTTPError) -> str:
-    """The start of what a server said as it refused."""
+    """Return the beginning of the body of an error response."""
     try:
-        said = error.read(400).decode(errors="replace")
+        body = error.read(400).decode(errors="replace")
     except OSError:
-        said = ""
-    return " ".join(said.split())[:200] or str(error.reason)
+        body = ""
+    return " ".join(body.split())[:200] or str(error.reason)
 
 
 def _content(response: bytes) -> str:
-    """The text of a chat completion; ValueError if it is none."""
+    """Return the text of a chat completion; ValueError if the response is none."""
     answer = json.loads(response)
     try:
         content = answer["choices"][0]["message"]["content"]
@@ -160,35 +166,39 @@ class LocalModel:
     """A causal language model of transformers, asked for its most likely answer.
 
     Args:
-        directory: a Hugging Face directory on this machine; with a chat template prompts are put as a user's message.
+        directory: a Hugging Face directory on this machine; if it has a chat template, prompts are sent as a user's message.
+        device: torch device of the model.
 
     Raises:
-        UserError: nothing in it that transformers can load.
+        UserError: transformers cannot load it.
     """
 
     def __init__(self, directory: str, device: str) -> None:
         try:
             self._model, self._tokenizer = _load(directory, device)
         except (OSError, ValueError, KeyError) as error:
-            said = f"cannot be loaded: {str(error).splitlines()[0]}"
-            raise UserError(f"quality.judge_model = {directory}", said, "give a directory that transformers can load") from None
+            problem = f"cannot be loaded: {str(error).splitlines()[0]}"
+            raise UserError(
+                f"quality.judge_model = {directory}", problem, "give a directory that transformers can load"
+            ) from None
         self.identity = {"kind": "local", "model": Path(directory).name, "files": fingerprint_directory(directory)}
 
     def ask(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
-        for number, prompt in enumerate(prompts):
-            yield number, self._answer(prompt)
+        """Yield (index of the prompt, answer) for each prompt, in order."""
+        for index, prompt in enumerate(prompts):
+            yield index, self._answer(prompt)
 
     def _answer(self, prompt: str) -> str:
         if getattr(self._tokenizer, "chat_template", None):
             message = [{"role": "user", "content": prompt}]
             prompt = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         inputs = self._tokenizer(prompt, return_tensors="pt").to(self._model.device)
-        written = self._model.generate(**inputs, do_sample=False, max_new_tokens=VERDICT_TOKENS)
-        return str(self._tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+        tokens = self._model.generate(**inputs, do_sample=False, max_new_tokens=VERDICT_TOKENS)
+        return str(self._tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
 def fingerprint_directory(directory: str) -> str:
-    """Hash of the names and contents of the files in a folder."""
+    """Return the hash of the names and contents of the files in a folder."""
     files = sorted(path for path in Path(directory).iterdir() if path.is_file())
     return hash_value([[path.name, hash_file(path)] for path in files])
 

@@ -1,4 +1,4 @@
-"""What a judge says of synthetic documents, and of real ones as a control: questions, answers kept as they come, verdicts."""
+"""Questions to a judge about synthetic documents, with real ones as controls; its answers, saved as they arrive; verdicts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sbp_fast.evaluate.relevance import Judged
 from sbp_fast.pipeline.progress import Console
 
 ANSWERS = "answers.jsonl"
-SHOWN = 6000  # characters of a text
+SHOWN_CHARACTERS = 6000  # of each text in a prompt
 PROMPTS = {
     "non_factual": (
         "Below is a text. Does it state as a fact anything that is wrong and can be checked: about people, places, events, "
@@ -35,18 +35,19 @@ PROMPTS = {
         "Answer with one word: NO if they have nothing of this in common, YES if they have."
     ),
 }
-FAULTY = {"non_factual": "yes", "pair_irrelevance": "no"}
+BAD_ANSWERS = {"non_factual": "yes", "pair_irrelevance": "no"}
 """The answer that counts towards each rate."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class JudgeQuestion:
     """A question to the judge.
 
     Attributes:
         rate: key of `PROMPTS`.
-        group: "synthetic", or which control.
-        document: number of the document among the judged ones.
+        group: "synthetic", or the name of the control.
+        document: index of the document among the judged ones.
+        prompt: the text that the judge is shown.
     """
 
     rate: str
@@ -56,43 +57,50 @@ class Asked:
 
     @property
     def key(self) -> str:
+        """Key of the question in `ANSWERS`."""
         return f"{self.rate}/{self.group}/{self.document}"
 
 
-def questions(prepared: PreparedCorpus, kept: Corpus, judged: Judged) -> list[Asked]:
-    """Of each judged document whether it is factual, of its seed too; whether it is relevant to its seed, to another one, and a
-    true partner to that seed."""
+def questions(prepared: PreparedCorpus, filtered: Corpus, judged: Judged) -> list[JudgeQuestion]:
+    """Return the questions about all judged documents.
+
+    For each document: whether it is factual, and whether its seed is (control); whether it is relevant to its seed, whether it
+    is to another document's seed, and whether a true partner of its seed is (controls).
+    """
     asked = []
     for number, document in enumerate(judged.documents.tolist()):
-        text = prepared.text(kept, document)
-        seed, elsewhere = (prepared.text(prepared.unique, int(one[number])) for one in (judged.seeds, judged.elsewhere))
+        text = prepared.text(filtered, document)
+        seed, elsewhere = (prepared.text(prepared.unique, int(index[number])) for index in (judged.seeds, judged.elsewhere))
         asked += [
             _ask("non_factual", "synthetic", number, text=text),
             _ask("non_factual", "real", number, text=seed),
             _ask("pair_irrelevance", "synthetic", number, text=text, seed=seed),
             _ask("pair_irrelevance", "random", number, text=text, seed=elsewhere),
         ]
-        if judged.neighbours[number] >= 0:
-            partner = prepared.text(prepared.unique, int(judged.neighbours[number]))
-            asked.append(_ask("pair_irrelevance", "neighbours", number, text=partner, seed=seed))
+        if judged.neighbors[number] >= 0:
+            partner = prepared.text(prepared.unique, int(judged.neighbors[number]))
+            asked.append(_ask("pair_irrelevance", "neighbors", number, text=partner, seed=seed))
     return asked
 
 
-def _ask(rate: str, group: str, document: int, **texts: str) -> Asked:
-    shown = {name: text[:SHOWN] for name, text in texts.items()}
-    return Asked(rate, group, document, re.sub(r"\{(\w+)\}", lambda match: shown[match[1]], PROMPTS[rate]))
+def _ask(rate: str, group: str, document: int, **texts: str) -> JudgeQuestion:
+    shown = {name: text[:SHOWN_CHARACTERS] for name, text in texts.items()}
+    return JudgeQuestion(rate, group, document, re.sub(r"\{(\w+)\}", lambda match: shown[match[1]], PROMPTS[rate]))
 
 
 def parse_verdict(answer: str) -> str | None:
-    """ "yes" or "no" if the answer says one of them and not the other, thoughts left out; None otherwise."""
-    said = set(re.findall(r"\b(?:yes|no)\b", re.sub(r"(?s)<think>.*?(?:</think>|\Z)", "", answer).lower()))
-    return said.pop() if len(said) == 1 else None
+    """Return "yes" or "no" if the answer contains exactly one of them outside <think> blocks, else None."""
+    words = set(re.findall(r"\b(?:yes|no)\b", re.sub(r"(?s)<think>.*?(?:</think>|\Z)", "", answer).lower()))
+    return words.pop() if len(words) == 1 else None
 
 
 def collect_answers(
-    judge: Judge, asked: Sequence[Asked], directory: Path, console: Console, save_clock: Callable[[], None]
+    judge: Judge, asked: Sequence[JudgeQuestion], directory: Path, console: Console, save_clock: Callable[[], None]
 ) -> dict[str, str]:
-    """The answer to each question by its key; each is on disk before the next is waited for, and not asked again."""
+    """Return the answer to each question by its key, asking only those that `directory` holds no answer to.
+
+    Each answer is synced to disk before the next is awaited, so a killed attempt loses none.
+    """
     path = directory / ANSWERS
     answers = _read_answers(path)
     waiting = [question for question in asked if question.key not in answers]
@@ -108,13 +116,13 @@ def collect_answers(
                 save_clock()
         except UserError:
             if not answers:
-                path.unlink()  # nothing is begun yet that other settings would contradict
+                path.unlink()  # an empty file would make the directory look begun, and refuse corrected settings
             raise
     return answers
 
 
 def _read_answers(path: Path) -> dict[str, str]:
-    """What an earlier attempt was answered; a last line that it did not finish is cut off."""
+    """Return the answers of an earlier attempt; an unfinished last line is truncated from the file."""
     if not path.is_file():
         return {}
     content = path.read_bytes()
@@ -124,57 +132,67 @@ def _read_answers(path: Path) -> dict[str, str]:
     return {line["key"]: line["answer"] for line in map(json.loads, whole.splitlines())}
 
 
-def verdict_counts(judge: Judge, asked: Sequence[Asked], answers: dict[str, str]) -> dict[str, Any]:
-    """For each rate and group how many were asked, how many answers were no verdict, and of the others the share at fault; with
-    the judge's identity and the prompts."""
-    groups: dict[str, dict[str, Any]] = {}
+def verdict_counts(judge: Judge, asked: Sequence[JudgeQuestion], answers: dict[str, str]) -> dict[str, Any]:
+    """Return the verdicts of each rate and group, with the judge's identity and the prompts.
+
+    A group has the numbers of questions ("asked"), of answers without a verdict ("unparsable") and of bad documents ("faulty"),
+    and "rate", the bad documents as a share of those with a verdict.
+    """
+    groups: dict[str, dict[str, dict[str, Any]]] = {}
     for question in asked:
-        found = groups.setdefault(question.rate, {}).setdefault(question.group, {"asked": 0, "unparsable": 0, "faulty": 0})
+        counts = groups.setdefault(question.rate, {}).setdefault(question.group, {"asked": 0, "unparsable": 0, "faulty": 0})
         verdict = parse_verdict(answers[question.key])
-        found["asked"] += 1
-        found["unparsable"] += verdict is None
-        found["faulty"] += verdict == FAULTY[question.rate]
-    for found in (one for group in groups.values() for one in group.values()):
-        parsed = found["asked"] - found["unparsable"]
-        found["rate"] = found["faulty"] / parsed if parsed else None
+        counts["asked"] += 1
+        counts["unparsable"] += verdict is None
+        counts["faulty"] += verdict == BAD_ANSWERS[question.rate]
+    for by_group in groups.values():
+        for counts in by_group.values():
+            parsed = counts["asked"] - counts["unparsable"]
+            counts["rate"] = counts["faulty"] / parsed if parsed else None
     return {"identity": judge.identity, "prompts": PROMPTS, "verdicts": groups}
 
 
-def verdicts_of(asked: Sequence[Asked], answers: dict[str, str], rate: str, documents: int) -> np.ndarray:
-    """Of each judged document 1 if the judge finds it at fault, 0 if not, NaN without a verdict. float64 [documents]"""
-    found = np.full(documents, np.nan)
+def verdicts_of(asked: Sequence[JudgeQuestion], answers: dict[str, str], rate: str, documents: int) -> np.ndarray:
+    """Return for each judged document 1 if the judge finds it bad, 0 if not, NaN without a verdict; float64 [documents]."""
+    bad = np.full(documents, np.nan)
     for question in asked:
         verdict = parse_verdict(answers[question.key])
         if (question.rate, question.group) == (rate, "synthetic") and verdict is not None:
-            found[question.document] = verdict == FAULTY[rate]
-    return found
+            bad[question.document] = verdict == BAD_ANSWERS[rate]
+    return bad
 
 
-def judged_rates(counts: dict[str, Any], found: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The two rates that need a judge, as `rate` gives them; beside non-factual stand the real seeds."""
+def judged_rates(counts: dict[str, Any], bad: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return the two rates that need a judge, as `rate` gives them.
+
+    Args:
+        counts: see `verdict_counts`.
+        bad: rate -> see `verdicts_of`.
+    """
     name, verdicts = counts["identity"]["model"], counts["verdicts"]
     seeds, relevance = verdicts["non_factual"]["real"], verdicts["pair_irrelevance"]
     real = np.arange(seeds["asked"] - seeds["unparsable"]) < seeds["faulty"]
     controls = " and ".join(
-        f"{relevance[group]['rate']:.0%} of {what}"
-        for group, what in (("random", "random pairs"), ("neighbours", "true pairs"))
+        f"{relevance[group]['rate']:.0%} of {label}"
+        for group, label in (("random", "random pairs"), ("neighbors", "true pairs"))
         if group in relevance and relevance[group]["rate"] is not None
     )
-    unclear = {key: verdicts[key]["synthetic"]["unparsable"] for key in found}
+    unclear = {key: verdicts[key]["synthetic"]["unparsable"] for key in bad}
     return {
         "non_factual": rate(
-            _known(found["non_factual"]),
-            f"kept documents in which the judge {name} finds a factual error; {unclear['non_factual']} answers were no verdict",
+            _known(bad["non_factual"]),
+            f"filtered documents in which the judge {name} finds a factual error; {unclear['non_factual']} answers were no "
+            "verdict",
             real,
             "seeds of the judged documents",
         ),
         "pair_irrelevance": rate(
-            _known(found["pair_irrelevance"]),
-            f"kept documents in which the judge {name} finds nothing in common with their seed; {unclear['pair_irrelevance']} "
-            f"answers were no verdict; it says the same of {controls or 'no control'}",
+            _known(bad["pair_irrelevance"]),
+            f"filtered documents in which the judge {name} finds nothing in common with their seed; "
+            f"{unclear['pair_irrelevance']} answers were no verdict; it says the same of {controls or 'no control'}",
         ),
     }
 
 
-def _known(found: np.ndarray) -> np.ndarray:
-    return found[~np.isnan(found)] == 1
+def _known(bad: np.ndarray) -> np.ndarray:
+    return bad[~np.isnan(bad)] == 1

@@ -1,8 +1,8 @@
-"""What trained models are measured by: each metric is registered once, with how it is computed and how it is shown.
+"""Metrics of trained models: each is registered once, with how it is computed and how it is shown.
 
 Every metric is a ratio of two sums over its items (bits over bytes of documents, right answers over questions), computed from
 log-likelihoods of sequences. So one table of (numerator, denominator) per item holds a model's scores, and one bootstrap
-serves every metric. The description travels with the scores into `results.json`; tables, plots and sentences are made from it.
+serves every metric. The description is stored with the scores and in `results.json`; tables, plots and sentences use it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from sbp_fast.registry import Registry
 
 @dataclass(frozen=True)
 class Items:
-    """The sequences that a metric needs the log-likelihoods of, and what becomes of these.
+    """The sequences whose log-likelihoods a metric needs, and the function that turns these into scores.
 
     Attributes:
-        trees: packed segments with the predictions asked of them.
+        trees: packed segments with the predictions to score.
         sequences: number of log-likelihoods.
-        to_rows: log-likelihoods, float64 [sequences] in nats -> the rows of the score table (see `score_rows`).
+        to_rows: maps log-likelihoods, float64 [sequences] in nats, to the rows of the score table (see `score_rows`).
     """
 
     trees: list[Tree]
@@ -44,14 +44,14 @@ class Metric:
 
     Attributes:
         name: key in score tables and results.json.
-        label: what the report calls it.
+        label: name in the report.
         better: whether lower or higher values are better.
         unit: plural name of the items that are resampled, such as "documents".
-        digits: decimals shown; of percent where `percent`.
+        digits: decimals shown, of the percentage if `percent`.
         percent: whether values are shares, shown in percent.
-        chance: value expected of guessing; None where there is no such thing.
-        fingerprint: of what the metric reads beside the prepared corpus.
-        items: prepared corpus, context in tokens -> the items.
+        chance: value expected of guessing; None where guessing has no meaning.
+        fingerprint: fingerprint of what the metric reads beside the prepared corpus; "" if nothing.
+        items: maps the prepared corpus and the context in tokens to the items.
     """
 
     name: str
@@ -72,15 +72,15 @@ class Metric:
 
 MetricSource = Callable[[RunConfig, PreparedCorpus, Console], Sequence[Metric]]
 METRICS: Registry[MetricSource] = Registry("metric")
-"""Sources of metrics: each gives one or more, such as one accuracy per set of questions."""
+"""Sources of metrics: each returns any number of them, such as one accuracy for each set of questions."""
 
 
 def all_metrics(config: RunConfig, prepared: PreparedCorpus, console: Console) -> list[Metric]:
     """Return every metric that the configuration asks for, in the order of registration.
 
     Raises:
-        UserError: a malformed question file.
-        ValueError: two metrics of one name.
+        UserError: a question file is malformed.
+        ValueError: two metrics have the same name.
     """
     metrics = [metric for _, source in METRICS.items() for metric in source(config, prepared, console)]
     names = [metric.name for metric in metrics]
@@ -109,7 +109,7 @@ BITS_PER_BYTE = "heldout_bits_per_byte"
 
 
 def bits_per_byte(config: RunConfig, prepared: PreparedCorpus, console: Console) -> list[Metric]:
-    """Return the bits per UTF-8 byte of held-out documents, each document's end token counted among its bits."""
+    """Return the bits per UTF-8 byte of held-out documents; the bits include each document's end token."""
     return [Metric(BITS_PER_BYTE, "Held-out bits per byte", "lower", "documents", 3, _heldout_items)]
 
 
@@ -143,10 +143,10 @@ def _accuracy(questions: QuestionSet) -> Metric:
 
 
 def _question_items(question_set: QuestionSet, prepared: PreparedCorpus, context: int) -> Items:
-    """Return the choices after their prompts.
+    """Return the items of multiple-choice questions.
 
     A choice's score is its log-probability after the prompt divided by its UTF-8 bytes (the joining space included), so that
-    long choices are not at a disadvantage.
+    long choices are not at a disadvantage. The choice with the highest score is the answer.
     """
     tokenizer, questions = prepared.tokenizer, question_set.questions
     prompts = tokenizer.encode_batch([question.prompt for question in questions])
@@ -171,7 +171,7 @@ def _question_items(question_set: QuestionSet, prepared: PreparedCorpus, context
 
 
 def _joined(choice: str) -> str:
-    """Return a choice as it stands after its prompt."""
+    """Return a choice as it follows its prompt."""
     return f" {choice.strip()}"
 
 

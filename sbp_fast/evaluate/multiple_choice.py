@@ -1,4 +1,4 @@
-"""Multiple-choice questions: read from JSONL files, or made from held-out documents (which of four goes on from here?)."""
+"""Multiple-choice questions: read from JSONL files, or made from held-out documents (which of four texts comes next?)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from sbp_fast.pipeline.progress import Console
 EMBEDDED = "embedded:"
 EMBEDDED_SETS = ("embedded:eval_default_continuation", "embedded:eval_factbook_capital")
 CHOICES = 4
-PROMPT_CHARACTERS, CHOICE_CHARACTERS, LEAST_CHARACTERS = 400, 160, 40
-DISTRACTOR_POOL = 12  # the wrong choices are drawn among this many of the most similar length
+PROMPT_CHARACTERS, CHOICE_CHARACTERS, MINIMUM_CHARACTERS = 400, 160, 40
+DISTRACTOR_POOL = 12  # wrong choices are sampled from this many, the most similar in length
 SENTENCE_END = re.compile(r"[.!?][\"')\]]*\s+|[\u3002\uff01\uff1f]\s*|\n+")
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question; `answer` is the index of the right one of `choices`."""
+    """One question; `answer` is the index of the right choice."""
 
     id: str
     source: str
@@ -41,13 +41,14 @@ class Question:
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """Questions that make up one metric."""
+    """The questions of one metric."""
 
     metric: str
     questions: tuple[Question, ...]
 
     @property
     def fingerprint(self) -> str:
+        """Hash of the metric's name and the questions."""
         return hash_value([self.metric, [asdict(question) for question in self.questions]])
 
     @property
@@ -57,35 +58,35 @@ class QuestionSet:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A held-out document cut in two: what is asked, and what rightly follows."""
+class SplitDocument:
+    """A held-out document split in two: the prompt, and its own continuation."""
 
     id: str
     group: str
-    head: str
-    rest: str
+    prompt: str
+    continuation: str
 
 
 def question_sets(config: EvaluateConfig, seed: int, corpus: PreparedCorpus, console: Console) -> list[QuestionSet]:
-    """The question sets that the configuration asks for.
+    """Return the question sets that the configuration asks for.
 
     Raises:
-        UserError: a file that is missing or malformed (with the line), two files of one name.
+        UserError: a file is missing or malformed (the message names the line), or two files give one metric.
     """
     if config.choices == "auto" and not corpus.embedded:
-        made = continuation_questions(corpus, config.continuation_questions, seed)
-        console.say(f"multiple choice: {len(made)} continuation questions made from held-out documents")
-        return [QuestionSet("continuation_accuracy", tuple(made))] if made else []
+        questions = continuation_questions(corpus, config.continuation_questions, seed)
+        console.say(f"multiple choice: {len(questions)} continuation questions made from held-out documents")
+        return [QuestionSet("continuation_accuracy", tuple(questions))] if questions else []
     if config.choices == "auto":
         console.say(f"multiple choice: {', '.join(EMBEDDED_SETS)}")
     return read_question_files(EMBEDDED_SETS if config.choices == "auto" else config.choices)
 
 
 def read_question_files(choices: str | Sequence[str]) -> list[QuestionSet]:
-    """The question sets of one or more files, each its own metric.
+    """Return the question sets of one or more files, one metric for each file.
 
     Raises:
-        UserError: a file that is missing or malformed (with the line), two files of one name.
+        UserError: a file is missing or malformed (the message names the line), or two files give one metric.
     """
     sets: dict[str, QuestionSet] = {}
     for path in [choices] if isinstance(choices, str) else choices:
@@ -97,20 +98,20 @@ def read_question_files(choices: str | Sequence[str]) -> list[QuestionSet]:
 
 
 def metric_name(path: str) -> str:
-    """`eval_CORPUS_NAME.jsonl` measures NAME_accuracy; any other file, its own name with _accuracy."""
+    """Return the metric of a question file: NAME_accuracy for `eval_CORPUS_NAME.jsonl`, else the file's name with _accuracy."""
     stem = PurePosixPath(path.removeprefix(EMBEDDED)).name.partition(".")[0]
     named = re.fullmatch(r"eval_[^_]+_(.+)", stem)
     return f"{named[1] if named else stem}_accuracy"
 
 
 def read_questions(path: str) -> list[Question]:
-    """Questions of a JSONL file, local, `embedded:NAME` or any fsspec URL, compressed or not.
+    """Return the questions of a JSONL file: a local path, `embedded:NAME` or any fsspec URL, compressed or not.
 
     A record has `prompt`, `choices` (two or more strings) and `answer` (index of the right one); optional are
-    `prompt_in_style` (used instead of `prompt`: worded as the corpus words it), `id` and `source`.
+    `prompt_in_style` (the prompt in the corpus's style, used in place of `prompt`), `id` and `source`.
 
     Raises:
-        UserError: naming the file and the line.
+        UserError: a file or a record is unusable; the message names the file and the line.
     """
     lines = _read_lines(path)
     questions = [_question(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -120,12 +121,12 @@ def read_questions(path: str) -> list[Question]:
 
 
 def _read_lines(path: str) -> list[str]:
-    place = path
+    location = path
     if path.startswith(EMBEDDED):
         name = path.removeprefix(EMBEDDED)
-        place = str(importlib.resources.files("sbp_fast.data") / "embedded" / f"{name}.jsonl")
+        location = str(importlib.resources.files("sbp_fast.data") / "embedded" / f"{name}.jsonl")
     try:
-        with fsspec.open(place, "rb", compression="infer") as file:
+        with fsspec.open(location, "rb", compression="infer") as file:
             return file.read().decode("utf-8").split("\n")
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(path, "no such file", "correct evaluate.choices") from None
@@ -157,53 +158,55 @@ def _question(path: str, number: int, line: str) -> Question:
 
 
 def continuation_questions(corpus: PreparedCorpus, count: int, seed: int) -> list[Question]:
-    """At most `count` questions, one a held-out document: its head, its own continuation and those of three others.
+    """Return at most `count` questions, each made of a held-out document: its beginning, and four possible continuations.
 
-    The others are of the same source and, where possible, of another original (`corpus.group`), and about as long. A
-    document too short to cut, and a source of too few documents, yields none. The same seed gives the same questions.
+    One continuation is the document's own. The other three come from documents of the same source and, where possible, of
+    another original (`corpus.group`), and are about as long. Documents too short to split and sources with too few documents
+    are left out. The same seed gives the same questions.
     """
     generator = np.random.default_rng(seed)
     ids, sources = corpus.heldout.ids, corpus.heldout.sources
-    by_source: dict[str, list[Cut]] = {}
+    by_source: dict[str, list[SplitDocument]] = {}
     for document in generator.permutation(len(corpus.heldout))[: CHOICES * count]:
-        if (parts := cut_text(corpus.text(corpus.heldout, int(document)))) is not None:
-            cut = Cut(ids[document], corpus.group(ids[document]), *parts)
-            by_source.setdefault(sources[document], []).append(cut)
-    made = []
-    for source, cuts in sorted(by_source.items()):
-        for cut in cuts:
-            wrong = _distractors(cuts, cut, generator)
+        if (parts := split_text(corpus.text(corpus.heldout, int(document)))) is not None:
+            split = SplitDocument(ids[document], corpus.group(ids[document]), *parts)
+            by_source.setdefault(sources[document], []).append(split)
+    questions = []
+    for source, splits in sorted(by_source.items()):
+        for split in splits:
+            wrong = _distractors(splits, split, generator)
             if len(wrong) == CHOICES - 1:
                 answer = int(generator.integers(CHOICES))
-                choices = (*wrong[:answer], cut.rest, *wrong[answer:])
-                made.append(Question(f"continuation/{cut.id}", source, cut.head, choices, answer))
-    return [made[index] for index in sorted(generator.permutation(len(made))[:count])]
+                choices = (*wrong[:answer], split.continuation, *wrong[answer:])
+                questions.append(Question(f"continuation/{split.id}", source, split.prompt, choices, answer))
+    return [questions[index] for index in sorted(generator.permutation(len(questions))[:count])]
 
 
-def cut_text(text: str) -> tuple[str, str] | None:
-    """The head of a text up to a sentence end (else a word end), and what follows; None if it is too short."""
+def split_text(text: str) -> tuple[str, str] | None:
+    """Return the beginning of a text up to a sentence end (else a word end), and what follows; None if it is too short."""
     aim = min(PROMPT_CHARACTERS, len(text) - CHOICE_CHARACTERS)
-    if aim < LEAST_CHARACTERS:
+    if aim < MINIMUM_CHARACTERS:
         return None
-    ends = [match.end() for match in SENTENCE_END.finditer(text, LEAST_CHARACTERS, aim)]
-    cut = ends[-1] if ends else _word_end(text, aim)
-    head, rest = text[:cut].strip(), text[cut:].strip()
-    rest = rest[: _word_end(rest, CHOICE_CHARACTERS)].strip()
-    return (head, rest) if head and len(rest) >= LEAST_CHARACTERS else None
+    ends = [match.end() for match in SENTENCE_END.finditer(text, MINIMUM_CHARACTERS, aim)]
+    end = ends[-1] if ends else _word_end(text, aim)
+    prompt, rest = text[:end].strip(), text[end:].strip()
+    continuation = rest[: _word_end(rest, CHOICE_CHARACTERS)].strip()
+    return (prompt, continuation) if prompt and len(continuation) >= MINIMUM_CHARACTERS else None
 
 
 def _word_end(text: str, aim: int) -> int:
-    """The last place up to `aim` where a word ends; `aim` itself in text without spaces."""
+    """Return the last offset up to `aim` at which a word ends; `aim` itself in text without spaces."""
     if len(text) <= aim:
         return len(text)
     space = max(text.rfind(" ", 0, aim + 1), text.rfind("\n", 0, aim + 1))
     return space if space > 0 else aim
 
 
-def _distractors(cuts: list[Cut], cut: Cut, generator: np.random.Generator) -> list[str]:
-    """Three continuations of other documents in `cuts`, among those most alike in length (fewer if there are not as many)."""
-    others = {other.rest: other.group for other in cuts if other.rest != cut.rest}
-    elsewhere = [rest for rest, group in others.items() if group != cut.group]
+def _distractors(splits: list[SplitDocument], split: SplitDocument, generator: np.random.Generator) -> list[str]:
+    """Return three continuations of other documents, sampled from those of the most similar length; or all if fewer."""
+    length = len(split.continuation.encode())
+    others = {other.continuation: other.group for other in splits if other.continuation != split.continuation}
+    elsewhere = [text for text, group in others.items() if group != split.group]
     pool = elsewhere if len(elsewhere) >= CHOICES - 1 else list(others)
-    pool = sorted(pool, key=lambda rest: abs(len(rest.encode()) - len(cut.rest.encode())))[:DISTRACTOR_POOL]
+    pool = sorted(pool, key=lambda text: abs(len(text.encode()) - length))[:DISTRACTOR_POOL]
     return [pool[index] for index in generator.permutation(len(pool))[: CHOICES - 1]]

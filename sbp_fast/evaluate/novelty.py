@@ -1,4 +1,4 @@
-"""How much of some documents occurs in a whole corpus, however large that is: the corpus is read past their shingles."""
+"""How much of some documents occurs in a corpus of any size: memory holds their shingles, and the corpus is read once."""
 
 from __future__ import annotations
 
@@ -15,16 +15,23 @@ NEW, KNOWN = 0, 1
 
 
 def batch_of(documents: Sequence[np.ndarray]) -> Batch:
-    """Documents with their <begin> and <end> as `ShingleIndex` takes them."""
+    """Return documents, <begin> and <end> included, as a batch for `ShingleIndex`."""
     tokens = np.concatenate([np.zeros(0, np.uint32), *documents]).astype(np.uint32)
     return tokens, np.cumsum([0, *map(len, documents)])
 
 
 def known_counts(groups: Sequence[Batch], corpus: Corpus, width: int) -> list[np.ndarray]:
-    """Of each document its distinct shingles, and those that occur in `corpus`; its table grows with `groups` alone.
+    """Return the number of distinct shingles of each document, and of those that occur in `corpus`.
+
+    The table of shingles grows with `groups` alone, not with the corpus.
+
+    Args:
+        groups: batches of documents.
+        corpus: corpus to compare with.
+        width: tokens of a shingle.
 
     Returns:
-        int64 [documents, 2] for each of the groups.
+        int64 [documents, 2] for each group.
     """
     positions = sum(shingle_positions(offsets, width) for _, offsets in groups)
     index = ShingleIndex(width, slots_for(positions))
@@ -34,21 +41,22 @@ def known_counts(groups: Sequence[Batch], corpus: Corpus, width: int) -> list[np
 
 
 def known_share(counts: np.ndarray) -> np.ndarray:
-    """Of each document, the share of its shingles that are known; 0 where it is too short to have one. float64 [documents]"""
+    """Return the share of each document's shingles that are known, float64 [documents]; 0 for documents without shingles."""
     return counts[:, 1] / np.maximum(counts[:, 0], 1)
 
 
 def novel_share(counts: np.ndarray) -> float | None:
-    """Of the shingles of all documents together, each counted once a document, the share that is new; None without any."""
+    """Return the share of new shingles over all documents, each shingle counted once a document; None without shingles."""
     shingles, known = counts.sum(0).tolist()
     return 1 - known / shingles if shingles else None
 
 
 def novel_rates(synthetic: list[np.ndarray], heldout: list[np.ndarray]) -> list[dict[str, Any]]:
-    """For each of `NOVEL_TOKENS`, the share of runs of so many tokens that occur in no unique document.
+    """Return, for each length in `NOVEL_TOKENS`, the share of runs of that many tokens that occur in no unique document.
 
     Args:
-        synthetic, heldout: as `known_counts` gives them, one for each of `NOVEL_TOKENS`.
+        synthetic: counts of synthetic documents (see `known_counts`), one array for each of `NOVEL_TOKENS`.
+        heldout: the same of held-out documents.
     """
     rows = zip(NOVEL_TOKENS, synthetic, heldout, strict=True)
     return [

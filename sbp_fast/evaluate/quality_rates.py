@@ -1,7 +1,7 @@
-"""Rates of bad synthetic documents: each is registered once, with its label, its measure and what the paper published.
+"""Rates of bad synthetic documents: each is registered once, with its label, its measure and the paper's figures.
 
-The paper's five rates (arXiv 2509.15248, section 4) and what its reviewers asked for. docs/method.md says how each differs from
-the paper's. The report's table, its table by source and results.json derive from this registry.
+They are the paper's five rates (arXiv 2509.15248, section 4) and those that its reviewers asked for. docs/method.md says how
+each differs from the paper's. The report's table, its table by source and results.json derive from this registry.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ PUBLISHED_COLUMNS = ("200B", "1T, 3B", "1T, 6B", "real")
 
 @dataclass(frozen=True)
 class Measured:
-    """All that rates are computed from.
+    """Measurements that all rates are computed from.
 
     Attributes:
         samples: documents before and after the filters, and real ones.
-        copied: what of the generated documents occurs elsewhere.
-        judged: filtered documents that were looked at one by one.
+        copied: shares of the generated documents that occur elsewhere.
+        judged: filtered documents that were embedded, and judged where there is a judge.
         similar: cosine similarities of the judged documents (see `similarities`).
         low: low end of the similarity band of pairs.
-        judge_counts: what the judge said (see `verdict_counts`); None without a judge.
-        verdicts: rate -> float64 [judged], 1 at fault, 0 not, NaN without a verdict; empty without a judge.
+        judge_counts: counts of the judge's verdicts (see `verdict_counts`); None without a judge.
+        verdicts: rate -> float64 [judged], 1 for a bad document, 0 for another, NaN without a verdict; empty without a judge.
     """
 
     config: RunConfig
@@ -63,10 +63,10 @@ class QualityRate:
     """A rate; lower is better.
 
     Attributes:
-        label: what the report calls it.
-        measure: the rate with its interval (see `rate`), or `unmeasured`.
-        documents: which documents `flags` has an entry for: the generated ones, or those judged one by one.
-        flags: float64 or bool, 1 for a bad document, NaN where that is not known; the rate by source derives from it.
+        label: name in the report.
+        measure: returns the rate with its interval (see `rate`), or `unmeasured`.
+        documents: documents that `flags` has an entry for: the generated or the judged ones.
+        flags: returns float64 or bool, 1 for a bad document, NaN where that is not known; rates by source derive from it.
         published: the paper's figures in the order of `PUBLISHED_COLUMNS`, None where it gives none.
     """
 
@@ -89,11 +89,12 @@ def rates_by_source(measured: Measured, of_seeds: np.ndarray) -> dict[str, Any]:
     """Return the rates among the documents whose seed is of each source.
 
     Args:
+        measured: the measurements.
         of_seeds: source of each unique document.
     """
     samples = measured.samples
     sources = {
-        "generated": of_seeds[samples.written.column("seed")[samples.drawn]],
+        "generated": of_seeds[samples.written.column("seed")[samples.measured]],
         "judged": of_seeds[measured.judged.seeds],
     }
     lengths = np.array([len(document) - 2 for document in samples.generated])
@@ -130,7 +131,7 @@ def published_rates() -> dict[str, Any]:
 
 
 def _shingles(measured: Measured) -> tuple[int, float]:
-    """Return the length of a shingle and the share of shingles that makes a copy, as the filters have them."""
+    """Return the filters' shingle length in tokens, and the share of shingles from which they reject a copy."""
     return measured.config.filter.shingle_tokens, measured.config.filter.copy_containment
 
 
@@ -148,7 +149,7 @@ def _duplicates(measured: Measured) -> dict[str, Any]:
     width, (passed, _, unique) = _shingles(measured)[0], measured.bodies
     return rate(
         near_duplicates(passed, width),
-        f"of {len(passed)} kept documents, those with Jaccard similarity of {DUPLICATE_JACCARD} or more to another; the "
+        f"of {len(passed)} filtered documents, those with Jaccard similarity of {DUPLICATE_JACCARD} or more to another; the "
         "paper takes a million",
         near_duplicates(unique, width),
         f"{len(unique)} unique documents",

@@ -1,4 +1,4 @@
-"""The documents that quality is measured on, and what of them occurs elsewhere."""
+"""The documents that quality is measured on, and how much of them occurs elsewhere."""
 
 from __future__ import annotations
 
@@ -18,32 +18,38 @@ from sbp_fast.evaluate.quality import same_letters
 
 @dataclass(frozen=True)
 class Samples:
-    """The documents that are measured.
+    """The documents that are measured; token arrays include <begin> and <end>.
 
     Attributes:
-        written, kept: all documents, before and after the filters.
-        drawn: int64, sorted indices of those measured of `written`.
-        generated, passed, heldout, unique: their tokens, with <begin> and <end>: of `written`, of `kept`, and of real text.
+        written: all synthetic documents before the filters.
+        filtered: all filtered documents.
+        measured: int64, sorted indices of the measured documents of `written`.
+        generated: tokens of these.
+        passed: tokens of the measured documents of `filtered`.
+        heldout: tokens of held-out documents.
+        unique: tokens of unique documents, as many as `passed` where there are so many.
     """
 
     written: Corpus
-    kept: Corpus
-    drawn: np.ndarray
+    filtered: Corpus
+    measured: np.ndarray
     generated: list[np.ndarray]
     passed: list[np.ndarray]
     heldout: list[np.ndarray]
     unique: list[np.ndarray]
 
     @staticmethod
-    def draw(config: RunConfig, prepared: PreparedCorpus, written: Corpus, kept: Corpus) -> Samples:
+    def sample(config: RunConfig, prepared: PreparedCorpus, written: Corpus, filtered: Corpus) -> Samples:
+        """Return at most `quality.measured_documents` of each kind; the same seed gives the same documents."""
         count, generator = config.quality.measured_documents, np.random.default_rng(config.seed)
-        drawn, passed, heldout = (np.sort(generator.permutation(len(one))[:count]) for one in (written, kept, prepared.heldout))
+        corpora = (written, filtered, prepared.heldout)
+        measured, passed, heldout = (np.sort(generator.permutation(len(corpus))[:count]) for corpus in corpora)
         return Samples(
             written,
-            kept,
-            drawn,
-            [written[document] for document in drawn.tolist()],
-            [kept[document] for document in passed.tolist()],
+            filtered,
+            measured,
+            [written[document] for document in measured.tolist()],
+            [filtered[document] for document in passed.tolist()],
             [prepared.heldout[document] for document in heldout.tolist()],
             [prepared.unique[document] for document in range(min(len(passed), len(prepared.unique)))],
         )
@@ -51,13 +57,14 @@ class Samples:
 
 @dataclass(frozen=True)
 class Copied:
-    """What of the generated documents occurs elsewhere.
+    """How much of the generated documents occurs elsewhere.
 
     Attributes:
-        repeated, in_seed: float64 [generated], as `compare_with_seeds` returns them.
-        letters: bool [generated], equal to the seed but for white space and punctuation.
-        in_corpus, heldout_in_corpus: float64, share of the shingles of generated and of held-out documents that any unique
-            document has.
+        repeated: float64 [generated], share of repeated shingles (see `compare_with_seeds`).
+        in_seed: float64 [generated], share of shingles that the seed has (see `compare_with_seeds`).
+        letters: bool [generated], whether a document equals its seed except for white space and punctuation.
+        in_corpus: float64 [generated], share of shingles that any unique document has.
+        heldout_in_corpus: float64 [heldout], the same of held-out documents.
         novel: see `novel_rates`.
     """
 
@@ -70,14 +77,15 @@ class Copied:
 
 
 def measure_copying(config: RunConfig, prepared: PreparedCorpus, samples: Samples) -> Copied:
-    width, seeds = config.filter.shingle_tokens, samples.written.column("seed")[samples.drawn]
-    groups: list[Batch] = [batch_of(one) for one in (samples.generated, samples.passed, samples.heldout)]
+    """Return how much of the sampled documents occurs in their seeds and in the unique documents."""
+    width, seeds = config.filter.shingle_tokens, samples.written.column("seed")[samples.measured]
+    groups: list[Batch] = [batch_of(documents) for documents in (samples.generated, samples.passed, samples.heldout)]
     known = {tokens: known_counts(groups, prepared.unique, tokens) for tokens in sorted({*NOVEL_TOKENS, width})}
     repeated, in_seed = compare_with_seeds(prepared, seeds, *groups[0], width)
     return Copied(
         repeated=repeated,
         in_seed=in_seed,
-        letters=same_letters(prepared, samples.written, samples.drawn),
+        letters=same_letters(prepared, samples.written, samples.measured),
         in_corpus=known_share(known[width][0]),
         heldout_in_corpus=known_share(known[width][2]),
         novel=novel_rates(*([known[tokens][group] for tokens in NOVEL_TOKENS] for group in (1, 2))),

@@ -1,4 +1,4 @@
-"""Scores of one model: every metric's numerator and denominator for each item, with the FLOPs that they took."""
+"""Scores of one model: every metric's numerator and denominator for each item, with the FLOPs of computing them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def score_model(
     """Return the score rows of all metrics (see `score_rows`) and the FLOPs of the forward passes.
 
     Raises:
-        UserError: a model of another vocabulary than the corpus.
+        UserError: the model's vocabulary is not the corpus's.
     """
     if model.vocabulary_size != prepared.tokenizer.vocabulary_size:
         raise UserError(
@@ -31,9 +31,9 @@ def score_model(
         )
     items = [metric.items(prepared, model.config.context) for metric in metrics]
     tables, flops = [], 0.0
-    with console.task(f"scoring {name}", sum(len(tree) for part in items for tree in part.trees), "tokens") as task:
-        for part in items:
-            nats, extent = log_likelihoods(model, part.trees, part.sequences, advance=task.advance)
-            tables.append(part.to_rows(nats))
+    with console.task(f"scoring {name}", sum(len(tree) for group in items for tree in group.trees), "tokens") as task:
+        for group in items:
+            nats, extent = log_likelihoods(model, group.trees, group.sequences, advance=task.advance)
+            tables.append(group.to_rows(nats))
             flops += forward_flops(model.config, model.vocabulary_size, extent.tokens, extent.visible_pairs, extent.predictions)
     return pa.concat_tables(tables), flops

@@ -1,0 +1,1 @@
+"""What an experiment compares, declared once: arms, stages and their costs, the runner, results and report."""

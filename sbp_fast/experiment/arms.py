@@ -1,4 +1,4 @@
-"""The arms of a run: what each is called, which training runs it has, and which stages of the run belong to them."""
+"""The arms of a run: their labels, settings and training runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Arm:
     """One arm of a run.
 
     Attributes:
-        name: of the table [arms.NAME], and of the arm's directories.
-        label: what the report calls it.
+        name: name of the table [arms.NAME] and of the arm's directories.
+        label: name in the report.
         settings: the table.
         runs: name of each training run -> its training seed; the first run has the arm's own name.
     """

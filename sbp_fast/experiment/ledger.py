@@ -1,4 +1,4 @@
-"""The compute ledger: what every stage of a run took, which arms needed it, and comparisons at equal compute."""
+"""The compute ledger: FLOPs and seconds of every stage, the arms that needed it, and comparisons at equal compute."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Manifests = Mapping[str, Manifest]
 
 
 def stages_of_arm(stages: Mapping[str, Stage], arm: Arm) -> set[str]:
-    """Return the stages that one training run of an arm takes beyond the prepared corpus, which every arm shares."""
+    """Return the stages that one training run of an arm needs, except `prepare`, which every arm shares."""
     return needed_stages(stages, train_stage(arm.name)) - {PREPARE}
 
 
@@ -44,10 +44,10 @@ def totals(manifests: Manifests) -> dict[str, float]:
 
 
 def matched_compute(config: RunConfig, manifests: Manifests) -> dict[str, Any]:
-    """Return two ways to compare at equal compute: the final training run alone, and all that an arm needed.
+    """Return two comparisons at equal compute: of the final training runs alone, and of all stages that an arm needed.
 
-    Of "end_to_end" each arm with synthetic documents has an entry: its FLOPs, their ratio to the baseline's, and the tokens and
-    epochs that the baseline could have trained on for them.
+    "end_to_end" has an entry for each arm with synthetic documents: its FLOPs, their ratio to the baseline's, and the tokens
+    and epochs that the baseline could have trained on with as many FLOPs.
     """
     stages, arms = stages_of(config), arms_of(config)
     base = manifests[train_stage(config.baseline)]

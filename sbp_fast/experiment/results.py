@@ -34,23 +34,23 @@ RESULTS = "results.json"
 
 
 def write_results(run_directory: Path) -> dict[str, Any]:
-    """Collect and write `results.json`; returns what it holds."""
+    """Write `results.json` of a finished run and return its content."""
     results = collect(run_directory)
     write_json(Path(run_directory) / RESULTS, results)
     return results
 
 
 def collect(run_directory: str | Path) -> dict[str, Any]:
-    """The numbers of a finished run.
+    """Return the numbers of a finished run.
 
-    The same run gives the same dictionary, but for `seconds` and the versions of the software at work.
+    The same run gives the same dictionary, except for `seconds` and the versions of the software.
 
     Raises:
-        UserError: a stage that is not finished, a directory that is no run.
+        UserError: a stage is not finished, or the directory is no run.
     """
     run_directory = Path(run_directory)
     if not (run_directory / "config.toml").is_file():
-        raise UserError(run_directory, "no run lies here", "give the directory that `sbp-fast run` wrote")
+        raise UserError(run_directory, "is no run", "give the directory that `sbp-fast run` wrote")
     config = load_config([run_directory / "config.toml"])
     manifests = {name: _manifest(run_directory / name, name) for name in stages_of(config)}
     counts = {name: manifest.counts for name, manifest in manifests.items()}
@@ -86,7 +86,7 @@ def collect(run_directory: str | Path) -> dict[str, Any]:
 
 def _manifest(directory: Path, stage: str) -> Manifest:
     if not (directory / MANIFEST).is_file():
-        raise UserError(directory, f"the stage {stage} is not finished", "rerun `sbp-fast run`: it goes on where it stopped")
+        raise UserError(directory, f"the stage {stage} is not finished", "rerun `sbp-fast run`: it resumes where it stopped")
     return Manifest(**read_json(directory / MANIFEST))
 
 
@@ -100,7 +100,7 @@ def _versions() -> dict[str, str]:
 
 
 def _arm(config: RunConfig, arm: Arm, manifests: dict[str, Manifest]) -> dict[str, Any]:
-    """Return what an arm read, took and scored; counts are those of its first training run."""
+    """Return the tokens, compute and scores of an arm; counts are those of its first training run."""
     training, corpus, comparison = manifests[train_stage(arm.name)], manifests[PREPARE].counts, manifests[COMPARE].counts
     counts, needed = training.counts, stages_of_arm(stages_of(config), arm)
     real, synthetic = counts["sources"]["real"], counts["sources"].get("synthetic", {"tokens": 0})

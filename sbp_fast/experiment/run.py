@@ -1,4 +1,4 @@
-"""The runner of an experiment: every stage in the order that data flows, each run once, resumed after a kill."""
+"""The runner of an experiment: runs every stage after its inputs, each once, and resumes after a kill."""
 
 from __future__ import annotations
 
@@ -32,17 +32,19 @@ def run(
     """Run every unfinished stage of an experiment in `out` and write its report.
 
     Args:
+        config: of the run.
         out: the run's directory; a killed run resumes in it.
+        console: for progress.
         gpus: train and synthesize with this many processes on this machine.
-        workers: what runs the tasks of the data stages; if they are not local, they synthesize too.
         force: with a changed configuration, rerun the stages that the change affects.
+        workers: runs the tasks of the data stages; if they are not local, they synthesize too.
 
     Returns:
         The path of `report.html`; `results.json` lies beside it.
 
     Raises:
         UserError: `out` holds another run or something else, or a stage refuses its input.
-        SystemExit: one of several processes of a stage failed, and has said why.
+        SystemExit: one of several processes of a stage failed, and has printed the reason.
     """
     if config.evaluate.choices != "auto":  # read here too, so that a mistake shows before hours of training
         read_question_files(config.evaluate.choices)

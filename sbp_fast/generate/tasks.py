@@ -22,7 +22,7 @@ from sbp_fast.generate.seeds import SeedPlan
 from sbp_fast.generate.shard_writer import PARTS, ShardWriter
 from sbp_fast.model.saved import read_description
 from sbp_fast.pipeline.distributed import Processes
-from sbp_fast.pipeline.executors.executor import Advance, Place, Workers
+from sbp_fast.pipeline.executors.executor import Advance, Placement, Workers
 from sbp_fast.pipeline.files import read_json, write_json
 from sbp_fast.pipeline.progress import Console, Task, short
 
@@ -67,9 +67,9 @@ def generate_remotely(
     """Have workers that each hold the model generate the missing shards; return their device."""
     make = partial(ShardGenerator.open, config, model, writer.prepared.directory, writer.directory)
     with workers.hold(make, config) as holders:
-        device = holders.place.device
+        device = holders.placement.device
         BACKENDS[config.synthesize.backend].check(config.synthesize, torch.device(device))
-        console.say(f"{holders.count} process(es), each with {device}, {holders.place.threads} threads")
+        console.say(f"{holders.count} process(es), each with {device}, {holders.placement.threads} threads")
         chunks = cut_chunks(missing, holders.count)
         with console.task("documents generated", writer.documents(missing), "documents", writer.journaled(missing)) as task:
             for versions in holders.run(generate_shards, chunks, task.advance):
@@ -114,10 +114,10 @@ class ShardGenerator:
     backend: LoadedBackend
 
     @staticmethod
-    def open(config: RunConfig, model: Path, corpus: Path, directory: Path, place: Place) -> ShardGenerator:
+    def open(config: RunConfig, model: Path, corpus: Path, directory: Path, placement: Placement) -> ShardGenerator:
         """Load the backend in a worker, with scratch space of its own."""
-        config = config.model_copy(update={"threads": place.threads})
-        prepared, alone = PreparedCorpus(corpus), Processes(0, 1, torch.device(place.device))
+        config = config.model_copy(update={"threads": placement.threads})
+        prepared, alone = PreparedCorpus(corpus), Processes(0, 1, torch.device(placement.device))
         context = read_description(model)[0].context
         writer = ShardWriter(directory, SeedPlan.make(config, prepared.unique, context), prepared, context)
         scratch = directory / PARTS / f"backend-{uuid.uuid4().hex[:8]}"

@@ -14,7 +14,7 @@ from sbp_fast.config import EmbedConfig, RunConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.neighbors.encoder import SentenceEncoder
 from sbp_fast.neighbors.vectors import write_vectors
-from sbp_fast.pipeline.executors.executor import Advance, Place, Workers
+from sbp_fast.pipeline.executors.executor import Advance, Placement, Workers
 from sbp_fast.pipeline.files import save_array
 from sbp_fast.pipeline.progress import Console
 
@@ -64,7 +64,7 @@ def embed_documents(
             for _ in encoders.run(_embed_shard, missing, task.advance):
                 checkpoint()
         ((flops, counts),) = encoders.run(_summarize, [directory], lambda amount: None)
-        device = encoders.place.device
+        device = encoders.placement.device
     counts = {"model": config.embed.model, "storage": config.embed.storage, **counts}
     return EmbeddingResult(device, flops, counts)
 
@@ -96,11 +96,13 @@ def make_shards(directory: Path, documents: int, config: EmbedConfig) -> list[Sh
     return [Shard(directory, number, rows, config) for number, rows in enumerate(ranges)]
 
 
-def _open_encoder(config: EmbedConfig, corpus: Path, console: Console, place: Place) -> tuple[SentenceEncoder, PreparedCorpus]:
+def _open_encoder(
+    config: EmbedConfig, corpus: Path, console: Console, placement: Placement
+) -> tuple[SentenceEncoder, PreparedCorpus]:
     console.say(f"loading {config.model}")
-    encoder = SentenceEncoder(config, place.device, place.threads)
+    encoder = SentenceEncoder(config, placement.device, placement.threads)
     console.say(
-        f"{config.model} on {place.device}, {encoder.precision}: the first {encoder.maximum_tokens} tokens of each, "
+        f"{config.model} on {placement.device}, {encoder.precision}: the first {encoder.maximum_tokens} tokens of each, "
         f"{encoder.batch_documents} documents at a time"
     )
     return encoder, PreparedCorpus(corpus)

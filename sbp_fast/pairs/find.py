@@ -76,7 +76,7 @@ def find_pairs(
     random = similarities(documents.vectors, *random_pairs(documents.groups, np.random.default_rng(config.seed)))
     low, origin = _low(config.pair, random, console)
     with workers.hold(partial(Pairing, config, documents, low, directory, scratch, console), config) as holders:
-        pairing = Pairing(config, documents, low, directory, scratch, console, holders.place)
+        pairing = Pairing(config, documents, low, directory, scratch, console, holders.placement)
         search = search_partitions(pairing, holders, checkpoint)
         counts = _score(pairing, holders, checkpoint)
         nearest = nearest_eligible(pairing)
@@ -85,7 +85,7 @@ def find_pairs(
         recall = measure_recall(pairing, counts)
         _check_recall(recall, search["partitions"], config.pair)
         _run(write_ranks, pairing.files("sizes"), holders, checkpoint)
-        device = holders.place.device if BACKENDS[search["backend"]].uses_device else "cpu"
+        device = holders.placement.device if BACKENDS[search["backend"]].uses_device else "cpu"
     capped = cap_degrees(pairing)
     taken = _write_pairs(pairing)
     documents.duplicates.write(directory)

@@ -122,8 +122,8 @@ def search_partition(pairing: Pairing, partition: Partition, advance: Advance) -
         backend=partition.backend,
         counted=lambda first, second: pairing.qualify(members[first], members[second]),
         seed=pairing.config.seed,
-        threads=pairing.place.threads,
-        device=pairing.place.device,
+        threads=pairing.placement.threads,
+        device=pairing.placement.device,
         console=pairing.console,
     )
     pairing.console.say(

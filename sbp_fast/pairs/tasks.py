@@ -23,7 +23,7 @@ from sbp_fast.config import PairConfig, RunConfig
 from sbp_fast.pairs.candidates import Candidates
 from sbp_fast.pairs.criteria import ACCEPTED
 from sbp_fast.pairs.document_statistics import DistinctDocuments
-from sbp_fast.pipeline.executors.executor import Place
+from sbp_fast.pipeline.executors.executor import Placement
 from sbp_fast.pipeline.progress import Console
 
 NEIGHBOR_BYTES = 256  # of a document's neighbor in any task, if no pair is found twice and half are accepted (docs/log.md)
@@ -49,7 +49,7 @@ class Pairing:
     directory: Path
     scratch: Path
     console: Console
-    place: Place
+    placement: Placement
 
     @property
     def settings(self) -> PairConfig:

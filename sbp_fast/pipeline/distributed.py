@@ -83,7 +83,7 @@ class Processes:
 
 
 def world_size() -> int:
-    """Return the number of processes that the environment describes: 1 outside torchrun."""
+    """Return the number of processes that the environment declares: 1 outside torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -146,7 +146,7 @@ def run_in_processes(function: Callable[..., Any], *arguments: Any, gpus: int, c
     if resolve_device(arguments[0]).startswith("cuda") and gpus > torch.cuda.device_count():
         problem = f"asks for {gpus} processes, and there are {torch.cuda.device_count()} CUDA devices"
         raise UserError(f"--gpus {gpus}", problem, "ask for as many as there are, or set device=cpu")
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its report of a failure buries the reason
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its long report of a failure hides the reason
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -169,7 +169,7 @@ def _run_as_one_of_several(function: Callable[..., Any], arguments: Sequence[Any
     try:
         function(*arguments, console=console, **options)
     except UserError as error:
-        if is_rank0():  # all processes meet the same mistake; one of them prints it
+        if is_rank0():  # all processes raise the same error; one of them prints it
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except Stopped as stopped:
@@ -181,7 +181,7 @@ class Stopped(Exception):
     """Raised after SIGTERM or SIGINT, once a checkpoint of the first `steps` steps is saved."""
 
     def __init__(self, signal_number: int, steps: int) -> None:
-        super().__init__(f"stopped after {steps} steps, which are saved: the same command goes on from here")
+        super().__init__(f"stopped after {steps} steps, which are saved: the same command resumes from here")
         self.exit_code = 128 + signal_number
 
 
@@ -203,7 +203,7 @@ class StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
                 self._before[number] = signal.signal(number, self._remember)
-            except ValueError:  # only the main thread may set handlers; a caller's own thread stops in its own way
+            except ValueError:  # only the main thread may set handlers; in other threads the caller stops the run
                 break
         return self
 

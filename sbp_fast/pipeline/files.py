@@ -18,10 +18,10 @@ _writer = ""
 
 
 def name_temporaries(writer: str) -> None:
-    """Put `writer` into the names of this process's temporary files from here on.
+    """Put `writer` into the names of this process's temporary files from now on.
 
-    For a process beside which another may write the same file. What a killed one leaves then has a name of its own, which no
-    later attempt takes up; `run_stage` removes it.
+    For processes of which two may write the same file at a time. The temporary file of a killed process then has a name that no
+    later attempt uses; `run_stage` removes it.
     """
     global _writer
     _writer = f".{writer}"
@@ -40,7 +40,7 @@ def sync_directory(directory: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path; on success it is synced and renamed to `path`, on failure it is removed.
 
-    For libraries that insist on a file name. Where a file object will do, use `atomic_open`.
+    For libraries that require a file name; otherwise use `atomic_open`.
     """
     temporary = path.with_name(path.name + _writer + TEMPORARY_SUFFIX)
     try:
@@ -65,7 +65,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
     """Write an array as numpy does, atomically."""
 
     class Written:
-        """No file to numpy, which would write past Python and then not say that the disk is full."""
+        """An object that is no file: to a file numpy would write without Python, and not report a full disk."""
 
         write = staticmethod(lambda part: file.write(part))
 
@@ -74,7 +74,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 
 def link(source: Path, path: Path) -> None:
-    """Give a finished file a second name, atomically; where the file system cannot, `path` becomes a copy.
+    """Give a finished file a second name, atomically; `path` becomes a copy where the file system has no hard links.
 
     For files that are only ever replaced, never written into.
     """
@@ -97,16 +97,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
+    """Return the value of a JSON file; ValueError if it holds none."""
     return parse_json(path.read_bytes())
 
 
 def parse_json(content: bytes) -> Any:
-    """The value of a JSON text in UTF-8; ValueError if it is none."""
+    """Return the value of a JSON text in UTF-8; ValueError if it is none."""
     return json.loads(content.decode())
 
 
 def hash_file(path: Path) -> str:
-    """xxh3-128 of a file's bytes, as hex."""
+    """Return the xxh3-128 hash of a file's bytes, as hex."""
     digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
@@ -115,5 +116,5 @@ def hash_file(path: Path) -> str:
 
 
 def hash_value(value: Any) -> str:
-    """xxh3-128 of a JSON-representable value in canonical form, as hex."""
+    """Return the xxh3-128 hash of a JSON-representable value in canonical form, as hex."""
     return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())

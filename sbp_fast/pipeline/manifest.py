@@ -1,4 +1,4 @@
-"""The manifest of a finished stage: what its directory holds, from what it was made, and what was counted."""
+"""The manifest of a finished stage: its files, its settings and inputs, and its counts."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from sbp_fast.pipeline.files import hash_file, read_json
 FORMAT = 1
 MANIFEST = "manifest.json"
 LOGS = frozenset({"metrics.jsonl"})
-"""Files with wall-clock figures: listed, but no part of the fingerprint."""
+"""Files with wall-clock figures, which are listed but not part of the fingerprint."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the directory of a finished stage says of itself."""
+    """Content of the manifest file in the directory of a finished stage."""
 
     stage: str
     config: dict[str, Any]
     inputs: dict[str, str]
-    """Input name -> fingerprint of what was read."""
+    """Input name -> fingerprint of the input."""
     files: dict[str, dict[str, Any]]
     """Relative path -> {"bytes", "xxh3"}."""
     counts: dict[str, Any]
-    """What the stage counted and measured; deterministic unless named `..._seconds`."""
+    """Counts and measurements of the stage; deterministic unless named `..._seconds`."""
     flops: float
     seconds: float
-    """Wall-clock seconds at work, over all resumptions."""
+    """Wall-clock seconds of the work, over all attempts."""
     device: str
     fingerprint: str
     format: int = FORMAT
@@ -38,17 +38,19 @@ class Manifest:
 
     @staticmethod
     def load(directory: Path, stage: str | None = None, *, hashed: bool = True) -> Manifest:
-        """Read and check `directory`: its manifest, and each file's size and checksum.
+        """Read the manifest of `directory` and check each file's size and checksum.
 
         Args:
-            hashed: whether to hash the files, which may be terabytes; false where `run_stage` has just done it.
+            directory: output of a finished stage.
+            stage: name of the stage that must have written it; None accepts any.
+            hashed: whether to hash the files, which may be terabytes; false where `run_stage` has just done so.
 
         Raises:
-            UserError: no manifest, another stage's output, another format, a file missing or damaged.
+            UserError: there is no manifest, or of another stage or format; a file is missing or damaged.
         """
         path = Path(directory) / MANIFEST
         if not path.is_file():
-            raise UserError(directory, "no finished stage lies here", f"run the {stage or 'stage'} that writes it first")
+            raise UserError(directory, "no finished stage is here", f"run the {stage or 'stage'} that writes it first")
         values = read_json(path)
         if values.get("format") != FORMAT:
             raise UserError(path, f"format {values.get('format')} is not {FORMAT}", "rerun the stage with this version")

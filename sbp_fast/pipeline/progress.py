@@ -1,4 +1,4 @@
-"""What a person sees while work goes on: a live bar on a terminal, plain lines elsewhere."""
+"""Progress for people: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PLAIN_LINE_SECONDS = 5.0
 
 
 class Task:
-    """One piece of work with a known size; `advance` as it goes on."""
+    """Progress of one activity of known size."""
 
     def __init__(self, console: Console, description: str, total: float, unit: str, done: float) -> None:
         self.description, self.total, self.unit = description, max(total, 1e-9), unit
@@ -24,7 +24,7 @@ class Task:
         self._bar: Progress | None = None
 
     def advance(self, amount: float, note: str = "") -> None:
-        """Add `amount` units; `note` (such as the loss) is shown until the next one."""
+        """Add `amount` units of finished work; `note` (such as the loss) is shown until the next note."""
         self.done += amount
         self.note = note or self.note
         now = time.monotonic()
@@ -35,7 +35,7 @@ class Task:
             self._console.say(f"{self.description} {self.status()}")
 
     def status(self) -> str:
-        """How far, how fast and how long still, as text."""
+        """Return the share done, the rate and the time left, as text."""
         seconds = time.monotonic() - self.started
         rate = (self.done - self.start_done) / seconds if seconds > 0 else 0.0
         parts = [f"{min(self.done / self.total, 1):.0%}", f"{short(self.done)}/{short(self.total)} {self.unit}"]
@@ -45,7 +45,7 @@ class Task:
 
 
 class Console:
-    """Where a run speaks; `quiet` keeps it silent (tests, libraries)."""
+    """Output of a run for people; `quiet` suppresses it (tests, libraries)."""
 
     def __init__(self, quiet: bool = False, force_plain: bool = False) -> None:
         self.rich = RichConsole(quiet=quiet, highlight=False, soft_wrap=True)
@@ -53,15 +53,15 @@ class Console:
         self.prefix = ""
 
     def __reduce__(self) -> tuple[type[Console], tuple[bool]]:
-        return Console, (True,)  # in another process it is silent: only one of them speaks
+        return Console, (True,)  # quiet in another process: only one of them prints
 
     def say(self, text: str) -> None:
-        """Print one line, under the name of the stage at work."""
+        """Print one line, prefixed with the name of the current stage."""
         self.rich.print(f"{self.prefix}{text}", markup=False)
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
-        """Put `title` before every line said inside."""
+        """Prefix every line printed inside with `title`."""
         before, self.prefix = self.prefix, f"[{title}] "
         try:
             yield
@@ -70,7 +70,7 @@ class Console:
 
     @contextmanager
     def task(self, description: str, total: float, unit: str, done: float = 0) -> Iterator[Task]:
-        """Show the progress of one piece of work of `total` units, of which `done` were finished earlier."""
+        """Show the progress of `total` units of work, of which `done` were finished earlier."""
         task = Task(self, description, total, unit, done)
         if self.live:
             columns = (
@@ -90,9 +90,9 @@ class Console:
 
 
 def short(number: float) -> str:
-    """A number in three or so digits: 950, 12.3k, 4.56M, 1.2B, 7.8e15."""
+    """Return a number in about three digits: 950, 12.3k, 4.56M, 1.2B, 7.8e15."""
     for limit, divisor, suffix in ((1e3, 1, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M"), (1e12, 1e9, "B"), (1e15, 1e12, "T")):
-        if abs(number) < 0.9995 * limit:  # beyond, three digits would round up to the next unit
+        if abs(number) < 0.9995 * limit:  # larger numbers would round up to the next unit
             scaled = number / divisor
             text = f"{scaled:.0f}" if scaled == int(scaled) or abs(scaled) >= 100 else f"{scaled:.3g}"
             return text + suffix
@@ -100,7 +100,7 @@ def short(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 8s, 1m05s, 2h13m."""
+    """Return a duration for people: 8s, 1m05s, 2h13m."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"

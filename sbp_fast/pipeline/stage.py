@@ -35,15 +35,16 @@ COMPLETE, SCRATCH = "complete.json", "scratch"
 
 @dataclass
 class StageContext:
-    """What the body of a stage is given: where to write, and what goes into the manifest.
+    """Directories and console for the body of a stage, and the manifest entries that it fills in.
 
     Attributes:
         directory: where the output is written; renamed to `out` when the stage is finished.
         out: the final path of the directory.
         inputs: input name -> directory of a finished stage.
+        console: for progress.
         flops: floating-point operations of models, for the compute ledger.
         device: the device that did the work, for the manifest.
-        counts: what the stage counted and measured, for the manifest.
+        counts: counts and measurements, for the manifest.
     """
 
     directory: Path
@@ -62,7 +63,7 @@ class StageContext:
 
     @property
     def scratch(self) -> Path:
-        """A directory for files that are no part of the output; `run_stage` removes it when the body has returned."""
+        """Directory for files that are not part of the output; `run_stage` removes it when the body has returned."""
         path = self.directory / SCRATCH
         path.mkdir(exist_ok=True)
         return path
@@ -82,15 +83,15 @@ class StageContext:
 
     @property
     def seconds(self) -> float:
-        """Seconds at work so far, earlier attempts included up to their last `save_clock`."""
+        """Seconds of work so far, earlier attempts included up to their last `save_clock`."""
         return self._earlier_seconds + time.monotonic() - self._started
 
     def beside(self, suffix: str) -> Path:
-        """The path of what belongs to the output but is no part of it."""
+        """Return a path beside the output, for files that belong to it but are not part of it."""
         return self.out.with_name(self.out.name + suffix)
 
     def save_clock(self) -> None:
-        """Call after each durable step, so that a killed attempt's time is counted."""
+        """Save the seconds so far; called after each durable step, so that a killed attempt's time counts."""
         write_json(self.directory / CLOCK, {"seconds": self.seconds})
 
 
@@ -104,18 +105,20 @@ def run_stage(
     console: Console,
     force: bool = False,
 ) -> Manifest:
-    """Bring `out` to the finished output of `body`, doing only what is not yet done.
+    """Run the body of a stage unless its output is finished, and write the manifest.
 
     Args:
         stage: name written to the manifest.
-        out: directory that will exist, whole, when this returns.
-        config: everything but the inputs that the output depends on; JSON-representable.
-        inputs: name -> directory of a finished stage, or the fingerprint of something else.
-        body: writes into `context.directory`, resuming from what it finds there.
-        force: replace a finished or unfinished output that was made from something else.
+        out: directory of the output; complete when this returns.
+        config: all settings that the output depends on; JSON-representable.
+        inputs: name -> directory of a finished stage, or the fingerprint of another input.
+        body: writes into `context.directory`, resuming from the files there.
+        console: for progress.
+        force: replace a finished or unfinished output that was made from other settings or inputs.
 
     Raises:
-        UserError: an input that is not finished; an output of something else (unless `force`); a full disk.
+        UserError: an input is not finished, the output was made from other settings or inputs (unless `force`), or the disk is
+            full.
     """
     fingerprints = {
         name: value if isinstance(value, str) else Manifest.load(value).fingerprint for name, value in inputs.items()
@@ -139,7 +142,7 @@ def run_stage(
                     body(context)
                 except TransientError:
                     raise
-                except UserError:  # what was refused is corrected before the next attempt, which begins anew
+                except UserError:  # the next attempt has a corrected input or setting, and starts from scratch
                     shutil.rmtree(partial / SCRATCH, ignore_errors=True)
                     _clear_untouched(partial)
                     raise
@@ -154,25 +157,28 @@ def run_stage_together(
     """Run a stage whose body several processes run together; rank 0 owns the directory.
 
     Args:
-        processes: this process among the others.
-        stage, out, body, options: as in `run_stage`; the body is called in every process.
+        processes: this process and its process groups.
+        stage: see `run_stage`.
+        out: see `run_stage`.
+        body: see `run_stage`; called in every process.
+        **options: other arguments of `run_stage`.
 
     Returns:
         The manifest; None in every process but rank 0.
     """
     from sbp_fast.pipeline.distributed import run_on_rank0  # here, because most stages do not need torch
 
-    def on_rank0(announce: Callable[[Path], None]) -> Manifest:
-        def announced(context: StageContext) -> None:
+    def rank0(announce: Callable[[Path], None]) -> Manifest:
+        def announced_body(context: StageContext) -> None:
             announce(context.directory)
             body(context)
 
-        return run_stage(stage, out, body=announced, **options)
+        return run_stage(stage, out, body=announced_body, **options)
 
-    def elsewhere(directory: Path) -> None:
+    def others(directory: Path) -> None:
         body(StageContext(directory, out, _directories(options["inputs"]), Console(quiet=True)))
 
-    return run_on_rank0(processes, on_rank0, elsewhere)
+    return run_on_rank0(processes, rank0, others)
 
 
 def _directories(inputs: Mapping[str, Path | str]) -> dict[str, Path]:
@@ -180,20 +186,19 @@ def _directories(inputs: Mapping[str, Path | str]) -> dict[str, Path]:
 
 
 def _finished(out: Path, plan: dict[str, Any], force: bool) -> Manifest | None:
-    """The manifest of `out` if it is this plan's output; None after clearing another one away by `force`."""
+    """Return the manifest of `out` if it is the output of this plan; None if it was empty, or removed by `force`."""
     if not (out / MANIFEST).is_file():
         if not out.is_dir() or any(out.iterdir()):
             raise UserError(out, "already exists and is no stage's output", "choose another output directory")
         out.rmdir()
         return None
-    found = read_json(out / MANIFEST)
-    changes = _changes(found, plan)
+    changes = _changes(read_json(out / MANIFEST), plan)
     if not changes:
         return Manifest.load(out)
     if not force:
         raise UserError(
             out,
-            f"was made from something else: {'; '.join(changes)}",
+            f"was made from other settings or inputs: {'; '.join(changes)}",
             "rerun with --force to replace it, or choose another --out",
         )
     shutil.rmtree(out)
@@ -206,13 +211,13 @@ def _open_partial(partial: Path, plan: dict[str, Any], force: bool) -> None:
         if changes and not force:
             raise UserError(
                 partial,
-                f"was begun from something else: {'; '.join(changes)}",
-                "rerun with --force to begin anew, or choose another --out",
+                f"was begun with other settings or inputs: {'; '.join(changes)}",
+                "rerun with --force to start again, or choose another --out",
             )
         if changes:
             shutil.rmtree(partial)
     elif partial.exists():
-        shutil.rmtree(partial)  # killed before its plan was written: nothing in it yet
+        shutil.rmtree(partial)  # killed before its plan was written, so it holds no work
     partial.mkdir(exist_ok=True)
     if not (partial / PLAN).is_file():
         write_json(partial / PLAN, plan)
@@ -225,36 +230,38 @@ def _clear_temporaries(partial: Path) -> None:
 
 
 def _clear_untouched(partial: Path) -> None:
-    # input refused before anything was written: the rerun on mended input is a new beginning, not a changed plan
+    # an input was refused before anything was written: without this plan, the corrected input is not refused as a change
     if {path.name for path in partial.iterdir()} <= {PLAN, CLOCK}:
         shutil.rmtree(partial)
 
 
-def _changes(found: dict[str, Any], plan: dict[str, Any]) -> list[str]:
-    if found.get("stage") != plan["stage"]:
-        return [f"stage: {found.get('stage')} -> {plan['stage']}"]
-    changes = diff_config(found["config"], plan["config"])
-    old, new = found["inputs"], plan["inputs"]
+def _changes(earlier: dict[str, Any], plan: dict[str, Any]) -> list[str]:
+    if earlier.get("stage") != plan["stage"]:
+        return [f"stage: {earlier.get('stage')} -> {plan['stage']}"]
+    changes = diff_config(earlier["config"], plan["config"])
+    old, new = earlier["inputs"], plan["inputs"]
     return changes + [f"input {name} changed" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
 
 
-def _finish(work: StageContext, plan: dict[str, Any], out: Path) -> Manifest:
-    _clear_temporaries(work.directory)  # of a worker that was killed, whose task another one did
-    bookkeeping = {work.directory / name for name in (MANIFEST, PLAN, CLOCK, COMPLETE)}
-    paths = sorted(path for path in work.directory.rglob("*") if path.is_file() and path not in bookkeeping)
-    files = {str(path.relative_to(work.directory)): {"bytes": path.stat().st_size, "xxh3": hash_file(path)} for path in paths}
-    content = {name: facts for name, facts in files.items() if Path(name).name not in LOGS}
+def _finish(context: StageContext, plan: dict[str, Any], out: Path) -> Manifest:
+    _clear_temporaries(context.directory)  # left by a killed worker, whose task another one ran
+    bookkeeping = {context.directory / name for name in (MANIFEST, PLAN, CLOCK, COMPLETE)}
+    paths = sorted(path for path in context.directory.rglob("*") if path.is_file() and path not in bookkeeping)
+    files = {
+        str(path.relative_to(context.directory)): {"bytes": path.stat().st_size, "xxh3": hash_file(path)} for path in paths
+    }
+    content = {name: entry for name, entry in files.items() if Path(name).name not in LOGS}
     manifest = Manifest(
         **plan,
         files=files,
-        counts=work.counts,
-        flops=work.flops,
-        seconds=round(work.seconds, 3),
-        device=work.device if work.device != "cpu" else f"cpu ({platform.machine()})",
+        counts=context.counts,
+        flops=context.flops,
+        seconds=round(context.seconds, 3),
+        device=context.device if context.device != "cpu" else f"cpu ({platform.machine()})",
         fingerprint=hash_value([plan, content]),
     )
-    write_json(work.directory / MANIFEST, asdict(manifest))
-    os.replace(work.directory, out)  # killed before this, the stage finds its work done and only comes here again
+    write_json(context.directory / MANIFEST, asdict(manifest))
+    os.replace(context.directory, out)  # after a kill before this line, the next attempt only repeats `_finish`
     sync_directory(out.parent)
     for name in (PLAN, CLOCK, COMPLETE):
         (out / name).unlink(missing_ok=True)
@@ -263,7 +270,7 @@ def _finish(work: StageContext, plan: dict[str, Any], out: Path) -> Manifest:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Keep a second process out of the same output; the lock goes with the process."""
+    """Lock the output against a second process; the lock ends with this process."""
     path = out.with_name(f".{out.name}.lock")
     with open(path, "w") as file:
         try:
@@ -278,13 +285,13 @@ def _locked(out: Path) -> Iterator[None]:
 
 @contextmanager
 def out_of_space_is_a_user_error(out: Path) -> Iterator[None]:
-    """Turn a full disk, or one that may not be written, into one line about `out`."""
+    """Turn the OSError of a full or write-protected disk into a UserError about `out`."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
-                out, f"cannot be written: {error.strerror}", "free some space and rerun: it goes on where it stopped"
+                out, f"cannot be written: {error.strerror}", "free some space and rerun: it resumes where it stopped"
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UserError(

@@ -1,4 +1,4 @@
-"""The stage `compare`: arms side by side, from the scores that `evaluate` wrote; a new arm needs no model scored again."""
+"""The stage `compare`: arms compared by the scores that `evaluate` wrote; a new arm needs no other model scored again."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ def compare(
     """Compare arms; the manifest's counts hold values, differences to the first arm, and shares of the oracles' gains.
 
     Args:
+        config: of the run.
+        out: directory of the output.
         scores: arm -> outputs of `evaluate`, one for each of its training runs; the first arm is the baseline. Arms that the
             configuration lets read all documents are oracles.
+        console: for progress.
+        force: replace an output that was made from other settings or inputs.
 
     Raises:
-        UserError: an input that is not finished; models that were measured by different metrics.
+        UserError: an input is not finished, or the models were measured by different metrics.
     """
 
     def body(context: StageContext) -> None:

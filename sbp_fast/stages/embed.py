@@ -19,7 +19,7 @@ def embed(
     """Embed the unique documents of a prepared corpus.
 
     Writes, for each `embed.shard_documents` documents, `vectors-00000.npy` ([documents, dimension] as `embed.storage`, to be
-    read by `Vectors`) and `lengths-00000.npy` (int64 [documents], tokens of the encoder before cutting), in the corpus' order.
+    read by `Vectors`) and `lengths-00000.npy` (int64 [documents], tokens of the encoder before truncation), in corpus order.
 
     Raises:
         UserError: the model is neither installed nor reachable, or its vectors are shorter than `embed.dimensions`.

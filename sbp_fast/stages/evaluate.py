@@ -26,12 +26,16 @@ def evaluate(
     """Score a model; writes `scores.parquet`, one row for each item of each metric.
 
     Args:
+        config: of the run.
+        out: directory of the output.
         corpus: output of `prepare`.
         model: directory of a trained model.
-        name: what messages call the model, by default the name of its directory.
+        console: for progress.
+        force: replace an output that was made from other settings or inputs.
+        name: name of the model in messages, by default the name of its directory.
 
     Raises:
-        UserError: an input that is not finished, a model of another vocabulary, a malformed question file.
+        UserError: an input is not finished, the model has another vocabulary, or a question file is malformed.
     """
     prepared = PreparedCorpus(corpus)
     metrics = all_metrics(config, prepared, console)

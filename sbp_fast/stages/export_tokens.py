@@ -13,14 +13,13 @@ from sbp_fast.pipeline.stage import StageContext, run_stage
 
 
 def export_tokens(corpus: str | Path, to: str, out: Path, *, console: Console, force: bool = False) -> Manifest:
-    """Write a token corpus so that another project reads it.
+    """Write a token corpus in the format of another project.
 
-    Megatron: `tokens.bin` and `tokens.idx`, a sequence and a document each. MDS: `index.json` and its shards with the columns
-    id, source and tokens. Parquet: a file for each shard with the columns of its table, `tokens` the ids themselves.
+    Megatron: `tokens.bin` and `tokens.idx`, where each document is one sequence. MDS: `index.json` and its shards with the
+    columns id, source and tokens. Parquet: a file for each shard, its document table with the ids in a column `tokens`.
 
     Raises:
-        UserError: no corpus, or a damaged one; an unknown format; a document that the format cannot hold; what `run_stage`
-            refuses.
+        UserError: there is no corpus, or it is damaged; the format is unknown or cannot hold a document; `run_stage` refuses.
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}", "no such format", f"choose from {', '.join(FORMATS)}")

@@ -39,7 +39,7 @@ def filter_documents(
         corpus: output of `prepare`.
         synthetic: output of `synthesize` on it.
         console: for progress.
-        force: replace an output that was made from something else.
+        force: replace an output that was made from other settings or inputs.
         workers: what runs the tasks.
 
     Raises:

@@ -25,14 +25,14 @@ def export_hugging_face(model_directory: Path, tokenizer_json: Path, out: Path, 
     """Write a saved model as a Hugging Face directory of Qwen3 or Llama, with its tokenizer.
 
     Raises:
-        UserError: no saved model, a model that transformers could not load, no tokenizer; an `out` that holds something else
+        UserError: there is no saved model or no tokenizer, transformers could not load the model, or `out` holds another output
             (unless `force`).
     """
     model, tokenizer = load_model(model_directory), Tokenizer(tokenizer_json)
     hugging_face_config(model.config, model.vocabulary_size, where=model_directory)  # refuses before anything is written
 
-    def body(work: StageContext) -> None:
-        write_hugging_face(model, tokenizer, work.directory, where=model_directory)
+    def body(context: StageContext) -> None:
+        write_hugging_face(model, tokenizer, context.directory, where=model_directory)
 
     inputs: dict[str, Path | str] = {"model": Path(model_directory), "tokenizer": hash_file(tokenizer_json)}
     run_stage("export", out, config={}, inputs=inputs, body=body, console=QUIET, force=force)
@@ -42,15 +42,15 @@ def import_hugging_face(hf_directory: Path, out: Path, *, force: bool = False) -
     """Turn a Hugging Face directory of Qwen3 or Llama into a saved model, in float32.
 
     Raises:
-        UserError: no such directory, another architecture, or weights that do not fit the configuration; an `out` that holds
-            something else (unless `force`).
+        UserError: there is no such directory, it has another architecture or weights that do not fit its configuration, or
+            `out` holds another output (unless `force`).
     """
     directory = Path(hf_directory)
     read_hugging_face_config(directory)  # refuses before anything is written
     files = [directory / CONFIG, *weight_files(directory)]
 
-    def body(work: StageContext) -> None:
-        save_model(import_model(directory), work.directory)
+    def body(context: StageContext) -> None:
+        save_model(import_model(directory), context.directory)
 
     inputs: dict[str, Path | str] = {file.name: hash_file(file) for file in files}
     run_stage("import", out, config={}, inputs=inputs, body=body, console=QUIET, force=force)

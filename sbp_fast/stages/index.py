@@ -27,10 +27,11 @@ def index(
 ) -> Manifest:
     """Add the unique documents of a corpus to a saved index.
 
-    A document whose vector equals one in the index, or an earlier one of its own corpus, is left out: among many duplicates a
-    graph loses others. The rest go to the partition with the fewest documents until that has `pair.partition_documents`, then
-    to the next, then to new partitions. A query searches all partitions, so it does not matter which; this way the fewest
-    files change, and the others are links to those of `to`, or copies where the file system has no links.
+    A document whose vector equals one in the index, or an earlier one of its own corpus, is left out: many duplicates make a
+    graph lose other documents. The rest go to the partition with the fewest documents until that has
+    `pair.partition_documents`, then to the next, then to new partitions. A query searches all partitions, so any assignment
+    would do; this one changes the fewest files. Unchanged files are links to those of `to`, or copies where the file system has
+    no links.
 
     Writes `index/`, `members.json` and `left-out.parquet`.
 
@@ -40,11 +41,11 @@ def index(
         corpus: output of `prepare` whose documents are added.
         vectors: output of `embed` on it, with the settings of those in the index.
         out: directory to write.
-        console: shows the progress.
-        force: replace an output that was made from something else.
+        console: for progress.
+        force: replace an output that was made from other settings or inputs.
 
     Raises:
-        UserError: no index, a corpus that is already in it, vectors of another corpus or with other settings.
+        UserError: there is no index, the corpus is already in it, or the vectors belong to another corpus or other settings.
     """
 
     def body(context: StageContext) -> None:

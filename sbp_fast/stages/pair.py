@@ -1,4 +1,4 @@
-"""The stage `pair`: documents that are related but no duplicates of each other, as ordered pairs (seed, partner)."""
+"""The stage `pair`: ordered pairs (seed, partner) of documents that are related but not duplicates."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pair(
 ) -> Manifest:
     """Find the related pairs among the unique documents of a prepared corpus.
 
-    Of each cluster of duplicates one document takes part. A pair qualifies if either document is among the other's
+    One document of each cluster of duplicates takes part. A pair qualifies if either document is among the other's
     `pair.neighbors` nearest, their similarity is in the band, they belong to different originals, and neither has more than
     `pair.near_duplicate_containment` of its shingles in the other; then the degree caps apply. Every pair is taken in both
     directions (Yang et al., 2025, section 2: all ordered pairs above a threshold).
@@ -41,8 +41,8 @@ def pair(
     the manifest, `candidates`, `pairs` and `dropped` count ordered pairs, `duplicates` documents.
 
     Raises:
-        UserError: an unknown `pair.backend`, vectors of another corpus, too few documents, no pair in the band, or
-            `pair.target_recall` not reached.
+        UserError: `pair.backend` is unknown, the vectors belong to another corpus, there are too few documents or no pair in
+            the band, or `pair.target_recall` is not reached.
     """
     check_backend(config.pair)
 
@@ -52,7 +52,7 @@ def pair(
             _pair(config, corpus, vectors, context, workers)
         except TransientError:
             raise
-        except UserError:  # the search of corrected settings finds another index
+        except UserError:  # corrected settings give another index
             shutil.rmtree(context.directory / INDEX, ignore_errors=True)
             raise
 
@@ -70,7 +70,7 @@ def pair(
 def _pair(config: RunConfig, corpus: Path, vectors: Path, context: StageContext, workers: Workers) -> None:
     embedded = Vectors(vectors, hashed=False)
     documents = DistinctDocuments.load(PreparedCorpus(corpus), embedded, config.pair, context.scratch)
-    found = find_pairs(
+    result = find_pairs(
         config,
         documents,
         context.directory,
@@ -79,8 +79,8 @@ def _pair(config: RunConfig, corpus: Path, vectors: Path, context: StageContext,
         console=context.console,
         checkpoint=context.save_clock,
     )
-    context.device = found.device
-    context.record(**found.counts)
+    context.device = result.device
+    context.record(**result.counts)
     if (context.directory / INDEX).is_dir():
         write_members(context.directory, [IndexedCorpus.of(embedded)], embedding_of(embedded))
 

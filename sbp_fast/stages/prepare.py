@@ -1,4 +1,4 @@
-"""The stage `prepare`: raw documents -> a tokenizer, globally shuffled token shards, and a holdout split."""
+"""The stage `prepare`: a tokenizer, globally shuffled token shards and a holdout split from raw documents."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from sbp_fast.pipeline.stage import StageContext, run_stage
 def prepare(config: RunConfig, out: Path, *, console: Console, force: bool = False, workers: Workers = LOCAL) -> Manifest:
     """Write `out`/train, `out`/heldout (each a `Corpus`) and `out`/tokenizer.json; open them with `PreparedCorpus`.
 
-    With `corpus.on_error = "skip"` also `out`/skipped.jsonl, a line for each record that could not be used; with
-    `corpus.deduplicate = "near"` `out`/near-duplicates.parquet, a row for each document left out.
+    With `corpus.on_error = "skip"`, also write `out`/skipped.jsonl, a line for each unusable record; with
+    `corpus.deduplicate = "near"`, also write `out`/near-duplicates.parquet, a row for each document left out.
 
     Raises:
-        UserError: input that cannot be used (see `read_file`), too few documents, an encoder that is not available (see
-            `choose_encoder`), and what `run_stage` refuses.
+        UserError: the input is unusable (see `read_file`), there are too few documents, the encoder is not available (see
+            `choose_encoder`), or `run_stage` refuses.
     """
     corpus = config.corpus
     if corpus.encoder == "gigatoken":
-        import_gigatoken()  # if it is missing, say so before everything is read
+        import_gigatoken()  # a missing package is reported before the documents are read
     heldout = heldout_path(corpus)
     inputs = {"documents": fingerprint_sources(corpus.path)}
     if heldout is not None:
@@ -61,7 +61,7 @@ def prepare(config: RunConfig, out: Path, *, console: Console, force: bool = Fal
             raise TransientError(
                 "corpus.workers",
                 "a process was killed, most likely for want of memory",
-                "rerun, it goes on where it stopped; with fewer corpus.workers if that happens again",
+                "rerun: it resumes where it stopped; with fewer corpus.workers if that happens again",
             ) from None
 
     return run_stage("prepare", out, config=settings, inputs=inputs, body=body, console=console, force=force)

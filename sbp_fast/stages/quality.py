@@ -1,7 +1,7 @@
-"""The stage `quality`: how good synthetic documents are, beside real text and beside what the paper measured.
+"""The stage `quality`: the quality of synthetic documents, beside real text and the paper's figures.
 
-The paper's five rates (arXiv 2509.15248, section 4) and what its reviewers asked for: new wording, lengths, copying from the
-whole corpus, rates by source. docs/method.md says how each differs from the paper's.
+It measures the paper's five rates (arXiv 2509.15248, section 4) and what its reviewers asked for: new wording, lengths,
+copying from the whole corpus, rates by source. docs/method.md says how each differs from the paper's.
 """
 
 from __future__ import annotations
@@ -45,16 +45,20 @@ def measure_quality(
     console: Console,
     force: bool = False,
 ) -> Manifest:
-    """Measure synthetic documents; writes `judged.parquet`, a row for each kept document that was looked at by itself.
+    """Measure synthetic documents; writes `judged.parquet`, one row for each judged document.
 
     Args:
+        config: of the run.
+        out: directory of the output.
         corpus: output of `prepare`.
         synthetic: output of `synthesize` on it.
         filtered: output of `filter` on that.
-        pairs: output of `pair` on the corpus; the low end of its band tells a related document from an unrelated one.
+        pairs: output of `pair` on the corpus; a document is unrelated to its seed below the low end of its band.
+        console: for progress.
+        force: replace an output that was made from other settings or inputs.
 
     Raises:
-        UserError: inputs that do not belong together; an encoder that cannot be loaded.
+        UserError: the inputs do not belong together; the encoder or the judge cannot be used.
     """
 
     def body(context: StageContext) -> None:
@@ -62,7 +66,7 @@ def measure_quality(
         prepared = PreparedCorpus(corpus)
         context.device = resolve_device(config)
         judge = open_judge(config.quality, context.device)
-        samples = Samples.draw(config, prepared, open_synthetic(synthetic, prepared), Corpus(filtered))
+        samples = Samples.sample(config, prepared, open_synthetic(synthetic, prepared), Corpus(filtered))
         low = read_json(pairs / MANIFEST)["counts"]["band"]["low"]
         _measure(config, prepared, samples, PairSet(pairs), low, judge, context)
 
@@ -101,19 +105,19 @@ def _measure(
     judge: Judge | None,
     context: StageContext,
 ) -> None:
-    context.console.say(f"measuring {len(samples.generated)} documents, and {len(samples.passed)} of those kept")
+    context.console.say(f"measuring {len(samples.generated)} documents, and {len(samples.passed)} filtered ones")
     copied = measure_copying(config, prepared, samples)
-    judged = Judged.draw(samples.kept, pairs, config.quality.judged_documents, config.seed)
-    similar, context.flops = similarities(config, prepared, samples.kept, judged, context.device, context.console)
+    judged = Judged.sample(samples.filtered, pairs, config.quality.judged_documents, config.seed)
+    similar, context.flops = similarities(config, prepared, samples.filtered, judged, context.device, context.console)
     judge_counts, verdicts = None, {}
     if judge is not None:
-        asked = questions(prepared, samples.kept, judged)
+        asked = questions(prepared, samples.filtered, judged)
         answers = collect_answers(judge, asked, context.directory, context.console, context.save_clock)
         verdicts = {name: verdicts_of(asked, answers, name, len(judged.documents)) for name in PROMPTS}
         judge_counts = verdict_counts(judge, asked, answers)
         context.record(judge=judge_counts)
     measured = Measured(config, samples, copied, judged, similar, low, judge_counts, verdicts)
-    _write_judged(prepared, samples.kept, judged, similar, verdicts, context.directory)
+    _write_judged(prepared, samples.filtered, judged, similar, verdicts, context.directory)
     context.record(
         quality=measure_rates(measured),
         published=published_rates(),
@@ -121,7 +125,7 @@ def _measure(
         novel=copied.novel,
         lengths=_lengths(samples, config.model.context),
         sources=rates_by_source(measured, prepared.unique.sources),
-        stops=_shares(samples.written.column("stop")[samples.drawn]),
+        stops=_shares(samples.written.column("stop")[samples.measured]),
         log_probability=_log_probabilities(samples),
         measured={name: len(getattr(samples, name)) for name in ("generated", "passed", "heldout", "unique")},
     )
@@ -137,8 +141,8 @@ def _lengths(samples: Samples, context: int) -> dict[str, list[int]]:
 
 
 def _log_probabilities(samples: Samples) -> dict[str, Any]:
-    """Of the generated documents: the mean over documents of their mean log-probability in nats a token, and its histogram."""
-    values = samples.written.column("mean_log_probability")[samples.drawn]
+    """Return the mean and a histogram of the generated documents' mean log-probabilities, in nats a token."""
+    values = samples.written.column("mean_log_probability")[samples.measured]
     values = values[np.isfinite(values)]
     counts, edges = np.histogram(values, PROBABILITY_BINS)
     return {"mean": float(values.mean()) if len(values) else None, "edges": edges.tolist(), "generated": counts.tolist()}
@@ -150,19 +154,19 @@ def _shares(values: np.ndarray) -> dict[str, float]:
 
 def _write_judged(
     prepared: PreparedCorpus,
-    kept: Corpus,
+    filtered: Corpus,
     judged: Judged,
     similar: dict[str, np.ndarray],
     verdicts: dict[str, np.ndarray],
     directory: Path,
 ) -> None:
     columns = {
-        "id": kept.ids[judged.documents],
+        "id": filtered.ids[judged.documents],
         "source": prepared.unique.sources[judged.seeds],
         "seed": judged.seeds,
         "elsewhere": judged.elsewhere,
-        "neighbour": judged.neighbours,
-        "mean_log_probability": kept.column("mean_log_probability")[judged.documents],
+        "neighbor": judged.neighbors,
+        "mean_log_probability": filtered.column("mean_log_probability")[judged.documents],
         **{f"similarity_{name}": values for name, values in similar.items()},
         **{f"judged_{name}": pa.array(values == 1, mask=np.isnan(values)) for name, values in verdicts.items()},
     }

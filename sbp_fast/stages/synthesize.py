@@ -44,7 +44,7 @@ def synthesize(
         corpus: output of `prepare`.
         model: directory of the synthesizer.
         console: for progress.
-        force: replace an output that was made from something else.
+        force: replace an output that was made from other settings or inputs.
         workers: what generates in place of this process, unless local.
 
     Returns:

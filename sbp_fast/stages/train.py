@@ -47,23 +47,27 @@ def train(
 ) -> Manifest | None:
     """Train a model and save it in `out`, with lines of metrics.
 
-    In a process started by torchrun or `run_in_processes`, all of them train together, and rank 0 owns the directory, which
-    every process must see under the same path.
+    Processes started by torchrun or `run_in_processes` train together. Rank 0 owns the directory, which every process must see
+    under the same path.
 
     Args:
+        config: of the run.
         task: an arm, trained from scratch, or the synthesizer, tuned to write the partners of `pairs` after their seeds.
+        out: directory of the output.
         corpus: output of `prepare`.
         synthetic: a corpus of filtered synthetic documents, for an arm that reads some.
         pairs: related pairs, for the synthesizer.
         start: directory of the model that the synthesizer starts from.
-        profile_steps: record these, such as "10:13", into `out` + ".profile".
+        console: for progress.
+        force: replace an output that was made from other settings or inputs.
+        profile_steps: steps to profile, such as "10:13", into `out` + ".profile".
 
     Returns:
-        What the stage's manifest says; None in all processes but the first.
+        The stage's manifest; None in all processes but the first.
 
     Raises:
-        UserError: inputs that do not belong together, a recipe that does not fit them, a run that diverges.
-        Stopped: SIGTERM or SIGINT came; the run is saved.
+        UserError: the inputs do not belong together, the recipe does not fit them, or the run diverges.
+        Stopped: the process received SIGTERM or SIGINT, and the run is saved.
     """
     given = {"corpus": corpus, "synthetic": synthetic, "pairs": pairs, "start": start}
     inputs = {name: path for name, path in given.items() if path is not None}
@@ -91,7 +95,7 @@ def train(
 
 
 def _check_inputs(task: TrainTask, inputs: dict[str, Path]) -> None:
-    """Refuse inputs that the task does not read, and missing ones that it does."""
+    """Refuse inputs that the task does not read, and the absence of inputs that it reads."""
     wanted = {"corpus"} | ({"pairs", "start"} if task.tunes else {"synthetic"} if task.synthetic else set())
     if missing := wanted - inputs.keys():
         options = ", ".join(f"--{name}" for name in sorted(missing))
@@ -102,7 +106,7 @@ def _check_inputs(task: TrainTask, inputs: dict[str, Path]) -> None:
 
 
 def training_settings(config: RunConfig, task: TrainTask) -> dict[str, Any]:
-    """Return the settings that a trained model depends on; how it is spread, saved and logged changes nothing."""
+    """Return the settings that a trained model depends on: not those of parallelism, checkpoints and logs."""
     settings: dict[str, Any] = {"seed": task.seed, "recipe": task.recipe.settings()}
     if task.tunes:
         return settings
@@ -112,12 +116,12 @@ def training_settings(config: RunConfig, task: TrainTask) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Run:
-    """What a training run was given."""
+    """Inputs of a training run."""
 
     config: RunConfig
     task: TrainTask
     prepared: PreparedCorpus
-    work: StageContext
+    context: StageContext
     processes: Processes
     profile_steps: str | None
 
@@ -127,7 +131,7 @@ class Run:
         return self.task.recipe
 
     def build(self, shape: ModelConfig, vocabulary_size: int) -> Transformer:
-        """The model, sharded, its weights not yet set."""
+        """Return the sharded model; its weights are not yet set."""
         parallel, processes = self.config.parallel, self.processes
         mesh = make_mesh(self.recipe, parallel, processes)
         return build(shape, vocabulary_size, self.recipe, parallel, processes.device, mesh)
@@ -135,17 +139,17 @@ class Run:
 
 def pretrain(run: Run) -> None:
     """Train an arm from scratch on the real corpus, mixed with the synthetic one where the arm reads it."""
-    config, work, task = run.config, run.work, run.task
+    config, context, task = run.config, run.context, run.task
     real = run.prepared.train if task.data == "all" else run.prepared.unique
     synthetic = None
     if task.synthetic:
-        _require_this_corpus(work, "synthetic")
-        synthetic = Corpus(work.inputs["synthetic"])
+        _require_this_corpus(context, "synthetic")
+        synthetic = Corpus(context.inputs["synthetic"])
     batches = CorpusBatches(real, synthetic, task, config.model.context)
     if synthetic is not None:
         wanted, planned = task.share, batches.synthetic_share
-        work.console.say(f"synthetic share of the tokens: {planned:.1%} (at most {wanted:.1%} wanted; none is read twice)")
-        work.record(synthetic_share={"wanted": wanted, "planned": planned})
+        context.console.say(f"synthetic share of the tokens: {planned:.1%} (at most {wanted:.1%} wanted; none is read twice)")
+        context.record(synthetic_share={"wanted": wanted, "planned": planned})
     _begin(run, batches, {name: packed.packing.padding_share for name, packed in batches.packed.items()})
     vocabulary_size = run.prepared.tokenizer.vocabulary_size
     model = run.build(config.model, vocabulary_size)
@@ -155,27 +159,27 @@ def pretrain(run: Run) -> None:
     if synthetic is not None:
         epochs = totals.synthetic_tokens / max(synthetic.tokens, 1)
         sources["synthetic"] = {"tokens": totals.synthetic_tokens, "epochs": epochs}
-    work.record(sources=sources)
+    context.record(sources=sources)
 
 
 def tune_synthesizer(run: Run) -> None:
-    """Teach the model in `start` to write a document's partner after it."""
-    work, tokenizer = run.work, run.prepared.tokenizer
-    _require_this_corpus(work, "pairs")
-    start = work.inputs["start"]
+    """Train the model in `start` to write a document's partner after the document."""
+    context, tokenizer = run.context, run.prepared.tokenizer
+    _require_this_corpus(context, "pairs")
+    start = context.inputs["start"]
     shape, vocabulary_size = read_description(start)
     if vocabulary_size != tokenizer.vocabulary_size:
         known = f"a vocabulary of {vocabulary_size}, the corpus's tokenizer {tokenizer.vocabulary_size}"
         raise UserError(start, f"has {known}", "prepare the corpus with that model's tokenizer.json")
-    unique, context = run.prepared.unique, shape.context
-    batches = PairBatches(unique, PairSet(work.inputs["pairs"]), tokenizer.partner, run.recipe, context, run.task.seed)
+    unique, longest = run.prepared.unique, shape.context
+    batches = PairBatches(unique, PairSet(context.inputs["pairs"]), tokenizer.partner, run.recipe, longest, run.task.seed)
     if batches.partners_too_long:
-        work.console.say(f"{batches.partners_too_long} partners left out: longer than model.context = {context} tokens")
+        context.console.say(f"{batches.partners_too_long} partners left out: longer than model.context = {longest} tokens")
     _begin(run, batches, {"pairs": batches.packing.padding_share})
     model = run.build(shape, vocabulary_size)
     fill(model, read_weights(start / WEIGHTS), where=start / WEIGHTS)
     totals = _fit(run, model, batches, unique)
-    work.record(
+    context.record(
         pairs=batches.pairs,
         epochs=batches.epochs,
         partners_too_long=batches.partners_too_long,
@@ -184,49 +188,50 @@ def tune_synthesizer(run: Run) -> None:
 
 
 def _begin(run: Run, batches: Batches, padding: dict[str, float]) -> None:
-    """Refuse what cannot run before anything large is made; say and record what "auto" became."""
-    work, processes = run.work, run.processes
+    """Refuse an impossible run before anything large is allocated; print and record what "auto" resolved to."""
+    context, processes = run.context, run.processes
     try:
-        attention = resolve_backend(run.recipe.attention, work.device)
+        attention = resolve_backend(run.recipe.attention, context.device)
     except ValueError as reason:
         raise UserError("attention", str(reason), "choose another, or auto") from None
     if batches.sequences_per_step % processes.world:
-        found = f"{batches.sequences_per_step} packed sequences a step for {processes.world} processes"
-        raise UserError("microbatch_tokens", found, "lower it, or take a number of processes that divides the sequences")
-    precision = str(resolve_precision(run.recipe, work.device)).removeprefix("torch.")
-    work.console.say(f"attention: {attention}; layers in {precision}; {processes.world} process(es)")
-    work.console.say("padding of the packed sequences: " + ", ".join(f"{name} {share:.2%}" for name, share in padding.items()))
-    work.record(arm=run.task.name, attention=attention, precision=precision, padding_share=padding)
+        problem = f"{batches.sequences_per_step} packed sequences a step for {processes.world} processes"
+        raise UserError("microbatch_tokens", problem, "lower it, or take a number of processes that divides the sequences")
+    precision = str(resolve_precision(run.recipe, context.device)).removeprefix("torch.")
+    context.console.say(f"attention: {attention}; layers in {precision}; {processes.world} process(es)")
+    shares = ", ".join(f"{name} {share:.2%}" for name, share in padding.items())
+    context.console.say(f"padding of the packed sequences: {shares}")
+    context.record(arm=run.task.name, attention=attention, precision=precision, padding_share=padding)
 
 
 def _fit(run: Run, model: Transformer, batches: Batches, real: Corpus) -> Totals:
-    """Train, save the model and record what every role has to say."""
-    work, processes, recipe = run.work, run.processes, run.recipe
+    """Train, save the model and record the counts that all tasks share."""
+    context, processes, recipe = run.context, run.processes, run.recipe
     training = Training(
         model,
         batches,
         recipe,
         run.config,
         processes,
-        directory=work.directory,
-        out=work.out,
-        console=work.console,
+        directory=context.directory,
+        out=context.out,
+        console=context.console,
         real_epoch_tokens=real.tokens,
-        on_save=work.save_clock,
+        on_save=context.save_clock,
         profile_steps=run.profile_steps,
     )
     totals = training.run()
-    save_model(model, work.directory, is_rank0=processes.is_rank0)
-    training.checkpoints.clear(work.beside(".checkpoints"))
+    save_model(model, context.directory, is_rank0=processes.is_rank0)
+    training.checkpoints.clear(context.beside(".checkpoints"))
     if processes.is_rank0:
         _record(run, model, totals)
     return totals
 
 
 def _record(run: Run, model: Transformer, totals: Totals) -> None:
-    losses = [line["train/loss"] for line in read_metrics(run.work.directory) if line["train/loss"] is not None]
+    losses = [line["train/loss"] for line in read_metrics(run.context.directory) if line["train/loss"] is not None]
     last = losses[-max(1, len(losses) // 20) :]
-    run.work.record(
+    run.context.record(
         parameters=parameters(model.config, model.vocabulary_size),
         steps=totals.steps,
         tokens=totals.tokens,
@@ -241,13 +246,13 @@ def _record(run: Run, model: Transformer, totals: Totals) -> None:
         loop_seconds=round(totals.loop_seconds, 3),
     )
     seen = (totals.tokens, totals.visible_pairs, totals.loss_tokens)
-    run.work.flops = training_flops(model.config, model.vocabulary_size, *seen)
+    run.context.flops = training_flops(model.config, model.vocabulary_size, *seen)
 
 
-def _require_this_corpus(work: StageContext, name: str) -> None:
-    """Documents are named by their number, so what is made from another corpus would silently mean other documents."""
-    manifest, corpus = (read_json(work.inputs[key] / MANIFEST) for key in (name, "corpus"))
+def _require_this_corpus(context: StageContext, name: str) -> None:
+    """Refuse an input made from another corpus: its document indices would silently mean other documents."""
+    manifest, corpus = (read_json(context.inputs[key] / MANIFEST) for key in (name, "corpus"))
     if manifest["inputs"].get("corpus") != corpus["fingerprint"]:
         raise UserError(
-            work.inputs[name], f"was not made from {work.inputs['corpus']}", "give the corpus that it was made from"
+            context.inputs[name], f"was not made from {context.inputs['corpus']}", "give the corpus that it was made from"
         )

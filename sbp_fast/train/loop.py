@@ -1,4 +1,4 @@
-"""The training loop. Base, synthesizer and joint runs share it and differ only in their batches."""
+"""The training loop, shared by all arms and the synthesizer, which differ only in their batches."""
 
 from __future__ import annotations
 

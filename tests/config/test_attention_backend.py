@@ -15,18 +15,18 @@ def chosen(name: str) -> str:
     return load_config([], [f"pretrain.attention={name}"]).pretrain.attention
 
 
-def test_every_registered_backend_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_accepts_every_registered_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_BACKENDS", dict(registry._BACKENDS))
     register_attention_backend("mine", segment_attention)
     assert "mine" in attention_backends()
     assert [chosen(name) for name in ("auto", *attention_backends())] == ["auto", *attention_backends()]
 
 
-def test_an_unknown_backend_is_refused_with_the_known_names() -> None:
+def test_unknown_attention_backend_is_refused_with_the_known_names() -> None:
     with pytest.raises(UserError, match=r"pretrain.attention = mine is not usable: Input should be one of 'auto', .*'varlen'"):
         chosen("mine")
 
 
-def test_without_the_kernels_a_name_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_without_the_kernels_accepts_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sbp_kernels", None)
     assert chosen("mine") == "mine"

@@ -16,7 +16,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_files_compose_left_to_right_and_overrides_come_last(tmp_path: Path) -> None:
+def test_later_files_override_earlier_ones_and_overrides_both(tmp_path: Path) -> None:
     first = write(tmp_path / "a.toml", "name = 'a'\n[model]\nlayers = 2\nhidden_size = 64")
     second = write(tmp_path / "b.toml", "[model]\nlayers = 3")
     config = load_config([first, second], ["model.heads=8", "corpus.path=some/file.jsonl", "pair.similarity_low=0.5"])
@@ -45,21 +45,21 @@ def test_shipped_configurations_load_by_name_and_round_trip(name: str, tmp_path:
         ("model=3", "model = 3 is not usable"),
     ],
 )
-def test_a_wrong_setting_is_refused_in_one_line(override: str, message: str) -> None:
+def test_wrong_setting_is_refused_in_one_line(override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load_config(["demo"], [override])
     assert message.lower() in str(caught.value).lower()
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_or_malformed_file_is_refused(tmp_path: Path) -> None:
+def test_missing_or_malformed_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such configuration.*demo"):
         find_config(tmp_path / "none.toml")
     with pytest.raises(UserError, match="not valid TOML"):
         load_config([write(tmp_path / "bad.toml", "[model\nlayers = 2")])
 
 
-def test_a_configuration_cannot_be_changed() -> None:
+def test_assigning_to_a_configuration_raises() -> None:
     with pytest.raises(ValueError, match="frozen"):
         RunConfig().name = "other"  # type: ignore[misc]
 
@@ -77,6 +77,6 @@ def test_renamed_key_is_refused_with_the_new_name(tmp_path: Path) -> None:
         load_config([tmp_path / "old.toml"])
 
 
-def test_settings_leave_out_the_fields_without_effect() -> None:
+def test_settings_omit_the_fields_without_effect() -> None:
     section = RunConfig().filter
     assert section.settings().keys() == type(section).model_fields.keys() - {"memory_gib"}

@@ -23,7 +23,7 @@ from sbp_fast.errors import TransientError, UserError
 LIMIT = 100_000
 
 
-def held(directory: Path) -> dict[Path, int]:
+def cached_files(directory: Path) -> dict[Path, int]:
     """The files with blocks in a cache, and their sizes; some may go while we look."""
     sizes = {}
     for path in directory.glob("*/*"):
@@ -38,7 +38,7 @@ def held_at_once(directory: Path) -> int:
     """What the files take while no process makes room, so that none is counted that another has replaced."""
     with open(directory / "size", "a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        return sum(held(directory).values())
+        return sum(cached_files(directory).values())
 
 
 def block(number: int, size: int = 1000) -> tuple[int, bytes]:
@@ -87,7 +87,7 @@ def test_each_block_is_fetched_once_from_the_store_for_all_readers(
     assert everything(Corpus(remote)) == local and len(asked) == 8
     again = Corpus(remote)  # as another process, or after a restart
     assert everything(again) == local and np.concatenate(list(again.read())).tolist() == local and len(asked) == 8
-    files = held(tmp_path / "cache")
+    files = cached_files(tmp_path / "cache")
     assert len(files) == 8 and sum(files.values()) == sum(
         file.stat().st_size for file in (tmp_path / "corpus").glob("tokens-*.bin")
     )
@@ -107,7 +107,7 @@ def test_a_damaged_cache_file_is_fetched_anew_and_damage_in_the_store_is_named(
 ) -> None:
     local = everything(Corpus(remote))
     generator = np.random.default_rng(0)
-    for path in held(tmp_path / "cache"):
+    for path in cached_files(tmp_path / "cache"):
         content = path.read_bytes()
         flipped = bytearray(content)
         flipped[generator.integers(len(content))] ^= 1 << generator.integers(8)
@@ -123,17 +123,17 @@ def test_a_damaged_cache_file_is_fetched_anew_and_damage_in_the_store_is_named(
     assert everything(Corpus(remote)) == local
     with pytest.raises(UserError, match=r"memory://cached/tokens-00001.bin: block \d"):
         Corpus(remote).verify()
-    for path in held(tmp_path / "cache"):
+    for path in cached_files(tmp_path / "cache"):
         path.unlink()
     with pytest.raises(UserError, match=r"memory://cached/tokens-00001.bin: block \d"):
         everything(Corpus(remote))
-    assert len(held(tmp_path / "cache")) == 7
+    assert len(cached_files(tmp_path / "cache")) == 7
 
 
 def test_a_damaged_block_counts_as_absent(tmp_path: Path) -> None:
     cache = BlockCache(tmp_path, LIMIT)
     cache.keep(*block(0))
-    (path,) = held(tmp_path)
+    (path,) = cached_files(tmp_path)
     path.write_bytes(bytes(1000))
     assert cache.read(block(0)[0], 1000) is None and not path.exists()
 
@@ -142,35 +142,37 @@ def test_the_least_recently_used_are_evicted_above_the_bound(tmp_path: Path) -> 
     cache = BlockCache(tmp_path, LIMIT)
     for number in range(100):
         cache.keep(*block(number))
-    assert sum(held(tmp_path).values()) == LIMIT
+    assert sum(cached_files(tmp_path).values()) == LIMIT
     for number in range(20):
         assert cache.read(block(number)[0], 1000) == block(number)[1]
         time.sleep(0.001)
     cache.keep(*block(100))
-    sizes = held(tmp_path)
+    sizes = cached_files(tmp_path)
     assert sum(sizes.values()) == 0.9 * LIMIT
     there = [number for number in range(101) if cache.read(block(number)[0], 1000) is not None]
     assert there == [*range(20), *range(31, 101)]
-    assert sum(held(tmp_path).values()) == 0.9 * LIMIT
+    assert sum(cached_files(tmp_path).values()) == 0.9 * LIMIT
     BlockCache(tmp_path, LIMIT // 2)  # a lower bound holds from the next start on
-    assert sum(held(tmp_path).values()) <= LIMIT // 2
+    assert sum(cached_files(tmp_path).values()) <= LIMIT // 2
 
 
 def test_the_size_is_right_after_others_removed_or_left_files(tmp_path: Path) -> None:
     cache = BlockCache(tmp_path, LIMIT)
     for number in range(90):
         cache.keep(*block(number))
-    for path in list(held(tmp_path))[:80]:
+    for path in list(cached_files(tmp_path))[:80]:
         path.unlink()
     for number in range(100, 180):
         cache.keep(*block(number))
-    assert sum(held(tmp_path).values()) == 90 * 1000  # nothing had to go: they were counted when the bound seemed passed
+    assert (
+        sum(cached_files(tmp_path).values()) == 90 * 1000
+    )  # nothing had to go: they were counted when the bound seemed passed
     (tmp_path / "size").write_text("")  # a kill in the middle of writing it
     (tmp_path / "aa/left.tmp").parent.mkdir(exist_ok=True)
     (tmp_path / "aa/left.tmp").write_bytes(bytes(50_000))
     os.utime(tmp_path / "aa/left.tmp", (0, 0))
     cache.keep(*block(200))
-    assert not (tmp_path / "aa/left.tmp").exists() and sum(held(tmp_path).values()) <= LIMIT
+    assert not (tmp_path / "aa/left.tmp").exists() and sum(cached_files(tmp_path).values()) <= LIMIT
 
 
 WORKER = """
@@ -217,7 +219,7 @@ os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
 cache.keep(*block(0))
 """
     assert start(program, str(tmp_path)).wait() == -signal.SIGKILL
-    (left,) = held(tmp_path)
+    (left,) = cached_files(tmp_path)
     assert left.suffix == ".tmp"
     cache = BlockCache(tmp_path, LIMIT)
     assert cache.read(block(0)[0], 1000) is None
@@ -256,4 +258,4 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
             cache.keep(*block(0))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not held(tmp_path) and cache.read(block(0)[0], 1000) is None
+    assert not cached_files(tmp_path) and cache.read(block(0)[0], 1000) is None

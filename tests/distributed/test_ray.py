@@ -28,7 +28,7 @@ from ray_tasks import (
     square,
     temporary_name,
     write_slowly,
-    write_slowly_held,
+    write_slowly_with_tool,
 )
 from rounding import NEEDS_SAME_BITS
 from tiny_synthesis import make_inputs, settings
@@ -39,7 +39,7 @@ from sbp_fast.config import RunConfig
 from sbp_fast.data import preparation
 from sbp_fast.errors import TransientError, UserError
 from sbp_fast.generate.tasks import cut_chunks
-from sbp_fast.pipeline.executors.executor import Holders, Place, Workers
+from sbp_fast.pipeline.executors.executor import Holders, Placement, Workers
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.stages.embed import embed
@@ -105,24 +105,24 @@ class Killing(RayWorkers):
 
 
 class Hold:
-    """What is held, its tasks done by `wrap` of their function."""
+    """Holders whose tasks run a wrapped function."""
 
-    def __init__(self, held: AbstractContextManager[Any], wrap: Callable[..., Any]) -> None:
-        self.held, self.wrap = held, wrap
+    def __init__(self, context: AbstractContextManager[Any], wrap: Callable[..., Any]) -> None:
+        self.context, self.wrap = context, wrap
 
     def __enter__(self) -> Hold:
-        self.holders: Holders[Any] = self.held.__enter__()
-        self.place, self.count = self.holders.place, self.holders.count
+        self.holders: Holders[Any] = self.context.__enter__()
+        self.placement, self.count = self.holders.placement, self.holders.count
         return self
 
     def run(self, function: Callable[..., Any], tasks: Any, advance: Any) -> Iterator[Any]:
         return self.holders.run(self.wrap(function) if tasks and not isinstance(tasks[0], Path) else function, tasks, advance)
 
     def __exit__(self, *error: Any) -> None:
-        self.held.__exit__(*error)
+        self.context.__exit__(*error)
 
 
-def test_results_come_in_order_and_a_mistake_as_it_was_made(
+def test_ray_workers_return_results_in_order_and_raise_the_error_of_a_task(
     cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workers = RayWorkers()
@@ -138,18 +138,18 @@ def test_results_come_in_order_and_a_mistake_as_it_was_made(
         list(workers.run(read, [Path("/nowhere")], 1))
     (tmp_path / "only_here.py").write_text("def work(number): pass")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"a node does not know what to do: .*No module named 'only_here'; install the same"):
+    with pytest.raises(UserError, match=r"a node cannot load the task: .*No module named 'only_here'; install the same"):
         list(workers.run(importlib.import_module("only_here").work, [1], 1))
 
 
-@pytest.mark.parametrize("held", [False, True])
-def test_after_a_mistake_nothing_is_written_any_more(cluster: str, tmp_path: Path, held: bool) -> None:
+@pytest.mark.parametrize("with_tool", [False, True])
+def test_failed_task_ends_the_other_tasks_before_they_write(cluster: str, tmp_path: Path, with_tool: bool) -> None:
     begun = time.monotonic()
     with pytest.raises(UserError, match="0: is nothing"):
-        if held:
+        if with_tool:
             with RayWorkers().hold(partial(return_directory, tmp_path), RunConfig(threads=1)) as holders:
-                assert (holders.count, holders.place) == (2, Place("cpu", 1))
-                list(holders.run(write_slowly_held, [1, 0], print))
+                assert (holders.count, holders.placement) == (2, Placement("cpu", 1))
+                list(holders.run(write_slowly_with_tool, [1, 0], print))
         else:
             list(RayWorkers().run(partial(write_slowly, tmp_path), [0, 1], 1))
     assert time.monotonic() - begun < 50
@@ -158,31 +158,33 @@ def test_after_a_mistake_nothing_is_written_any_more(cluster: str, tmp_path: Pat
     assert (tmp_path / "written").read_bytes() == before
 
 
-def test_actors_share_the_tasks_and_results_come_in_order(cluster: str) -> None:
+def test_actors_share_the_tasks_and_return_results_in_order(cluster: str) -> None:
     advanced: list[float] = []
     with RayWorkers().hold(process_number, RunConfig(threads=1)) as holders:
-        found = list(holders.run(slowly_first, [1, 2, 3, 4, 5, 6], advanced.append))
+        results = list(holders.run(slowly_first, [1, 2, 3, 4, 5, 6], advanced.append))
         again = list(holders.run(slowly_first, [7], advanced.append))
-    assert [task for task, _ in found + again] == [1, 2, 3, 4, 5, 6, 7] and sorted(advanced) == [1, 2, 3, 4, 5, 6, 7]
-    processes = {process for _, process in found}
+    assert [task for task, _ in results + again] == [1, 2, 3, 4, 5, 6, 7] and sorted(advanced) == [1, 2, 3, 4, 5, 6, 7]
+    processes = {process for _, process in results}
     assert len(processes) == 2 and again[0][1] in processes
 
 
-def test_several_processes_do_not_share_a_cluster(inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_synthesize_with_several_processes_and_a_cluster_is_refused(
+    inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     how = {"corpus": inputs["corpus"], "model": inputs["model"]}
-    with pytest.raises(UserError, match="options: do not go together; give --gpus, or --engine ray"):
+    with pytest.raises(UserError, match="options: exclude each other; give --gpus, or --engine ray"):
         cli.synthesize([str(inputs["directory"] / "empty.toml")], out=Path("out"), gpus=2, engine="ray", **how)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="options: several processes do not share a cluster"):
         synthesize(settings(inputs["directory"]), Path("out"), console=QUIET, workers=RayWorkers(), **how)
 
 
-def test_tasks_that_write_the_same_file_do_not_write_it_together(cluster: str, tmp_path: Path) -> None:
+def test_two_ray_tasks_that_write_one_file_leave_a_whole_file(cluster: str, tmp_path: Path) -> None:
     names = list(RayWorkers().run(temporary_name, [tmp_path / "file"] * 2, 1))
     assert len(set(names)) == 2 and all(name.startswith("file.") and name.endswith(".tmp") for name in names)
 
 
-def test_a_task_that_kills_every_process_is_given_up(cluster: str) -> None:
+def test_task_that_kills_every_process_raises_transient_error(cluster: str) -> None:
     with pytest.raises(TransientError, match=r"--engine ray: a task was lost 4 times: .*; see to the cluster"):
         list(RayWorkers().run(die, [1], 1))
 
@@ -198,7 +200,9 @@ def write_documents(folder: Path) -> None:
         (folder / f"{file}.txt").unlink()
 
 
-def test_prepare(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_on_ray_with_killed_workers_equals_the_local_result(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_documents(tmp_path / "documents")
     monkeypatch.setattr(preparation, "PARTITION_BYTES", PARTITION_BYTES)
     config = configure(tmp_path, f"corpus.path='{tmp_path}/documents/*.jsonl'", "corpus.deduplicate=near")
@@ -220,40 +224,49 @@ def faked(workers: Workers, corpus: Path) -> Any:
     return Faked()
 
 
-def test_embed_and_pair(cluster: str, inputs: dict[str, Path], tmp_path: Path) -> None:
-    cells = "partition_documents=24, partition_overlap=2, memory_gib=1e-4, backend='ivf'"
-    pairing = f"pair={{{cells}, target_recall=0.3, similarity_low=0.6, neighbors=16}}"
+def content(manifest: Manifest) -> tuple[Any, ...]:
+    """Return what must not depend on the workers."""
+    return manifest.files, manifest.counts, manifest.flops, manifest.device, manifest.fingerprint
+
+
+def test_embed_and_pair_on_ray_with_killed_workers_equal_the_local_result(
+    cluster: str, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    partitions = "partition_documents=24, partition_overlap=2, memory_gib=1e-4, backend='ivf'"
+    pairing = f"pair={{{partitions}, target_recall=0.3, similarity_low=0.6, neighbors=16}}"
     config, corpus = configure(inputs["directory"], "embed.shard_documents=5", pairing), inputs["corpus"]
-    found: dict[str, list[Manifest]] = {"embed": [], "pair": []}
+    manifests: dict[str, list[Manifest]] = {"embed": [], "pair": []}
     killing = Killing(tmp_path)
     for name, workers in {"here": LOCAL, "there": killing}.items():
         vectors = tmp_path / f"vectors-{name}"
-        found["embed"].append(embed(config, corpus, vectors, console=QUIET, workers=faked(workers, corpus)))
+        manifests["embed"].append(embed(config, corpus, vectors, console=QUIET, workers=faked(workers, corpus)))
         out = tmp_path / f"pairs-{name}"
-        found["pair"].append(pair(config, corpus, vectors, out, console=QUIET, workers=workers))
+        manifests["pair"].append(pair(config, corpus, vectors, out, console=QUIET, workers=workers))
     assert killing.all_died() and killing.kills == 3
-    assert found["pair"][0].counts["self_join"]["partitions"] >= 3 and len(found["embed"][0].files) >= 18
-    for here, there in found.values():
-        facts = [(one.files, one.counts, one.flops, one.device, one.fingerprint) for one in (here, there)]
-        assert facts[0] == facts[1]
+    assert manifests["pair"][0].counts["self_join"]["partitions"] >= 3 and len(manifests["embed"][0].files) >= 18
+    for here, there in manifests.values():
+        assert content(here) == content(there)
 
 
 @NEEDS_SAME_BITS
-def test_synthesize_and_filter(cluster: str, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_synthesize_and_filter_on_ray_with_killed_workers_equal_the_local_result(
+    cluster: str, inputs: dict[str, Path], tmp_path: Path
+) -> None:
     config = settings(inputs["directory"], "filter={minimum_tokens=2, keep_unfinished=true, maximum_malformed_characters=1.0}")
     killing = Killing(tmp_path)
-    found: list[list[Any]] = []
+    contents: list[list[Any]] = []
     for name, workers in {"here": LOCAL, "there": killing}.items():
         how: dict[str, Any] = {"corpus": inputs["corpus"], "console": QUIET, "workers": workers}
-        drawn = synthesize(config, tmp_path / f"drawn-{name}", model=inputs["model"], **how)
-        kept = filter_documents(config, tmp_path / f"kept-{name}", synthetic=tmp_path / f"drawn-{name}", **how)
-        assert drawn is not None and len(drawn.files) > 10 and 0 < kept.counts["filtered_documents"] < kept.counts["documents"]
-        found.append([(one.files, one.counts, one.flops, one.device, one.fingerprint) for one in (drawn, kept)])
+        generated = synthesize(config, tmp_path / f"generated-{name}", model=inputs["model"], **how)
+        filtered = filter_documents(config, tmp_path / f"filtered-{name}", synthetic=tmp_path / f"generated-{name}", **how)
+        assert generated is not None and len(generated.files) > 10
+        assert 0 < filtered.counts["filtered_documents"] < filtered.counts["documents"]
+        contents.append([content(generated), content(filtered)])
     assert killing.all_died() and killing.kills == 3
-    assert found[0] == found[1]
+    assert contents[0] == contents[1]
 
 
-def test_the_driver_killed_and_restarted(cluster: str, tmp_path: Path) -> None:
+def test_prepare_on_ray_with_a_killed_driver_resumes_to_the_same_result(cluster: str, tmp_path: Path) -> None:
     write_documents(tmp_path / "documents")
     (tmp_path / "driver.py").write_text(DRIVER)
     (tmp_path / "empty.toml").touch()
@@ -277,22 +290,22 @@ def test_the_driver_killed_and_restarted(cluster: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nonsense", "host:port"])
-def test_an_address_that_does_not_answer(address: str) -> None:
+def test_connect_to_an_address_without_a_cluster_is_refused(address: str) -> None:
     with pytest.raises(UserError, match=r"nothing answers there; start one \(ray start --head\)"), connect(address):
         pass
 
 
-def test_what_a_cluster_holds() -> None:
+def test_spread_gives_a_tool_to_each_gpu_or_to_each_share_of_cpus() -> None:
     small, large, head = {"CPU": 8.0}, {"CPU": 33.0, "memory": 1e9}, {"memory": 1e9}
-    assert spread([small, large, head], "auto", 0) == (Place("cpu", 8), 5, {"num_cpus": 8})
-    assert spread([small, large], "cpu", 3) == (Place("cpu", 3), 2 + 11, {"num_cpus": 3})
-    assert spread([small], "cpu", 99) == (Place("cpu", 8), 1, {"num_cpus": 8})
+    assert spread([small, large, head], "auto", 0) == (Placement("cpu", 8), 5, {"num_cpus": 8})
+    assert spread([small, large], "cpu", 3) == (Placement("cpu", 3), 2 + 11, {"num_cpus": 3})
+    assert spread([small], "cpu", 99) == (Placement("cpu", 8), 1, {"num_cpus": 8})
     eight, one = {"CPU": 96.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 1.0}
     for device in ("auto", "cuda", "cuda:0"):
-        assert spread([eight, one, small], device, 0) == (Place("cuda", 12), 9, {"num_gpus": 1, "num_cpus": 12})
-    assert spread([eight], "auto", 4) == (Place("cuda", 4), 8, {"num_gpus": 1, "num_cpus": 4})
-    assert spread([{"GPU": 2.0}], "auto", 0) == (Place("cuda", 1), 2, {"num_gpus": 1, "num_cpus": 0})
-    assert spread([eight], "cpu", 0) == (Place("cpu", 96), 1, {"num_cpus": 96})
+        assert spread([eight, one, small], device, 0) == (Placement("cuda", 12), 9, {"num_gpus": 1, "num_cpus": 12})
+    assert spread([eight], "auto", 4) == (Placement("cuda", 4), 8, {"num_gpus": 1, "num_cpus": 4})
+    assert spread([{"GPU": 2.0}], "auto", 0) == (Placement("cuda", 1), 2, {"num_gpus": 1, "num_cpus": 0})
+    assert spread([eight], "cpu", 0) == (Placement("cpu", 96), 1, {"num_cpus": 96})
     with pytest.raises(UserError, match="device = cuda: the cluster has no GPU"):
         spread([small], "cuda", 0)
     with pytest.raises(UserError, match="the cluster has no CPU"):

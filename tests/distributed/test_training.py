@@ -51,7 +51,7 @@ def sbp_fast(home: Path, out: Path, *overrides: str, processes: int, stop_after:
     done = subprocess.run(launcher, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode == 0) == (stop_after is None), done.stdout + done.stderr
     if stop_after is not None:
-        assert f"stopped after {stop_after + 1} steps, which are saved: the same command goes on from here" in done.stdout
+        assert f"stopped after {stop_after + 1} steps, which are saved: the same command resumes from here" in done.stdout
         assert "exitcode  : 143" in done.stderr
     return done.stdout
 
@@ -93,7 +93,7 @@ def weights(directory: Path) -> bytes:
     return (directory / "weights.safetensors").read_bytes()
 
 
-def test_two_processes_train_as_one_does(home: Path) -> None:
+def test_two_processes_train_the_model_of_one(home: Path) -> None:
     assert metrics(home / "two", *READ) == metrics(home / "one", *READ)
     check_losses(home, home / "two")
     one, two = (Manifest.load(home / name, "train") for name in ("one", "two"))
@@ -102,7 +102,7 @@ def test_two_processes_train_as_one_does(home: Path) -> None:
     assert [p.shape for p in load_model(home / "two").parameters()] == [p.shape for p in load_model(home / "one").parameters()]
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits_or_as_any_other_number_of_processes(home: Path, tmp_path: Path) -> None:
+def test_stopped_run_resumes_to_the_same_bits_or_with_other_numbers_of_processes(home: Path, tmp_path: Path) -> None:
     sbp_fast(home, tmp_path / "two", processes=2, stop_after=3)
     shutil.copytree(tmp_path / "two.partial", tmp_path / "elastic.partial")
     assert "going on from step-00000004" in sbp_fast(home, tmp_path / "two", processes=2)
@@ -136,7 +136,7 @@ def stopped_after(steps: int) -> type:
     return Stopping
 
 
-def test_stage_function_in_two_processes_trains_as_the_command_does(
+def test_train_function_in_two_processes_gives_the_model_of_the_command(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configure(home, *CHANGES)
@@ -149,7 +149,7 @@ def test_stage_function_in_two_processes_trains_as_the_command_does(
         run_in_processes(train, config, task, tmp_path / "three", gpus=3, **given)
 
 
-def test_what_cannot_be_shared_out_is_refused_in_one_line(home: Path, tmp_path: Path) -> None:
+def test_indivisible_processes_are_refused_in_one_line(home: Path, tmp_path: Path) -> None:
     settings = [str(home / "empty.toml"), f"corpus.path={home}/documents.jsonl", *SETTINGS, *CHANGES]
     command = [sys.executable, "-m", "sbp_fast", "train", *settings, "--corpus", str(home / "corpus")]
     command += ["--out", str(tmp_path / "three"), "--gpus", "3"]

@@ -34,7 +34,7 @@ COMMANDS = [(path, words) for path in DOCUMENTS for words in shell_commands(path
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_tables_of_a_page_are_those_of_the_committed_results(path: Path) -> None:
+def test_tables_of_a_page_equal_the_committed_results(path: Path) -> None:
     assert pages()[path] == path.read_text()
 
 

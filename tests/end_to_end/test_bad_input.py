@@ -49,7 +49,9 @@ CORPORA = {
 
 
 @pytest.mark.parametrize("case", CORPORA)
-def test_a_bad_corpus(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_corpus_is_refused_in_one_line(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     make, words = CORPORA[case]
     out = tmp_path / "run"
     code, error = sbp_fast(capsys, monkeypatch, "run", "demo", *TINY, f"corpus.path={make(tmp_path)}", "--out", str(out))
@@ -58,7 +60,7 @@ def test_a_bad_corpus(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (out / "corpus").exists()
 
 
-def test_bad_records_are_skipped_on_request(
+def test_bad_records_with_skip_are_listed_and_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "input.jsonl"
@@ -71,7 +73,7 @@ def test_bad_records_are_skipped_on_request(
     assert "line 1" in (tmp_path / "corpus/skipped.jsonl").read_text()
 
 
-def test_exports_that_cannot_be_made(
+def test_impossible_export_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["export-tokens", str(tmp_path), "--to", "mds", "--out", str(tmp_path / "out")]
@@ -90,7 +92,7 @@ def test_exports_that_cannot_be_made(
         ("evaluate.choices=none.jsonl", ["none.jsonl"]),
     ],
 )
-def test_a_bad_setting(
+def test_bad_setting_is_refused_in_one_line(
     setting: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
@@ -100,7 +102,9 @@ def test_a_bad_setting(
     assert not (out / "results.json").exists()
 
 
-def test_an_unreadable_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_tokenizer_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text('{"model": ')
     settings = [*TINY, f"corpus.tokenizer={path}"]
@@ -109,7 +113,7 @@ def test_an_unreadable_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert str(path) in error
 
 
-def test_the_directory_of_another_run(
+def test_directory_of_another_run_is_refused_in_one_line(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, error = sbp_fast(capsys, monkeypatch, "run", "demo", *TINY, "seed=5", "--out", str(tiny_run))
@@ -121,7 +125,7 @@ def test_the_directory_of_another_run(
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
-def test_a_disk_that_is_full(tmp_path: Path) -> None:
+def test_full_disk_is_reported_in_one_line(tmp_path: Path) -> None:
     """A process that may write no file beyond 64 KiB meets the same error path as one on a full disk."""
     limit = 64 << 10
 

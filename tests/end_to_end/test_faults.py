@@ -22,7 +22,7 @@ def lines(directory: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_random_kills_change_no_bit(processes: int, tmp_path: Path) -> None:
+def test_training_killed_at_random_ends_with_the_same_weights(processes: int, tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path)
     command = [
         sys.executable,
@@ -66,7 +66,7 @@ def children(process: int) -> list[int]:
     """A process and all that it started, which may lead sessions of their own."""
     listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     parents = [tuple(map(int, line.split())) for line in listing.splitlines()]
-    found = [process]
-    for parent in found:  # grows as it goes
-        found += [pid for pid, ppid in parents if ppid == parent]
-    return found
+    processes = [process]
+    for parent in processes:  # grows as it goes
+        processes += [pid for pid, ppid in parents if ppid == parent]
+    return processes

@@ -49,7 +49,7 @@ def test_document_and_its_text_have_the_neighbors_of_its_vector(
     assert code == 0 and [line.split()[1] for line in lines] == [id, *expected]
 
 
-def test_unfit_queries_are_refused_with_the_reason(
+def test_unusable_queries_are_refused_with_the_reason(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaged = tmp_path / "damaged"

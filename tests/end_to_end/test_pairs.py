@@ -30,19 +30,19 @@ def by_hand(run: Path, config: RunConfig) -> set[tuple[int, int]]:
     unique, matrix = corpus.unique, vectors[np.arange(len(vectors))]
     shingles = [runs(unique[row]) for row in range(len(unique))]
     groups = [corpus.group(str(id)) for id in unique.ids]
-    scores, found = matrix @ matrix.T, set()
+    scores, pairs_found = matrix @ matrix.T, set()
     for a in range(len(unique)):
         nearest = [row for row in np.argsort(-scores[a]).tolist() if row != a][: config.pair.neighbors]
         for b in nearest:
             both = len(shingles[a] & shingles[b])
             duplicate = both >= config.pair.near_duplicate_containment * min(len(shingles[a]), len(shingles[b]))
             if scores[a, b] >= config.pair.similarity_low and groups[a] != groups[b] and not duplicate:
-                found |= {(a, b), (b, a)}
-    return found
+                pairs_found |= {(a, b), (b, a)}
+    return pairs_found
 
 
 @pytest.mark.parametrize("backend", ["exact", "ivf", "hnsw"])
-def test_every_backend_finds_the_pairs_that_the_definition_gives(
+def test_every_backend_finds_the_pairs_of_a_brute_force_search(
     backend: str, tiny_config: RunConfig, tiny_run: Path, tmp_path: Path
 ) -> None:
     uncapped = {"backend": backend, "partners_per_seed": 10_000, "seeds_per_partner": 10_000}
@@ -51,19 +51,19 @@ def test_every_backend_finds_the_pairs_that_the_definition_gives(
     manifest = pair(config, tiny_run / "prepare", tiny_run / "embed", tmp_path / "pairs", console=Console(quiet=True))
     assert sum(manifest.counts["duplicates"].values()) == 0  # or the definition would have to know of them
     pairs = PairSet(tmp_path / "pairs")
-    found, expected = set(zip(pairs.seeds.tolist(), pairs.partners.tolist(), strict=True)), by_hand(tiny_run, config)
-    assert len(expected) > 500 and len(found & expected) >= 0.99 * len(expected)
-    assert found <= expected if backend == "exact" else len(found - expected) < 0.01 * len(expected)
+    pairs_found, expected = set(zip(pairs.seeds.tolist(), pairs.partners.tolist(), strict=True)), by_hand(tiny_run, config)
+    assert len(expected) > 500 and len(pairs_found & expected) >= 0.99 * len(expected)
+    assert pairs_found <= expected if backend == "exact" else len(pairs_found - expected) < 0.01 * len(expected)
 
 
-def test_no_seed_and_no_partner_has_more_than_the_cap(tiny_config: RunConfig, tiny_run: Path) -> None:
+def test_degree_caps_hold_for_seeds_and_partners(tiny_config: RunConfig, tiny_run: Path) -> None:
     pairs = PairSet(tiny_run / "pair")
     assert max(Counter(pairs.seeds.tolist()).values()) == tiny_config.pair.partners_per_seed
     assert max(Counter(pairs.partners.tolist()).values()) == tiny_config.pair.seeds_per_partner
 
 
-def test_index_that_does_not_fit_on_the_disk_is_one_line_and_leaves_no_file(tiny_run: Path, tmp_path: Path) -> None:
-    """hnswlib itself reports no error."""
+def test_index_on_a_full_disk_is_refused_in_one_line_and_leaves_no_file(tiny_run: Path, tmp_path: Path) -> None:
+    """Files are limited to 64 KiB; hnswlib itself reports no error."""
     limit = 64 << 10
 
     def small_files() -> None:

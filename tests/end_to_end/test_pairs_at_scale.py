@@ -69,7 +69,7 @@ def run_pair(directory: Path, out: Path, *settings: str) -> tuple[Manifest, int]
 
 
 @pytest.mark.slow
-def test_pairing_200_000_vectors_takes_less_than_4_gib_and_partitions_find_as_many(tmp_path: Path) -> None:
+def test_pair_of_200_000_vectors_takes_less_than_4_gib_and_partitions_find_as_many(tmp_path: Path) -> None:
     write_inputs(tmp_path, DOCUMENTS)
     whole, peak = run_pair(tmp_path, tmp_path / "whole")
     counts = whole.counts
@@ -86,7 +86,7 @@ def test_pairing_200_000_vectors_takes_less_than_4_gib_and_partitions_find_as_ma
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["ivf", "hnsw"])
-def test_random_kills_change_no_byte(backend: str, tmp_path: Path) -> None:
+def test_pair_killed_at_random_gives_the_same_files(backend: str, tmp_path: Path) -> None:
     write_inputs(tmp_path, 3000)
     settings = (f"pair.backend={backend}", "pair.partition_documents=800", "pair.memory_gib=0.004", "threads=1")
     whole, _ = run_pair(tmp_path, tmp_path / "whole", *settings)

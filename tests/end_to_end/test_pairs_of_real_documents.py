@@ -99,7 +99,7 @@ def test_every_backend_partitioned_or_not_finds_the_pairs_of_real_documents(run:
 
 
 @pytest.mark.slow
-def test_caps_hold_for_real_documents(run: Path) -> None:
+def test_degree_caps_hold_for_real_documents(run: Path) -> None:
     _, everything = paired(run, "exact", backend="exact")
     manifest, kept = paired(run, "capped", backend="exact", partners_per_seed=4, seeds_per_partner=4)
     partners_of, seeds_of = (Counter(pair[end] for pair in kept) for end in (0, 1))

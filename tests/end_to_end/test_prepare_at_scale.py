@@ -38,7 +38,7 @@ def start(script: Path, part_bytes: int, documents: Path, out: Path, workers: in
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_random_kills_change_no_byte(tmp_path: Path, workers: int) -> None:
+def test_prepare_killed_at_random_gives_the_same_files(tmp_path: Path, workers: int) -> None:
     folder = tmp_path / "documents"
     folder.mkdir()
     for file in range(4):
@@ -68,7 +68,7 @@ def files(directory: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_million_documents_in_bounded_memory(tmp_path: Path) -> None:
+def test_prepare_of_a_million_documents_takes_bounded_memory(tmp_path: Path) -> None:
     documents, words = tmp_path / "documents.jsonl", np.array([f"word{number}" for number in range(5000)])
     generator = np.random.default_rng(0)
     with documents.open("w") as file:

@@ -41,7 +41,7 @@ def results(out: Path) -> Any:
     return without_seconds(json.loads((out / "results.json").read_text()))
 
 
-def test_every_stage_is_done_and_the_arms_are_matched(tiny_run: Path) -> None:
+def test_run_finishes_every_stage_with_matched_arms(tiny_run: Path) -> None:
     fingerprints(tiny_run)
     arms = results(tiny_run)["arms"]
     assert arms.keys() == {"baseline", "sbp", "oracle"}
@@ -52,7 +52,7 @@ def test_every_stage_is_done_and_the_arms_are_matched(tiny_run: Path) -> None:
     assert "<html" in (tiny_run / "report.html").read_text()
 
 
-def test_models_learned_something(tiny_run: Path) -> None:
+def test_run_lowers_the_training_loss_of_every_model(tiny_run: Path) -> None:
     for model in ("baseline", "sbp", "oracle", "synthesizer"):
         losses = [
             json.loads(line)["train/loss"] for line in (tiny_run / "train" / model / "metrics.jsonl").read_text().splitlines()
@@ -60,13 +60,13 @@ def test_models_learned_something(tiny_run: Path) -> None:
         assert losses[-1] < losses[0]
 
 
-def test_a_finished_run_is_not_run_again(tiny_config: RunConfig, tiny_run: Path) -> None:
+def test_finished_run_is_not_run_again(tiny_config: RunConfig, tiny_run: Path) -> None:
     before = {path: path.stat().st_mtime_ns for stage in STAGES for path in (tiny_run / stage).rglob("*")}
     run(tiny_config, tiny_run, console=QUIET)
     assert before == {path: path.stat().st_mtime_ns for stage in STAGES for path in (tiny_run / stage).rglob("*")}
 
 
-def test_another_configuration_is_refused_and_force_redoes_only_what_it_touches(
+def test_changed_configuration_is_refused_and_force_reruns_only_affected_stages(
     tiny_config: RunConfig, tiny_run: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "copy"
@@ -85,7 +85,7 @@ def test_another_configuration_is_refused_and_force_redoes_only_what_it_touches(
     }
 
 
-def test_two_unbroken_runs_give_the_same_results(tiny_config: RunConfig, tiny_run: Path, tmp_path: Path) -> None:
+def test_two_uninterrupted_runs_give_the_same_results(tiny_config: RunConfig, tiny_run: Path, tmp_path: Path) -> None:
     run(tiny_config, tmp_path / "again", console=QUIET)
     assert fingerprints(tmp_path / "again") == fingerprints(tiny_run)
     assert results(tmp_path / "again") == results(tiny_run)
@@ -94,7 +94,7 @@ def test_two_unbroken_runs_give_the_same_results(tiny_config: RunConfig, tiny_ru
 @pytest.mark.parametrize(
     ("kills", "seed"), [pytest.param(2, 0, id="twice"), pytest.param(12, 1, marks=pytest.mark.slow, id="twelve-times")]
 )
-def test_killed_at_random_moments_it_ends_with_the_same_results(kills: int, seed: int, tiny_run: Path, tmp_path: Path) -> None:
+def test_run_killed_at_random_ends_with_the_same_results(kills: int, seed: int, tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "sbp_fast", "run", "demo", *TINY, "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -49,7 +49,7 @@ def compare_models(out: Path, corpus: Path, models: dict[str, Path], config: Run
     return compare(config, out / "compare", scores=scores, console=QUIET).counts
 
 
-def test_bits_per_byte_is_the_loss_of_each_document_alone(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+def test_bits_per_byte_equal_the_loss_of_each_document_alone(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
     corpus, models = inputs
     counts = compare_models(tmp_path, corpus, models)
     heldout = PreparedCorpus(corpus).heldout
@@ -57,22 +57,22 @@ def test_bits_per_byte_is_the_loss_of_each_document_alone(inputs: tuple[Path, di
         model, bits = load_model(directory), 0.0
         for index in range(len(heldout)):
             tokens = torch.from_numpy(heldout[index].astype(np.int64))
-            for start in range(0, len(tokens) - 1, CONFIG.model.context):  # pieces of the context's length
-                piece = tokens[start : start + CONFIG.model.context + 1]
-                layout = PackedLayout.from_lengths([len(piece) - 1])
+            for start in range(0, len(tokens) - 1, CONFIG.model.context):  # chunks of the context's length
+                chunk = tokens[start : start + CONFIG.model.context + 1]
+                layout = PackedLayout.from_lengths([len(chunk) - 1])
                 with torch.no_grad():
-                    bits += float(model(piece[:-1], layout, piece[1:])) / math.log(2)
-        found = counts["arms"][arm]["heldout_bits_per_byte"]
-        assert found["value"] == pytest.approx(bits / heldout.text_bytes.sum(), rel=1e-5)
-        assert found["low"] < found["value"] < found["high"]
-        assert found["documents"] == sum(part["items"] for part in found["by_source"].values()) == len(heldout)
+                    bits += float(model(chunk[:-1], layout, chunk[1:])) / math.log(2)
+        score = counts["arms"][arm]["heldout_bits_per_byte"]
+        assert score["value"] == pytest.approx(bits / heldout.text_bytes.sum(), rel=1e-5)
+        assert score["low"] < score["value"] < score["high"]
+        assert score["documents"] == sum(source["items"] for source in score["by_source"].values()) == len(heldout)
     change = counts["differences"]["oracle"]["heldout_bits_per_byte"]
     values = [counts["arms"][arm]["heldout_bits_per_byte"]["value"] for arm in ("oracle", "baseline")]
     assert change["value"] == pytest.approx(values[0] - values[1], rel=1e-12)
     assert "baseline" not in counts["differences"]
 
 
-def test_a_choice_is_scored_by_its_log_probability_a_byte(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+def test_choice_score_is_its_log_probability_per_byte(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
     corpus, models = inputs
     long = {
         "prompt": "the ships of our navy " * 20,
@@ -85,15 +85,15 @@ def test_a_choice_is_scored_by_its_log_probability_a_byte(inputs: tuple[Path, di
     config = CONFIG.model_copy(update={"evaluate": chosen})
     counts = compare_models(tmp_path, corpus, models, config)
     prepared, model = PreparedCorpus(corpus), load_model(models["sbp"])
-    (one,) = question_sets(chosen, CONFIG.seed, prepared, QUIET)
+    (question_set,) = question_sets(chosen, CONFIG.seed, prepared, QUIET)
     rows = pq.read_table(tmp_path / "sbp" / SCORES).to_pylist()
     rows = [row for row in rows if row["metric"] == "quiz_accuracy"]
     right = []
-    for question, row in zip(one.questions, rows, strict=True):
+    for question, row in zip(question_set.questions, rows, strict=True):
         scores = []
         choices = [prepared.tokenizer.encode(" " + choice) for choice in question.choices]
-        room = CONFIG.model.context - max(map(len, choices)) + 1
-        prompt = [prepared.tokenizer.begin, *prepared.tokenizer.encode(question.prompt)][-room:]
+        space = CONFIG.model.context - max(map(len, choices)) + 1
+        prompt = [prepared.tokenizer.begin, *prepared.tokenizer.encode(question.prompt)][-space:]
         for choice, tokens in zip(question.choices, choices, strict=True):
             sequence = torch.tensor([*prompt, *tokens])
             targets = torch.full_like(sequence, -100)
@@ -158,7 +158,7 @@ def test_metric_registered_from_outside_is_scored_compared_and_described(
         compare(CONFIG, tmp_path / "mixed", scores=scores, console=QUIET)
 
 
-def test_flops_are_those_of_the_tokens_read(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+def test_evaluate_counts_the_flops_of_the_tokens_read(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
     corpus, models = inputs
     config = CONFIG.model_copy(update={"evaluate": CONFIG.evaluate.model_copy(update={"continuation_questions": 0})})
     manifest = evaluate(config, tmp_path / "out", corpus=corpus, model=models["sbp"], console=QUIET)
@@ -170,16 +170,15 @@ def test_flops_are_those_of_the_tokens_read(inputs: tuple[Path, dict[str, Path]]
     assert list(manifest.counts["metrics"]) == ["heldout_bits_per_byte"]
 
 
-def test_differences_are_paired(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
-    """A model differs from itself by nothing, whatever the resample."""
+def test_difference_of_a_model_to_itself_is_exactly_zero(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
     corpus, models = inputs
     twins = {"first": models["sbp"], "second": models["sbp"]}
     differences = compare_models(tmp_path, corpus, twins)["differences"]["second"]
     assert len(differences) == 2
-    assert all(found == {"value": 0, "low": 0, "high": 0} for found in differences.values())
+    assert all(difference == {"value": 0, "low": 0, "high": 0} for difference in differences.values())
 
 
-def test_a_model_of_another_vocabulary_is_refused(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+def test_evaluate_with_a_model_of_another_vocabulary_is_refused(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
     corpus, _ = inputs
     other = write_model(tmp_path / "other", 1, 300)
     with pytest.raises(UserError, match="model of other: has a vocabulary of 300"):
@@ -187,17 +186,17 @@ def test_a_model_of_another_vocabulary_is_refused(inputs: tuple[Path, dict[str, 
 
 
 def test_recovered_share_is_null_where_the_oracle_may_gain_nothing() -> None:
-    draws = np.random.default_rng(0).normal([-2.0, -1.98, -1.9], 0.001, (500, 3))
-    found = recovered_share(np.array([-2.0, -1.98, -1.9]), draws, 0.95)
-    assert found["value"] == pytest.approx(0.2) and found["low"] < 0.2 < found["high"]
-    blind = recovered_share(np.array([-2.0, -1.98, -1.9995]), draws - np.array([0, 0, 0.0995]), 0.95)
+    resampled = np.random.default_rng(0).normal([-2.0, -1.98, -1.9], 0.001, (500, 3))
+    share = recovered_share(np.array([-2.0, -1.98, -1.9]), resampled, 0.95)
+    assert share["value"] == pytest.approx(0.2) and share["low"] < 0.2 < share["high"]
+    blind = recovered_share(np.array([-2.0, -1.98, -1.9995]), resampled - np.array([0, 0, 0.0995]), 0.95)
     assert blind == {"value": None, "reason": "the oracle's own gain is not distinguishable from zero"}
-    worse = recovered_share(np.array([-2.0, -1.98, -2.1]), draws - np.array([0, 0, 0.2]), 0.95)
+    worse = recovered_share(np.array([-2.0, -1.98, -2.1]), resampled - np.array([0, 0, 0.2]), 0.95)
     assert worse == {"value": None, "reason": "the oracle itself did worse than the baseline"}
 
 
-def test_fewer_bits_are_a_gain(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
-    """SBP equal to the oracle recovers all of its gain if the oracle is the better model, and if it is not there is none."""
+def test_recovered_share_counts_fewer_bits_as_a_gain(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    """An SBP arm equal to the oracle recovers its whole gain if the oracle beats the baseline; otherwise there is no gain."""
     corpus, models = inputs
     metric = "heldout_bits_per_byte"
     counts = compare_models(tmp_path, corpus, models)

@@ -19,7 +19,7 @@ from sbp_fast.config import QualityConfig, RunConfig
 from sbp_fast.errors import TransientError, UserError
 from sbp_fast.evaluate import judge as module
 from sbp_fast.evaluate.judge import Endpoint, LocalModel, fingerprint_directory, open_judge
-from sbp_fast.evaluate.judge_answers import ANSWERS, PROMPTS, Asked, collect_answers, parse_verdict, verdict_counts
+from sbp_fast.evaluate.judge_answers import ANSWERS, PROMPTS, JudgeQuestion, collect_answers, parse_verdict, verdict_counts
 from sbp_fast.experiment.run import run as run_experiment
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.stages.quality import JUDGED
@@ -37,15 +37,15 @@ def settings(url: str, **more: Any) -> QualityConfig:
 
 
 def answers(config: QualityConfig, *prompts: str) -> list[str]:
-    found = dict(Endpoint(config).ask(prompts))
-    return [found[number] for number in range(len(prompts))]
+    by_index = dict(Endpoint(config).ask(prompts))
+    return [by_index[index] for index in range(len(prompts))]
 
 
-def test_what_is_sent_and_what_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endpoint_sends_model_and_key_and_returns_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "secret")
     with serving(lambda before, body: completion(f"echo {body['messages'][0]['content']}")) as server:
-        found = answers(settings(server.url + "/", judge_key_variable="JUDGE_KEY", judge_requests=1), "one", "zwei ü")
-    assert found == ["echo one", "echo zwei ü"]
+        answered = answers(settings(server.url + "/", judge_key_variable="JUDGE_KEY", judge_requests=1), "one", "zwei ü")
+    assert answered == ["echo one", "echo zwei ü"]
     assert server.paths == ["/v1/chat/completions"] * 2
     assert {headers["Authorization"] for headers in server.headers} == {"Bearer secret"}
     body = server.requests[0]
@@ -55,14 +55,14 @@ def test_what_is_sent_and_what_is_returned(monkeypatch: pytest.MonkeyPatch) -> N
     assert judge.identity["model"] == "judge-7b" and "secret" not in json.dumps(judge.identity)
 
 
-def test_no_key_is_sent_unless_asked_for() -> None:
+def test_endpoint_without_a_key_variable_sends_no_key() -> None:
     with serving(lambda before, body: completion("YES")) as server:
         answers(settings(server.url), "one")
     assert "Authorization" not in server.headers[0]
 
 
 @pytest.mark.parametrize("failure", [(500, b"busy"), (429, b"slow down"), (200, b"<html>"), (200, b'{"choices": []}'), None])
-def test_what_may_pass_is_asked_again(failure: tuple[int, bytes] | None) -> None:
+def test_endpoint_retries_after_a_transient_failure(failure: tuple[int, bytes] | None) -> None:
     def behaviour(before: int, body: dict[str, Any]) -> tuple[int, bytes]:
         if before < 2:
             if failure is None:
@@ -75,7 +75,7 @@ def test_what_may_pass_is_asked_again(failure: tuple[int, bytes] | None) -> None
     assert len(server.requests) == 3
 
 
-def test_a_server_that_takes_too_long_is_asked_again() -> None:
+def test_endpoint_retries_after_a_timeout() -> None:
     def behaviour(before: int, body: dict[str, Any]) -> tuple[int, bytes]:
         time.sleep(0.6 if before == 0 else 0)
         return completion("YES")
@@ -92,13 +92,13 @@ def test_a_server_that_takes_too_long_is_asked_again() -> None:
         ((200, b"garbage"), "answers what is no chat completion: "),
     ],
 )
-def test_a_server_that_goes_on_failing_is_given_up(reply: tuple[int, bytes], message: str) -> None:
+def test_endpoint_that_fails_every_attempt_raises_transient_error(reply: tuple[int, bytes], message: str) -> None:
     with serving(lambda before, body: reply) as server, pytest.raises(TransientError, match=message):
         answers(settings(server.url), "one")
     assert len(server.requests) == module.ATTEMPTS
 
 
-def test_a_server_that_refuses_is_not_asked_again() -> None:
+def test_endpoint_that_refuses_is_not_retried() -> None:
     message = r"answers 401: .*wrong key.*; correct quality.judge_url"
     refusal = (401, b'{"error": "wrong key"}')
     with serving(lambda before, body: refusal) as server, pytest.raises(UserError, match=message) as raised:
@@ -106,21 +106,21 @@ def test_a_server_that_refuses_is_not_asked_again() -> None:
     assert len(server.requests) == 1 and not isinstance(raised.value, TransientError)
 
 
-def test_nobody_there() -> None:
+def test_endpoint_without_a_server_raises_transient_error() -> None:
     with serving(lambda before, body: completion("")) as server:
         pass
     with pytest.raises(TransientError, match="does not answer"):
         answers(settings(server.url), "one")
 
 
-def test_several_questions_are_under_way_but_no_more_than_allowed() -> None:
+def test_endpoint_has_at_most_judge_requests_in_flight() -> None:
     with serving(lambda before, body: completion(body["messages"][0]["content"]), seconds=0.05) as server:
         prompts = [str(number) for number in range(12)]
         assert answers(settings(server.url, judge_requests=4), *prompts) == prompts
     assert 2 <= server.most_at_once <= 4
 
 
-def test_what_was_answered_comes_before_the_failure() -> None:
+def test_endpoint_yields_finished_answers_before_it_raises() -> None:
     def behaviour(before: int, body: dict[str, Any]) -> tuple[int, bytes]:
         if body["messages"][0]["content"] == "bad":
             return 400, b"no"
@@ -128,10 +128,10 @@ def test_what_was_answered_comes_before_the_failure() -> None:
         return completion("YES")
 
     with serving(behaviour) as server:
-        found = Endpoint(settings(server.url, judge_requests=2)).ask(["good", "bad", *["never asked"] * 9])
-        assert next(found) == (0, "YES")
+        replies = Endpoint(settings(server.url, judge_requests=2)).ask(["good", "bad", *["never asked"] * 9])
+        assert next(replies) == (0, "YES")
         with pytest.raises(UserError, match="400"):
-            list(found)
+            list(replies)
     assert len(server.requests) < 6
 
 
@@ -148,7 +148,7 @@ def test_what_was_answered_comes_before_the_failure() -> None:
         ({"judge": "local", "judge_model": "/nowhere/at/all"}, "/nowhere/at/all: is no directory"),
     ],
 )
-def test_settings_of_no_use_are_refused_before_anything_runs(values: dict[str, str], message: str, tmp_path: Path) -> None:
+def test_unusable_judge_settings_are_refused_before_anything_runs(values: dict[str, str], message: str, tmp_path: Path) -> None:
     for work in (
         lambda: open_judge(QualityConfig(**values), "cpu"),  # type: ignore[arg-type]
         lambda: run_experiment(RunConfig(quality=QualityConfig(**values)), tmp_path / "out", console=QUIET),  # type: ignore[arg-type]
@@ -159,7 +159,7 @@ def test_settings_of_no_use_are_refused_before_anything_runs(values: dict[str, s
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_judge_there_is_none() -> None:
+def test_open_judge_with_judge_none_returns_none() -> None:
     assert open_judge(QualityConfig(), "cpu") is None
 
 
@@ -187,7 +187,7 @@ class FakeModel:
         return torch.cat([input_ids, torch.tensor([list(answer)])], dim=1)
 
 
-def test_a_local_model_answers_with_what_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_model_answers_with_its_generated_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text("{}")
     tokenizer = FakeTokenizer()
     monkeypatch.setattr(module, "_load", lambda directory, device: (FakeModel(), tokenizer))
@@ -200,7 +200,7 @@ def test_a_local_model_answers_with_what_it_writes(tmp_path: Path, monkeypatch: 
     assert judge.identity["files"] != fingerprint_directory(str(tmp_path))
 
 
-def test_a_real_model_of_transformers_is_loaded_and_asked(tmp_path: Path) -> None:
+def test_open_judge_with_a_transformers_directory_answers_the_same_twice(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -215,7 +215,7 @@ def test_a_real_model_of_transformers_is_loaded_and_asked(tmp_path: Path) -> Non
     assert first == second and set(" ".join(first.values()).split()) <= {"YES", "NO", "?"}
 
 
-def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
+def test_local_model_of_an_empty_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be loaded"):
         LocalModel(str(tmp_path), "cpu")
 
@@ -235,55 +235,59 @@ def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
         ("eyes", None),
     ],
 )
-def test_a_verdict_is_one_word_and_never_guessed(answer: str, verdict: str | None) -> None:
+def test_parse_verdict_takes_a_single_yes_or_no_and_nothing_else(answer: str, verdict: str | None) -> None:
     assert parse_verdict(answer) == verdict
 
 
-class Told:
-    """A judge that answers from a table, and fails once it has answered so many."""
+class ScriptedJudge:
+    """A judge that answers from a table, and fails after `at_most` answers."""
 
-    identity: dict[str, Any] = {"kind": "told", "model": "told"}  # noqa: RUF012
+    identity: dict[str, Any] = {"kind": "scripted", "model": "scripted"}  # noqa: RUF012
 
-    def __init__(self, told: dict[str, str], at_most: int = 99) -> None:
-        self.told, self.left, self.asked = told, at_most, 0
+    def __init__(self, answers: dict[str, str], at_most: int = 99) -> None:
+        self.answers, self.left, self.asked = answers, at_most, 0
 
     def ask(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
         for number, prompt in enumerate(prompts):
             if self.left == 0:
                 raise TransientError("judge", "went away", "rerun")
             self.left, self.asked = self.left - 1, self.asked + 1
-            yield number, self.told[prompt]
+            yield number, self.answers[prompt]
 
 
-def test_what_was_answered_is_not_asked_again(tmp_path: Path) -> None:
-    asked = [Asked("non_factual", "synthetic", number, f"prompt {number}") for number in range(6)]
-    told = {question.prompt: f"answer\nüber {question.document}" for question in asked}
+def test_collect_answers_after_a_kill_asks_only_the_unanswered_questions(tmp_path: Path) -> None:
+    asked = [JudgeQuestion("non_factual", "synthetic", number, f"prompt {number}") for number in range(6)]
+    scripted = {question.prompt: f"answer\nüber {question.document}" for question in asked}
     with pytest.raises(TransientError):
-        collect_answers(Told(told, 4), asked, tmp_path, QUIET, lambda: None)
+        collect_answers(ScriptedJudge(scripted, 4), asked, tmp_path, QUIET, lambda: None)
     with open(tmp_path / ANSWERS, "rb+") as file:
         file.truncate(file.seek(0, os.SEEK_END) - 5)  # killed while it wrote the last
-    judge = Told(told)
-    assert collect_answers(judge, asked, tmp_path, QUIET, lambda: None) == {one.key: told[one.prompt] for one in asked}
+    judge = ScriptedJudge(scripted)
+    expected = {question.key: scripted[question.prompt] for question in asked}
+    assert collect_answers(judge, asked, tmp_path, QUIET, lambda: None) == expected
     assert judge.asked == 3
     assert len((tmp_path / ANSWERS).read_text().splitlines()) == 6
-    judge = Told(told)
+    judge = ScriptedJudge(scripted)
     assert len(collect_answers(judge, asked, tmp_path, QUIET, lambda: None)) == 6 and judge.asked == 0
 
 
-def test_a_judge_that_never_answered_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_collect_answers_from_a_judge_that_never_answered_leaves_no_file(tmp_path: Path) -> None:
+    asked = [JudgeQuestion("non_factual", "synthetic", 0, "prompt")]
     with pytest.raises(TransientError):
-        collect_answers(Told({}, 0), [Asked("non_factual", "synthetic", 0, "prompt")], tmp_path, QUIET, lambda: None)
+        collect_answers(ScriptedJudge({}, 0), asked, tmp_path, QUIET, lambda: None)
     assert not list(tmp_path.iterdir()) or {path.name for path in tmp_path.iterdir()} == {"clock.json"}
 
 
-def test_verdicts_are_counted_by_group_and_what_is_none_stays_out() -> None:
+def test_verdict_counts_leave_answers_without_a_verdict_out_of_the_rate() -> None:
     given = {"synthetic": ["yes", "NO", "maybe", "no"], "real": ["no", "no", "", "yes and no"]}
     asked = [
-        Asked("non_factual", group, number, f"{group} {number}") for group, one in given.items() for number in range(len(one))
+        JudgeQuestion("non_factual", group, number, f"{group} {number}")
+        for group, replies in given.items()
+        for number in range(len(replies))
     ]
     answered = {question.key: given[question.group][question.document] for question in asked}
-    counts = verdict_counts(Told({}), asked, answered)
-    assert counts["identity"] == Told.identity and counts["prompts"] == PROMPTS
+    counts = verdict_counts(ScriptedJudge({}), asked, answered)
+    assert counts["identity"] == ScriptedJudge.identity and counts["prompts"] == PROMPTS
     assert counts["verdicts"] == {
         "non_factual": {
             "synthetic": {"asked": 4, "unparsable": 1, "faulty": 1, "rate": 1 / 3},
@@ -293,8 +297,10 @@ def test_verdicts_are_counted_by_group_and_what_is_none_stays_out() -> None:
 
 
 def judging(before: int, body: dict[str, Any]) -> tuple[int, bytes]:
-    """Facts are wrong in texts of an even length; texts have to do with each other if the first ends in a letter of a to m;
-    texts of a length that seven divides are too hard."""
+    """Answer by the texts alone: a text of even length is not factual, one of a length that seven divides gets no verdict.
+
+    Two texts are related if the first ends in a letter from a to m.
+    """
     prompt = body["messages"][0]["content"]
     if "<first>" not in prompt:
         text = prompt.split("<text>\n")[1].split("\n</text>")[0]
@@ -302,40 +308,41 @@ def judging(before: int, body: dict[str, Any]) -> tuple[int, bytes]:
     return completion("Yes" if prompt.split("\n</first>")[0][-1] <= "m" else "No")
 
 
-def test_the_stage_asks_of_documents_and_of_controls(inputs: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+def test_quality_with_a_judge_asks_about_documents_and_controls(inputs: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
     with serving(judging) as server:
         options = ("quality.judge=endpoint", "quality.judge_model=judge-7b", f"quality.judge_url='{server.url}'")
         manifest = run(inputs, tmp_path / "out", *options)
     from sbp_fast.data.prepared import PreparedCorpus
     from sbp_fast.data.token_shards.corpus import Corpus
 
-    prepared, kept = PreparedCorpus(inputs["corpus"]), Corpus(inputs["kept"])
+    prepared, filtered = PreparedCorpus(inputs["corpus"]), Corpus(inputs["filtered"])
     rows = pq.read_table(tmp_path / "out" / JUDGED).to_pylist()
-    texts = [prepared.text(kept, number) for number in range(4)]
+    texts = [prepared.text(filtered, number) for number in range(4)]
     wrong = [None if len(text) % 7 == 0 else len(text) % 2 == 0 for text in texts]
     seeds = [prepared.text(prepared.unique, row["seed"]) for row in rows]
     assert [row["judged_non_factual"] for row in rows] == wrong
     assert [row["judged_pair_irrelevance"] for row in rows] == [seed[-1] > "m" for seed in seeds]
     counts = manifest.counts
     quality, verdicts = counts["quality"], counts["judge"]["verdicts"]
-    known = [one for one in wrong if one is not None]
+    known = [verdict for verdict in wrong if verdict is not None]
     assert quality["non_factual"]["rate"] == (np.mean(known) if known else None)
     assert quality["non_factual"]["documents"] == len(known)
     real = [len(seed) % 2 == 0 for seed in seeds if len(seed) % 7]
     assert quality["non_factual"]["real_rate"] == np.mean(real)
     assert quality["pair_irrelevance"]["rate"] == np.mean([seed[-1] > "m" for seed in seeds])
     assert "judge-7b" in quality["pair_irrelevance"]["how"] and "random pairs" in quality["pair_irrelevance"]["how"]
-    assert {name: verdicts["pair_irrelevance"][name]["asked"] for name in ("synthetic", "random", "neighbours")} == {
+    assert {name: verdicts["pair_irrelevance"][name]["asked"] for name in ("synthetic", "random", "neighbors")} == {
         "synthetic": 4,
         "random": 4,
-        "neighbours": 3,
+        "neighbors": 3,
     }
     assert len(server.requests) == 4 * 4 + 3
     assert counts["similarity"]["means"]["seed"] is not None
-    assert {found["pair_irrelevance"] for found in counts["sources"].values()} == {quality["pair_irrelevance"]["rate"]}
+    by_source = {source["rates"]["pair_irrelevance"] for source in counts["sources"].values()}
+    assert by_source == {quality["pair_irrelevance"]["rate"]}
 
 
-def test_killed_while_it_judges_it_goes_on(inputs: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+def test_quality_killed_while_judging_resumes_to_the_same_result(inputs: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
     script = f"""
 from pathlib import Path
 import test_quality
@@ -345,11 +352,11 @@ test_quality.run(inputs, Path({str(tmp_path / "out")!r}), "quality.judge=endpoin
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
     processes: list[subprocess.Popen[bytes]] = []
-    kept = tmp_path / "out.partial" / ANSWERS
+    saved = tmp_path / "out.partial" / ANSWERS
 
     def behaviour(before: int, body: dict[str, Any]) -> tuple[int, bytes]:
         if before == 7:
-            while kept.read_bytes().count(b"\n") < 7:  # what was answered last may not be on disk yet
+            while saved.read_bytes().count(b"\n") < 7:  # the last answer may not be on disk yet
                 time.sleep(0.01)
             processes[0].send_signal(signal.SIGKILL)
             processes[0].wait()
@@ -359,8 +366,8 @@ test_quality.run(inputs, Path({str(tmp_path / "out")!r}), "quality.judge=endpoin
     with serving(behaviour) as server:
         processes.append(subprocess.Popen([sys.executable, "-c", script.replace("URL", server.url)], env=environment))
         assert processes[0].wait(120) == -signal.SIGKILL
-        assert len(kept.read_text().splitlines()) == 7
+        assert len(saved.read_text().splitlines()) == 7
         resumed = run(inputs, tmp_path / "out", *options, f"quality.judge_url='{server.url}'")
-        assert len(server.requests) == 8 + 19 - 7  # the one that nobody was left to hear is asked again
+        assert len(server.requests) == 8 + 19 - 7  # the question whose answer was lost is asked again
         unbroken = run(inputs, tmp_path / "unbroken", *options, f"quality.judge_url='{server.url}'")
     assert resumed.counts == unbroken.counts and resumed.fingerprint == unbroken.fingerprint

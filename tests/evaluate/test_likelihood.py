@@ -34,20 +34,20 @@ def alone(tokens: list[int], first: int) -> float:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(token, min_size=2, max_size=CONTEXT + 1), min_size=1, max_size=6), st.integers(1, 80))
-def test_packed_documents_score_as_each_alone(documents: list[list[int]], stream_tokens: int) -> None:
+def test_packed_documents_score_as_each_document_alone(documents: list[list[int]], packed_tokens: int) -> None:
     trees = document_trees([np.array(document, np.uint16) for document in documents], CONTEXT)
-    found, extent = log_likelihoods(MODEL, trees, len(documents), stream_tokens=stream_tokens)
-    np.testing.assert_allclose(found, [alone(document, 1) for document in documents], rtol=1e-12, atol=1e-12)
+    scores, extent = log_likelihoods(MODEL, trees, len(documents), packed_tokens=packed_tokens)
+    np.testing.assert_allclose(scores, [alone(document, 1) for document in documents], rtol=1e-12, atol=1e-12)
     sizes = [len(document) - 1 for document in documents]
     assert extent == Extent(sum(sizes), sum(size * (size + 1) // 2 for size in sizes), sum(sizes))
 
 
-def test_a_long_document_is_cut_and_every_token_is_predicted_once() -> None:
+def test_document_longer_than_the_context_has_every_token_predicted_once() -> None:
     document = np.random.default_rng(0).integers(0, VOCABULARY, 2 * CONTEXT + 7)
-    found, extent = log_likelihoods(MODEL, document_trees([document], CONTEXT), 1)
+    scores, extent = log_likelihoods(MODEL, document_trees([document], CONTEXT), 1)
     starts = range(0, len(document) - 1, CONTEXT)
     expected = sum(alone(document[start : start + CONTEXT + 1].tolist(), 1) for start in starts)
-    np.testing.assert_allclose(found, [expected], rtol=1e-12)
+    np.testing.assert_allclose(scores, [expected], rtol=1e-12)
     assert extent.predictions == len(document) - 1
 
 
@@ -59,28 +59,28 @@ question = st.tuples(
 @settings(max_examples=25, deadline=None)
 @given(st.lists(question, min_size=1, max_size=4), st.integers(1, 80))
 def test_choices_under_a_shared_prompt_score_as_separate_sequences(
-    questions: list[tuple[list[int], list[list[int]]]], stream_tokens: int
+    questions: list[tuple[list[int], list[list[int]]]], packed_tokens: int
 ) -> None:
     count = sum(len(choices) for _, choices in questions)
-    found, extent = log_likelihoods(MODEL, choice_trees(questions, CONTEXT), count, stream_tokens=stream_tokens)
+    scores, extent = log_likelihoods(MODEL, choice_trees(questions, CONTEXT), count, packed_tokens=packed_tokens)
     expected = [alone([*prompt, *choice], len(prompt)) for prompt, choices in questions for choice in choices]
-    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(scores, expected, rtol=1e-12, atol=1e-12)
     assert extent.tokens == sum(len(prompt) + sum(len(choice) - 1 for choice in choices) for prompt, choices in questions)
 
 
-def test_a_prompt_too_long_for_the_context_loses_its_beginning() -> None:
+def test_prompt_too_long_for_the_context_is_truncated_at_its_beginning() -> None:
     prompt, choices = list(range(CONTEXT + 10)), [[1, 2, 3, 4], [5]]
-    found, _ = log_likelihoods(MODEL, choice_trees([(prompt, choices)], CONTEXT), 2)
-    kept = prompt[-(CONTEXT - 3) :]
-    np.testing.assert_allclose(found, [alone([*kept, *choice], len(kept)) for choice in choices], rtol=1e-12)
+    scores, _ = log_likelihoods(MODEL, choice_trees([(prompt, choices)], CONTEXT), 2)
+    truncated = prompt[-(CONTEXT - 3) :]
+    np.testing.assert_allclose(scores, [alone([*truncated, *choice], len(truncated)) for choice in choices], rtol=1e-12)
 
 
-def test_a_choice_longer_than_the_context_is_refused() -> None:
+def test_choice_longer_than_the_context_is_refused() -> None:
     with pytest.raises(UserError, match="questions, question 2: a choice is longer than the model's context of 24 tokens"):
         choice_trees([([1], [[2], [3]]), ([1], [[2], [3] * (CONTEXT + 1)])], CONTEXT)
 
 
-def test_single_precision_is_as_good_as_torch_in_single_precision() -> None:
+def test_log_likelihoods_in_float32_are_as_exact_as_torch_in_float32() -> None:
     """Error against float64 at most twice that of running each document alone in float32."""
     single = Transformer(CONFIG, VOCABULARY)
     single.load_state_dict(MODEL.state_dict())

@@ -9,7 +9,7 @@ from fabricated_run import QUIET, write_prepared
 from sbp_fast.config import EvaluateConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
-from sbp_fast.evaluate.multiple_choice import continuation_questions, cut_text, metric_name, question_sets, read_questions
+from sbp_fast.evaluate.multiple_choice import continuation_questions, metric_name, question_sets, read_questions, split_text
 
 RECORD = {"prompt": "The sea is", "choices": ["blue", "made of tin"], "answer": 0}
 
@@ -26,7 +26,7 @@ def write(path: Path, *lines: Any) -> str:
 
 
 @pytest.mark.parametrize("name", ["quiz.jsonl", "quiz.jsonl.gz"])
-def test_a_file_is_read_whole(name: str, tmp_path: Path) -> None:
+def test_read_questions_returns_every_record_of_a_file(name: str, tmp_path: Path) -> None:
     styled = {**RECORD, "prompt_in_style": "Sea: color:", "id": "q7", "source": "atlas", "answer": 1}
     first, second = read_questions(write(tmp_path / name, RECORD, "", styled))
     assert (first.prompt, first.choices, first.answer, first.source) == ("The sea is", ("blue", "made of tin"), 0, "questions")
@@ -46,14 +46,14 @@ def test_a_file_is_read_whole(name: str, tmp_path: Path) -> None:
         ({"prompt": "x", "choices": ["a", "b"]}, "line 2: answer None is not one of 0 to 1"),
     ],
 )
-def test_a_malformed_record_names_file_and_line(line: Any, message: str, tmp_path: Path) -> None:
+def test_read_questions_with_a_malformed_record_names_file_and_line(line: Any, message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "quiz.jsonl", RECORD, line)
     with pytest.raises(UserError) as raised:
         read_questions(path)
     assert str(raised.value).startswith(f"{path}, {message}")
 
 
-def test_missing_empty_and_undecodable_files_are_refused(tmp_path: Path) -> None:
+def test_read_questions_of_missing_empty_and_undecodable_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_questions(str(tmp_path / "absent.jsonl"))
     with pytest.raises(UserError, match="holds no question"):
@@ -75,26 +75,26 @@ def test_missing_empty_and_undecodable_files_are_refused(tmp_path: Path) -> None
         ("eval_two.jsonl", "eval_two_accuracy"),
     ],
 )
-def test_a_metric_is_named_after_its_file(path: str, metric: str) -> None:
+def test_metric_name_derives_from_the_file_name(path: str, metric: str) -> None:
     assert metric_name(path) == metric
 
 
-def test_auto_takes_the_embedded_sets_with_the_embedded_corpus_alone(
+def test_choices_auto_reads_the_embedded_sets_only_with_the_embedded_corpus(
     corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (made,) = question_sets(EvaluateConfig(), 0, corpus, QUIET)
-    assert made.metric == "continuation_accuracy" and made.chance == 0.25
-    assert all(question.id.startswith("continuation/heldout-") for question in made.questions)
+    (questions,) = question_sets(EvaluateConfig(), 0, corpus, QUIET)
+    assert questions.metric == "continuation_accuracy" and questions.chance == 0.25
+    assert all(question.id.startswith("continuation/heldout-") for question in questions.questions)
     monkeypatch.setattr(corpus, "embedded", True)
-    sets = {one.metric: one for one in question_sets(EvaluateConfig(), 0, corpus, QUIET)}
-    assert {metric: len(one.questions) for metric, one in sets.items()} == {
+    sets = {questions.metric: questions for questions in question_sets(EvaluateConfig(), 0, corpus, QUIET)}
+    assert {metric: len(questions.questions) for metric, questions in sets.items()} == {
         "continuation_accuracy": 313,
         "capital_accuracy": 216,
     }
     assert sets["capital_accuracy"].questions[0].prompt.endswith("Capital: name:")
 
 
-def test_two_files_of_one_metric_are_refused(corpus: PreparedCorpus, tmp_path: Path) -> None:
+def test_two_question_files_of_one_metric_are_refused(corpus: PreparedCorpus, tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
     paths = tuple(write(tmp_path / folder / "quiz.jsonl", RECORD) for folder in ("one", "two"))
@@ -102,7 +102,7 @@ def test_two_files_of_one_metric_are_refused(corpus: PreparedCorpus, tmp_path: P
         question_sets(EvaluateConfig(choices=paths), 0, corpus, QUIET)
 
 
-def test_made_questions_hold_the_true_continuation_and_three_of_the_same_source(corpus: PreparedCorpus) -> None:
+def test_continuation_questions_have_the_true_continuation_and_three_of_the_same_source(corpus: PreparedCorpus) -> None:
     heldout = corpus.heldout
     texts = {f"continuation/{id}": (corpus.text(heldout, i), heldout.sources[i]) for i, id in enumerate(heldout.ids)}
     questions = continuation_questions(corpus, 9, seed=1)
@@ -112,7 +112,7 @@ def test_made_questions_hold_the_true_continuation_and_three_of_the_same_source(
         assert question.source == source
         assert text.startswith(question.prompt)
         assert text[len(question.prompt) :].lstrip().startswith(question.choices[question.answer])
-        wrong = [choice for place, choice in enumerate(question.choices) if place != question.answer]
+        wrong = [choice for index, choice in enumerate(question.choices) if index != question.answer]
         assert len(set(question.choices)) == 4
         for choice in wrong:
             ((other, owner),) = {(text_source, id) for id, (text, text_source) in texts.items() if choice in text}
@@ -123,12 +123,12 @@ def test_made_questions_hold_the_true_continuation_and_three_of_the_same_source(
     assert continuation_questions(corpus, 0, seed=1) == []
 
 
-def test_texts_are_cut_at_sentence_ends_then_at_words() -> None:
+def test_split_text_ends_at_a_sentence_else_at_a_word() -> None:
     sentence = "A ship came in from the west with the first snow of winter. "
-    cut = cut_text(sentence * 6)
-    assert cut is not None
-    assert cut[0].endswith("winter.") and cut[1].startswith("A ship")
-    words = cut_text("west " * 100)
+    split = split_text(sentence * 6)
+    assert split is not None
+    assert split[0].endswith("winter.") and split[1].startswith("A ship")
+    words = split_text("west " * 100)
     assert words is not None and set((words[0] + " " + words[1]).split()) == {"west"}
-    assert cut_text("雪" * 500) == ("雪" * 340, "雪" * 160)
-    assert cut_text(sentence) is None
+    assert split_text("雪" * 500) == ("雪" * 340, "雪" * 160)
+    assert split_text(sentence) is None

@@ -34,7 +34,7 @@ def stage(config: RunConfig, name: str) -> Cost:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_configuration_fits_where_it_is_meant_to_run(name: str) -> None:
+def test_plan_of_a_shipped_configuration_fits_with_default_options(name: str) -> None:
     result = CliRunner().invoke(app, ["plan", name])
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
@@ -44,7 +44,7 @@ def test_every_shipped_configuration_fits_where_it_is_meant_to_run(name: str) ->
     assert max(map(len, lines[:-2])) <= 80
 
 
-def test_neither_torch_nor_a_device_is_needed() -> None:
+def test_plan_does_not_import_torch() -> None:
     code = "from sbp_fast.experiment.plan.tables import *; from sbp_fast.config.files import *; import sys\n"
     code += "plan_tables(load_config(['3b-1t']), 64, 'h100'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -64,7 +64,7 @@ def test_neither_torch_nor_a_device_is_needed() -> None:
         ),
     ],
 )
-def test_what_cannot_be_planned_is_refused(arguments: list[str], message: str) -> None:
+def test_plan_of_impossible_settings_is_refused(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["plan", "3b-1t", *arguments])
     assert isinstance(result.exception, UserError) and message in str(result.exception)
 
@@ -80,7 +80,7 @@ def test_plan_of_an_added_arm_has_a_line_for_each_of_its_stages() -> None:
     ("name", "unique", "everything", "synthetic"),
     [("3b-200b", 10e9, 200e9, 75e9), ("3b-1t", 50e9, 482e9, 125e9), ("6b-1t", 50e9, 482e9, 250e9)],
 )
-def test_the_papers_configurations_have_the_papers_budgets(
+def test_configurations_of_the_paper_have_its_token_budgets(
     name: str, unique: float, everything: float, synthetic: float
 ) -> None:
     config = load_config([name])
@@ -92,7 +92,7 @@ def test_the_papers_configurations_have_the_papers_budgets(
     assert stage(config, "synthesize").tokens == pytest.approx(1.25 * synthetic, rel=1e-4)
 
 
-def test_a_corpus_is_guessed_from_what_the_configuration_says() -> None:
+def test_corpus_estimate_follows_the_configuration() -> None:
     guess = CorpusEstimate.guess(
         load_config(["demo"], ["corpus.passage_characters=1000", "pretrain.tokens=102400", "model.context=256"])
     )
@@ -102,7 +102,7 @@ def test_a_corpus_is_guessed_from_what_the_configuration_says() -> None:
     assert guess.heldout_tokens == 0.04 * guess.tokens
 
 
-def test_training_is_counted_as_the_trainer_counts_it() -> None:
+def test_training_flops_of_the_plan_equal_those_of_the_trainer() -> None:
     config = load_config(["3b-1t"])
     tokens = 119_209 * 8_388_608
     assert stage(config, "train/baseline").flops == training_flops(config.model, 49_152, tokens, tokens * 828, tokens)
@@ -112,7 +112,7 @@ def test_training_is_counted_as_the_trainer_counts_it() -> None:
     )
 
 
-def test_hours_follow_from_operations_or_from_what_memory_delivers() -> None:
+def test_gpu_hours_follow_from_flops_or_memory_traffic() -> None:
     assert Cost(0, flops=989.4e12 * 3600).gpu_hours("h100", 0.4) == 2.5
     assert Cost(0, flops=989.4e12, moved=3.35e12 * 7200).gpu_hours("h100", 0.5) == 4
     config = load_config(["3b-1t"], ["synthesize.batch_documents=100", "synthesize.samples_per_seed=4"])
@@ -124,7 +124,7 @@ def test_hours_follow_from_operations_or_from_what_memory_delivers() -> None:
     assert written.gpu_hours("h100", 1) == written.moved / 3.35e12 / 3600
 
 
-def test_embedding_and_pairing_are_counted_by_document() -> None:
+def test_costs_of_embed_and_pair_are_proportional_to_documents() -> None:
     config = load_config(["3b-200b"], ["embed.maximum_tokens=512"])
     documents = CorpusEstimate.guess(config).unique_documents
     embed, pair = stage(config, "embed"), stage(config, "pair")
@@ -132,7 +132,7 @@ def test_embedding_and_pairing_are_counted_by_document() -> None:
     assert embed.disk == documents * (2 * 1024 + 8) and pair.disk == pytest.approx(
         documents * (8 * 12 + 200 * (3 * 8 + 20 + 21))
     )
-    assert f"{(documents * 70 + 1e6 * 12 * 1024) / 2**30:,.0f} GiB of memory" in pair.kept
+    assert f"{(documents * 70 + 1e6 * 12 * 1024) / 2**30:,.0f} GiB of memory" in pair.disk_content
     assert stage(load_config(["3b-200b"], ["embed.maximum_tokens=512", "embed.model=other"]), "embed") == embed
     assert config.embed.model == QWEN
     hashing = CorpusEstimate.guess(config).unique_tokens / 40e6
@@ -143,11 +143,11 @@ def test_embedding_and_pairing_are_counted_by_document() -> None:
     assert shorter.disk == documents * (256 + 8)
 
 
-def test_disk_holds_shards_checkpoints_and_weights() -> None:
+def test_disk_of_the_plan_counts_shards_checkpoints_and_weights() -> None:
     config = load_config(["3b-200b"], ["checkpoint.keep=3", "checkpoint.keep_every_steps=1000"])
     count = parameters(config.model, 49_152)
     assert stage(config, "train/baseline").disk == (3 + 23) * 12 * count + 4 * count  # 23,842 steps
-    assert stage(config, "train/baseline").kept == "the weights, and as it runs 26 checkpoints"
+    assert stage(config, "train/baseline").disk_content == "the weights, and as it runs 26 checkpoints"
     assert (
         stage(load_config(["3b-200b"], ["corpus.vocabulary_size=70000"]), "prepare").disk == 2 * stage(config, "prepare").disk
     )
@@ -156,7 +156,7 @@ def test_disk_holds_shards_checkpoints_and_weights() -> None:
     assert muon == stage(load_config(["3b-200b"]), "train/baseline").disk - 2 * 4 * matrices
 
 
-def test_overhead_is_what_sbp_adds_to_a_baseline_run() -> None:
+def test_overhead_counts_the_stages_that_only_sbp_needs() -> None:
     config = RunConfig()
     costs = dict.fromkeys(stages_of(config), Cost(0, flops=0))
     costs |= {"train/baseline": Cost(0, flops=100), "train/sbp": Cost(0, flops=100), "train/oracle": Cost(0, flops=1000)}
@@ -185,15 +185,15 @@ def test_overhead_is_what_sbp_adds_to_a_baseline_run() -> None:
         ("demo", 8, SMALL, ["--gpus 2"]),
     ],
 )
-def test_the_smallest_change_that_fits(name: str, gpus: int, settings: list[str], changes: list[str] | None) -> None:
+def test_smallest_change_makes_training_fit(name: str, gpus: int, settings: list[str], changes: list[str] | None) -> None:
     config = load_config([name], ["parallel.shard_processes=0", *settings])
     assert smallest_change(config, gpus, "h100") == changes
-    said = plan.verdict(config, gpus, "h100")
+    verdict = plan.verdict(config, gpus, "h100")
     if changes == []:
-        assert said.startswith("Fits: ") and fits(config, gpus)
+        assert verdict.startswith("Fits: ") and fits(config, gpus)
     else:
-        assert said.startswith("Does not fit: ") and not fits(config, gpus)
-        assert said.endswith(
+        assert verdict.startswith("Does not fit: ") and not fits(config, gpus)
+        assert verdict.endswith(
             f"This does: {' '.join(changes)}" if changes else "Neither these settings nor more GPUs make it fit."
         )
     if changes:  # as a user would type them
@@ -202,15 +202,15 @@ def test_the_smallest_change_that_fits(name: str, gpus: int, settings: list[str]
         assert fits(load_config([name], ["parallel.shard_processes=0", *settings, *typed]), number)
 
 
-def test_a_step_with_fewer_streams_than_gpus_says_so() -> None:
-    said = plan.verdict(load_config(["demo"], SMALL), 4, "h100")
-    assert "pretrain has 2 microbatches a step for 4 GPUs" in said
+def test_plan_with_fewer_microbatches_than_gpus_names_them() -> None:
+    verdict = plan.verdict(load_config(["demo"], SMALL), 4, "h100")
+    assert "pretrain has 2 microbatches a step for 4 GPUs" in verdict
 
 
-def test_memory_is_shown_for_every_choice_and_measured_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_shows_memory_of_every_choice_and_measured_peaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(["3b-1t"])
     need = needs(config, 16)[0]
-    assert (need.section, need.streams, need.gpus) == ("pretrain", 512, 16)
+    assert (need.section, need.microbatches, need.gpus) == ("pretrain", 512, 16)
     shown = CliRunner().invoke(app, ["plan", "3b-1t", "--gpus", "16"]).output
     totals = [needs(with_checkpointing(config, choice), 16)[0].memory.total / 2**30 for choice in ("none", "selective", "full")]
     row = next(line.split() for line in shown.splitlines() if line.strip().startswith("all") and line.count(".") == 6)

@@ -87,7 +87,7 @@ def numbers(value: Any) -> set[float]:
     return {float(value)} if isinstance(value, int | float) else set()
 
 
-def test_every_number_of_the_tables_stands_in_results_json(run: Path, page: Page) -> None:
+def test_every_number_of_the_report_is_in_results_json(run: Path, page: Page) -> None:
     known = numbers(json.loads((run / "results.json").read_text()))
     shown_examples = numbers(collect_triples(run)) | numbers(json.loads((run / "pair/examples.json").read_text()))
     assert len(page.data) > 150
@@ -97,7 +97,7 @@ def test_every_number_of_the_tables_stands_in_results_json(run: Path, page: Page
         assert not re.search(r"\d", text), f"a number typed into a table: {text!r}"
 
 
-def test_shown_numbers_are_the_ones_behind_them(page: Page) -> None:
+def test_shown_numbers_equal_their_exact_values_when_rounded(page: Page) -> None:
     plain = re.compile(r"[+-]?\d+(\.\d+)?%?")
     checked = 0
     for value, shown in page.data:
@@ -110,7 +110,7 @@ def test_shown_numbers_are_the_ones_behind_them(page: Page) -> None:
     assert checked > 80
 
 
-def test_nothing_is_loaded_from_anywhere(run: Path, page: Page) -> None:
+def test_report_loads_no_other_resource(run: Path, page: Page) -> None:
     for tag, attributes in page.tags:
         assert tag not in {"link", "img", "iframe", "object", "embed", "base", "audio", "video"}
         assert "src" not in attributes
@@ -119,7 +119,7 @@ def test_nothing_is_loaded_from_anywhere(run: Path, page: Page) -> None:
     assert style is not None and "@import" not in style[1] and "url(" not in style[1]
 
 
-def test_the_text_of_documents_is_shown_and_never_run(run: Path, page: Page) -> None:
+def test_hostile_document_text_is_shown_and_not_executed(run: Path, page: Page) -> None:
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     corpus = PreparedCorpus(run / "prepare")
@@ -127,14 +127,14 @@ def test_the_text_of_documents_is_shown_and_never_run(run: Path, page: Page) -> 
     assert page.article_texts.count(HOSTILE) >= 3  # as a seed, as a partner and as a synthetic document
 
 
-def test_candidates_of_each_similarity_are_shown_with_what_became_of_them(run: Path) -> None:
+def test_candidates_of_each_similarity_bin_are_shown_with_their_outcome(run: Path) -> None:
     text = (run / "report.html").read_text()
     shown = text[text.index("Candidates of every similarity") : text.index("</details>")]
     assert shown.count("<h3>") == 2 and shown.count("qualifies</span>") == 1 and shown.count("below band</span>") == 1
     assert "even-1" in shown and prose(1) in shown and HOSTILE not in shown
 
 
-def test_examples_show_seed_best_partner_and_reason(run: Path) -> None:
+def test_examples_have_seed_best_partner_and_reject_reason(run: Path) -> None:
     triples = collect_triples(run)
     corpus = PreparedCorpus(run / "prepare")
     assert len(triples) == 16
@@ -146,7 +146,7 @@ def test_examples_show_seed_best_partner_and_reason(run: Path) -> None:
     assert triples == collect_triples(run)
 
 
-def test_a_run_without_measured_gain_says_so(tmp_path: Path) -> None:
+def test_report_of_a_run_without_gain_claims_none(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "run", comparison(sbp=0.003, oracle=-0.002))
     text = write_report(directory).read_text()
     assert "SBP made no measurable difference to the repetition baseline" in text
@@ -154,30 +154,30 @@ def test_a_run_without_measured_gain_says_so(tmp_path: Path) -> None:
     assert 'class="change better"' not in text and 'class="change worse"' not in text
 
 
-def test_what_was_not_measured_is_named(run: Path) -> None:
+def test_report_names_unmeasured_rates(run: Path) -> None:
     text = (run / "report.html").read_text()
     assert "Not measured: non-factual." in text
     assert '<span class="note">not measured</span>' in text
 
 
-def test_every_rule_of_the_filters_is_shown_with_its_threshold(run: Path) -> None:
+def test_report_shows_every_filter_rule_with_its_threshold(run: Path) -> None:
     text = (run / "report.html").read_text()
-    shown = text[text.index("What the filters took") : text.index("New wording")]
+    shown = text[text.index("What the filters rejected") : text.index("New wording")]
     rules = json.loads((run / "results.json").read_text())["synthetic_quality"]["rules"]
     assert len(rules) == 9 and all(f"<strong>{name.replace('_', ' ')}</strong>" in shown for name in rules)
     assert '<data value="0.25">0.25</data>' in shown and "length" in shown and "5.0%" in shown
 
 
-def test_what_the_judge_said_is_shown_where_there_is_one(run: Path, tmp_path: Path) -> None:
+def test_report_shows_verdicts_only_with_a_judge(run: Path, tmp_path: Path) -> None:
     assert "What the judge said" not in (run / "report.html").read_text()
     text = write_report(write_run(tmp_path / "run", judge=judge_counts())).read_text()
     page = Page(text)
-    shown = text[text.index("What the judge said") : text.index("What the filters took")]
+    shown = text[text.index("What the judge said") : text.index("What the filters rejected")]
     assert shown.count("20.3%") == 4 and "true pairs" in shown and "Is it wrong?" in shown and "<script>" not in shown
     assert [tag for tag, _ in page.tags].count("script") == 1
 
 
-def test_the_terminal_table_shows_every_metric_of_every_arm(run: Path) -> None:
+def test_summary_table_shows_every_metric_of_every_arm(run: Path) -> None:
     results = json.loads((run / "results.json").read_text())
     console = Console(width=90, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(summary_table(results))
@@ -188,7 +188,7 @@ def test_the_terminal_table_shows_every_metric_of_every_arm(run: Path) -> None:
     assert "[-0.033, -0.009]" in shown
 
 
-def test_a_fourth_arm_without_synthetic_text_stands_in_every_table_and_plot(tmp_path: Path) -> None:
+def test_added_arm_is_in_every_table_and_plot(tmp_path: Path) -> None:
     arms = CONFIG.arms | {"decayed": ArmConfig(recipe={"weight_decay": 1.0})}
     config = CONFIG.model_copy(update={"arms": arms})
     directory = write_run(tmp_path / "run", comparison(decayed=-0.1), config=config)
@@ -202,7 +202,7 @@ def test_a_fourth_arm_without_synthetic_text_stands_in_every_table_and_plot(tmp_
     assert results["matched"]["final_run"].keys() == {"baseline", "sbp", "oracle", "decayed"}
 
 
-def test_a_run_whose_arms_read_no_synthetic_text_has_a_report_without_its_sections(tmp_path: Path) -> None:
+def test_report_without_synthetic_arms_omits_their_sections(tmp_path: Path) -> None:
     arms = CONFIG.arms | {"sbp": CONFIG.arms["sbp"].model_copy(update={"enabled": False})}
     config = CONFIG.model_copy(update={"arms": arms})
     compared = comparison()

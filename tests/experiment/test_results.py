@@ -22,21 +22,21 @@ def without_seconds(value: Any) -> Any:
     return [without_seconds(item) for item in value] if isinstance(value, list) else value
 
 
-def test_arms_hold_what_the_manifests_say(run: Path) -> None:
+def test_collect_copies_the_arms_numbers_from_the_manifests(run: Path) -> None:
     results = collect(run)
     arms, measured = results["arms"], comparison()
     assert results["run"]["config"] == CONFIG.model_dump(mode="json")
     for arm in ("baseline", "sbp", "oracle"):
         assert arms[arm]["tokens"] == 983_040 and arms[arm]["parameters"] == 1_262_976
-        for metric, found in measured["arms"][arm].items():
-            assert arms[arm][metric] == found
+        for metric, score in measured["arms"][arm].items():
+            assert arms[arm][metric] == score
         assert arms[arm]["difference_to_baseline"] == measured["differences"].get(arm, {})
     assert arms["sbp"]["synthetic_tokens"] == 300_000 and arms["baseline"]["synthetic_tokens"] == 0
     corpus = results["corpus"]
     assert arms["oracle"]["unique_tokens"] == corpus["tokens"] > corpus["unique_tokens"] == arms["sbp"]["unique_tokens"]
 
 
-def test_unique_tokens_read_are_at_most_those_there_are(run: Path, tmp_path: Path) -> None:
+def test_unique_tokens_read_are_capped_at_the_available_ones(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     manifest = tmp_path / "run" / "train" / "oracle" / "manifest.json"
     values = json.loads(manifest.read_text())
@@ -47,7 +47,7 @@ def test_unique_tokens_read_are_at_most_those_there_are(run: Path, tmp_path: Pat
     assert arms["baseline"]["unique_tokens_read"] == arms["baseline"]["unique_tokens"]
 
 
-def test_compute_is_counted_from_end_to_end(run: Path) -> None:
+def test_ledger_counts_every_stage_that_an_arm_needs(run: Path) -> None:
     results = collect(run)
     arms = results["arms"]
     needed = 9.1e12 + 1.4e13 + 2.2e12 + 3.3e12 + 9.2e12  # base, embed, synthesizer, synthesize, joint
@@ -65,7 +65,7 @@ def test_compute_is_counted_from_end_to_end(run: Path) -> None:
     assert results["totals"]["flops"] == pytest.approx(needed + 9.15e12 + 2.1e12 + 0.4e12)
 
 
-def test_the_same_run_gives_the_same_file(run: Path, tmp_path: Path) -> None:
+def test_results_of_the_same_run_are_the_same(run: Path, tmp_path: Path) -> None:
     first = write_results(run)
     text = (run / "results.json").read_text()
     assert json.loads(text) == first
@@ -75,12 +75,12 @@ def test_the_same_run_gives_the_same_file(run: Path, tmp_path: Path) -> None:
     assert without_seconds(again) == without_seconds(first)
 
 
-def test_unfinished_and_foreign_directories_are_refused(run: Path, tmp_path: Path) -> None:
+def test_collect_of_an_unfinished_or_foreign_directory_is_refused(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "train" / "sbp")
     with pytest.raises(UserError, match="the stage train/sbp is not finished"):
         collect(tmp_path / "run")
-    with pytest.raises(UserError, match="no run lies here"):
+    with pytest.raises(UserError, match="is no run"):
         collect(tmp_path)
 
 
@@ -112,7 +112,7 @@ def test_unfinished_and_foreign_directories_are_refused(run: Path, tmp_path: Pat
         ),
     ],
 )
-def test_the_headline_claims_only_what_the_intervals_allow(
+def test_headline_claims_only_differences_whose_intervals_exclude_zero(
     sbp: float, oracle: float, verdict: str, sentences: list[str], run: Path
 ) -> None:
     results, measured = collect(run), comparison(sbp=sbp, oracle=oracle)
@@ -120,16 +120,16 @@ def test_the_headline_claims_only_what_the_intervals_allow(
         results["arms"][arm] |= measured["arms"][arm] | {"difference_to_baseline": measured["differences"].get(arm, {})}
     results["recovered_share_of_oracle"] = measured["recovered_share_of_oracle"]
     assert wording.verdict(results) == f"SBP {verdict} the repetition baseline in this run"
-    *said, luck = wording.headline(results)
-    assert luck.startswith("One seed each")
-    assert len(said) == len(sentences)
-    for sentence, part in zip(said, sentences, strict=True):
+    *claims, caveat = wording.headline(results)
+    assert caveat.startswith("One seed each")
+    assert len(claims) == len(sentences)
+    for sentence, part in zip(claims, sentences, strict=True):
         assert part in sentence.replace(wording.MINUS, "-")
-    assert "at the same 983k training tokens" in said[0]
+    assert "at the same 983k training tokens" in claims[0]
     results["arms"]["sbp"]["tokens"] = 500_000
     assert "at unequal training tokens: baseline 983k, SBP 500k, oracle 983k" in wording.headline(results)[0]
 
 
-def test_an_accuracy_that_rises_is_an_improvement_and_bits_that_rise_are_none() -> None:
+def test_is_better_takes_higher_accuracy_and_lower_bits() -> None:
     assert wording.is_better({"value": 0.1}, METRICS["capital_accuracy"])
     assert not wording.is_better({"value": 0.1}, METRICS["heldout_bits_per_byte"])

@@ -77,11 +77,11 @@ def test_output_of_other_libraries_is_truncated_by_the_stop_rules(generated: lis
 def test_greedy_documents_equal_those_of_the_engine(inputs: dict[str, Path], tmp_path: Path, repeated: int) -> None:
     overrides = ("synthesize.temperature=0", f"synthesize.repeated_tokens={repeated}", "synthesize.samples_per_seed=1")
     ours, theirs = run(inputs, tmp_path / "ours", *overrides), run(inputs, tmp_path / "theirs", TRANSFORMERS, *overrides)
-    engine, peers = Corpus(tmp_path / "ours"), Corpus(tmp_path / "theirs")
-    assert [row[:-1] for row in tokens_of(engine)] == [row[:-1] for row in tokens_of(peers)]
+    engine, third_party = Corpus(tmp_path / "ours"), Corpus(tmp_path / "theirs")
+    assert [row[:-1] for row in tokens_of(engine)] == [row[:-1] for row in tokens_of(third_party)]
     assert len({tuple(row[0]) for row in tokens_of(engine)}) > 8
     # float32 arithmetic in another order
-    assert peers.column("mean_log_probability") == pytest.approx(engine.column("mean_log_probability"), rel=1e-6)
+    assert third_party.column("mean_log_probability") == pytest.approx(engine.column("mean_log_probability"), rel=1e-6)
     assert set(ours.counts["stops"]) == {"repetition" if repeated else "length"}
     assert (ours.counts["reproducible"], ours.counts["backend_versions"]) == (True, [])
     assert not theirs.counts["reproducible"] and set(*theirs.counts["backend_versions"]) == {"transformers"}

@@ -22,7 +22,7 @@ from sbp_fast.generate.tasks import ShardGenerator, generate_shards
 from sbp_fast.model.flops import forward_flops
 from sbp_fast.model.saved import load_model, save_model
 from sbp_fast.model.transformer import Transformer
-from sbp_fast.pipeline.executors.executor import Place
+from sbp_fast.pipeline.executors.executor import Placement
 from sbp_fast.pipeline.manifest import Manifest
 
 
@@ -193,7 +193,9 @@ def test_memory_for_less_than_one_document_is_refused_and_leaves_nothing(inputs:
 
 
 def test_repeated_chunk_generates_only_unfinished_shards(inputs: dict[str, Path], tmp_path: Path) -> None:
-    generator = ShardGenerator.open(settings(inputs["directory"]), inputs["model"], inputs["corpus"], tmp_path, Place("cpu", 1))
+    generator = ShardGenerator.open(
+        settings(inputs["directory"]), inputs["model"], inputs["corpus"], tmp_path, Placement("cpu", 1)
+    )
     advanced: list[float] = []
     for chunk in ([0], [0, 1], [0, 1]):
         generate_shards(generator, chunk, advanced.append)

@@ -30,7 +30,7 @@ def small_blocks(tile: int = 128, heads_of_a_program: int = 2) -> Iterator[None]
 def inputs(
     tokens: int, heads: tuple[int, int], width: int, dtype: torch.dtype, device: str = "cpu", furthest: int = 4
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """qkv and both weights; positions; gradients of q, k and v. Far away the plain operation's float32 angles err a lot."""
+    """Return qkv and both weights; positions; gradients of q, k and v. Far positions make float32 angles inexact."""
     generator = torch.Generator().manual_seed(tokens)
     qkv = torch.randn(tokens, heads[0] + 2 * heads[1], width, generator=generator) * 3
     weights = [1 + 0.3 * torch.randn(width, generator=generator) for _ in range(2)]

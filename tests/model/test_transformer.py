@@ -55,16 +55,16 @@ def test_the_gradient_of_an_output_touches_only_what_its_token_may_see() -> None
 def test_a_shared_seed_equals_its_pairs_run_alone(changes: dict[str, bool]) -> None:
     model, (tokens, targets) = make_model(**changes), make_sequence(TREE)
     starts = [0, 4, 7, 12, 14, 20, 23]
-    pieces = [slice(start, stop) for start, stop in pairwise(starts)]
+    chunks = [slice(start, stop) for start, stop in pairwise(starts)]
     paths = {1: [0, 1], 2: [0, 2], 3: [3], 5: [4, 5]}  # the segments that carry loss, each with all that it sees
     targets = targets.clone()
     for root in (0, 4):
-        targets[pieces[root]] = -100
+        targets[chunks[root]] = -100
     packed = model(tokens, TREE, targets)
     packed_gradients = torch.autograd.grad(packed, list(model.parameters()))
     alone = torch.zeros((), dtype=torch.float64)
     for path in paths.values():
-        own, goals = (torch.cat([x[pieces[segment]] for segment in path]) for x in (tokens, targets))
+        own, goals = (torch.cat([x[chunks[segment]] for segment in path]) for x in (tokens, targets))
         alone = alone + model(own, PackedLayout.from_lengths([len(own)]), goals)
     torch.testing.assert_close(packed, alone, rtol=1e-13, atol=0)
     for mine, theirs in zip(packed_gradients, torch.autograd.grad(alone, list(model.parameters())), strict=True):

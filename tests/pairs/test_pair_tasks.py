@@ -22,7 +22,7 @@ from sbp_fast.pairs.criteria import apply_caps, rank_in_seed
 from sbp_fast.pairs.document_statistics import DistinctDocuments
 from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pairs.tasks import Pairing
-from sbp_fast.pipeline.executors.executor import Place
+from sbp_fast.pipeline.executors.executor import Placement
 from sbp_fast.pipeline.executors.local import LocalWorkers
 from sbp_fast.stages.pair import pair
 
@@ -68,7 +68,7 @@ def test_ranges_of_documents_change_no_file(backend: str, memory_gib: float, tmp
     cut, cut_counts = run_pair(tmp_path, "cut", memory_gib=memory_gib, **settings)
     assert cut_counts == counts and counts["dropped"]["partner_cap"] > 0
     assert cut.fingerprint == whole.fingerprint
-    with pytest.raises(UserError, match="was made from something else"):
+    with pytest.raises(UserError, match="was made from other settings or inputs"):
         run_pair(tmp_path, "whole", **{**settings, "neighbors": 19})
 
 
@@ -190,7 +190,7 @@ def test_as_many_ranks_are_taken_at_once_as_fit_into_memory(tmp_path: Path) -> N
     corpus, vectors = PreparedCorpus(tmp_path / "corpus"), Vectors(tmp_path / "vectors")
     documents = DistinctDocuments.load(corpus, vectors, PairConfig(), tmp_path)
     config = RunConfig.model_validate({"pair": {"memory_gib": 256 * 100 / 2**30, "neighbors": 10}})  # for 100 pairs
-    pairing = Pairing(config, documents, 0.0, tmp_path, tmp_path, QUIET, Place("cpu", 1))
+    pairing = Pairing(config, documents, 0.0, tmp_path, tmp_path, QUIET, Placement("cpu", 1))
     pairing.file("sizes", 0).parent.mkdir(parents=True)
     for number in range(len(pairing.ranges)):
         sizes = np.array([30, 20, 10, 5] if number else [90, 10, 1], np.int64)

@@ -12,7 +12,7 @@ import pytest
 from sbp_fast.config import RunConfig
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.executors.choose import open_workers
-from sbp_fast.pipeline.executors.executor import Advance, Place
+from sbp_fast.pipeline.executors.executor import Advance, Placement
 from sbp_fast.pipeline.executors.local import LOCAL
 
 ENDLESS = """
@@ -46,34 +46,34 @@ def leave(number: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_results_come_in_order(workers: int) -> None:
+def test_local_workers_return_results_in_order(workers: int) -> None:
     assert list(LOCAL.run(square, [1, 2, 3, 4, 5], workers)) == [1, 4, 9, 16, 25]
     assert list(LOCAL.run(square, [], workers)) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_first_mistake_is_raised_and_nothing_goes_on(workers: int) -> None:
-    found: list[int] = []
+def test_failed_task_raises_the_first_error_and_ends_all_workers(workers: int) -> None:
+    results: list[int] = []
     with pytest.raises(UserError) as caught:
         for result in LOCAL.run(square, [1, -2, -3, *range(100)], workers):
-            found.append(result)
-    assert found == [1] and (caught.value.where, caught.value.remedy) == ("-2", "give a positive number")
+            results.append(result)
+    assert results == [1] and (caught.value.where, caught.value.remedy) == ("-2", "give a positive number")
     assert not multiprocessing.active_children()
 
 
-def test_a_mistake_does_not_wait_for_what_is_at_work() -> None:
+def test_failed_task_raises_without_waiting_for_running_tasks() -> None:
     begun = time.monotonic()
     with pytest.raises(UserError):
         list(LOCAL.run(fail_or_sleep, [0, 1000], 2))
     assert time.monotonic() - begun < 500
 
 
-def test_a_worker_that_is_killed_is_noticed() -> None:
+def test_killed_worker_raises_broken_process_pool() -> None:
     with pytest.raises(BrokenProcessPool):
         list(LOCAL.run(leave, [3, 3], 2))
 
 
-def test_workers_end_with_the_process_that_began_them(tmp_path: Path) -> None:
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "endless.py"
     script.write_text(ENDLESS)
     process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
@@ -95,11 +95,11 @@ def alive(process: int) -> bool:
         return False
 
 
-def test_tools_are_opened_once_in_this_process_with_the_first_task() -> None:
+def test_local_tool_is_opened_once_by_the_first_task() -> None:
     opened, advanced = [], []
 
-    def make(place: Place) -> int:
-        opened.append(place)
+    def make(placement: Placement) -> int:
+        opened.append(placement)
         return 10
 
     def work(tool: int, task: int, advance: Advance) -> int:
@@ -107,13 +107,13 @@ def test_tools_are_opened_once_in_this_process_with_the_first_task() -> None:
         return tool * task
 
     with LOCAL.hold(make, RunConfig(device="cpu", threads=3)) as holders:
-        assert (holders.count, holders.place) == (1, Place("cpu", 3))
+        assert (holders.count, holders.placement) == (1, Placement("cpu", 3))
         assert list(holders.run(work, [], advanced.append)) == opened == []
         assert list(holders.run(work, [1, 2], advanced.append)) == [10, 20] and list(holders.run(work, [3], print)) == [30]
-    assert opened == [Place("cpu", 3)] and advanced == [1, 2]
+    assert opened == [Placement("cpu", 3)] and advanced == [1, 2]
 
 
-def test_an_engine_is_named_and_ray_is_imported_when_it_is_chosen() -> None:
+def test_open_workers_refuses_unknown_engines_and_imports_ray_only_when_chosen() -> None:
     with open_workers("local", None) as workers:
         assert workers is LOCAL
     for engine, address, message in [
@@ -130,7 +130,7 @@ def test_an_engine_is_named_and_ray_is_imported_when_it_is_chosen() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_without_ray_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_ray_without_ray_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "sbp_fast.pipeline.executors.ray", raising=False)
     remedy = r"--engine ray: Ray is not installed; run: pip install 'sbp-fast\[ray\]'"

@@ -19,16 +19,16 @@ from sbp_fast.pipeline.progress import Console, duration, short
         (7.8e17, "7.80e+17"),
     ],
 )
-def test_short(number: float, text: str) -> None:
+def test_short_gives_about_three_digits(number: float, text: str) -> None:
     assert short(number) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(8.2, "8s"), (65, "1m05s"), (59.7, "1m00s"), (7980, "2h13m")])
-def test_duration(seconds: float, text: str) -> None:
+def test_duration_gives_seconds_minutes_or_hours(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_plain_lines_say_how_far_and_end_with_the_total(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_progress_prints_the_share_done_and_ends_with_the_total(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(force_plain=True)
     with console.stage("2/11 base"), console.task("training", 200, "tokens", done=100) as task:
         task.advance(50, note="loss 4.20")

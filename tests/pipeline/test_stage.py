@@ -26,9 +26,9 @@ class Counting:
         self.die_after, self.text = die_after, text
         self.wrote: list[int] = []
 
-    def __call__(self, work: StageContext) -> None:
+    def __call__(self, context: StageContext) -> None:
         for part in range(3):
-            path = work.directory / f"{part}.txt"
+            path = context.directory / f"{part}.txt"
             if path.exists():
                 continue
             if self.die_after == part:
@@ -36,16 +36,16 @@ class Counting:
             with atomic_open(path) as file:
                 file.write(f"{self.text} {part}".encode())
             self.wrote.append(part)
-            work.save_clock()
-        work.record(parts=3)
-        work.flops = 7.0
+            context.save_clock()
+        context.record(parts=3)
+        context.flops = 7.0
 
 
 def stage(out: Path, body: Any, config: dict[str, Any] | None = None, force: bool = False, **inputs: Path | str) -> Manifest:
     return run_stage("count", out, config=config or {"size": 1}, inputs=inputs, body=body, console=QUIET, force=force)
 
 
-def test_a_finished_stage_is_whole_and_not_run_again(tmp_path: Path) -> None:
+def test_finished_stage_is_complete_and_not_run_again(tmp_path: Path) -> None:
     manifest = stage(tmp_path / "out", Counting())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.txt", "1.txt", "2.txt", "manifest.json"]
     assert (manifest.counts, manifest.flops) == ({"parts": 3}, 7.0)
@@ -55,7 +55,7 @@ def test_a_finished_stage_is_whole_and_not_run_again(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-def test_an_interrupted_stage_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+def test_interrupted_stage_resumes_to_the_same_output(tmp_path: Path) -> None:
     whole = stage(tmp_path / "whole", Counting())
     with pytest.raises(KeyboardInterrupt):
         stage(tmp_path / "out", Counting(die_after=2))
@@ -67,7 +67,7 @@ def test_an_interrupted_stage_goes_on_and_ends_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["plan.json", "clock.json"])
-def test_a_kill_between_the_manifest_and_its_rename_loses_nothing(tmp_path: Path, name: str, monkeypatch: Any) -> None:
+def test_stage_killed_before_the_rename_finishes_without_rerunning(tmp_path: Path, name: str, monkeypatch: Any) -> None:
     real = os.replace
 
     def die(source: Any, target: Any) -> None:
@@ -86,13 +86,13 @@ def test_a_kill_between_the_manifest_and_its_rename_loses_nothing(tmp_path: Path
     assert not (tmp_path / "out" / name).exists()
 
 
-def test_a_changed_setting_or_input_is_refused_with_what_changed(tmp_path: Path) -> None:
+def test_changed_setting_or_input_is_refused_with_the_change(tmp_path: Path) -> None:
     stage(tmp_path / "out", Counting(), source="one")
     with pytest.raises(UserError, match=r"size: 1 -> 2; input source changed.*--force"):
         stage(tmp_path / "out", Counting(), {"size": 2}, source="two")
     with pytest.raises(KeyboardInterrupt):
         stage(tmp_path / "half", Counting(die_after=1))
-    with pytest.raises(UserError, match=r"begun from something else: size: 1 -> 2"):
+    with pytest.raises(UserError, match=r"begun with other settings or inputs: size: 1 -> 2"):
         stage(tmp_path / "half", Counting(), {"size": 2})
     forced = Counting(text="new")
     stage(tmp_path / "half", forced, {"size": 2}, force=True)
@@ -100,14 +100,14 @@ def test_a_changed_setting_or_input_is_refused_with_what_changed(tmp_path: Path)
     assert stage(tmp_path / "out", Counting(), {"size": 2}, force=True, source="two").config == {"size": 2}
 
 
-def test_force_leaves_what_did_not_change(tmp_path: Path) -> None:
+def test_force_with_nothing_changed_does_not_rerun(tmp_path: Path) -> None:
     stage(tmp_path / "out", Counting())
     again = Counting()
     stage(tmp_path / "out", again, force=True)
     assert again.wrote == []
 
 
-def test_an_input_must_be_finished_and_undamaged(tmp_path: Path) -> None:
+def test_unfinished_or_damaged_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished stage"):
         stage(tmp_path / "out", Counting(), before=tmp_path / "before")
     stage(tmp_path / "before", Counting())
@@ -117,7 +117,7 @@ def test_an_input_must_be_finished_and_undamaged(tmp_path: Path) -> None:
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_an_output_changes_when_its_input_does(tmp_path: Path) -> None:
+def test_output_of_a_changed_input_is_refused_as_stale(tmp_path: Path) -> None:
     stage(tmp_path / "before", Counting())
     stage(tmp_path / "out", Counting(), before=tmp_path / "before")
     stage(tmp_path / "before", Counting(text="other"), {"size": 2}, force=True)
@@ -125,7 +125,7 @@ def test_an_output_changes_when_its_input_does(tmp_path: Path) -> None:
         stage(tmp_path / "out", Counting(), before=tmp_path / "before")
 
 
-def test_a_directory_of_something_else_is_not_touched(tmp_path: Path) -> None:
+def test_directory_of_other_files_is_refused_and_unchanged(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="no stage's output"):
@@ -133,16 +133,16 @@ def test_a_directory_of_something_else_is_not_touched(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "thesis.tex").read_text() == "mine"
 
 
-def test_logs_are_listed_but_leave_the_fingerprint_alone(tmp_path: Path) -> None:
+def test_logs_are_listed_without_changing_the_fingerprint(tmp_path: Path) -> None:
     def body(seconds: str) -> Any:
-        return lambda work: (work.directory / "metrics.jsonl").write_text(seconds)
+        return lambda context: (context.directory / "metrics.jsonl").write_text(seconds)
 
     first, second = stage(tmp_path / "a", body("1.0")), stage(tmp_path / "b", body("2.0"))
     assert first.files.keys() == {"metrics.jsonl"}
     assert first.fingerprint == second.fingerprint
 
 
-def test_seconds_add_up_over_attempts(tmp_path: Path) -> None:
+def test_seconds_are_summed_over_attempts(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         stage(tmp_path / "out", Counting(die_after=1))
     write_json(tmp_path / "out.partial" / "clock.json", {"seconds": 1000.0})
@@ -150,24 +150,24 @@ def test_seconds_add_up_over_attempts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "No space left"), (errno.EACCES, "Permission denied")])
-def test_a_full_or_forbidden_disk_is_one_line(tmp_path: Path, number: int, words: str) -> None:
-    def body(work: StageContext) -> None:
-        raise OSError(number, os.strerror(number), str(work.directory))
+def test_full_or_write_protected_disk_is_a_user_error(tmp_path: Path, number: int, words: str) -> None:
+    def body(context: StageContext) -> None:
+        raise OSError(number, os.strerror(number), str(context.directory))
 
     with pytest.raises(UserError, match=words):
         stage(tmp_path / "out", body)
     assert not (tmp_path / "out").exists()
 
 
-def test_two_processes_do_not_write_one_output(tmp_path: Path) -> None:
-    def body(work: StageContext) -> None:
+def test_second_writer_of_an_output_is_refused(tmp_path: Path) -> None:
+    def body(context: StageContext) -> None:
         with pytest.raises(UserError, match="another process"):
             stage(tmp_path / "out", Counting())
 
     stage(tmp_path / "out", body)
 
 
-def test_atomic_open_leaves_the_old_file_when_the_writer_fails(tmp_path: Path) -> None:
+def test_atomic_open_with_a_failing_writer_leaves_the_old_file(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"old": 1})
     with pytest.raises(RuntimeError), atomic_open(tmp_path / "a.json") as file:
         file.write(b"{")
@@ -176,8 +176,8 @@ def test_atomic_open_leaves_the_old_file_when_the_writer_fails(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_an_array_that_does_not_fit_on_the_disk_says_so(tmp_path: Path) -> None:
-    """numpy itself writes past Python, and raises an error that tells no full disk from anything else."""
+def test_save_array_on_a_full_disk_raises_and_leaves_no_file(tmp_path: Path) -> None:
+    """By itself numpy writes without Python, and its error does not say that the disk is full."""
     program = """
 import pathlib, resource, sys
 import numpy as np
@@ -196,17 +196,17 @@ except OSError as error:
     assert [path.name for path in tmp_path.iterdir()] == ["small.npy"]
 
 
-def test_what_a_killed_worker_left_is_no_part_of_the_output(tmp_path: Path) -> None:
-    def body(work: StageContext) -> None:
-        Counting()(work)
-        (work.directory / "1.txt.5a.tmp").write_text("half")
+def test_temporary_file_of_a_killed_worker_is_not_in_the_output(tmp_path: Path) -> None:
+    def body(context: StageContext) -> None:
+        Counting()(context)
+        (context.directory / "1.txt.5a.tmp").write_text("half")
 
     whole = stage(tmp_path / "whole", Counting())
     assert stage(tmp_path / "out", body).files == whole.files
     assert not (tmp_path / "out" / "1.txt.5a.tmp").exists()
 
 
-def test_a_second_name_is_the_same_file_or_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_link_makes_a_hard_link_or_else_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"whole")
     for name in ("linked", "linked"):  # twice: as after a kill
@@ -222,7 +222,7 @@ def test_a_second_name_is_the_same_file_or_a_copy(tmp_path: Path, monkeypatch: p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copied", "linked", "source"]
 
 
-def test_scratch_space_is_no_part_of_the_output_and_goes_at_the_end(tmp_path: Path) -> None:
+def test_scratch_files_are_removed_and_not_in_the_output(tmp_path: Path) -> None:
     def body(context: StageContext) -> None:
         (context.scratch / "chunk.bin").write_bytes(b"half")
         (context.directory / "out.txt").write_text("whole")
@@ -255,9 +255,9 @@ def test_attempt_killed_while_cleaning_up_is_not_run_again_and_keeps_its_counts(
     assert manifest.files == {}
 
 
-@pytest.mark.parametrize(("error", "kept"), [(UserError, False), (TransientError, True)])
-def test_scratch_space_of_a_refused_input_goes_and_that_of_a_passing_failure_stays(
-    tmp_path: Path, error: type[UserError], kept: bool
+@pytest.mark.parametrize(("error", "stays"), [(UserError, False), (TransientError, True)])
+def test_scratch_files_go_after_a_user_error_and_stay_after_a_transient_error(
+    tmp_path: Path, error: type[UserError], stays: bool
 ) -> None:
     def body(context: StageContext) -> None:
         (context.scratch / "chunk.bin").write_bytes(b"half")
@@ -265,4 +265,4 @@ def test_scratch_space_of_a_refused_input_goes_and_that_of_a_passing_failure_sta
 
     with pytest.raises(error):
         stage(tmp_path / "out", body)
-    assert (tmp_path / "out.partial").exists() == kept
+    assert (tmp_path / "out.partial").exists() == stays

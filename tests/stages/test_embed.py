@@ -67,7 +67,9 @@ def test_related_texts_are_nearer_than_unrelated_ones(corpus: Path, vectors: Pat
         assert topics[products[row].argmax()] == topics[row]
 
 
-def test_vectors_follow_the_corpus_and_the_head_of_each_document(corpus: Path, vectors: Path, encoder: SentenceEncoder) -> None:
+def test_vectors_are_in_corpus_order_and_embed_the_head_of_each_document(
+    corpus: Path, vectors: Path, encoder: SentenceEncoder
+) -> None:
     prepared = PreparedCorpus(corpus)
     matrix = Vectors(vectors)[np.arange(16)]
     for row in range(len(prepared.unique)):
@@ -131,9 +133,9 @@ def test_model_folder_without_normalisation_gives_unit_vectors(encoder: Sentence
         if entry.name != "modules.json":
             (tmp_path / entry.name).symlink_to(str(entry))
     modules = json.loads((packaged / "modules.json").read_text())
-    kept = [module for module in modules if not module["type"].endswith("Normalize")]
-    assert len(kept) == len(modules) - 1
-    (tmp_path / "modules.json").write_text(json.dumps(kept))
+    remaining = [module for module in modules if not module["type"].endswith("Normalize")]
+    assert len(remaining) == len(modules) - 1
+    (tmp_path / "modules.json").write_text(json.dumps(remaining))
     unnormalised = SentenceEncoder(EmbedConfig(model=str(tmp_path), maximum_tokens=32), "cpu", 1)
     assert np.abs(unnormalised.encode([LONG]) - encoder.encode([LONG])).max() < 1e-6
 
@@ -159,7 +161,7 @@ def test_half_precision_gives_unit_vectors_close_to_the_full_ones(encoder: Sente
 
 
 @pytest.mark.parametrize("missing", ["/nowhere/model", "folder", "package"])
-def test_missing_model_is_an_error_with_a_remedy(
+def test_missing_model_is_refused_with_a_remedy(
     missing: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = str(tmp_path) if missing == "folder" else missing

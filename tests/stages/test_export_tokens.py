@@ -53,7 +53,7 @@ def read_megatron(directory: Path) -> list[list[int]]:
 def read_mds(directory: Path) -> Documents:
     """The reader of MDS: a table of where samples start, then samples that begin with the sizes of their columns."""
     index = json.loads((directory / "index.json").read_text())
-    found: Documents = []
+    documents: Documents = []
     for shard in index["shards"]:
         content = (directory / shard["raw_data"]["basename"]).read_bytes()
         assert len(content) == shard["raw_data"]["bytes"] and shard["column_names"] == ["id", "source", "tokens"]
@@ -62,8 +62,8 @@ def read_mds(directory: Path) -> Documents:
         settings = json.loads(content[4 + 4 * (samples + 1) : starts[0]])
         assert samples == shard["samples"] and settings["column_encodings"] == shard["column_encodings"]
         for start, stop in pairwise(starts):
-            found.append(decode_mds(content[start:stop], shard["column_encodings"][2]))
-    return found
+            documents.append(decode_mds(content[start:stop], shard["column_encodings"][2]))
+    return documents
 
 
 def decode_mds(sample: bytes, encoding: str) -> tuple[str, str, list[int]]:
@@ -88,7 +88,7 @@ def read_parquet(directory: Path) -> Documents:
 
 @pytest.mark.parametrize("vocabulary", [1 << 16, 1 << 18])
 @pytest.mark.parametrize("compression", ["none", "zstd"])
-def test_exports_read_back_hold_every_document(
+def test_exported_corpus_reads_back_every_document(
     tmp_path: Path, vocabulary: int, compression: Compression, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "MDS_SHARD_BYTES", 200_000)
@@ -104,26 +104,26 @@ def test_exports_read_back_hold_every_document(
 
 
 @pytest.mark.parametrize("vocabulary", [1 << 16, 1 << 18])
-def test_megatron_itself_reads_its_format(tmp_path: Path, vocabulary: int) -> None:
+def test_megatron_reads_the_exported_corpus(tmp_path: Path, vocabulary: int) -> None:
     reader = pytest.importorskip("megatron.core.datasets.indexed_dataset")
     corpus = make(tmp_path / "corpus", vocabulary)
     export_tokens(tmp_path / "corpus", "megatron", tmp_path / "megatron", console=QUIET)
-    found = reader.IndexedDataset(str(tmp_path / "megatron/tokens"))
-    assert [found[i].tolist() for i in range(len(found))] == [tokens for *_, tokens in contents(corpus)]
-    assert found.document_indices.tolist() == list(range(len(corpus) + 1))
+    documents = reader.IndexedDataset(str(tmp_path / "megatron/tokens"))
+    assert [documents[i].tolist() for i in range(len(documents))] == [tokens for *_, tokens in contents(corpus)]
+    assert documents.document_indices.tolist() == list(range(len(corpus) + 1))
 
 
-def test_mosaic_itself_reads_its_format(tmp_path: Path) -> None:
+def test_mosaic_reads_the_exported_corpus(tmp_path: Path) -> None:
     reader = pytest.importorskip("streaming.base.format.mds.reader")
     corpus = make(tmp_path / "corpus", 1 << 16)
     export_tokens(tmp_path / "corpus", "mds", tmp_path / "mds", console=QUIET)
     index = json.loads((tmp_path / "mds/index.json").read_text())
-    found = []
-    for facts in index["shards"]:
-        shard = reader.MDSReader.from_json(str(tmp_path / "mds"), None, facts)
-        samples = [shard.get_item(i) for i in range(facts["samples"])]
-        found += [(sample["id"], sample["source"], sample["tokens"].tolist()) for sample in samples]
-    assert found == contents(corpus)
+    documents = []
+    for shard_index in index["shards"]:
+        shard = reader.MDSReader.from_json(str(tmp_path / "mds"), None, shard_index)
+        samples = [shard.get_item(i) for i in range(shard_index["samples"])]
+        documents += [(sample["id"], sample["source"], sample["tokens"].tolist()) for sample in samples]
+    assert documents == contents(corpus)
 
 
 def test_export_of_an_empty_document_an_unknown_format_or_a_damaged_block_is_refused(tmp_path: Path) -> None:

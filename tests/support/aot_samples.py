@@ -20,7 +20,7 @@ def scaled(x):
 
 @triton.jit
 def product(a, b, out, stride, rows, ROWS: tl.constexpr, DEPTH: tl.constexpr, ATOMIC: tl.constexpr):
-    """out [ROWS, ROWS] = 2 exp2(a [ROWS, DEPTH] b [DEPTH, ROWS])."""
+    """Compute out [ROWS, ROWS] = 2 exp2(a [ROWS, DEPTH] b [DEPTH, ROWS])."""
     row, depth = tl.arange(0, ROWS), tl.arange(0, DEPTH)
     inside = row[:, None] < rows
     x = tl.load(a + row[:, None] * stride + depth[None, :], mask=inside, other=0.0)

@@ -1,4 +1,4 @@
-"""Unit vectors with near neighbors, as documents have them: tight clusters within a wide space."""
+"""Unit vectors in tight clusters within a wide space, like those of documents."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def clustered_vectors(documents: int, dimension: int = 32, per_cluster: int = 12
 
 
 def as_stage(vectors: np.ndarray, out: Path, shard: int = 700, storage: Storage = "float32") -> Vectors:
-    """The vectors as `embed` would have written them."""
+    """Write vectors in the format of `embed`."""
 
     def body(context: StageContext) -> None:
         for number, start in enumerate(range(0, len(vectors), shard)):

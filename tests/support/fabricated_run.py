@@ -300,11 +300,11 @@ def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
     )
     reasons = {0: "unfinished", 2: "repetition", 5: "copies_corpus", 9: "repetition"}
     ids = Corpus(run / "synthesize").ids
-    kept = [index for index in range(16) if index not in reasons]
+    passing = [index for index in range(16) if index not in reasons]
 
     def body(directory: Path) -> None:
-        chosen = {key: [values[index] for index in kept] for key, values in columns.items()}
-        write_documents(directory, corpus.tokenizer, [texts[index] for index in kept], "synthetic", **chosen)
+        chosen = {key: [values[index] for index in passing] for key, values in columns.items()}
+        write_documents(directory, corpus.tokenizer, [texts[index] for index in passing], "synthetic", **chosen)
         gone = {"id": [ids[index] for index in reasons], "reason": list(reasons.values()), "value": [0.5] * len(reasons)}
         table = pa.table(gone)
         pq.write_table(table, directory / "rejected.parquet")
@@ -314,7 +314,7 @@ def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
         "filter",
         {
             "documents": 16,
-            "filtered_documents": len(kept),
+            "filtered_documents": len(passing),
             "filtered_tokens": 1_500,
             "rules": rule_counts({"copies_corpus": 1, "repetition": 2, "unfinished": 1}, 16, CONFIG.filter),
         },
@@ -329,7 +329,7 @@ def judge_counts() -> dict[str, Any]:
         "prompts": {"non_factual": f"Is it wrong? {HOSTILE}"},
         "verdicts": {
             "non_factual": {"synthetic": verdicts, "real": {**verdicts, "faulty": 0, "rate": None}},
-            "pair_irrelevance": dict.fromkeys(("synthetic", "random", "neighbours"), verdicts),
+            "pair_irrelevance": dict.fromkeys(("synthetic", "random", "neighbors"), verdicts),
         },
     }
 
@@ -353,7 +353,7 @@ def _write_quality(directory: Path, judge: dict[str, Any] | None) -> None:
                     0.012,
                     "held-out documents",
                 ),
-                "duplicates": {"label": "Duplicates"} | rate(0.0, "documents that are near-copies of another one kept"),
+                "duplicates": {"label": "Duplicates"} | rate(0.0, "documents that are near-duplicates of another filtered one"),
                 "non_factual": {"label": "Non-factual"} | rate(None, "needs a judge"),
                 "pair_irrelevance": {"label": "Pair-irrelevance"}
                 | rate(0.32, "documents whose similarity to their seed lies below the band"),
@@ -366,13 +366,13 @@ def _write_quality(directory: Path, judge: dict[str, Any] | None) -> None:
             "published": published_rates(),
             "similarity": {
                 "low": 0.4821,
-                "means": {"seed": 0.44, "random": 0.15, "neighbours": 0.63},
-                "below": {"seed": 0.32, "random": 0.97, "neighbours": 0.0},
+                "means": {"seed": 0.44, "random": 0.15, "neighbors": 0.63},
+                "below": {"seed": 0.32, "random": 0.97, "neighbors": 0.0},
                 "histogram": {
                     "edges": fine.tolist(),
                     "seed": similarities(0.44),
                     "random": similarities(0.15),
-                    "neighbours": similarities(0.63),
+                    "neighbors": similarities(0.63),
                 },
             },
             "novel": [

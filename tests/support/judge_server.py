@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server that answers as it is told to."""
+"""An OpenAI-compatible server with scripted answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 Reply = tuple[int, bytes]
 Behaviour = Callable[[int, dict[str, Any]], Reply]
-"""Given how many requests came before and the request: status and body; an exception hangs up."""
+"""Function of the number of earlier requests and the body; returns status and body; an exception drops the connection."""
 
 
 def completion(text: Any) -> Reply:
@@ -20,7 +20,7 @@ def completion(text: Any) -> Reply:
 
 
 class Server:
-    """What was asked: bodies and headers, in order."""
+    """A server that records bodies and headers of requests, in order."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -33,7 +33,7 @@ class Server:
 
 @contextmanager
 def serving(behaviour: Behaviour, seconds: float = 0.0) -> Iterator[Server]:
-    """A server on a free port of this machine; each answer takes `seconds`."""
+    """Run a server on a free port of this machine; each answer takes `seconds`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -1,4 +1,4 @@
-"""Batches of decode attention for its tests: groups of any lengths in shuffled pages, slots and rows, amid NaN."""
+"""Random batches of decode attention for its tests: groups in shuffled pages and rows, with NaN in all unused memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from sbp_kernels import DecodeLayout
 from torch import Tensor
 
-Group = tuple[int, list[int]]  # tokens of the seed, 0 for an empty slot; own tokens of each sample, 0 for one that is not drawn
+Group = tuple[int, list[int]]  # tokens of the seed, 0 for an empty slot; own tokens of each sample, 0 if it is not running
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What `decode_attention` takes, and the row of each drawn sample by (group, sample)."""
+    """Arguments of `decode_attention`, and the row of each running sample by (group, sample)."""
 
     q: Tensor
     keys: Tensor
@@ -31,7 +31,7 @@ class Batch:
 
 
 def groups(samples: int = 2, longest: int = 70) -> st.SearchStrategy[list[Group]]:
-    """One or two groups whose lengths often are at the ends of pages and splits."""
+    """Return one or two groups, whose lengths often are at the ends of pages and splits."""
     tokens = st.one_of(st.sampled_from([0, 1, 16, 17, 31, 32, 33, 64, 65]), st.integers(0, longest))
     return st.lists(st.tuples(tokens, st.lists(tokens, min_size=samples, max_size=samples)), min_size=1, max_size=2)
 
@@ -41,7 +41,7 @@ def batch(
     dtype: torch.dtype = torch.float32, stored: torch.dtype | None = None, idle: int = 1, spare: int = 1, seed: int = 0,
     device: str = "cpu",
 ) -> Batch:  # fmt: skip
-    """Random numbers that depend on group, sample and token alone; places that depend on `seed`.
+    """Return a batch whose numbers depend only on group, sample and token; `seed` shuffles pages and rows.
 
     Args:
         heads: H and K.
@@ -92,7 +92,7 @@ def batch(
 
 
 def torch_operation(batch: Batch) -> Tensor:
-    """What torch itself has, row by row, in the dtype of the queries."""
+    """Return the result of torch's own attention, row by row, in the dtype of the queries."""
     out = torch.zeros_like(batch.q)
     layout, page = batch.layout, batch.keys.shape[2]
     for row in batch.rows.values():

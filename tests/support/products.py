@@ -28,7 +28,7 @@ PRODUCTS = (
 
 
 def memory_beside(operand: Tensor) -> Tensor:
-    """Elements between the first and the last of a strided tensor that do not belong to it, 1-D."""
+    """Return the elements between the first and the last of a strided tensor that do not belong to it, 1-D."""
     if not operand.numel():
         return operand.new_empty(0)
     extent = 1 + sum((size - 1) * stride for size, stride in zip(operand.shape, operand.stride(), strict=True))
@@ -63,7 +63,7 @@ class ProductsReadPadding(TorchDispatchMode):
 
 @contextmanager
 def hostile_memory() -> Iterator[ProductsReadPadding]:
-    """Products that read the padding of their operands, and NaN in all memory that nothing has written."""
+    """Make products read the padding of their operands, and fill all uninitialized memory with NaN."""
     before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True

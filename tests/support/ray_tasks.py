@@ -34,7 +34,7 @@ class FakeEncoder:
         return float(lengths.sum())
 
 
-def open_fake(corpus: Path, place: object) -> tuple[FakeEncoder, PreparedCorpus]:
+def open_fake(corpus: Path, placement: object) -> tuple[FakeEncoder, PreparedCorpus]:
     return FakeEncoder(), PreparedCorpus(corpus)
 
 
@@ -70,11 +70,11 @@ def write_slowly(directory: Path, number: int) -> None:
             file.write(str(count).encode())
 
 
-def write_slowly_held(directory: Path, number: int, advance: Any) -> None:
+def write_slowly_with_tool(directory: Path, number: int, advance: Any) -> None:
     write_slowly(directory, number)
 
 
-def process_number(place: object) -> int:
+def process_number(placement: object) -> int:
     return os.getpid()
 
 
@@ -98,5 +98,5 @@ def read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def return_directory(directory: Path, place: object) -> Path:
+def return_directory(directory: Path, placement: object) -> Path:
     return directory

@@ -1,11 +1,11 @@
-"""Whether this CPU's matrix products let a document be the same bits whatever it is drawn with (docs/log.md)."""
+"""A check whether this CPU's matrix products give a document the same bits in any batch (docs/log.md)."""
 
 import pytest
 import torch
 
 
 def rows_round_alone() -> bool:
-    """Whether a row's products are the same bits in every multiple of 16 rows, in the widths of the tests' models."""
+    """Return whether a row's products are the same bits in every multiple of 16 rows, in the widths of the tests' models."""
     generator = torch.Generator().manual_seed(0)
     for inputs in (16, 24, 32, 48):
         weight, rows = (torch.randn(size, inputs, generator=generator) for size in (300, 128))

@@ -1,4 +1,4 @@
-"""Small corpora of documents of our choice."""
+"""Small corpora of given documents."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def check_errors(found: Sequence[Tensor], plain: Sequence[Tensor], exact: Sequen
 
 
 def strided(x: Tensor) -> Tensor:
-    """x as a slice of a bigger tensor, NaN around it."""
+    """Return x as a slice of a bigger tensor, NaN around it."""
     bigger = torch.full((*x.shape[:-1], x.shape[-1] + 7), float("nan"), dtype=x.dtype, device=x.device)
     view = bigger[..., 3:-4]
     view.copy_(x)

@@ -1,4 +1,4 @@
-"""`sbp-fast` that is asked to stop in a step: python stopping.py STEP COMMAND..."""
+"""Run `sbp-fast` and send it a stop signal in a given step: python stopping.py STEP COMMAND..."""
 
 import os
 import signal

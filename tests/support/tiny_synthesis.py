@@ -39,11 +39,11 @@ def settings(directory: Path, *overrides: str) -> RunConfig:
 
 
 class Killed(BaseException):
-    """Stands for a SIGKILL: nothing in the program catches it."""
+    """An exception in place of a SIGKILL: nothing in the program catches it."""
 
 
 def run(inputs: dict[str, Path], out: Path, *overrides: str) -> Manifest:
-    """Run the stage, alone and in this process."""
+    """Run the stage in this process."""
     config = settings(inputs["directory"], *overrides)
     manifest = synthesize(config, out, corpus=inputs["corpus"], model=inputs["model"], console=QUIET)
     assert manifest is not None

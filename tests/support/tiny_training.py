@@ -49,7 +49,7 @@ def train_arm(config: RunConfig, out: Path, arm: str = "baseline", **inputs: Any
 
 
 def make_corpus(directory: Path, *overrides: str) -> Path:
-    """96 documents of random words, half of them unique."""
+    """Prepare 96 documents of random words, half of them unique."""
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(WORDS, random.integers(10, 60))) for _ in range(96)]
     records = [json.dumps({"id": f"d{number}", "text": text}) for number, text in enumerate(texts)]
@@ -59,14 +59,14 @@ def make_corpus(directory: Path, *overrides: str) -> Path:
 
 
 def make_pairs(corpus: Path, out: Path) -> Path:
-    """Every third document with the two that follow it."""
+    """Write pairs of every third document with the two that follow it."""
     seeds = np.arange(0, len(PreparedCorpus(corpus).unique) - 2, 3).repeat(2)
     partners = seeds + np.tile([2, 1], len(seeds) // 2)
     return make_stage("pair", corpus, out, lambda work: write_pairs(work.directory, [(seeds, partners, partners / 100)]))
 
 
 def make_synthetic(corpus: Path, out: Path, documents: int = 40) -> Path:
-    """Documents that no real one equals."""
+    """Write documents that no real one equals."""
 
     def body(work: StageContext) -> None:
         write_documents(work.directory, [np.arange(start, start + 40) for start in range(documents)])

@@ -13,7 +13,7 @@ from torch import Tensor
 def forests(
     draw: st.DrawFn, maximum_segments: int = 8, maximum_length: int = 9, maximum_depth: int = 8
 ) -> tuple[list[int], list[int]]:
-    """Lengths and parents of a forest in depth-first order, of any shape."""
+    """Strategy of lengths and parents of a forest of any shape, in depth-first order."""
     lengths = draw(st.lists(st.integers(1, maximum_length), min_size=1, max_size=maximum_segments))
     parents: list[int] = []
     open_path: list[int] = []
@@ -25,17 +25,17 @@ def forests(
 
 
 def trees(maximum_segments: int = 8, maximum_length: int = 9) -> st.SearchStrategy[PackedLayout]:
-    """Layouts of any forest, with default tiles."""
+    """Strategy of layouts of any forest, with default tiles."""
     return forests(maximum_segments, maximum_length).map(lambda forest: PackedLayout.from_tree(*forest))
 
 
 def tile_sizes(*sizes: int) -> st.SearchStrategy[Tiles]:
-    """Tiles whose four sizes are drawn from `sizes`."""
+    """Strategy of tiles whose four sizes are among `sizes`."""
     return st.builds(Tiles, *[st.sampled_from(sizes)] * 4)
 
 
 def error(found: Tensor, exact: Tensor) -> float:
-    """Root mean square of the difference."""
+    """Return the root mean square of the difference."""
     return (found.double() - exact.double()).square().mean().sqrt().item()
 
 

@@ -1,4 +1,4 @@
-"""Synthetic documents made by hand, as the stage `synthesize` writes them."""
+"""Hand-made synthetic documents in the format of the stage `synthesize`."""
 
 from __future__ import annotations
 

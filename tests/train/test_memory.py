@@ -1,5 +1,8 @@
-"""The memory figures of a training step, against the bytes that are allocated while one runs: every tensor's storage is
-watched from the operation that makes it, in float32 and with the kernels' own operations, interpreted where there is no GPU."""
+"""Memory estimates of a training step, compared with the bytes that are allocated while one runs.
+
+Every tensor's storage is watched from the operation that makes it, in float32 and with the kernels' own operations, interpreted
+where there is no GPU.
+"""
 
 import gc
 import importlib
@@ -60,7 +63,7 @@ def _small_operations_run_their_kernels(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def forward(config: ModelConfig, checkpointing: Any) -> tuple[Living, Callable[[], torch.Tensor]]:
-    """A watch, and what computes the loss of one stream."""
+    """Return a watch, and a function that computes the loss of one packed sequence."""
     parallel = ParallelConfig(activation_checkpointing=checkpointing, compile=False)
     model = build(config, VOCABULARY, TrainConfig(precision="float32"), parallel, DEVICE, None)
     model.initialize(0)
@@ -198,7 +201,7 @@ def test_a_step_adds_up_on_many_gpus() -> None:
 
     every = memory_of(16)
     assert every.weights == every.optimizer / 2 == 4 * (10 * layer + rest) / 16
-    assert every.gradients == 4 * (10 * layer + rest)  # four streams for each
+    assert every.gradients == 4 * (10 * layer + rest)  # four microbatches for each
     assert memory_of(64).gradients == 4 * (10 * layer + rest) / 64
     assert memory_of(64, shard_processes=8).weights == 4 * (10 * layer + rest) / 8
     assert every.gathered == 2 * (rest + 3 * layer) and memory_of(16, prefetch_layers=3).gathered == 2 * (rest + 5 * layer)

@@ -1,0 +1,1 @@
+"""The command `plan`: what an experiment will take, by arithmetic alone."""

@@ -10,66 +10,73 @@ from sbp_fast.config import RunConfig, TrainConfig
 from sbp_fast.errors import UserError
 from sbp_fast.train.memory import CHECKPOINTING, StepMemory, step_memory, usable_memory
 
-NODE = 8  # GPUs of a machine; beyond one machine whole ones are added
+NODE = 8  # GPUs of a machine; larger numbers of GPUs are multiples of it
 MOST_GPUS = 8192
-STREAMS_HOLD = {"pretrain": 1, "synthesizer": 2}  # contexts that a stream of each recipe must have room for
+CONTEXTS_IN_MICROBATCH = {"pretrain": 1, "synthesizer": 2}  # contexts that a microbatch of each recipe must hold
 
 
 @dataclass(frozen=True)
 class Need:
-    """What training by one recipe takes on each of `gpus`.
+    """Requirements of training by one recipe on a number of GPUs.
 
     Attributes:
-        section: of the configuration, the recipe's.
-        streams: microbatches of a step; fewer than GPUs leave some of these idle, which the trainer refuses.
+        section: section of the configuration that is the recipe.
+        recipe: the recipe.
+        gpus: number of GPUs.
+        microbatches: microbatches of a step; the trainer refuses fewer than GPUs, as some would be idle.
+        memory: memory on each GPU.
     """
 
     section: str
     recipe: TrainConfig
     gpus: int
-    streams: int
+    microbatches: int
     memory: StepMemory
 
     @staticmethod
     def of(config: RunConfig, section: str, recipe: TrainConfig, gpus: int) -> Need:
+        """Return the requirements of a recipe."""
         memory = step_memory(config.model, config.corpus.vocabulary_size, recipe, config.parallel, gpus)
         return Need(section, recipe, gpus, recipe.sequences_per_step, memory)
 
     def fits(self, card: str) -> bool:
-        return self.streams >= self.gpus and self.memory.total <= usable_memory(card)
+        """Return whether GPUs of this kind suffice."""
+        return self.microbatches >= self.gpus and self.memory.total <= usable_memory(card)
 
 
 def needs(config: RunConfig, gpus: int) -> list[Need]:
-    """Of pretraining, and of the synthesizer.
+    """Return the requirements of pretraining and of the synthesizer.
 
     Raises:
-        UserError: processes that cannot be divided into groups, or tokens into streams; streams too short for a context.
+        UserError: the processes cannot be divided into groups, or a microbatch is too short for a context.
     """
     shards = config.parallel.shard_processes
     if shards and gpus % shards:
-        found = f"{shards} does not divide the {gpus} processes"
-        raise UserError("parallel.shard_processes", found, "set it to a divisor, such as the GPUs of a node, or to 0")
-    for section, contexts in STREAMS_HOLD.items():
+        problem = f"{shards} does not divide the {gpus} processes"
+        raise UserError("parallel.shard_processes", problem, "set it to a divisor, such as the GPUs of a node, or to 0")
+    for section, contexts in CONTEXTS_IN_MICROBATCH.items():
         tokens, least = getattr(config, section).microbatch_tokens, contexts * config.model.context
         if tokens < least:
-            found = f"{tokens} is less than {contexts} times model.context"
-            raise UserError(f"{section}.microbatch_tokens", found, f"raise it to {least} or more")
-    return [Need.of(config, section, getattr(config, section), gpus) for section in STREAMS_HOLD]
+            problem = f"{tokens} is less than {contexts} times model.context"
+            raise UserError(f"{section}.microbatch_tokens", problem, f"raise it to {least} or more")
+    return [Need.of(config, section, getattr(config, section), gpus) for section in CONTEXTS_IN_MICROBATCH]
 
 
 def smallest_change(config: RunConfig, gpus: int, card: str) -> list[str] | None:
-    """Settings that make it fit, as they are written on the command line: none where it fits; None where there are none.
+    """Return the smallest change that makes training fit, as settings of the command line; None if there is none.
 
-    More activations computed again come first, then smaller streams, then more GPUs, each with as little as possible of
-    those before it; fewer GPUs last, which help where there are fewer streams than GPUs.
+    The list is empty if training fits as it is. Stronger activation checkpointing is tried first, then smaller microbatches,
+    then more GPUs, each with as little as possible of those before it; last fewer GPUs, which help where there are fewer
+    microbatches than GPUs.
     """
     choices = CHECKPOINTING[CHECKPOINTING.index(config.parallel.activation_checkpointing) :]
-    recipes = {section: _with_ever_shorter_streams(config, section) for section in STREAMS_HOLD}
+    recipes = {section: _with_halved_microbatches(config, section) for section in CONTEXTS_IN_MICROBATCH}
     halvings = range(max(map(len, recipes.values())))
     for number, times, choice in product(_numbers_of_gpus(config, gpus), halvings, choices):
         changed, settings = with_checkpointing(config, choice), []
         for section, (own, *shorter) in recipes.items():
-            fitting = (one for one in (own, *shorter[:times]) if Need.of(changed, section, one, number).fits(card))
+            candidates = (own, *shorter[:times])
+            fitting = (candidate for candidate in candidates if Need.of(changed, section, candidate, number).fits(card))
             recipe = next(fitting, None)
             if recipe is None:
                 break
@@ -81,23 +88,24 @@ def smallest_change(config: RunConfig, gpus: int, card: str) -> list[str] | None
     return None
 
 
-def _with_ever_shorter_streams(config: RunConfig, section: str) -> list[TrainConfig]:
-    """A recipe, and what it becomes as its streams are halved again and again, as long as they hold what they must."""
+def _with_halved_microbatches(config: RunConfig, section: str) -> list[TrainConfig]:
+    """Return a recipe, followed by its variants with repeatedly halved microbatches, down to the shortest allowed."""
     recipe: TrainConfig = getattr(config, section)
     recipes, tokens = [recipe], recipe.microbatch_tokens
-    while tokens % 2 == 0 and tokens // 2 >= STREAMS_HOLD[section] * config.model.context:
+    while tokens % 2 == 0 and tokens // 2 >= CONTEXTS_IN_MICROBATCH[section] * config.model.context:
         tokens //= 2
         recipes.append(recipe.model_copy(update={"microbatch_tokens": tokens}))
     return recipes
 
 
 def with_checkpointing(config: RunConfig, choice: str) -> RunConfig:
+    """Return the configuration with another choice of activation checkpointing."""
     parallel = config.parallel.model_copy(update={"activation_checkpointing": choice})
     return config.model_copy(update={"parallel": parallel})
 
 
 def _numbers_of_gpus(config: RunConfig, gpus: int) -> Iterator[int]:
-    """`gpus`, then the larger numbers that clusters have and the configuration can use, then the smaller ones."""
+    """Yield `gpus`, then larger numbers that clusters have and the configuration can use, then smaller ones."""
     groups = config.parallel.shard_processes or 1
     numbers = [number for number in (1, 2, 4, *range(NODE, MOST_GPUS + 1, NODE)) if number % groups == 0]
     yield gpus

@@ -1,4 +1,4 @@
-"""What a configuration will take, computed from it alone: no data is read and no device touched."""
+"""Tables of what a configuration will take, computed from it alone: no data is read and no device touched."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ PARTS = {
     "gradients": "gradients, fp32",
     "gathered": "gathered weights",
     "reduced": "gradients in transit",
-    "activations": "activations kept",
+    "activations": "saved activations",
     "at_work": "loss, or a layer",
     "batch": "batch",
 }
 
 
 def stage_costs(config: RunConfig) -> Costs:
-    """Return what each stage takes, by name, in the order of the work."""
+    """Return the cost of each stage by name, in the order in which they run."""
     corpus = CorpusEstimate.guess(config)
     return {name: stage.cost(config, corpus) for name, stage in stages_of(config).items()}
 
 
 def plan_tables(config: RunConfig, gpus: int, card: str) -> list[Table | str]:
-    """Tables of the model, of memory, time and disk, for `gpus` cards of one kind; last the verdict, one line.
+    """Return tables of model, memory, time and disk for `gpus` cards of one kind, and last the verdict, one line.
 
     Raises:
-        UserError: settings that do not go together, or with that number of GPUs; an unknown card.
+        UserError: the settings contradict each other or do not fit the number of GPUs; the card is unknown.
     """
     if card not in CARD_MEMORY:
         raise UserError(f"--gpu {card}", "is not known", f"choose from {', '.join(CARD_MEMORY)}")
@@ -85,21 +85,21 @@ def _model_table(config: RunConfig) -> Table:
 def _training_table(needed: list[Need]) -> Table:
     table = _table("Training", "", "tokens", "steps", "tokens a step", "microbatches", "a process")
     for need in needed:
-        recipe, most = need.recipe, -(-need.streams // need.gpus)
-        even = "" if need.streams % need.gpus == 0 else "at most "
+        recipe, most = need.recipe, -(-need.microbatches // need.gpus)
+        even = "" if need.microbatches % need.gpus == 0 else "at most "
         table.add_row(
             need.section,
             short(recipe.tokens),
             f"{recipe.steps:,}",
             f"{recipe.tokens_per_step:,}",
-            f"{need.streams:,} of {recipe.microbatch_tokens:,}",
+            f"{need.microbatches:,} of {recipe.microbatch_tokens:,}",
             f"{even}{most:,}",
         )
     return table
 
 
 def _memory_table(config: RunConfig, gpus: int, card: str) -> Table:
-    """Of both recipes for each choice of activation checkpointing, the configuration's own in brackets."""
+    """Return the memory of both recipes for each choice of activation checkpointing, the configured one in brackets."""
     own, shards = config.parallel.activation_checkpointing, config.parallel.shard_processes or gpus
     choices = [(choice, needs(with_checkpointing(config, choice), gpus)) for choice in CHECKPOINTING]
     columns = [(choice, both[index]) for index in range(2) for choice, both in choices]
@@ -122,7 +122,7 @@ def _memory_table(config: RunConfig, gpus: int, card: str) -> Table:
 
 
 def _measured(config: RunConfig, need: Need, card: str, folder: Path = MEASURED) -> str:
-    """The peak that a benchmark of this very step has measured on this card, where there is one.
+    """Return the peak memory that a benchmark of the same step measured on this card, or "not measured".
 
     A `training.json` of a device holds its `environment` and `cases`; the shape of a case says what was run.
     """
@@ -130,7 +130,7 @@ def _measured(config: RunConfig, need: Need, card: str, folder: Path = MEASURED)
         "model": config.model.model_dump(mode="json"),
         "vocabulary_size": config.corpus.vocabulary_size,
         "microbatch_tokens": need.recipe.microbatch_tokens,
-        "microbatches": -(-need.streams // need.gpus),
+        "microbatches": -(-need.microbatches // need.gpus),
         "optimizer": need.recipe.optimizer,
         "parallel": config.parallel.model_dump(mode="json"),
         "gpus": need.gpus,
@@ -186,14 +186,14 @@ def _disk_table(costs: Costs) -> Table:
     table.add_column("on the disk")
     for stage, cost in costs.items():
         sizes = (cost.disk / 2**30, cost.core_seconds / 3600)
-        table.add_row(stage, *(_three(size) if size else "" for size in sizes), cost.kept)
+        table.add_row(stage, *(_three(size) if size else "" for size in sizes), cost.disk_content)
     total = [sum(getattr(cost, part) for cost in costs.values()) / unit for part, unit in DISK_UNITS.items()]
     table.add_row("all", *(_three(size) for size in total), "", style="bold")
     return table
 
 
 def overheads(config: RunConfig, costs: Costs, card: str) -> list[str]:
-    """Return one line for each arm with synthetic documents: what it takes beside its final run, in baseline runs."""
+    """Return one line for each arm with synthetic documents: its cost beside its final run, as a share of a baseline run."""
     stages, baseline = stages_of(config), train_stage(config.baseline)
     lines = []
     for arm in arms_of(config).values():
@@ -209,17 +209,17 @@ def overheads(config: RunConfig, costs: Costs, card: str) -> list[str]:
 
 
 def verdict(config: RunConfig, gpus: int, card: str) -> str:
-    """One line: whether training fits, and if not what does."""
-    needed, place = needs(config, gpus), f"of {_gibibytes(usable_memory(card))} GiB usable on each of {gpus} {card.upper()}"
-    found = ", ".join(f"{need.section} {_gibibytes(need.memory.total)}" for need in needed) + f" {place}"
+    """Return one line: whether training fits, and if not, the smallest change that makes it fit."""
+    needed, available = needs(config, gpus), f"of {_gibibytes(usable_memory(card))} GiB usable on each of {gpus} {card.upper()}"
+    memory = ", ".join(f"{need.section} {_gibibytes(need.memory.total)}" for need in needed) + f" {available}"
     if all(need.fits(card) for need in needed):
-        return f"Fits: {found}."
-    scarce = min(needed, key=lambda need: need.streams)
-    if scarce.streams < gpus:
-        found = f"{scarce.section} has {scarce.streams} microbatches a step for {gpus} GPUs; {found}"
+        return f"Fits: {memory}."
+    scarce = min(needed, key=lambda need: need.microbatches)
+    if scarce.microbatches < gpus:
+        memory = f"{scarce.section} has {scarce.microbatches} microbatches a step for {gpus} GPUs; {memory}"
     changes = smallest_change(config, gpus, card)
     remedy = "Neither these settings nor more GPUs make it fit." if changes is None else f"This does: {' '.join(changes)}"
-    return f"Does not fit: {found}. {remedy}"
+    return f"Does not fit: {memory}. {remedy}"
 
 
 def _percent(value: float) -> str:
@@ -231,5 +231,5 @@ def _gibibytes(size: float) -> str:
 
 
 def _three(value: float) -> str:
-    """Three digits, but no fraction of a hundredth: 12.3k, 456, 7.89, 0.01."""
+    """Return a number in three digits, at most two of them decimals: 12.3k, 456, 7.89, 0.01."""
     return short(value) if value >= 1 else f"{value:.2f}"

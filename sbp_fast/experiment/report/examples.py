@@ -1,4 +1,4 @@
-"""Examples for the report's browser: a seed, its true partner and what the synthesizer wrote after it."""
+"""Examples for the report: a seed, its true partner and a synthetic document generated after it."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.experiment.graph import FILTER, PAIR, PREPARE, SYNTHESIZE
 from sbp_fast.pairs.pairset import PairSet
 
-KEPT, REJECTED = 20, 12
-EXAMINED = 20_000  # documents of the synthetic corpus that examples are drawn from
+PASSED, REJECTED = 20, 12  # examples
+EXAMINED = 20_000  # synthetic documents that examples are chosen from
 
 
 def collect_triples(run_directory: Path) -> list[dict[str, Any]]:
-    """Kept and rejected documents of a run, each of another seed while there are enough, every reason in turn.
+    """Return filtered and rejected documents of a run, of different seeds as far as possible, the reject reasons in turn.
 
     Returns:
         Dictionaries with `seed`, `partner` (None where the seed has none), `synthesized` (texts), `seed_id`, `partner_id`,
-        `score`, `tokens` and `reason` (None for a kept document). The same run gives the same examples.
+        `score`, `tokens` and `reason` (None for a filtered document). The same run gives the same examples.
     """
     corpus, pairs = PreparedCorpus(run_directory / PREPARE), PairSet(run_directory / PAIR)
     synthetic = Corpus(run_directory / SYNTHESIZE)
     reasons = _reasons(run_directory / FILTER / "rejected.parquet")
     seeds, written = synthetic.column("seed"), synthetic.ids
-    best = {seed: place for place, seed in reversed(list(enumerate(pairs.seeds.tolist())))}  # the first is the most similar
-    drawn = np.random.default_rng(0).permutation(len(synthetic))[:EXAMINED].tolist()
-    order = sorted(drawn, key=lambda document: int(seeds[document]) not in best)  # seeds with a partner first
+    best = {seed: index for index, seed in reversed(list(enumerate(pairs.seeds.tolist())))}  # the first is the most similar
+    examined = np.random.default_rng(0).permutation(len(synthetic))[:EXAMINED].tolist()
+    order = sorted(examined, key=lambda document: int(seeds[document]) not in best)  # seeds with a partner first
     by_reason: dict[str | None, list[int]] = {}
     for document in order:
         by_reason.setdefault(reasons.get(written[document]), []).append(document)
-    kept = _of_different_seeds(by_reason.pop(None, []), seeds)[:KEPT]
+    passed = _of_different_seeds(by_reason.pop(None, []), seeds)[:PASSED]
     rejected = _in_turn([_of_different_seeds(by_reason[reason], seeds) for reason in sorted(by_reason, key=str)])
     ids, triples = corpus.unique.ids, []
-    for document in [*kept, *rejected[:REJECTED]]:
+    for document in [*passed, *rejected[:REJECTED]]:
         seed = int(seeds[document])
-        place = best.get(seed)
-        partner = None if place is None else int(pairs.partners[place])
+        pair = best.get(seed)
+        partner = None if pair is None else int(pairs.partners[pair])
         triples.append(
             {
                 "seed": corpus.text(corpus.unique, seed),
                 "seed_id": str(ids[seed]),
                 "partner": None if partner is None else corpus.text(corpus.unique, partner),
                 "partner_id": None if partner is None else str(ids[partner]),
-                "score": None if place is None else float(pairs.scores[place]),
+                "score": None if pair is None else float(pairs.scores[pair]),
                 "synthesized": corpus.text(synthetic, document),
                 "tokens": len(synthetic[document]),
                 "reason": reasons.get(written[document]),
@@ -57,13 +57,13 @@ def collect_triples(run_directory: Path) -> list[dict[str, Any]]:
 
 
 def _reasons(path: Path) -> dict[str, str]:
-    """Id of each rejected document -> why it was rejected."""
+    """Return the id of each rejected document -> its reject reason."""
     table = pq.read_table(path)
     return dict(zip(table["id"].to_pylist(), table["reason"].to_pylist(), strict=True))
 
 
 def _of_different_seeds(documents: list[int], seeds: np.ndarray) -> list[int]:
-    """First one document of each seed, then the rest."""
+    """Return the documents with the first one of each seed in front."""
     seen: set[int] = set()
     first: list[int] = []
     again: list[int] = []
@@ -74,6 +74,6 @@ def _of_different_seeds(documents: list[int], seeds: np.ndarray) -> list[int]:
 
 
 def _in_turn(lists: list[list[int]]) -> list[int]:
-    """One of each list, then the next of each."""
+    """Return the first element of each list, then the second of each, and so on."""
     longest = max(map(len, lists), default=0)
-    return [one[place] for place in range(longest) for one in lists if place < len(one)]
+    return [items[index] for index in range(longest) for items in lists if index < len(items)]

@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page that shows a finished run, drawn from `results.json` and the curves beside it."""
+"""`report.html`: one self-contained page about a finished run, made from `results.json`, loss curves and examples."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ JUDGED_GROUPS = {
     "synthetic": "synthetic documents",
     "real": "their seeds",
     "random": "random pairs",
-    "neighbours": "true pairs",
+    "neighbors": "true pairs",
 }
 
 ARM_PALETTE = (("#5b6b82", "#9db0cb"), ("#c8480b", "#ff9154"), ("#0d7a6b", "#3fcdb6"))
-"""Colors of the first arms on a light and on a dark page; `arm_palette` makes those of the others."""
+"""Colors of the first arms on a light and on a dark page; `arm_palette` computes those of the others."""
 
 
 def arm_palette(count: int) -> list[tuple[str, str]]:
-    """Return a CSS color for a light and one for a dark page, for each arm; hues turn by the golden angle."""
-    made = [(f"hsl({137.5 * i % 360:.0f} 60% 38%)", f"hsl({137.5 * i % 360:.0f} 70% 70%)") for i in range(2, 2 + count)]
-    return [*ARM_PALETTE, *made][:count]
+    """Return the CSS colors of each arm on a light and on a dark page; computed hues advance by the golden angle."""
+    computed = [(f"hsl({137.5 * i % 360:.0f} 60% 38%)", f"hsl({137.5 * i % 360:.0f} 70% 70%)") for i in range(2, 2 + count)]
+    return [*ARM_PALETTE, *computed][:count]
 
 
 def write_report(run_directory: Path) -> Path:
     """Write `results.json` and `report.html` of a finished run; returns the path of the page.
 
     Raises:
-        UserError: a stage that is not finished, a directory that is no run.
+        UserError: a stage is not finished, or the directory is no run.
     """
     run_directory = Path(run_directory)
     results = write_results(run_directory)
@@ -59,7 +59,7 @@ def write_report(run_directory: Path) -> Path:
 
 
 def read_curve(path: Path) -> list[tuple[float, float]]:
-    """(training tokens, loss) of each step that has one."""
+    """Return (training tokens, loss) of each step that has a loss."""
     lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     return [(line["train/tokens"], line["train/loss"]) for line in lines if line["train/loss"] is not None]
 
@@ -70,7 +70,7 @@ def render(
     triples: Sequence[Mapping[str, Any]],
     pair_examples: Sequence[Mapping[str, Any]],
 ) -> str:
-    """The page as text; needs no file and no network to show."""
+    """Return the page as HTML that needs no other file and no network."""
     environment = Environment(
         loader=PackageLoader("sbp_fast.experiment.report", "."),
         autoescape=True,
@@ -110,7 +110,7 @@ def render(
 
 
 def _real_texts(quality: Mapping[str, Any]) -> list[str]:
-    """Which real documents stand beside each rate."""
+    """Return, for each rate with a comparison, its label and the real documents that it is compared with."""
     return [f"{rate['label'].lower()}, {rate['real_text']}" for rate in quality.values() if rate["real_text"]]
 
 
@@ -119,29 +119,30 @@ def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, A
     pretraining = [
         (arm["label"], plots.arm_color(index), curves[train_stage(name)]) for index, (name, arm) in enumerate(arms.items())
     ]
-    drawn: dict[str, Any] = {
+    svgs: dict[str, Any] = {
         "arms": [plots.arms_plot(arms, name, metric) for name, metric in results["metrics"].items()],
         "losses": plots.loss_plot("pretraining", "Pretraining", pretraining),
     }
     if "synthetic_quality" in results:
         quality = results["synthetic_quality"]
         tuning = [("Synthesizer", plots.COLORS["synthesizer"], curves[SYNTHESIZER])]
-        drawn |= {
+        svgs |= {
             "synthesizer": plots.loss_plot("synthesizer", "Tuning the synthesizer", tuning),
             "similarity": plots.similarity_plot(results["pairs"]["histogram"], results["pairs"]["band"]),
             "lengths": plots.lengths_plot(quality["lengths"]),
-            "drawn_similarity": plots.drawn_similarity_plot(quality["similarity"]),
+            "seed_similarity": plots.seed_similarity_plot(quality["similarity"]),
             "log_probability": plots.log_probability_plot(quality["log_probability"]),
         }
-    return {name: [Markup(one) for one in svg] if isinstance(svg, list) else Markup(svg) for name, svg in drawn.items()}
+    return {name: [Markup(each) for each in svg] if isinstance(svg, list) else Markup(svg) for name, svg in svgs.items()}
 
 
 def _data(value: float, text: str | Markup) -> Markup:
-    """A shown number with the exact one that it stands for."""
+    """Return a shown number as an element that carries the exact value."""
     return Markup('<data value="{}">{}</data>').format(value, text)
 
 
 def count(value: float) -> Markup:
+    """Return a count: whole if it is a small integer, else abbreviated."""
     return _data(value, f"{value:,}" if isinstance(value, int) and value < 100_000 else short(value))
 
 
@@ -152,40 +153,45 @@ def number_word(value: int) -> str:
 
 
 def plain(value: float) -> Markup:
-    """A setting as it was written."""
+    """Return a number as it is written in the configuration."""
     return _data(value, f"{value:g}")
 
 
 def decimal(value: float, digits: int = 2) -> Markup:
+    """Return a number with a fixed number of decimals."""
     return _data(value, f"{value:.{digits}f}".replace("-", wording.MINUS))
 
 
 def percent(value: float, digits: int = 1) -> Markup:
+    """Return a share in percent."""
     return _data(value, f"{100 * value:.{digits}f}%".replace("-", wording.MINUS))
 
 
 def seconds(value: float) -> Markup:
+    """Return a duration given in seconds."""
     return _data(value, duration(value))
 
 
 def flops(value: float) -> Markup:
+    """Return a number of operations in scientific notation."""
     if value == 0:
         return _data(value, "0")
     mantissa, exponent = f"{value:.2e}".split("e")
     return _data(value, Markup("{}&thinsp;&times;&thinsp;10<sup>{}</sup>").format(mantissa, int(exponent)))
 
 
-def measure(found: Mapping[str, Any], metric: Mapping[str, Any]) -> Markup:
-    """A value with its interval."""
-    return _with_interval(found, metric, signed=False)
+def measure(interval: Mapping[str, Any], metric: Mapping[str, Any]) -> Markup:
+    """Return a value with its interval."""
+    return _with_interval(interval, metric, signed=False)
 
 
-def change(found: Mapping[str, Any], metric: Mapping[str, Any]) -> Markup:
-    """A difference with its interval, marked by what it means."""
-    kind = wording.outcome(found, metric)
-    return Markup('<span class="change {}">{}</span>').format(kind, _with_interval(found, metric, signed=True))
+def change(difference: Mapping[str, Any], metric: Mapping[str, Any]) -> Markup:
+    """Return a difference with its interval, in an element of class "better", "worse" or "unclear"."""
+    kind = wording.outcome(difference, metric)
+    return Markup('<span class="change {}">{}</span>').format(kind, _with_interval(difference, metric, signed=True))
 
 
-def _with_interval(found: Mapping[str, Any], metric: Mapping[str, Any], signed: bool) -> Markup:
-    value, low, high = (_data(found[key], wording.number(found[key], metric, signed)) for key in ("value", "low", "high"))
+def _with_interval(interval: Mapping[str, Any], metric: Mapping[str, Any], signed: bool) -> Markup:
+    keys = ("value", "low", "high")
+    value, low, high = (_data(interval[key], wording.number(interval[key], metric, signed)) for key in keys)
     return Markup('{} <span class="interval">[{}, {}]</span>').format(value, low, high)

@@ -1,6 +1,6 @@
-"""The report's pictures: matplotlib drawings as inline SVG that takes its colours from the page's style sheet.
+"""The report's plots: matplotlib drawings as inline SVG that takes its colors from the page's style sheet.
 
-Each colour is drawn as a placeholder and then replaced by a CSS variable, so that one picture serves light and dark.
+Each color is drawn as a placeholder and then replaced by a CSS variable, so that one plot serves light and dark pages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COLORS = {
     "synthesizer": "#060606",
     "band": "#070707",
 }
-"""CSS variable -> the placeholder that it is drawn as; the variables of arms are `arm_color`'s."""
+"""CSS variable -> its placeholder in the drawing; `arm_color` has the placeholders of arms."""
 
 
 def arm_color(index: int) -> str:
@@ -66,9 +66,10 @@ def arms_plot(arms: Mapping[str, Any], name: str, metric: Mapping[str, Any]) -> 
     """Draw one dot with its interval for each arm, and a line at chance where the metric has such a value.
 
     Args:
-        name: the metric's; `metric` is its description (see `Metric.describe`).
+        arms: arm -> its entry in `results.json`.
+        name: name of the metric.
+        metric: description of the metric (see `Metric.describe`).
     """
-
     title = metric["label"]
 
     def draw(axes: Axes) -> None:
@@ -100,6 +101,8 @@ def loss_plot(name: str, title: str, curves: Sequence[tuple[str, str, Sequence[t
     """Draw training losses over training tokens, averaged over stretches of steps.
 
     Args:
+        name: prefix of the ids in the SVG.
+        title: title of the plot.
         curves: (label, color placeholder, points) of each curve; a point is (tokens, loss in nats per token).
     """
 
@@ -123,46 +126,46 @@ def _thinned(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def similarity_plot(histogram: Mapping[str, Any], band: Mapping[str, Any]) -> str:
-    """Similarity to the nearest neighbour, of random pairs and of the pairs taken, each as a density, with the band shaded."""
+    """Draw similarities to the nearest neighbor, of random pairs and of the pairs, as percent in bins, with the band shaded."""
 
     def draw(axes: Axes) -> None:
         axes.axvspan(band["low"], min(band["high"], histogram["edges"][-1]), color=COLORS["band"], alpha=0.16, linewidth=0)
-        drawn = (("random", "muted", "Random pairs"), ("nearest", "accent", "Nearest neighbours"), ("pairs", "good", "Pairs"))
-        _histograms(axes, histogram, drawn)
+        series = (("random", "muted", "Random pairs"), ("nearest", "accent", "Nearest neighbors"), ("pairs", "good", "Pairs"))
+        _histograms(axes, histogram, series)
         _label_similarities(axes, "How similar related documents are", band["low"])
 
     return _svg("similarity", "Histogram of similarities with the band of accepted pairs", draw, (4.9, 3.0))
 
 
-def drawn_similarity_plot(similarity: Mapping[str, Any]) -> str:
-    """Similarity of synthetic documents to their seeds, between random pairs and true ones, and the low end of the band."""
-    drawn = (
+def seed_similarity_plot(similarity: Mapping[str, Any]) -> str:
+    """Draw similarities of synthetic documents to their seeds, beside random and true pairs, and the low end of the band."""
+    series = (
         ("random", "muted", "To another's seed"),
-        ("neighbours", "good", "True partner to seed"),
+        ("neighbors", "good", "True partner to seed"),
         ("seed", "accent", "To its seed"),
     )
 
     def draw(axes: Axes) -> None:
-        _histograms(axes, similarity["histogram"], drawn)
+        _histograms(axes, similarity["histogram"], series)
         axes.axvline(similarity["low"], color=COLORS["muted"], linewidth=1, linestyle=(0, (3, 3)))
         _label_similarities(axes, "How near a document stays to its seed", similarity["low"])
 
-    return _svg("drawn-similarity", "Histogram of similarities of synthetic documents to seeds", draw, (4.9, 3.0))
+    return _svg("seed-similarity", "Histogram of similarities of synthetic documents to seeds", draw, (4.9, 3.0))
 
 
 def _label_similarities(axes: Axes, title: str, low: float) -> None:
     axes.annotate("band", (low, 0.94), (4, 0), xycoords=("data", "axes fraction"), textcoords="offset points")
     axes.set_xlabel("cosine similarity")
     axes.set_title(title)
-    axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # room for the legend
+    axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # space for the legend
     axes.legend(loc="upper left", labelcolor=COLORS["ink"])
 
 
-def log_probability_plot(found: Mapping[str, Any]) -> str:
-    """Mean log-probability that the synthesizer gave each document's tokens when it drew them."""
+def log_probability_plot(histogram: Mapping[str, Any]) -> str:
+    """Draw the mean log-probability of each synthetic document's tokens under the synthesizer."""
 
     def draw(axes: Axes) -> None:
-        _histograms(axes, found, (("generated", "accent", "Synthetic, all"),))
+        _histograms(axes, histogram, (("generated", "accent", "Synthetic, all"),))
         axes.set_xlabel("mean log-probability, nats a token")
         axes.set_title("How sure the synthesizer was")
 
@@ -170,10 +173,10 @@ def log_probability_plot(found: Mapping[str, Any]) -> str:
 
 
 def lengths_plot(lengths: Mapping[str, Any]) -> str:
-    """Lengths of synthetic and of real documents, each as percent of its documents."""
+    """Draw the lengths of synthetic and of real documents, each as percent of its documents."""
 
     def draw(axes: Axes) -> None:
-        _histograms(axes, lengths, (("real", "muted", "Real"), ("synthetic", "accent", "Synthetic, kept")))
+        _histograms(axes, lengths, (("real", "muted", "Real"), ("synthetic", "accent", "Synthetic, filtered")))
         axes.set_xlabel("tokens a document")
         axes.set_title("How long the documents are")
         axes.legend(loc="upper right", labelcolor=COLORS["ink"])
@@ -181,10 +184,10 @@ def lengths_plot(lengths: Mapping[str, Any]) -> str:
     return _svg("lengths", "Histogram of document lengths", draw, (4.9, 3.0))
 
 
-def _histograms(axes: Axes, counts: Mapping[str, Any], drawn: Sequence[tuple[str, str, str]]) -> None:
-    """Counts between "edges", each as percent of its sum: key, colour and label of each."""
+def _histograms(axes: Axes, counts: Mapping[str, Any], series: Sequence[tuple[str, str, str]]) -> None:
+    """Draw histograms of common "edges", each as percent of its sum; `series` has key, color and label of each."""
     edges = np.array(counts["edges"], np.float64)
-    for key, color, label in drawn:
+    for key, color, label in series:
         shares = np.array(counts[key], np.float64)
         axes.stairs(shares / max(shares.sum(), 1) * 100, edges, fill=True, color=COLORS[color], alpha=0.45, label=label)
     axes.set_ylabel("percent in each bin")
@@ -206,7 +209,7 @@ def _svg(name: str, description: str, draw: Callable[[Axes], None], inches: tupl
 
 
 def _inline(svg: str, name: str, description: str) -> str:
-    """An SVG file as an element of an HTML page: no prologue, ids of its own, the page's colours and type face."""
+    """Return an SVG file as an element of an HTML page: no prologue, unique ids, the page's colors and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*|<defs>\s*<style.*?</defs>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)

@@ -1,4 +1,4 @@
-"""The table that a finished run leaves in the terminal."""
+"""The table that a finished run prints in the terminal."""
 
 from __future__ import annotations
 

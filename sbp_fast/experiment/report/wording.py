@@ -1,4 +1,4 @@
-"""The report's sentences about the outcome: what they claim depends on whether the intervals exclude zero."""
+"""The report's sentences about the outcome; their claims depend on whether the intervals exclude zero."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from sbp_fast.pipeline.progress import short
 
 MINUS = "\N{MINUS SIGN}"
-PAPER_RATIO = 19.5  # 20 but for rounding
+PAPER_RATIO = 19.5  # 20, less rounding
 MATCHED = 0.01  # training tokens of two arms count as the same up to this share
 
 Results = Mapping[str, Any]
@@ -16,9 +16,11 @@ Description = Mapping[str, Any]
 
 
 def number(value: float, metric: Description, signed: bool = False) -> str:
-    """Return a metric's value, or a difference of two, to the digits that mean something; shares in percent.
+    """Return a metric's value, or a difference of two, as text with the metric's digits; shares in percent.
 
     Args:
+        value: the number.
+        signed: whether a positive number has a plus sign, as differences do.
         metric: the description of the metric, as `Metric.describe` gives it.
     """
     scale = 100 if metric["percent"] else 1
@@ -66,7 +68,7 @@ def verdict(results: Results) -> str:
 
 
 def headline(results: Results) -> list[str]:
-    """Return the sentences that say what was measured on held-out text, with its uncertainty."""
+    """Return the sentences about the results on held-out text, with their uncertainty."""
     arms, metric = results["arms"], primary_metric(results)
     sentences = [
         f"{_change(_subject(results, name), arm['difference_to_baseline'][metric], results['metrics'][metric])}."
@@ -129,7 +131,7 @@ def _in_a_sentence(label: str) -> str:
 
 
 def secondary_sentences(results: Results) -> list[str]:
-    """Return what the arms with synthetic documents did to each metric but the first."""
+    """Return a sentence for each arm with synthetic documents and each metric but the first."""
     phrases = {"unclear": "no measurable difference", "better": "an improvement", "worse": "a loss"}
     sentences = []
     for name, metric in list(results["metrics"].items())[1:]:
@@ -144,7 +146,7 @@ def secondary_sentences(results: Results) -> list[str]:
 
 
 def limits(results: Results) -> list[str]:
-    """Return what a reader must know before believing any of it."""
+    """Return the caveats that a reader must know before trusting the results."""
     arms, ratio = results["arms"], results["oracle_ratio"]
     baseline = arms[results["baseline"]]
     embedded = results["corpus"]["embedded"]

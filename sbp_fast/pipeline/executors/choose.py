@@ -1,4 +1,4 @@
-"""The workers that the command line names."""
+"""The choice of workers by --engine and --address."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from sbp_fast.pipeline.executors.local import LOCAL
 
 @contextmanager
 def open_workers(engine: str, address: str | None) -> Iterator[Workers]:
-    """Processes of this machine (engine "local"), which need nothing, or the Ray cluster at an address (engine "ray").
+    """Yield the workers of an engine: processes of this machine ("local"), or a Ray cluster ("ray").
 
     Args:
-        address: "auto" (also where it is None), HOST:PORT or ray://HOST:PORT.
+        engine: "local" or "ray".
+        address: address of the cluster: "auto" (the default), HOST:PORT or ray://HOST:PORT.
 
     Raises:
-        UserError: another engine, an address for the local one, Ray is not installed, or nothing answers at the address.
+        UserError: the engine is unknown, "local" has an address, Ray is not installed, or no cluster answers at the address.
     """
     if engine == "local":
         if address is not None:
@@ -41,7 +42,7 @@ def open_workers(engine: str, address: str | None) -> Iterator[Workers]:
 
 
 def _send_token() -> None:
-    """Have Ray send its token where there is one, as `ray start` asks for it then; read when Ray is first imported."""
-    there = (Path.home() / ".ray" / "auth_token").is_file() or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
-    if there:
+    """Make Ray send its authentication token if there is one, as `ray start` then requires; Ray reads this when imported."""
+    has_token = (Path.home() / ".ray" / "auth_token").is_file() or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if has_token:
         os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -1,8 +1,7 @@
-"""What does the tasks of a stage: processes of this machine (`local.py`) or a Ray cluster (`cluster.py`).
+"""Interfaces of the executors that run a stage's tasks: processes of this machine (`local.py`) or a Ray cluster (`ray.py`).
 
-A task is a function of a module and an argument, both picklable. It writes its files atomically, returns little, and may be
-done again: whoever does it, the files are the same. What a stage wrote, and not what its workers say, is what a killed stage
-goes on from.
+A task is a module-level function and an argument, both picklable. It writes its files atomically, returns little, and may run
+again: its files are the same wherever it runs. A killed stage resumes from its files, not from what workers returned.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ Result = TypeVar("Result")
 Tool = TypeVar("Tool")
 Tool_co = TypeVar("Tool_co", covariant=True)
 Advance = Callable[[float], object]
-"""Called with what was done since the last call."""
+"""Callback that receives the amount of work done since its last call."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tool is held: a torch device, and how many threads its CPU operations may use."""
+class Placement:
+    """Resources of a tool: a torch device, and the number of threads that its CPU operations may use."""
 
     device: str
     threads: int
@@ -34,54 +33,68 @@ class Holders(Protocol[Tool_co]):
     """Processes that each hold a tool that takes long to open, such as a model.
 
     Attributes:
-        place: of each.
-        count: how many there are at most.
+        placement: resources of each process's tool.
+        count: largest number of processes.
     """
 
     @property
-    def place(self) -> Place: ...
+    def placement(self) -> Placement:
+        """Resources of each process's tool."""
+        ...
 
     @property
-    def count(self) -> int: ...
+    def count(self) -> int:
+        """Largest number of processes."""
+        ...
 
     def run(
         self, function: Callable[[Tool_co, Task, Advance], Result], tasks: Sequence[Task], advance: Advance
     ) -> Iterator[Result]:
-        """Yield what `function(tool, task, advance)` returns for each task, in order; the first task opens the tool.
+        """Yield the result of `function(tool, task, advance)` for each task, in order; the first task opens the tool.
 
-        No two holders are given the same task. What one raises is raised here, without waiting for the others.
+        Each task runs in one holder. An exception of a task is raised here, without waiting for the others.
+
+        Args:
+            function: runs one task with the tool.
+            tasks: arguments of the function.
+            advance: called with the amounts of work that the tasks report.
         """
         ...
 
 
 class Workers(Protocol):
-    """Who does the tasks of the data stages.
+    """Executor of the tasks of the data stages.
 
     Attributes:
         local: whether tools are held in this process.
     """
 
     @property
-    def local(self) -> bool: ...
+    def local(self) -> bool:
+        """Whether tools are held in this process."""
+        ...
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task], processes: int) -> Iterator[Result]:
-        """Yield what `function(task)` returns for each task, in order.
+        """Yield the result of `function(task)` for each task, in order.
 
-        What a task raises is raised here, the first task's first. The tasks not yet done are then given up, and none of them
-        writes any more.
+        The exception of the first task that fails, in order, is raised here. By then unfinished tasks are cancelled, and none
+        of them writes any more.
 
         Args:
-            processes: of this machine, at most; a cluster has its own number.
+            function: runs one task.
+            tasks: arguments of the function.
+            processes: largest number of processes on this machine; a cluster has a number of its own.
         """
         ...
 
-    def hold(self, make: Callable[[Place], Tool], config: RunConfig) -> AbstractContextManager[Holders[Tool]]:
-        """Processes that each hold what `make` returns, until the context is left.
+    def hold(self, make: Callable[[Placement], Tool], config: RunConfig) -> AbstractContextManager[Holders[Tool]]:
+        """Return a context manager of processes that each hold a tool.
 
         Args:
-            config: its `device` and `threads` decide the places.
+            make: opens a tool.
+            config: its `device` and `threads` decide the placement.
 
         Raises:
-            UserError: a device that is not there.
+            UserError: the device does not exist.
         """
         ...

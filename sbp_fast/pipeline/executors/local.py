@@ -1,4 +1,4 @@
-"""Tasks in parallel processes of this machine, which end with the process that began them."""
+"""Executor that runs tasks in processes of this machine, which end with the process that started them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 from typing import Generic
 
 from sbp_fast.config import RunConfig, resolve_device, resolve_threads
-from sbp_fast.pipeline.executors.executor import Advance, Holders, Place, Result, Task, Tool
+from sbp_fast.pipeline.executors.executor import Advance, Holders, Placement, Result, Task, Tool
 
 
 class LocalWorkers:
@@ -22,7 +22,7 @@ class LocalWorkers:
     local = True
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task], processes: int) -> Iterator[Result]:
-        """As `Workers.run`; in this process where there is but one task or process.
+        """Run tasks (see `Workers.run`); a single task, or all tasks of a single process, run in this process.
 
         Raises:
             concurrent.futures.process.BrokenProcessPool: a worker was killed.
@@ -39,13 +39,14 @@ class LocalWorkers:
         except BaseException:
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
-            pool.shutdown(cancel_futures=True)  # waits for them: none may still write what the caller now clears away
+            pool.shutdown(cancel_futures=True)  # waits for them: the caller removes their files next
             raise
         pool.shutdown()
 
     @contextmanager
-    def hold(self, make: Callable[[Place], Tool], config: RunConfig) -> Iterator[Holders[Tool]]:
-        yield _Here(make, Place(resolve_device(config), resolve_threads(config)))
+    def hold(self, make: Callable[[Placement], Tool], config: RunConfig) -> Iterator[Holders[Tool]]:
+        """Yield this process as the only holder."""
+        yield _Here(make, Placement(resolve_device(config), resolve_threads(config)))
 
 
 LOCAL = LocalWorkers()
@@ -56,8 +57,8 @@ class _Here(Generic[Tool]):
 
     count = 1
 
-    def __init__(self, make: Callable[[Place], Tool], place: Place) -> None:
-        self.make, self.place = make, place
+    def __init__(self, make: Callable[[Placement], Tool], placement: Placement) -> None:
+        self.make, self.placement = make, placement
         self.tool: Tool | None = None
 
     def run(
@@ -65,18 +66,18 @@ class _Here(Generic[Tool]):
     ) -> Iterator[Result]:
         for task in tasks:
             if self.tool is None:
-                self.tool = self.make(self.place)
+                self.tool = self.make(self.placement)
             yield function(self.tool, task, advance)
 
 
 def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt from the keyboard is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles an interrupt from the keyboard
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """Without this a worker would go on writing after its parent was killed, beside the workers of the next attempt."""
+    """End this process when its parent is killed; it must not write beside the workers of the next attempt."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
