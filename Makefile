@@ -11,9 +11,10 @@ NUMERIC_TESTS := tests/kernels tests/model $(addprefix tests/train/test_,train.p
 	$(addprefix tests/generate/test_,engine.py rng.py generation_peers.py)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.ready-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-cpus check test-slow test-faults bench bench-plots aot gpu clean
+.PHONY: help setup run test test-cpus check docs test-slow test-faults bench bench-plots aot gpu clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +46,14 @@ check: $(READY)  ## Lint, format, types and the direction of imports
 	@$(BIN)/mypy
 	@PYTHONPATH=kernels $(BIN)/lint-imports --verbose >$(VENV)/imports.log 2>&1 || { cat $(VENV)/imports.log; exit 1; }
 
+docs: $(DOCS_READY)  ## Build the documentation site into site/; a broken link or reference is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# Only `make docs` needs what builds the site.
+$(DOCS_READY): $(READY)
+	@$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	@touch $(DOCS_READY)
+
 test-slow: $(READY)  ## The slow tests: random kills of the whole pipeline among them
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"
 
@@ -67,5 +76,5 @@ gpu:  ## On a GPU machine: correctness on the device, then the benchmarks, withi
 	@PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu --budget $(BUDGET) --out $(RESULTS)
 
 clean:  ## Remove the environment, caches and the demo run
-	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf $(VENV) runs site .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,3 +1,3 @@
 """Synthetic bootstrapped pretraining, whole and fast."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

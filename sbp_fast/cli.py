@@ -113,7 +113,7 @@ def train(
     *,
     corpus: Corpus,
     out: Out,
-    arm: Annotated[str, typer.Option(help="Arm to train, a table [arms.NAME]: baseline, sbp, oracle or one of yours.")] = "",
+    arm: Annotated[str, typer.Option(help="Arm to train, a table \\[arms.NAME]: baseline, sbp, oracle or one of yours.")] = "",
     seed: Annotated[int | None, typer.Option(min=0, help="Training seed (default: the arm's first).")] = None,
     synthetic: Annotated[Path | None, typer.Option(help="Output of `filter`, for an arm that reads synthetic text.")] = None,
     pairs: Annotated[Path | None, typer.Option(help="Output of `pair`: tune the synthesizer on it.")] = None,

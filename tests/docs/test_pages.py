@@ -1,0 +1,115 @@
+"""README and documentation show what was measured and what exists; the command line accepts their commands."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import zstandard
+from small_run import SETTINGS, make_documents
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from bench.readme import pages
+from sbp_fast import __version__
+from sbp_fast.cli import app
+from sbp_fast.config.files import load_config
+from sbp_fast.config.renamed import RENAMED
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PLACEHOLDERS = {"CONFIG": "demo", "COMMAND": "run", "RUN": "runs/demo", "NAME": "sbp"}
+
+
+def shell_commands(path: Path) -> list[list[str]]:
+    """Return the words of every `sbp-fast` command in the code blocks of a page, line continuations joined."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("sbp-fast ")]
+
+
+COMMANDS = [(path, words) for path in DOCUMENTS for words in shell_commands(path)]
+
+
+@pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_tables_of_a_page_are_those_of_the_committed_results(path: Path) -> None:
+    assert pages()[path] == path.read_text()
+
+
+def test_every_path_in_the_map_exists() -> None:
+    tree = re.search(r"```\n(README\.md.*?)```", README, re.DOTALL)
+    assert tree is not None
+    folder = Path()
+    for line in tree[1].splitlines()[1:]:
+        indent, name = re.match(r"( *)(\S+)", line).groups()  # type: ignore[union-attr]
+        if not indent:
+            folder = Path(name) if name.endswith("/") else Path()
+        assert (ROOT / (folder / name if indent else name)).exists(), line
+
+
+@pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_of_a_page_exists(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", [*pages(), ROOT / "CONTRIBUTING.md"], ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_make_target_of_a_page_exists(path: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    used = set(re.findall(r"^make ([a-z-]+)", path.read_text(), re.MULTILINE))
+    assert used and used <= targets
+
+
+def test_readme_has_the_two_commands_on_lines_of_their_own() -> None:
+    assert {"make run", "make test"} <= set(README.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), COMMANDS, ids=[f"{path.name}-{index}-{words[0]}" for index, (path, words) in enumerate(COMMANDS)]
+)
+def test_every_command_of_a_page_is_accepted_by_the_command_line(path: Path, words: list[str]) -> None:
+    name, *arguments = words
+    command = get_command(app).commands[name]  # type: ignore[attr-defined]
+    context = command.make_context(name, [PLACEHOLDERS.get(word, word) for word in arguments])  # refuses what it does not know
+    settings = context.params.get("settings") or []
+    shipped = [word for word in settings if "=" not in word and not word.endswith(".toml")]
+    assert shipped or not settings
+    if settings:
+        load_config(shipped, [word for word in settings if "=" in word])
+
+
+def test_commands_of_the_readme_run_as_written_with_small_settings_after_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [json.dumps({"id": id, "text": text}) for id, text in make_documents().items()]
+    (tmp_path / "documents.jsonl.zst").write_bytes(zstandard.compress("\n".join(records).encode()))
+    monkeypatch.chdir(tmp_path)
+    block = README.partition("## On your own corpus")[2].partition("## ")[0]
+    commands = [words for path, words in COMMANDS if path.name == "README.md" and shlex.join(["sbp-fast", *words]) in block]
+    runs = [words for words in commands if "mini" not in words]  # another corpus by the same command
+    assert [words[0] for words in runs] == ["run", "export", "plan", "doctor"]
+    for words in runs:
+        small = [*SETTINGS, "pretrain.optimizer=adamw"] if words[0] == "run" else []
+        result = CliRunner().invoke(app, [*words, *small])
+        assert result.exit_code == 0, (words, result.output, result.exception)
+    assert (tmp_path / "runs/mine/report.html").is_file() and (tmp_path / "mine-sbp/config.json").is_file()
+
+
+def test_the_tutorials_arm_is_an_arm(tmp_path: Path) -> None:
+    (table,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "mine.toml").write_text(table, encoding="utf-8")
+    assert "decayed" in load_config(["demo", tmp_path / "mine.toml"]).enabled_arms
+
+
+def test_changelog_names_every_renamed_key() -> None:
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert [old for old, new in RENAMED.items() if f"| `{old}` | `{new}` |" not in changes] == []
+
+
+def test_version_is_the_newest_of_the_changelog_and_that_of_the_citation() -> None:
+    versions = re.findall(r"^## \[(\d.*?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert versions[0] == __version__
+    assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f'version = "{__version__}"' in (ROOT / "kernels" / "pyproject.toml").read_text(encoding="utf-8")
