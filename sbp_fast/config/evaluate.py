@@ -10,7 +10,7 @@ from sbp_fast.config.section import NO_EFFECT, Count, Section
 
 
 class EvaluateConfig(Section):
-    """How trained models are scored."""
+    """What trained models are scored on, beside held-out documents."""
 
     choices: str | tuple[str, ...] = "auto"
     """Multiple-choice files (JSONL: prompt, choices, answer); "auto" takes the embedded sets with the embedded corpus and
