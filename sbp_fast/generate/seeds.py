@@ -12,6 +12,7 @@ import numpy as np
 
 from sbp_fast.config import RunConfig
 from sbp_fast.data.token_shards.corpus import Corpus
+from sbp_fast.errors import UserError
 from sbp_fast.registry import Registry
 
 SeedSampler: TypeAlias = Callable[[np.ndarray, int, int], np.ndarray]
@@ -63,8 +64,14 @@ class SeedPlan:
 
 
 def wanted_tokens(config: RunConfig) -> float:
-    """Return the synthetic tokens that the arm with the most of them reads."""
-    arms = [arm for arm in config.enabled_arms.values() if arm.synthetic] or [config.arms["sbp"]]
+    """Return the synthetic tokens that the arm with the most of them reads.
+
+    Raises:
+        UserError: no arm reads synthetic documents.
+    """
+    arms = [arm for arm in config.enabled_arms.values() if arm.synthetic]
+    if not arms:
+        raise UserError("arms", "none of them reads synthetic documents", 'give one of them synthetic = "related"')
     return max(arm.share * arm.resolve_recipe(config.pretrain).tokens for arm in arms)
 
 
