@@ -391,9 +391,9 @@ def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             packed_attention(*arguments)
-    with pytest.raises(ValueError, match="backend 'cutlass' is unknown: use auto, triton"):
+    with pytest.raises(ValueError, match="backend 'cutlass' is unknown: use auto, torch, triton"):
         packed_attention(q, k, v, layout, backend="cutlass")
-    with pytest.raises(ValueError, match="scale must be positive, got 0"):
+    with pytest.raises(ValueError, match="softmax_scale must be positive, got 0"):
         packed_attention(q, k, v, layout, softmax_scale=0)
     with pytest.raises(ValueError, match=r"q is torch\.float64: backend 'triton' takes bfloat16, float16 and float32"):
         packed_attention(q.double(), k.double(), v.double(), layout, backend="triton")

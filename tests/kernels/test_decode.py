@@ -244,7 +244,7 @@ def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ((q[..., :8], keys, values, layout), {}, "must agree in rows and width"),
         ((q[:1], keys, values, layout), {}, "must agree in rows and width"),
         ((q, keys.to("meta"), values.to("meta"), layout), {}, "must be on one device"),
-        ((q, keys, values, layout), {"scale": 0}, "scale must be positive, got 0"),
+        ((q, keys, values, layout), {"softmax_scale": 0}, "softmax_scale must be positive, got 0"),
         ((q, keys, values, layout), {"backend": "cuda"}, "backend 'cuda' is unknown: use one of auto, triton, torch, numba"),
         ((q, half, half, layout), {"backend": "numba"}, "'numba' takes float32 tensors on the CPU, not torch.float32 beside"),
         ((q.double(), keys, values, layout), {"backend": "triton"}, "not torch.float64 beside pages of torch.float32"),
