@@ -22,4 +22,4 @@ class UserError(Exception):
 
 
 class TransientError(UserError):
-    """A failure that may not recur, such as a server that does not answer; a later attempt resumes from the finished work."""
+    """A failure after which the next attempt can use what was done so far, such as a store that does not answer."""

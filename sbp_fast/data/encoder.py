@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from sbp_fast.data.tokenizer import Tokenizer, join_ids
-from sbp_fast.errors import UserError
+from sbp_fast.errors import TransientError, UserError
 
 EncoderName = Literal["tokenizers", "gigatoken"]
 SETTING, OTHERWISE = "corpus.encoder", 'set it to "tokenizers"'
@@ -58,7 +58,7 @@ class Encoder(Protocol):
         """
 
 
-class IdsDiffer(UserError):
+class IdsDiffer(TransientError):
     """gigatoken gave other ids than `tokenizers`."""
 
 

@@ -185,7 +185,7 @@ def test_two_ray_tasks_that_write_one_file_leave_a_whole_file(cluster: str, tmp_
 
 
 def test_task_that_kills_every_process_raises_transient_error(cluster: str) -> None:
-    with pytest.raises(TransientError, match=r"--engine ray: a task was lost 4 times: .*; see to the cluster"):
+    with pytest.raises(TransientError, match=r"--engine ray: a task was lost 4 times: .*; check the cluster"):
         list(RayWorkers().run(die, [1], 1))
 
 
