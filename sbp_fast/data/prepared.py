@@ -34,7 +34,7 @@ class PreparedCorpus:
         manifest = Manifest.load(self.directory, "prepare", hashed=False)
         self.counts: dict[str, Any] = manifest.counts
         self.fingerprint = manifest.fingerprint
-        self._separator: str = manifest.config["corpus"]["group_separator"]
+        self._config = manifest.config
         self.train = Corpus(self.directory / "train")
         self.unique: Corpus = self.train.prefix(self.counts["unique_documents"])
         self.heldout = Corpus(self.directory / "heldout")
@@ -47,4 +47,4 @@ class PreparedCorpus:
 
     def group(self, id: str) -> str:
         """Return the original that a document is part of, by its id (see `group_of`)."""
-        return group_of(id, self._separator, self.counts["sources"])
+        return group_of(id, self._config["corpus"]["group_separator"], self.counts["sources"])
