@@ -163,7 +163,8 @@ def alone_among(rank: int, world: int) -> Iterator[None]:
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        dist.barrier()  # neither leaves while the other still talks to it
+    dist.destroy_process_group()
 
 
 def make_sharded(mesh: DeviceMesh, config: ModelConfig = CONFIG) -> Transformer:

@@ -10,11 +10,11 @@ from sbp_kernels.attention import registry
 from sbp_kernels.attention.cpu import segment_attention
 from torch.utils.checkpoint import CheckpointPolicy
 
-from sbp_fast.train.sharding import _keep_what_is_costly
+from sbp_fast.train.sharding import _save_costly_operations
 
 
 def kept(operation: str) -> bool:
-    policy = _keep_what_is_costly(attention_operations(), None, SimpleNamespace(name=lambda: operation))
+    policy = _save_costly_operations(attention_operations(), None, SimpleNamespace(name=lambda: operation))
     return policy == CheckpointPolicy.MUST_SAVE
 
 
