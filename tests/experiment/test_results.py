@@ -50,7 +50,7 @@ def test_unique_tokens_read_are_capped_at_the_available_ones(run: Path, tmp_path
 def test_ledger_counts_every_stage_that_an_arm_needs(run: Path) -> None:
     results = collect(run)
     arms = results["arms"]
-    needed = 9.1e12 + 1.4e13 + 2.2e12 + 3.3e12 + 9.2e12  # base, embed, synthesizer, synthesize, joint
+    needed = 9.1e12 + 1.4e13 + 2.2e12 + 3.3e12 + 9.2e12  # baseline, embed, synthesizer, synthesize, sbp
     assert arms["sbp"]["total_flops"] == pytest.approx(needed, rel=1e-12)
     assert arms["sbp"]["training_flops"] == 9.2e12
     assert arms["baseline"]["total_flops"] == arms["baseline"]["training_flops"] == 9.1e12

@@ -35,7 +35,7 @@ ARM_PALETTE = (("#5b6b82", "#9db0cb"), ("#c8480b", "#ff9154"), ("#0d7a6b", "#3fc
 
 def arm_palette(count: int) -> list[tuple[str, str]]:
     """Return the CSS colors of each arm on a light and on a dark page; computed hues advance by the golden angle."""
-    computed = [(f"hsl({137.5 * i % 360:.0f} 60% 38%)", f"hsl({137.5 * i % 360:.0f} 70% 70%)") for i in range(2, 2 + count)]
+    computed = [(f"hsl({137.5 * i % 360:.0f} 60% 38%)", f"hsl({137.5 * i % 360:.0f} 70% 70%)") for i in range(3, 3 + count)]
     return [*ARM_PALETTE, *computed][:count]
 
 
