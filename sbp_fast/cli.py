@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sbp_fast import __version__
+from sbp_fast.cli_options import Address, Corpus, EngineName, Force, Gpus, Out, Settings, load_settings, stoppable
 from sbp_fast.config import RunConfig
-from sbp_fast.config.files import load_config
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.executors.choose import open_workers
 from sbp_fast.pipeline.progress import Console
@@ -26,22 +24,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Settings = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="CONFIG... [KEY.PATH=VALUE]...",
-        help="TOML files, or shipped names such as demo, composed left to right; then single settings.",
-    ),
-]
-Out = Annotated[Path, typer.Option(help="Directory to write; it must not hold anything else.")]
-Corpus = Annotated[Path, typer.Option(help="Output of `prepare`.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an output made from other settings or inputs.")]
-Gpus = Annotated[int, typer.Option(min=1, help="Processes on this machine, each with one GPU; without GPUs, on the CPU.")]
-EngineName = Annotated[str, typer.Option("--engine", help="Where tasks run: local (this machine) or ray (a cluster).")]
-Address = Annotated[
-    str | None, typer.Option(help="With --engine ray: auto (the default), HOST:PORT or ray://HOST:PORT of the cluster.")
-]
 
 
 def main() -> None:
@@ -75,13 +57,13 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Rerun the stages that a changed setting or input affects.")] = False,
 ) -> None:
     """Run the whole experiment, from documents to report; a stopped run resumes."""
-    config = _load(settings)
+    config = load_settings(settings)
     from sbp_fast.experiment.report.summary import summary_table
     from sbp_fast.experiment.results import collect
     from sbp_fast.experiment.run import run as run_experiment
 
     directory = out or Path("runs") / config.name
-    with _stoppable() as console, open_workers(engine, address) as workers:
+    with stoppable() as console, open_workers(engine, address) as workers:
         report = run_experiment(config, directory, console=console, gpus=gpus, force=force, workers=workers)
     console.rich.print(summary_table(collect(directory)))
     console.say(f"report: {report}")
@@ -100,7 +82,7 @@ def prepare(
     force: Force = False,
 ) -> None:
     """Turn documents into shuffled, checksummed token shards, and train or load their tokenizer."""
-    config = _load([*settings, *([] if on_error is None else [f"corpus.on_error={on_error}"])])
+    config = load_settings([*settings, *([] if on_error is None else [f"corpus.on_error={on_error}"])])
     from sbp_fast.stages.prepare import prepare as work
 
     with open_workers(engine, address) as workers:
@@ -126,7 +108,7 @@ def train(
 
     Under torchrun, on any number of machines, all processes train together.
     """
-    config = _load(settings)
+    config = load_settings(settings)
     if pairs is not None and (arm or seed is not None):
         raise UserError("options", "exclude each other", "give --arm with --seed, or --pairs with --start")
     from sbp_fast.pipeline.distributed import run_in_processes
@@ -136,7 +118,7 @@ def train(
     task = TrainTask.of_synthesizer(config) if pairs else TrainTask.of_arm(config, arm or config.baseline, seed)
     inputs = {"corpus": corpus, "synthetic": synthetic, "pairs": pairs, "start": start}
     options = {"force": force, "profile_steps": profile}
-    with _stoppable() as console:
+    with stoppable() as console:
         run_in_processes(work, config, task, out, gpus=gpus, console=console, **inputs, **options)
 
 
@@ -151,7 +133,7 @@ def embed(
     force: Force = False,
 ) -> None:
     """Embed the unique documents as unit vectors."""
-    config = _load(settings)
+    config = load_settings(settings)
     from sbp_fast.stages.embed import embed as work
 
     with open_workers(engine, address) as workers:
@@ -172,7 +154,7 @@ def pair(
     force: Force = False,
 ) -> None:
     """Find related documents that are not near-duplicates of each other."""
-    config = _load(settings)
+    config = load_settings(settings)
     from sbp_fast.stages.pair import pair as work
 
     with open_workers(engine, address) as workers:
@@ -190,7 +172,7 @@ def index(
     force: Force = False,
 ) -> None:
     """Add the unique documents of another corpus to an index that `pair` saved."""
-    config = _load(settings)
+    config = load_settings(settings)
     from sbp_fast.stages.index import index as work
 
     work(config, to, corpus, vectors, out, console=Console(), force=force)
@@ -234,7 +216,7 @@ def synthesize(
 
     Under torchrun, on any number of machines, the processes share the work.
     """
-    config = _load([*settings, *([] if backend is None else [f"synthesize.backend={backend}"])])
+    config = load_settings([*settings, *([] if backend is None else [f"synthesize.backend={backend}"])])
     from sbp_fast.pipeline.distributed import run_in_processes
     from sbp_fast.stages.synthesize import synthesize as work
 
@@ -262,7 +244,7 @@ def filter_command(
     force: Force = False,
 ) -> None:
     """Filter synthetic documents, and list the rejected ones with their reject reasons."""
-    config = _load(settings)
+    config = load_settings(settings)
     from sbp_fast.stages.filter import filter_documents as work
 
     with open_workers(engine, address) as workers:
@@ -281,7 +263,7 @@ def quality(
     force: Force = False,
 ) -> None:
     """Measure the quality of synthetic documents."""
-    config = _load(settings)
+    config = load_settings(settings)
     from sbp_fast.stages.quality import measure_quality
 
     inputs = {"corpus": corpus, "synthetic": synthetic, "filtered": filtered, "pairs": pairs}
@@ -298,7 +280,7 @@ def evaluate(
     force: Force = False,
 ) -> None:
     """Score a model on held-out text and multiple-choice questions."""
-    config = _load(settings)
+    config = load_settings(settings)
     from sbp_fast.stages.evaluate import evaluate as work
 
     work(config, out, corpus=corpus, model=model, console=Console(), force=force)
@@ -316,7 +298,7 @@ def compare(
     force: Force = False,
 ) -> None:
     """Compare arms by their scores, with intervals."""
-    config = _load(settings)
+    config = load_settings(settings)
     from sbp_fast.stages.compare import compare as work
 
     directories: dict[str, list[Path]] = {}
@@ -343,7 +325,7 @@ def plan(
     gpu: Annotated[str, typer.Option(help="Kind of GPU: a100 (80 GB), h100, h200 or b200.")] = "h100",
 ) -> None:
     """Estimate memory, FLOPs, GPU hours and disk of every stage, and whether training fits, by arithmetic alone."""
-    config = _load(settings)
+    config = load_settings(settings)
     from sbp_fast.experiment.plan.tables import plan_tables
 
     for part in plan_tables(config, gpus or config.parallel.shard_processes or 1, gpu):
@@ -390,28 +372,3 @@ def import_command(
 
     import_hugging_face(directory, out)
     print(out)
-
-
-@contextmanager
-def _stoppable() -> Iterator[Console]:
-    """Yield a console; a run that was asked to stop prints so and exits with the code of its signal."""
-    from sbp_fast.pipeline.distributed import Stopped
-
-    console = Console()
-    try:
-        yield console
-    except Stopped as stopped:
-        console.say(str(stopped))
-        raise typer.Exit(stopped.exit_code) from None
-    except KeyboardInterrupt:
-        console.say("stopped; the same command resumes from here")
-        raise typer.Exit(130) from None
-
-
-def _load(settings: list[str]) -> RunConfig:
-    files = [setting for setting in settings if "=" not in setting]
-    if not files:
-        raise UserError(
-            "command line", "names no configuration", "put a TOML file or a shipped name such as demo before the settings"
-        )
-    return load_config(files, [setting for setting in settings if "=" in setting])

@@ -1,0 +1,61 @@
+"""What the commands share: the arguments and options of several of them, and the loading of the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sbp_fast.config import RunConfig
+from sbp_fast.config.files import load_config
+from sbp_fast.errors import UserError
+from sbp_fast.pipeline.progress import Console
+
+Settings = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CONFIG... [KEY.PATH=VALUE]...",
+        help="TOML files, or shipped names such as demo, composed left to right; then single settings.",
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Directory to write; it must not hold anything else.")]
+Corpus = Annotated[Path, typer.Option(help="Output of `prepare`.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an output made from other settings or inputs.")]
+Gpus = Annotated[int, typer.Option(min=1, help="Processes on this machine, each with one GPU; without GPUs, on the CPU.")]
+EngineName = Annotated[str, typer.Option("--engine", help="Where tasks run: local (this machine) or ray (a cluster).")]
+Address = Annotated[
+    str | None, typer.Option(help="With --engine ray: auto (the default), HOST:PORT or ray://HOST:PORT of the cluster.")
+]
+
+
+@contextmanager
+def stoppable() -> Iterator[Console]:
+    """Yield a console; a run that was asked to stop prints so and exits with the code of its signal."""
+    from sbp_fast.pipeline.distributed import Stopped
+
+    console = Console()
+    try:
+        yield console
+    except Stopped as stopped:
+        console.say(str(stopped))
+        raise typer.Exit(stopped.exit_code) from None
+    except KeyboardInterrupt:
+        console.say("stopped; the same command resumes from here")
+        raise typer.Exit(130) from None
+
+
+def load_settings(settings: list[str]) -> RunConfig:
+    """Return the configuration that the arguments of a command compose.
+
+    Raises:
+        UserError: no file is among them, or a file or a setting is wrong.
+    """
+    files = [setting for setting in settings if "=" not in setting]
+    if not files:
+        raise UserError(
+            "command line", "names no configuration", "put a TOML file or a shipped name such as demo before the settings"
+        )
+    return load_config(files, [setting for setting in settings if "=" in setting])
