@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from sbp_fast.config import RunConfig
 from sbp_fast.config.arms import DEFAULT_ARMS
 from sbp_fast.config.renamed import RENAMED
+from sbp_fast.config.sources import DEFAULT_SOURCES
 from sbp_fast.errors import UserError
 
 
@@ -26,7 +27,7 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     Raises:
         UserError: a file is missing or malformed, a key is unknown (the message names the nearest), or a value is unusable.
     """
-    values: dict[str, Any] = {"arms": deepcopy(DEFAULT_ARMS)}
+    values: dict[str, Any] = {"arms": deepcopy(DEFAULT_ARMS), "sources": deepcopy(DEFAULT_SOURCES)}
     for file in files:
         path = find_config(file)
         try:
