@@ -17,7 +17,7 @@ from sbp_fast.errors import UserError
 from sbp_fast.experiment import costs, steps
 from sbp_fast.experiment.arms import Arm, arms_of
 from sbp_fast.experiment.costs import CorpusEstimate, Cost
-from sbp_fast.experiment.sources import Source, is_scratch, sources_of, stage_config, used_sources
+from sbp_fast.experiment.sources import Source, sources_of, stage_config, used_sources
 
 if TYPE_CHECKING:
     from sbp_fast.pipeline.executors.executor import Workers
@@ -183,7 +183,7 @@ class _Builder:
             problem = f"starts from the arm {source.start}, which reads it"
             raise UserError(f"sources.{source.name}", problem, "name another arm in start")
         self.pending.append(source.name)
-        model = {} if is_scratch(source) else {"start": self._model_of(source)}
+        model = {} if source.from_scratch else {"start": self._model_of(source)}
         self.pending.pop()
         if source.synthesizer:
             self.add_related(source)
@@ -191,7 +191,7 @@ class _Builder:
                 inputs = corpus | {"pairs": source.related}
                 self.add(source.pair, inputs, steps.pair_at_random, costs.pair_at_random, config=config)
             inputs = corpus | {"pairs": source.pair} | model
-            self.add(source.synthesizer, inputs, steps.tune(is_scratch(source)), costs.synthesizer, config=config)
+            self.add(source.synthesizer, inputs, steps.tune(source.from_scratch), costs.synthesizer, config=config)
         writer = source.synthesizer or model["start"]
         self.add(source.synthesize, corpus | {"model": writer}, steps.synthesize, costs.synthesize, config=config)
         inputs = corpus | {"synthetic": source.synthesize}

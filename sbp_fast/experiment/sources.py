@@ -40,6 +40,11 @@ class Source:
     stitch: str
 
     @property
+    def from_scratch(self) -> bool:
+        """Whether the synthesizer starts from random weights."""
+        return self.start == SCRATCH
+
+    @property
     def documents(self) -> str:
         """Stage whose output arms read."""
         return self.stitch or self.filter
@@ -85,8 +90,3 @@ def stage_config(config: RunConfig, source: Source) -> RunConfig:
     same = {name for name, other in sources_of(config).items() if other.synthesize == source.synthesize}
     arms = {name: arm for name, arm in config.arms.items() if name == config.baseline or arm.synthetic in same}
     return source.config.model_copy(update={"arms": arms})
-
-
-def is_scratch(source: Source) -> bool:
-    """Return whether the synthesizer of a source starts from random weights."""
-    return source.start == SCRATCH
