@@ -200,7 +200,7 @@ def test_optimizer_trains_the_arms_and_is_recorded(experiment: Experiment) -> No
 def test_plan_counts_the_arm_the_optimizer_and_the_backend(experiment: Experiment) -> None:
     costs = stage_costs(experiment.config)
     assert costs["train/decayed"].flops == costs["train/baseline"].flops > 0 and "evaluate/decayed" in costs
-    assert costs["pair"].core_seconds > 1234.0
+    assert costs["pair/related"].core_seconds > 1234.0
     assert optimizer_bytes(experiment.config.model, 300, "momentum") == 4 * parameters(experiment.config.model, 300)
     shown = CliRunner().invoke(app, ["plan", *experiment.settings], env={"COLUMNS": "200"})
     assert shown.exit_code == 0 and "train/decayed" in shown.output

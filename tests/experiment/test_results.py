@@ -57,7 +57,7 @@ def test_ledger_counts_every_stage_that_an_arm_needs(run: Path) -> None:
     assert results["matched"]["end_to_end"]["sbp"]["baseline_tokens"] == round(983_040 * needed / 9.1e12)
     ledger = results["ledger"]
     assert [line["stage"] for line in ledger] == [
-        *("prepare", "train/baseline", "embed", "pair", "train/synthesizer", "synthesize", "filter", "quality"),
+        *("prepare", "train/baseline", "embed", "pair/related", "train/synthesizer-related", "synthesize/related", "filter/related", "quality/related"),
         *("train/sbp", "train/oracle", "evaluate/baseline", "evaluate/sbp", "evaluate/oracle", "compare"),
     ]
     assert sum(line["share_of_flops"] for line in ledger) == pytest.approx(1)

