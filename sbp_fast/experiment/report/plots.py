@@ -84,7 +84,7 @@ def arms_plot(arms: Mapping[str, Any], name: str, metric: Mapping[str, Any]) -> 
                 axes.plot(dots, [row + 0.22] * len(runs), "o", color=arm_color(row), markersize=3, alpha=0.6)
         if metric["chance"] is not None:
             _reference_line(axes, metric["chance"] * scale, "chance", len(arms))
-        _label_rows(axes, [arm["label"] for arm in arms.values()], metric["label"], metric)
+        _label_rows(axes, [arm["label"] for arm in arms.values()], metric["label"], "percent" if metric["percent"] else "")
 
     return _svg(f"arms-{name}", f"{metric['label']} of the arms", draw, (3.5, 0.6 + 0.5 * len(arms)))
 
@@ -108,7 +108,8 @@ def difference_plot(arms: Mapping[str, Any], baseline: str, name: str, metric: M
             difference = arm["difference_to_baseline"][name]
             _interval_row(axes, row, difference, metric, colors[outcome(difference, metric)], signed=True)
         _reference_line(axes, 0.0, arms[baseline]["label"], len(others))
-        _label_rows(axes, [arm["label"] for arm in others], f"Change in {metric['label'].lower()}", metric)
+        unit = "percentage points" if metric["percent"] else ""
+        _label_rows(axes, [arm["label"] for arm in others], f"Change in {metric['label'].lower()}", unit)
 
     return _svg(f"differences-{name}", f"{metric['label']}: differences to the baseline", draw, (3.5, 0.6 + 0.5 * len(others)))
 
@@ -130,7 +131,7 @@ def _reference_line(axes: Axes, value: float, label: str, rows: int) -> None:
     axes.annotate(label, (value, rows - 0.45), (4, 0), textcoords="offset points", color=COLORS["muted"])
 
 
-def _label_rows(axes: Axes, labels: Sequence[str], title: str, metric: Mapping[str, Any]) -> None:
+def _label_rows(axes: Axes, labels: Sequence[str], title: str, unit: str) -> None:
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0, labelcolor=COLORS["ink"])
@@ -138,7 +139,8 @@ def _label_rows(axes: Axes, labels: Sequence[str], title: str, metric: Mapping[s
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.12)
-    axes.set_title(f"{title}, %" if metric["percent"] else title)
+    axes.set_title(title)
+    axes.set_xlabel(unit)
 
 
 def loss_plot(name: str, title: str, curves: Sequence[tuple[str, str, Sequence[tuple[float, float]]]]) -> str:

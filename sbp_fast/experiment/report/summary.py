@@ -15,16 +15,17 @@ STYLES = {"better": "green", "worse": "red", "unclear": "", "unreplicated": ""}
 
 
 def summary_table(results: Mapping[str, Any]) -> Table:
-    """Return a row for each arm: its tokens, and each metric with its interval and its change against the baseline."""
+    """Return a row for each arm: its tokens and FLOPs, and each metric with its interval and its change."""
     table = Table(title=wording.verdict(results), title_justify="left", title_style="bold", show_lines=True)
     metrics = results["metrics"]
     table.add_column("arm")
-    table.add_column("training tokens, synthetic", justify="right")
+    table.add_column("training tokens,\nsynthetic,\nFLOPs in all", justify="right")
     for metric in metrics.values():
         table.add_column(f"{metric['label']}{', %' if metric['percent'] else ''}", justify="right")
     for arm in results["arms"].values():
         scores = [_score(arm, name, metric) for name, metric in metrics.items()]
-        table.add_row(arm["label"], f"{short(arm['tokens'])}\n{short(arm['synthetic_tokens'])}", *scores)
+        cost = f"{short(arm['tokens'])}\n{short(arm['synthetic_tokens'])}\n{arm['total_flops']:.2e}"
+        table.add_row(arm["label"], cost, *scores)
     return table
 
 
@@ -43,4 +44,4 @@ def _score(arm: Mapping[str, Any], name: str, metric: Mapping[str, Any]) -> Text
 def _brackets(interval: Mapping[str, Any], metric: Mapping[str, Any], signed: bool = False) -> str:
     if not wording.has_interval(interval):
         return ""
-    return " [{}, {}]".format(*(wording.number(interval[key], metric, signed) for key in ("low", "high")))
+    return "\n[{}, {}]".format(*(wording.number(interval[key], metric, signed) for key in ("low", "high")))

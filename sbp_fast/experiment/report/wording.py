@@ -128,7 +128,7 @@ def headline(results: Results) -> list[str]:
 
 def _sentence_start(kind: str, reason: str) -> str:
     starts = {"better": "Better", "worse": "Worse", "unclear": "No measurable difference"}
-    return starts.get(kind, f"No conclusion ({reason})")
+    return starts.get(kind, f"{reason.capitalize()}, no conclusion")
 
 
 def _figure(results: Results, arm: str, metric: str) -> str:
@@ -145,17 +145,23 @@ def shown_difference(difference: Mapping[str, Any], metric: Description) -> str:
 
 
 def _shares(results: Results, metric: str) -> list[str]:
-    """Return the shares of the oracles' gains of arms with synthetic documents whose difference excludes zero."""
+    """Return the shares of each oracle's gain, of the arms with synthetic documents whose difference excludes zero."""
     arms, sentences = results["arms"], []
     for oracle, by_arm in results["recovered_share_of_oracle"].items():
-        for arm in synthetic_arms(results):
-            share = by_arm.get(arm, {}).get(metric, {"value": None})
-            if share["value"] is None or not excludes_zero(arms[arm]["difference_to_baseline"][metric]):
-                continue
-            value, low, high = (f"{100 * share[key]:.0f}%".replace("-", MINUS) for key in ("value", "low", "high"))
-            oracle_label = _in_a_sentence(arms[oracle]["label"])
-            sentences.append(f"{arms[arm]['label']}'s change is {value} [{low}, {high}] of the {oracle_label}'s gain.")
+        shares = {
+            arm: by_arm[arm][metric]
+            for arm in synthetic_arms(results)
+            if arm in by_arm and excludes_zero(arms[arm]["difference_to_baseline"][metric])
+        }
+        given = [f"{arms[arm]['label']} {_percents(share)}" for arm, share in shares.items() if share["value"] is not None]
+        if given:
+            sentences.append(f"As a share of the {_in_a_sentence(arms[oracle]['label'])}'s gain: {_enumerate(given)}.")
     return sentences
+
+
+def _percents(share: Mapping[str, Any]) -> str:
+    value, low, high = (f"{100 * share[key]:.0f}%".replace("-", MINUS) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _replication(results: Results, metric: str) -> str:
