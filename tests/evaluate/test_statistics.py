@@ -102,7 +102,7 @@ def test_interval_of_a_true_difference_covers_it_in_95_percent(runs: tuple[int, 
     assert (np.abs(estimate(terms) + 0.08) <= half_width(terms, 0.95)).mean() >= 0.95
 
 
-@pytest.mark.parametrize(("runs", "standard_deviations"), [(2, 20), (3, 6), (5, 4)])
+@pytest.mark.parametrize(("runs", "standard_deviations"), [(2, 16), (3, 5), (5, 3)])
 def test_difference_of_several_run_standard_deviations_is_found_in_90_percent(runs: int, standard_deviations: int) -> None:
     arms = bits_per_byte(np.random.default_rng(3), (runs, runs), (0, -0.02 * standard_deviations), run_sd=0.02)
     assert share_that_excludes_zero(arms) >= 0.9
