@@ -95,6 +95,13 @@ def test_interval_of_two_components_is_long_enough_at_every_ratio_of_them(
     assert (np.abs(difference) > half_width(terms, 0.95)).mean() <= 0.05 + 0.002
 
 
+def test_equal_arms_of_2_and_10_runs_are_called_different_in_at_most_5_percent() -> None:
+    """Runs alone vary: 100,000 comparisons (3 sigma: 0.2%). Welch's degrees of freedom without a limit give 5.9%."""
+    generator, comparisons = np.random.default_rng(7), 100_000
+    arms = [ArmScores(generator.normal(0, 1, (comparisons, runs)), np.zeros((1, DOCUMENTS))) for runs in (2, 10)]
+    assert share_that_excludes_zero(arms) <= 0.05
+
+
 @pytest.mark.parametrize("runs", [(2, 2), (3, 3), (5, 5), (3, 5)])
 def test_interval_of_a_true_difference_covers_it_in_95_percent(runs: tuple[int, ...]) -> None:
     baseline, arm = bits_per_byte(np.random.default_rng(2), runs, (0, -0.08), run_sd=0.02)
