@@ -13,6 +13,7 @@ from sbp_fast import __version__
 from sbp_fast.config import RunConfig
 from sbp_fast.config.files import load_config
 from sbp_fast.errors import UserError
+from sbp_fast.evaluate.statistics import no_share
 from sbp_fast.experiment.arms import Arm, arms_of
 from sbp_fast.experiment.graph import (
     COMPARE,
@@ -68,7 +69,7 @@ def collect(run_directory: str | Path) -> dict[str, Any]:
         "arms": {name: _arm(config, arm, manifests) for name, arm in arms.items()},
         "sources": {name: _source(source, counts) for name, source in used_sources(config).items()},
         "oracle_ratio": counts[PREPARE]["tokens"] / counts[PREPARE]["unique_tokens"],
-        "recovered_share_of_oracle": comparison["recovered_share_of_oracle"],
+        "recovered_share_of_oracle": _shares_of_gain(comparison, counts[model_stage(arms[config.baseline], config.baseline)]),
         "ledger": ledger(config, manifests),
         "totals": totals(manifests),
         "matched": matched_compute(config, manifests),
@@ -92,6 +93,18 @@ def _source(source: Source, counts: dict[str, dict[str, Any]]) -> dict[str, Any]
             "quality": counts[quality_stage(source)],
         }
     return results
+
+
+def _shares_of_gain(comparison: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
+    """Return the shares of the oracles' gains; they mean nothing where the baseline did not repeat its text."""
+    shares: dict[str, Any] = comparison["recovered_share_of_oracle"]
+    if baseline["sources"]["real"]["epochs"] > 1:
+        return shares
+    reason = no_share("the baseline read its text once at most, so there is no cost of repetition to win back")
+    return {
+        oracle: {arm: dict.fromkeys(by_metric, reason) for arm, by_metric in by_arm.items()}
+        for oracle, by_arm in shares.items()
+    }
 
 
 def _manifest(directory: Path, stage: str) -> Manifest:

@@ -97,8 +97,10 @@ def render(
         verdict=wording.verdict(results),
         headline=wording.headline(results),
         secondary=wording.secondary_sentences(results),
+        descriptions=wording.arm_descriptions(results),
         budget=wording.budget(results),
         limits=wording.limits(results),
+        paper_elsewhere=_other_measures(results.get("synthetic_quality", {})),
         palette=arm_palette(len(results["arms"])),
         plots=_plots(results, curves),
         triples=triples,
@@ -114,6 +116,18 @@ def _real_texts(quality: Mapping[str, Any]) -> list[str]:
     return [f"{rate['label'].lower()}, {rate['real_text']}" for rate in quality.values() if rate["real_text"]]
 
 
+def _other_measures(quality: Mapping[str, Any]) -> list[str]:
+    """Return the paper's figures of the rates that are measured otherwise here, a text for each rate."""
+    if not quality:
+        return []
+    published, texts = quality["published"], []
+    for name, by_column in published["rates"].items():
+        if not quality["quality"][name]["as_in_paper"]:
+            figures = [f"{100 * rate:.1f}% ({column})" for column, rate in by_column.items() if rate is not None]
+            texts.append(f"{quality['quality'][name]['label'].lower()} {', '.join(figures)}")
+    return texts
+
+
 def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, Any]:
     arms = results["arms"]
     pretraining = [
@@ -121,6 +135,9 @@ def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, A
     ]
     svgs: dict[str, Any] = {
         "arms": [plots.arms_plot(arms, name, metric) for name, metric in results["metrics"].items()],
+        "differences": [
+            plots.difference_plot(arms, results["baseline"], name, metric) for name, metric in results["metrics"].items()
+        ],
         "losses": plots.loss_plot("pretraining", "Pretraining", pretraining),
     }
     if "synthetic_quality" in results:
@@ -181,17 +198,19 @@ def flops(value: float) -> Markup:
 
 
 def measure(interval: Mapping[str, Any], metric: Mapping[str, Any]) -> Markup:
-    """Return a value with its interval."""
-    return _with_interval(interval, metric, signed=False)
+    """Return a value with its interval, and the remark that it is at chance."""
+    remark = Markup(' <span class="note">at chance</span>') if wording.at_chance(interval, metric) else ""
+    return _with_interval(interval, metric, signed=False) + remark
 
 
 def change(difference: Mapping[str, Any], metric: Mapping[str, Any]) -> Markup:
-    """Return a difference with its interval, in an element of class "better", "worse" or "unclear"."""
-    kind = wording.outcome(difference, metric)
-    return Markup('<span class="change {}">{}</span>').format(kind, _with_interval(difference, metric, signed=True))
+    """Return a difference with its interval, or with the reason why it has none, in an element whose class is the outcome."""
+    kind, reason = wording.outcome(difference, metric), wording.missing_replication(difference)
+    remark = Markup(' <span class="note">{}: no conclusion</span>').format(reason) if reason else ""
+    return Markup('<span class="change {}">{}{}</span>').format(kind, _with_interval(difference, metric, signed=True), remark)
 
 
 def _with_interval(interval: Mapping[str, Any], metric: Mapping[str, Any], signed: bool) -> Markup:
-    keys = ("value", "low", "high")
-    value, low, high = (_data(interval[key], wording.number(interval[key], metric, signed)) for key in keys)
-    return Markup('{} <span class="interval">[{}, {}]</span>').format(value, low, high)
+    keys = ("value", "low", "high") if wording.has_interval(interval) else ("value",)
+    value, *ends = (_data(interval[key], wording.number(interval[key], metric, signed)) for key in keys)
+    return Markup('{} <span class="interval">[{}, {}]</span>').format(value, *ends) if ends else value
