@@ -132,7 +132,7 @@ def embed(
     address: Address = None,
     force: Force = False,
 ) -> None:
-    """Embed the unique documents as unit vectors."""
+    """Embed the unique and the held-out documents as unit vectors."""
     config = load_settings(settings)
     from sbp_fast.stages.embed import embed as work
 

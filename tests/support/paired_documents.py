@@ -52,6 +52,8 @@ def write_inputs(directory: Path, texts: list[list[int]], ids: list[str], vector
     def write_vectors(context: StageContext) -> None:
         np.save(context.directory / "vectors-00000.npy", vectors[:20])
         np.save(context.directory / "vectors-00001.npy", vectors[20:])
+        (context.directory / "heldout").mkdir()
+        np.save(context.directory / "heldout/vectors-00000.npy", vectors)  # they are the same documents
 
     corpus, out = directory / "corpus", directory / "vectors"
     config = {"corpus": {"group_separator": "/"}}
