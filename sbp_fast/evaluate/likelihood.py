@@ -105,7 +105,12 @@ def choice_trees(
 
 
 def pair_trees(
-    corpus: Corpus, seeds: np.ndarray, partners: np.ndarray, partner_token: int, context: int, packed_tokens: int = PACKED_TOKENS
+    corpus: Corpus,
+    seeds: np.ndarray,
+    partners: np.ndarray,
+    partner_token: int,
+    context: int,
+    packed_tokens: int = PACKED_TOKENS,
 ) -> list[Tree]:
     """Return trees of a seed as the root and its partners as children, in the form that a synthesizer is tuned on.
 

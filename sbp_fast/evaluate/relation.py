@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sbp_fast.config import CompareConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
 from sbp_fast.evaluate.bootstrap import interval, ratio, resample_pair_sums
-from sbp_fast.evaluate.likelihood import Advance, Tree, document_trees, log_likelihoods, pair_trees
+from sbp_fast.evaluate.likelihood import Tree, document_trees, log_likelihoods, pair_trees
 from sbp_fast.model.flops import forward_flops
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.pairs.heldout_pairs import MINIMUM_PAIRS, NO_SEED, HeldoutPairs
@@ -30,6 +29,7 @@ from sbp_fast.pipeline.progress import Console
 CONDITIONS = ("own", "other", "none")
 """The seed that a partner is predicted from: its own, that of another pair, or none."""
 PAIRS_AT_ONCE = 8192  # whose tokens are in memory
+BOOTSTRAP_SAMPLES = 2000
 
 
 def usable_pairs(prepared: PreparedCorpus, pairs: HeldoutPairs, context: int) -> tuple[HeldoutPairs, dict[str, int]]:
@@ -55,8 +55,8 @@ def measure_pairs(
         console: shows the progress.
 
     Returns:
-        A row a pair: seed, partner, other_seed (int64, indices of held-out documents), tokens (int64, of the partner without its
-        first one, the end token included: those that are predicted), nats_own, nats_other, nats_none (float64).
+        A row a pair: seed, partner, other_seed (int64, indices of held-out documents), tokens (int64, the partner's predicted
+        ones: all but its first, the end token included), nats_own, nats_other, nats_none (float64).
 
     Raises:
         UserError: the model's likelihoods are not finite.
@@ -94,7 +94,7 @@ def _parts(order: np.ndarray) -> Iterator[np.ndarray]:
         yield order[start : start + PAIRS_AT_ONCE]
 
 
-def summarize(table: pa.Table, config: CompareConfig, seed: int) -> dict[str, Any]:
+def summarize(table: pa.Table, confidence: float, seed: int, samples: int = BOOTSTRAP_SAMPLES) -> dict[str, Any]:
     """Return the nats a token under each condition and the paired differences to the own seed, with intervals.
 
     A rate is a ratio of sums: nats of all partners over their tokens. The intervals are percentile bootstraps over documents
@@ -102,8 +102,9 @@ def summarize(table: pa.Table, config: CompareConfig, seed: int) -> dict[str, An
 
     Args:
         table: from `measure_pairs`.
-        config: number of resamples and confidence of the intervals.
+        confidence: coverage of the intervals.
         seed: seed of the bootstrap.
+        samples: number of resamples.
 
     Returns:
         `nats` (condition -> interval) and `gain` ("other", "none" -> interval of its nats less those given the own seed); both
@@ -116,17 +117,17 @@ def summarize(table: pa.Table, config: CompareConfig, seed: int) -> dict[str, An
         "documents": len(np.unique(np.concatenate([documents["seed"], documents["partner"]]))),
         "tokens": int(documents["tokens"].sum()),
         "minimum_pairs": MINIMUM_PAIRS,
-        "confidence": config.confidence,
-        "bootstrap_samples": config.bootstrap_samples,
+        "confidence": confidence,
+        "bootstrap_samples": samples,
     }
     if table.num_rows < MINIMUM_PAIRS:
         return counts | {"nats": None, "gain": None}
     own, other, none = (table[f"nats_{name}"].to_numpy() for name in CONDITIONS)
     numerators = [own, other, none, other - own, none - own]
     columns = np.stack([*numerators, *[documents["tokens"].astype(np.float64)] * len(numerators)], axis=1)
-    sums = resample_pair_sums(columns, documents["seed"], documents["partner"], config.bootstrap_samples, seed)
+    sums = resample_pair_sums(columns, documents["seed"], documents["partner"], samples, seed)
     values, resampled = ratio(columns.sum(0)), ratio(sums[sums[:, -1] > 0])
-    intervals = [interval(value, resampled[:, index], config.confidence) for index, value in enumerate(values)]
+    intervals = [interval(value, resampled[:, index], confidence) for index, value in enumerate(values)]
     return counts | {
         "nats": dict(zip(CONDITIONS, intervals[:3], strict=True)),
         "gain": dict(zip(CONDITIONS[1:], intervals[3:], strict=True)),

@@ -1,4 +1,4 @@
-"""Embedding the unique and the held-out documents of a corpus, shard by shard, so that a killed run resumes at the last finished shard."""
+"""Embedding the unique and held-out documents of a corpus by shards, so that a killed run resumes at the last finished one."""
 
 from __future__ import annotations
 

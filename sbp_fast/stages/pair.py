@@ -38,8 +38,8 @@ def pair(
     `pair.near_duplicate_containment` of its shingles in the other; then the degree caps apply. Every pair is taken in both
     directions (Yang et al., 2025, section 2: all ordered pairs above a threshold).
 
-    Writes `pairs.parquet`, `heldout-pairs.parquet`, `duplicates.parquet`, `examples.json` and, where an index is saved, `index/`
-    and `members.json`. In the manifest, `candidates`, `pairs` and `dropped` count ordered pairs, `duplicates` documents.
+    Writes `pairs.parquet`, `heldout-pairs.parquet`, `duplicates.parquet`, `examples.json` and, where an index is saved,
+    `index/` and `members.json`. In the manifest, `candidates`, `pairs` and `dropped` count ordered pairs, `duplicates` documents.
 
     Raises:
         UserError: `pair.backend` is unknown, the vectors belong to another corpus, there are too few documents or no pair in

@@ -56,7 +56,7 @@ def measure_relation(
         table, context.flops = measure_pairs(synthesizer, prepared, usable, context.console)
         with atomic_path(context.directory / RELATION) as temporary:
             pq.write_table(table, temporary)
-        context.record(**summarize(table, config.compare, config.seed), **left_out)
+        context.record(**summarize(table, config.compare.confidence, config.seed), **left_out)
 
     return run_stage(
         "relation",

@@ -14,7 +14,7 @@ import torch
 from paired_documents import BEGIN, DOCUMENTS, QUIET, UNCAPPED, make_documents, make_vectors, run_pair, write_inputs
 from sbp_kernels import PackedLayout
 
-from sbp_fast.config import CompareConfig, ModelConfig, RunConfig, TrainConfig
+from sbp_fast.config import ModelConfig, RunConfig, TrainConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
 from sbp_fast.evaluate import relation
@@ -32,7 +32,7 @@ from sbp_fast.train.data.pair_batches import PairBatches
 
 VOCABULARY, CONTEXT = 300, 48
 SHAPE = ModelConfig(layers=2, hidden_size=32, heads=4, kv_heads=2, head_dim=8, intermediate_size=48, context=CONTEXT)
-COMPARE = CompareConfig(bootstrap_samples=200)
+SAMPLES = 200
 
 
 def sharp_model() -> Transformer:
@@ -191,7 +191,7 @@ def test_pair_trees_repeat_a_seed_whose_partners_exceed_a_packed_sequence(
 
 def test_constant_model_explains_nothing_of_any_partner(prepared: PreparedCorpus, pairs: HeldoutPairs) -> None:
     table, _ = measure_pairs(constant_model(), prepared, pairs, QUIET)
-    summary = summarize(table, COMPARE, seed=0)
+    summary = summarize(table, 0.95, 0, SAMPLES)
     for interval in summary["nats"].values():
         assert all(interval[key] == pytest.approx(math.log(VOCABULARY), rel=1e-6) for key in ("value", "low", "high"))
     for interval in summary["gain"].values():
@@ -215,7 +215,7 @@ def test_interval_covers_the_true_gain_though_pairs_share_documents(by_document:
     """95% intervals of 200 repetitions, in which seeds and partners have effects of their own (3 sigma: 0.05)."""
     random, covered = np.random.default_rng(0), 0
     for repetition in range(200):
-        interval = summarize(scores(random, 60, 0.1, by_document, by_pair), COMPARE, repetition)["gain"]["other"]
+        interval = summarize(scores(random, 60, 0.1, by_document, by_pair), 0.95, repetition, SAMPLES)["gain"]["other"]
         covered += interval["low"] <= 0.1 <= interval["high"]
     assert covered / 200 > 0.9
 
@@ -231,7 +231,7 @@ def test_resample_pair_sums_weighs_a_pair_by_both_its_documents() -> None:
 
 def test_summary_has_ratios_of_sums_and_paired_differences() -> None:
     table = scores(np.random.default_rng(1), 40, 0.2, 0.1, 0.1)
-    summary = summarize(table, COMPARE, seed=0)
+    summary = summarize(table, 0.95, 0, SAMPLES)
     tokens = table["tokens"].to_numpy()
     for name in ("own", "other", "none"):
         assert summary["nats"][name]["value"] == pytest.approx(table[f"nats_{name}"].to_numpy().sum() / tokens.sum())
@@ -245,9 +245,9 @@ def test_summary_has_ratios_of_sums_and_paired_differences() -> None:
 
 def test_fewer_than_twenty_pairs_give_no_rates() -> None:
     table = scores(np.random.default_rng(1), 40, 0.2, 0.1, 0.1)
-    assert summarize(table.slice(0, 20), COMPARE, seed=0)["gain"] is not None
+    assert summarize(table.slice(0, 20), 0.95, 0, SAMPLES)["gain"] is not None
     for few in (0, 19):
-        summary = summarize(table.slice(0, few), COMPARE, seed=0)
+        summary = summarize(table.slice(0, few), 0.95, 0, SAMPLES)
         assert (summary["pairs"], summary["nats"], summary["gain"]) == (few, None, None)
 
 
@@ -265,17 +265,17 @@ def write_model(model: Transformer, directory: Path, corpus: Path) -> Path:
 
 def test_stage_writes_a_row_for_each_pair_and_the_counts(directory: Path, pairs: HeldoutPairs, tmp_path: Path) -> None:
     model = write_model(sharp_model().float(), tmp_path / "model", directory / "corpus")
-    config = RunConfig(device="cpu", threads=1, compare=COMPARE)
+    config = RunConfig(device="cpu", threads=1)
     inputs = {"corpus": directory / "corpus", "pairs": directory / "pairs", "model": model}
     manifest = measure_relation(config, tmp_path / "relation", **inputs, console=QUIET)
     table = pq.read_table(tmp_path / "relation/relation.parquet")
     assert table.column_names == ["seed", "partner", "other_seed", "tokens", "nats_own", "nats_other", "nats_none"]
     assert table.num_rows == len(pairs) == manifest.counts["pairs"]
-    assert manifest.counts == summarize(table, COMPARE, 0) | {
+    assert manifest.counts == summarize(table, 0.95, 0) | {
         name: manifest.counts[name] for name in ("partners_too_long", "without_other_seed")
     }
     assert manifest.flops > 0 and manifest.counts["partners_too_long"] > 0
-    assert read_json(tmp_path / "relation/manifest.json")["config"]["compare"]["bootstrap_samples"] == 200
+    assert read_json(tmp_path / "relation/manifest.json")["config"]["compare"]["confidence"] == 0.95
 
 
 def test_stage_refuses_pairs_of_another_corpus_and_models_that_do_not_fit(directory: Path, tmp_path: Path) -> None:

@@ -69,7 +69,9 @@ def test_degree_caps_hold_for_heldout_pairs_every_seeds_best_partner_first(tmp_p
     taken: set[tuple[int, int]] = set()
     partners_of, seeds_of = Counter[int](), Counter[int]()
     rank = [everything.seeds[:index].tolist().count(seed) for index, seed in enumerate(everything.seeds.tolist())]
-    turns = sorted(zip(rank, (-everything.similarities).tolist(), *map(list, zip(*ordered(everything), strict=True)), strict=True))
+    turns = sorted(
+        zip(rank, (-everything.similarities).tolist(), *map(list, zip(*ordered(everything), strict=True)), strict=True)
+    )
     for _, _, seed, partner in turns:
         if partners_of[seed] < 3 and seeds_of[partner] < 2:
             partners_of[seed] += 1

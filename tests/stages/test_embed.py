@@ -139,7 +139,13 @@ def test_killed_run_resumes_at_the_last_finished_shard(
         embed(CONFIG, corpus, tmp_path / "vectors", console=QUIET)
     embed(CONFIG, corpus, tmp_path / "vectors", console=QUIET)
     assert calls == [5, 5, 5, 5, 1, 1]  # the last is of the held-out documents
-    for name in ("vectors-00000.npy", "vectors-00001.npy", "vectors-00003.npy", "lengths-00001.npy", "heldout/vectors-00000.npy"):
+    for name in (
+        "vectors-00000.npy",
+        "vectors-00001.npy",
+        "vectors-00003.npy",
+        "lengths-00001.npy",
+        "heldout/vectors-00000.npy",
+    ):
         assert (tmp_path / "vectors" / name).read_bytes() == (vectors / name).read_bytes()
 
 
