@@ -39,7 +39,8 @@ def pair(
     directions (Yang et al., 2025, section 2: all ordered pairs above a threshold).
 
     Writes `pairs.parquet`, `heldout-pairs.parquet`, `duplicates.parquet`, `examples.json` and, where an index is saved,
-    `index/` and `members.json`. In the manifest, `candidates`, `pairs` and `dropped` count ordered pairs, `duplicates` documents.
+    `index/` and `members.json`. In the manifest, `candidates`, `pairs` and `dropped` count ordered pairs, `duplicates`
+    documents; `heldout` has the counts of `find_heldout_pairs`.
 
     Raises:
         UserError: `pair.backend` is unknown, the vectors belong to another corpus, there are too few documents or no pair in
