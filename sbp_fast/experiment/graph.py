@@ -104,6 +104,11 @@ def quality_stage(source: Source) -> str:
     return f"quality/{source.filter.removeprefix('filter/')}"
 
 
+def relation_stage(source: Source) -> str:
+    """Return the name of the stage that measures what the synthesizer of a source learnt."""
+    return source.synthesizer.replace("train/synthesizer-", "relation/")
+
+
 def stages_of(config: RunConfig) -> dict[str, Stage]:
     """Return every stage of a run by name, each after the stages that make its inputs.
 
@@ -205,10 +210,12 @@ class _Builder:
         self.add(source.related, {"corpus": PREPARE, "vectors": EMBED}, steps.pair, costs.pair, config=source.config)
 
     def add_quality(self, source: Source) -> None:
-        """Add what measures the documents of a source that have seeds."""
+        """Add what measures the synthesizer of a source, and its documents."""
         if source.synthesizer:
             documents = {"synthetic": source.synthesize, "filtered": source.filter, "pairs": source.related}
             self.add(quality_stage(source), {"corpus": PREPARE} | documents, steps.quality, costs.quality, config=source.config)
+            inputs = {"corpus": PREPARE, "pairs": source.related, "model": source.synthesizer}
+            self.add(relation_stage(source), inputs, steps.relation, costs.relation, config=source.config)
 
     def _model_of(self, source: Source) -> str:
         """Return the stage of the model that a source starts from, added before it."""

@@ -21,6 +21,7 @@ from sbp_fast.experiment.graph import (
     PREPARE,
     model_stage,
     quality_stage,
+    relation_stage,
     stages_of,
 )
 from sbp_fast.experiment.ledger import ledger, matched_compute, stages_of_arm, totals, training_flops
@@ -77,20 +78,21 @@ def collect(run_directory: str | Path) -> dict[str, Any]:
 
 
 def _source(source: Source, counts: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the counts of the stages that make the documents of a source; those of pairs only where it has some."""
+    """Return the counts of the stages that make the documents of a source; quality only where documents have seeds."""
+    quality = counts[quality_stage(source)] if source.synthesizer else {}
     results = {
         "pairs_kind": source.settings.pairs,
         "start": source.start,
         "stitched": source.settings.stitched,
         "synthesis": counts[source.synthesize],
-        "filter": counts[source.filter],
+        "synthetic_quality": counts[source.filter] | quality,
     }
     if source.synthesizer:
         results |= {
-            "related_pairs": counts[source.related] | ({"embedding": counts[EMBED]} if EMBED in counts else {}),
-            "pairs": counts[source.pair],
+            "pairs": counts[source.related] | ({"embedding": counts[EMBED]} if EMBED in counts else {}),
+            "tuning_pairs": counts[source.pair]["pairs"],
             "synthesizer": counts[source.synthesizer],
-            "quality": counts[quality_stage(source)],
+            "relation": counts[relation_stage(source)],
         }
     return results
 

@@ -118,6 +118,13 @@ def quality(step: Step) -> Any:
     return measure_quality(step.config, step.out, **step.arguments)
 
 
+def relation(step: Step) -> Any:
+    """Run the stage `relation`."""
+    from sbp_fast.stages.relation import measure_relation
+
+    return measure_relation(step.config, step.out, **step.arguments)
+
+
 def evaluate(step: Step) -> Any:
     """Run the stage `evaluate`."""
     from sbp_fast.stages.evaluate import evaluate

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated_run import CONFIG, HOSTILE, METRICS, comparison, judge_counts, prose, write_run
+from fabricated_run import CONFIG, HOSTILE, METRICS, comparison, judge_counts, prose, relation, write_run
 from rich.console import Console
 
 from sbp_fast.config import ArmConfig
@@ -14,8 +14,11 @@ from sbp_fast.experiment.report import plots, wording
 from sbp_fast.experiment.report.examples import collect_triples
 from sbp_fast.experiment.report.page import write_report
 from sbp_fast.experiment.report.summary import summary_table
+from sbp_fast.experiment.sources import sources_of
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+RELATED = sources_of(CONFIG)["related"]
 
 
 class Page(HTMLParser):
@@ -89,7 +92,9 @@ def numbers(value: Any) -> set[float]:
 
 def test_every_number_of_the_report_is_in_results_json(run: Path, page: Page) -> None:
     known = numbers(json.loads((run / "results.json").read_text()))
-    shown_examples = numbers(collect_triples(run)) | numbers(json.loads((run / "pair/examples.json").read_text()))
+    shown_examples = numbers(collect_triples(run, RELATED)) | numbers(
+        json.loads((run / "pair/related/examples.json").read_text())
+    )
     assert len(page.data) > 150
     for value, shown in page.data:
         assert value in known | shown_examples, f"{shown} ({value}) is not in results.json"
@@ -135,7 +140,7 @@ def test_candidates_of_each_similarity_bin_are_shown_with_their_outcome(run: Pat
 
 
 def test_examples_have_seed_best_partner_and_reject_reason(run: Path) -> None:
-    triples = collect_triples(run)
+    triples = collect_triples(run, RELATED)
     corpus = PreparedCorpus(run / "prepare")
     assert len(triples) == 16
     assert {triple["reason"] for triple in triples} == {None, "unfinished", "repetition", "copies_corpus"}
@@ -143,7 +148,7 @@ def test_examples_have_seed_best_partner_and_reject_reason(run: Path) -> None:
     assert first["partner_id"] == corpus.unique.ids[3] and first["score"] == pytest.approx(0.81)
     alone = next(triple for triple in triples if triple["seed_id"] == corpus.unique.ids[7])
     assert alone["partner"] is None and alone["score"] is None
-    assert triples == collect_triples(run)
+    assert triples == collect_triples(run, RELATED)
 
 
 def test_report_of_a_run_without_gain_claims_none(tmp_path: Path) -> None:
@@ -206,7 +211,7 @@ def test_report_names_unmeasured_rates(run: Path) -> None:
 def test_report_shows_every_filter_rule_with_its_threshold(run: Path) -> None:
     text = (run / "report.html").read_text()
     shown = text[text.index("What the filters rejected") : text.index("New wording")]
-    rules = json.loads((run / "results.json").read_text())["synthetic_quality"]["rules"]
+    rules = json.loads((run / "results.json").read_text())["sources"]["related"]["synthetic_quality"]["rules"]
     assert len(rules) == 9 and all(f"<strong>{name.replace('_', ' ')}</strong>" in shown for name in rules)
     assert '<data value="0.25">0.25</data>' in shown and "length" in shown and "5.0%" in shown
 
@@ -218,6 +223,32 @@ def test_report_shows_verdicts_only_with_a_judge(run: Path, tmp_path: Path) -> N
     shown = text[text.index("What the judge said") : text.index("What the filters rejected")]
     assert shown.count("20.3%") == 4 and "true pairs" in shown and "Is it wrong?" in shown and "<script>" not in shown
     assert [tag for tag, _ in page.tags].count("script") == 1
+
+
+@pytest.mark.parametrize(
+    ("gain", "meaning"),
+    [
+        (0.124, "+0.124 [+0.103, +0.145] nats a token: the seed explains so much of the partner."),
+        (
+            0.012,
+            "+0.012 [-0.009, +0.033] nats a token: the interval includes zero, so the seed explains nothing of the partner",
+        ),
+        (-0.05, "-0.050 [-0.071, -0.029] nats a token: the seed explains nothing of the partner, and misleads."),
+        (None, "Not measured: 7 pairs of test documents are fewer than 20."),
+    ],
+)
+def test_report_says_what_the_own_seed_explains_as_its_interval_allows(
+    gain: float | None, meaning: str, tmp_path: Path
+) -> None:
+    text = write_report(write_run(tmp_path / "run", related=relation(gain))).read_text()
+    shown = text[text.index("Did the synthesizer learn a relation?") : text.index("What the filters rejected")]
+    assert meaning in shown.replace(wording.MINUS, "-") and ("never saw" in shown) == (gain is not None)
+    assert ("the seed of another pair<span" in shown) == (gain is not None)
+    assert ("explains so much" in shown) == (gain == 0.124)
+    if gain is not None:
+        table = Page(shown[shown.index("<table") : shown.index("</table>") + 8])
+        assert [value for value, _ in table.data][:3] == [3.217, 3.217 - 0.083, 3.217 + 0.083]
+        assert len(table.data) == 15 and json.loads((tmp_path / "run/results.json").read_text())["relation"]["pairs"] == 187
 
 
 def test_summary_table_shows_every_metric_of_every_arm(run: Path) -> None:

@@ -63,13 +63,20 @@ def test_ledger_counts_every_stage_that_an_arm_needs(run: Path) -> None:
     ledger = results["ledger"]
     assert [line["stage"] for line in ledger] == [
         *("prepare", *runs_of("train/baseline"), "embed", "pair/related", "train/synthesizer-related"),
-        *("synthesize/related", "filter/related", *runs_of("train/sbp"), *runs_of("train/oracle"), "quality/related"),
+        *(
+            "synthesize/related",
+            "filter/related",
+            *runs_of("train/sbp"),
+            *runs_of("train/oracle"),
+            "quality/related",
+            "relation/related",
+        ),
         *(*runs_of("evaluate/baseline"), *runs_of("evaluate/sbp"), *runs_of("evaluate/oracle"), "compare"),
     ]
     assert sum(line["share_of_flops"] for line in ledger) == pytest.approx(1)
     assert sum(line["share_of_seconds"] for line in ledger) == pytest.approx(1)
     trained, evaluated = 9.1e12 + 9.2e12 + 9.15e12, 9 * 0.7e12
-    assert results["totals"]["flops"] == pytest.approx(needed + 9.15e12 + 2 * trained + evaluated + 0.4e12)
+    assert results["totals"]["flops"] == pytest.approx(needed + 9.15e12 + 2 * trained + evaluated + 0.4e12 + 0.2e12)
 
 
 def test_results_of_the_same_run_are_the_same(run: Path, tmp_path: Path) -> None:

@@ -95,6 +95,11 @@ def outcomes(results: Results, metric: str, arms: Iterable[str]) -> Outcomes:
     return groups
 
 
+def shown_source(results: Mapping[str, Any]) -> str | None:
+    """Return the source of synthetic documents that the report describes in detail: the first whose documents have seeds."""
+    return next((name for name, source in results["sources"].items() if "pairs" in source), None)
+
+
 def verdict(results: Results) -> str:
     """Return the outcome in one line, for the arms that read synthetic documents."""
     baseline, clauses = baseline_name(results), []
@@ -253,7 +258,8 @@ def limits(results: Results) -> list[str]:
         "Arms are matched in the tokens of their final training. What the other stages cost is in the ledger; no baseline was "
         "trained on the total compute of an arm with synthetic documents.",
     ]
-    rates = results["synthetic_quality"]["quality"] if "synthetic_quality" in results else {}
+    name = shown_source(results)
+    rates = {} if name is None else results["sources"][name]["synthetic_quality"]["quality"]
     unmeasured = [rate["label"].lower() for rate in rates.values() if rate["rate"] is None]
     if unmeasured:
         sentences.append(
