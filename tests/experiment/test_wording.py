@@ -59,6 +59,7 @@ def outcomes(draw: Any) -> dict[str, Any]:
         "confidence": 0.95,
         "oracle_ratio": 5.23,
         "corpus": {"embedded": draw(st.booleans())},
+        "sources": {},
         "recovered_share_of_oracle": {"oracle": shares},
     }
 
