@@ -15,6 +15,7 @@ from sbp_fast.config.run import RunConfig, resolve_device, resolve_threads
 from sbp_fast.config.section import NO_EFFECT, Section
 from sbp_fast.config.synthesize import SynthesizeConfig
 from sbp_fast.config.train import AttentionBackend, CheckpointConfig, LogConfig, ParallelConfig, TrainConfig
+from sbp_fast.config.validation import ValidationConfig
 
 __all__ = [
     "NO_EFFECT",
@@ -35,6 +36,7 @@ __all__ = [
     "Section",
     "SynthesizeConfig",
     "TrainConfig",
+    "ValidationConfig",
     "resolve_device",
     "resolve_label",
     "resolve_threads",

@@ -17,6 +17,7 @@ from sbp_fast.config.pair import PairConfig
 from sbp_fast.config.section import Section
 from sbp_fast.config.synthesize import SynthesizeConfig
 from sbp_fast.config.train import CheckpointConfig, LogConfig, ParallelConfig, TrainConfig
+from sbp_fast.config.validation import ValidationConfig
 from sbp_fast.errors import UserError
 
 
@@ -44,6 +45,7 @@ class RunConfig(Section):
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    validation: ValidationConfig = ValidationConfig()
     synthesize: SynthesizeConfig = SynthesizeConfig()
     filter: FilterConfig = FilterConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -56,13 +58,19 @@ class RunConfig(Section):
             if not ARM_NAME.fullmatch(name) or name in RESERVED:
                 raise ValueError(f"arms.{name}: the name must be lower-case letters, digits and hyphens, and not {RESERVED[0]}")
             try:
-                arm.resolve_recipe(self.pretrain)
+                recipe = arm.resolve_recipe(self.pretrain)
             except ValueError as error:
                 raise ValueError(f"arms.{name}.{error}") from None
+            self._check_selection(f"arms.{name}.recipe", recipe)
+        self._check_selection("synthesizer", self.synthesizer)
         baseline = self.arms.get(self.baseline)
         if baseline is None or not baseline.enabled or baseline.synthetic:
             raise ValueError(f"baseline = {self.baseline} must be an enabled arm that reads no synthetic documents")
         return self
+
+    def _check_selection(self, name: str, recipe: TrainConfig) -> None:
+        if recipe.select == "best" and not self.validation.points:
+            raise ValueError(f'{name}.select = "best" needs validation.points, at which the held-out loss is measured')
 
     @property
     def enabled_arms(self) -> dict[str, ArmConfig]:

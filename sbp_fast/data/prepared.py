@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sbp_fast.data.documents import group_of
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.tokenizer import Tokenizer
 from sbp_fast.pipeline.manifest import Manifest
+
+VALIDATION = "validation.npy"
 
 
 class PreparedCorpus:
@@ -19,7 +24,7 @@ class PreparedCorpus:
     Attributes:
         train: every training document, globally shuffled; what the oracle may read.
         unique: the head of `train`, a uniform random subset; what the baseline and SBP may read.
-        heldout: the holdout split, for evaluation alone.
+        heldout: the holdout split, validation and test documents together; no model is trained on any of them.
         tokenizer: trained on `unique`, or the one that the configuration named.
         counts: what `prepare` counted.
         fingerprint: of the whole output.
@@ -40,6 +45,16 @@ class PreparedCorpus:
         self.heldout = Corpus(self.directory / "heldout")
         self.tokenizer = Tokenizer(self.directory / "tokenizer.json")
         self.embedded: bool = self.counts["embedded"]
+
+    @cached_property
+    def validation(self) -> np.ndarray:
+        """Indices into `heldout` of the documents on which recipes and checkpoints are chosen. int64, rising."""
+        return np.load(self.directory / VALIDATION)
+
+    @cached_property
+    def test(self) -> np.ndarray:
+        """Indices into `heldout` of the documents that `evaluate` scores, and on which nothing is chosen. int64, rising."""
+        return np.setdiff1d(np.arange(len(self.heldout)), self.validation)
 
     def text(self, corpus: Corpus, document: int) -> str:
         """Return the text of one document of `corpus`."""

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from sbp_fast.config import CompareConfig, CorpusConfig, ModelConfig, RunConfig
 from sbp_fast.config.files import dump_config
-from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.data.prepared import VALIDATION, PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.token_shards.writer import CorpusWriter
 from sbp_fast.data.tokenizer import Tokenizer, train_tokenizer
@@ -20,7 +20,7 @@ from sbp_fast.evaluate.quality_rates import published_rates
 from sbp_fast.filters.rules import rule_counts
 from sbp_fast.pairs.examples import EXAMPLES
 from sbp_fast.pairs.pairset import write_pairs
-from sbp_fast.pipeline.files import write_json
+from sbp_fast.pipeline.files import save_array, write_json
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.stage import StageContext, run_stage
 
@@ -84,6 +84,7 @@ def write_prepared(directory: Path, train: int = 40, heldout: int = 12, unique: 
         tokenizer.save(directory / "tokenizer.json")
         write_documents(directory / "train", tokenizer, texts[:train], "train")
         write_documents(directory / "heldout", tokenizer, texts[train:], "heldout")
+        save_array(directory / VALIDATION, np.arange(0, heldout, 3))
 
     counts = {
         "documents": train,
@@ -92,6 +93,8 @@ def write_prepared(directory: Path, train: int = 40, heldout: int = 12, unique: 
         "unique_documents": unique,
         "unique_tokens": sum(lengths[:unique]),
         "heldout_documents": heldout,
+        "validation_documents": len(range(0, heldout, 3)),
+        "test_documents": heldout - len(range(0, heldout, 3)),
         "vocabulary_size": tokenizer.vocabulary_size,
         "bytes_per_token": 2.5,
         "sources": {"even": train // 2, "odd": train // 2},
