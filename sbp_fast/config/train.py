@@ -82,7 +82,9 @@ class TrainConfig(Section):
                 f"tokens_per_step = {self.tokens_per_step} is no multiple of microbatch_tokens = {self.microbatch_tokens}"
             )
         if self.patience and self.select != "best":
-            raise ValueError(f'patience = {self.patience} needs select = "best": the last weights are those after the loss rose')
+            raise ValueError(
+                f'patience = {self.patience} needs select = "best": the last weights are those after the loss rose'
+            )
         return self
 
     @property

@@ -111,7 +111,7 @@ class Decoder:
     `Engine` decides which document is in which row, and writes the tables of the layout (`write_tables`, `start`, `clear`).
     """
 
-    def __init__(self, model: Transformer, sampling: SamplingParams, cache: KVCacheConfig) -> None:
+    def __init__(self, model: Transformer, sampling: SamplingParams, cache: KVCacheConfig, *, graphs: bool = True) -> None:
         self.model, self.sampling, self.cache, self.device = model, sampling, cache, model.device
         self.blocks = cast(list[Block], list(model.layers))
         shape, rows, longest = model.config, cache.rows, sampling.maximum_tokens
@@ -143,7 +143,8 @@ class Decoder:
         self.forbidden = torch.tensor(sampling.forbidden, dtype=torch.int64, device=self.device)
         self._state = (self.tokens, self.own_tokens, self.running, self.uniforms, self.generated, self.runs)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+        self._captures = graphs and self.device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if self._captures else None
 
     @torch.inference_mode()
     def prefill(self, seeds: Sequence[np.ndarray], pages: Sequence[Sequence[int]]) -> None:
@@ -210,7 +211,7 @@ class Decoder:
     @torch.inference_mode()
     def step(self, size: int) -> StepResult:
         """Sample one token in each of the first `size` rows that has a document."""
-        if self.device.type != "cuda":
+        if not self._captures:
             self._advance(size)
         else:
             if size not in self._graphs:

@@ -121,7 +121,9 @@ def test_sources_are_no_originals_in_a_given_holdout_split(tmp_path: Path) -> No
 def test_held_out_documents_too_few_for_two_parts_are_refused(tmp_path: Path, heldout: list[tuple[str, str]]) -> None:
     path = write_jsonl(tmp_path / "c.jsonl", letters(100))
     given = str(write_jsonl(tmp_path / "h.jsonl", heldout))
-    with pytest.raises(UserError, match=rf"corpus\.validation_share: {len(heldout)} held-out documents.*hold out more") as refused:
+    with pytest.raises(
+        UserError, match=rf"corpus\.validation_share: {len(heldout)} held-out documents.*hold out more"
+    ) as refused:
         run(configure(path, heldout=given), tmp_path / "out")
     assert "\n" not in str(refused.value) and not (tmp_path / "out.partial").exists()
 
