@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sbp_fast.config import ArmConfig
 from sbp_fast.data.prepared import PreparedCorpus
-from sbp_fast.experiment.report import wording
+from sbp_fast.experiment.report import plots, wording
 from sbp_fast.experiment.report.examples import collect_triples
 from sbp_fast.experiment.report.page import write_report
 from sbp_fast.experiment.report.summary import summary_table
@@ -200,6 +200,15 @@ def test_added_arm_is_in_every_table_and_plot(tmp_path: Path) -> None:
     assert "Share of the oracle's gain that Decayed recovered" in text
     assert [line["arms"] for line in results["ledger"] if line["stage"] == "train/decayed"] == [["decayed"]]
     assert results["matched"]["final_run"].keys() == {"baseline", "sbp", "oracle", "decayed"}
+
+
+def test_loss_plots_draw_held_out_losses_where_they_were_measured() -> None:
+    training = [(1000 * step, 5 - step / 10) for step in range(1, 9)]
+    heldout = [(4000, 4.8), (8000, 4.6)]
+    curves = [plots.LossCurve(label, "#080000", training, points) for label, points in (("A", heldout), ("B", []))]
+    drawn, without = plots.loss_plot("x", "T", curves), plots.loss_plot("x", "T", curves[1:])
+    assert drawn.count("stroke-dasharray") == 2 and "held-out" in drawn  # the curve of A, and the legend's
+    assert "stroke-dasharray" not in without and "held-out" not in without
 
 
 def test_report_without_synthetic_arms_omits_their_sections(tmp_path: Path) -> None:

@@ -106,8 +106,11 @@ def write_prepared(directory: Path, train: int = 40, heldout: int = 12, unique: 
 
 
 def write_training(directory: Path, arm: str, flops: float, synthetic: int = 0, **more: Any) -> None:
-    """A training's manifest and curve; no weights."""
+    """A training's manifest and curves; no weights."""
     curve = [{"step": step, "train/tokens": 8192 * (step + 1), "train/loss": 8 - step / 50} for step in range(120)]
+    points = [
+        {"step": step, "train/tokens": 8192 * (step + 1), "validation/loss": 8.2 - step / 60} for step in range(39, 120, 40)
+    ]
     counts = {
         "arm": arm,
         "parameters": 1_262_976,
@@ -116,6 +119,10 @@ def write_training(directory: Path, arm: str, flops: float, synthetic: int = 0, 
         "loss_tokens": 980_000,
         "valid_share": 0.997,
         "final_loss": 5.63,
+        "selected_step": 120,
+        "validation_loss": points[-1]["validation/loss"],
+        "last_validation_loss": points[-1]["validation/loss"],
+        "validation_tokens": 8100,
         "sources": {
             "real": {"tokens": 983_040 - synthetic, "epochs": (983_040 - synthetic) / 700},
             "synthetic": {"tokens": synthetic, "epochs": 0.9},
@@ -128,7 +135,7 @@ def write_training(directory: Path, arm: str, flops: float, synthetic: int = 0, 
         directory,
         "train",
         counts,
-        lambda directory: (directory / "metrics.jsonl").write_text("\n".join(map(json.dumps, curve)) + "\n"),  # type: ignore[func-returns-value]
+        lambda directory: (directory / "metrics.jsonl").write_text("\n".join(map(json.dumps, curve + points)) + "\n"),  # type: ignore[func-returns-value]
         flops,
     )
 

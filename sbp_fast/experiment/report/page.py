@@ -19,9 +19,10 @@ from sbp_fast.experiment.results import write_results
 from sbp_fast.pairs.examples import EXAMPLES
 from sbp_fast.pipeline.files import atomic_open, read_json
 from sbp_fast.pipeline.progress import duration, short
-from sbp_fast.train.log import METRICS
+from sbp_fast.train.log import METRICS, read_curve
 
 REPORT = "report.html"
+LOSS, HELDOUT_LOSS = "train/loss", "validation/loss"
 JUDGED_GROUPS = {
     "synthetic": "synthetic documents",
     "real": "their seeds",
@@ -48,7 +49,11 @@ def write_report(run_directory: Path) -> Path:
     run_directory = Path(run_directory)
     results = write_results(run_directory)
     config = RunConfig.model_validate(results["run"]["config"])
-    curves = {name: read_curve(run_directory / name / METRICS) for name in stages_of(config) if name.startswith("train/")}
+    curves = {
+        name: {figure: read_curve(run_directory / name / METRICS, figure) for figure in (LOSS, HELDOUT_LOSS)}
+        for name in stages_of(config)
+        if name.startswith("train/")
+    }
     triples, examples = [], []
     if "pairs" in results:
         triples, examples = collect_triples(run_directory), read_json(run_directory / PAIR / EXAMPLES)
@@ -58,15 +63,9 @@ def write_report(run_directory: Path) -> Path:
     return run_directory / REPORT
 
 
-def read_curve(path: Path) -> list[tuple[float, float]]:
-    """Return (training tokens, loss) of each step that has a loss."""
-    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return [(line["train/tokens"], line["train/loss"]) for line in lines if line["train/loss"] is not None]
-
-
 def render(
     results: Mapping[str, Any],
-    curves: Mapping[str, Sequence[tuple[float, float]]],
+    curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
     triples: Sequence[Mapping[str, Any]],
     pair_examples: Sequence[Mapping[str, Any]],
 ) -> str:
@@ -117,7 +116,8 @@ def _real_texts(quality: Mapping[str, Any]) -> list[str]:
 def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, Any]:
     arms = results["arms"]
     pretraining = [
-        (arm["label"], plots.arm_color(index), curves[train_stage(name)]) for index, (name, arm) in enumerate(arms.items())
+        _curve(arm["label"], plots.arm_color(index), curves[train_stage(name)])
+        for index, (name, arm) in enumerate(arms.items())
     ]
     svgs: dict[str, Any] = {
         "arms": [plots.arms_plot(arms, name, metric) for name, metric in results["metrics"].items()],
@@ -125,7 +125,7 @@ def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, A
     }
     if "synthetic_quality" in results:
         quality = results["synthetic_quality"]
-        tuning = [("Synthesizer", plots.COLORS["synthesizer"], curves[SYNTHESIZER])]
+        tuning = [_curve("Synthesizer", plots.COLORS["synthesizer"], curves[SYNTHESIZER])]
         svgs |= {
             "synthesizer": plots.loss_plot("synthesizer", "Tuning the synthesizer", tuning),
             "similarity": plots.similarity_plot(results["pairs"]["histogram"], results["pairs"]["band"]),
@@ -134,6 +134,10 @@ def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, A
             "log_probability": plots.log_probability_plot(quality["log_probability"]),
         }
     return {name: [Markup(each) for each in svg] if isinstance(svg, list) else Markup(svg) for name, svg in svgs.items()}
+
+
+def _curve(label: str, color: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> plots.LossCurve:
+    return plots.LossCurve(label, color, curves[LOSS], curves[HELDOUT_LOSS])
 
 
 def _data(value: float, text: str | Markup) -> Markup:
