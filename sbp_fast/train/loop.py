@@ -169,7 +169,10 @@ class Training:
                     self.go_back_from_a_spike()
                 if is_point:
                     self.validate(step, log)
-                    last = last or self.is_out_of_patience()
+                    if not last and self.is_out_of_patience():
+                        last = True
+                        if self.totals.pending:
+                            log.write(self.line(step))
                 if step == first:
                     freeze()
                 self.totals.loop_seconds = earlier_seconds + time.monotonic() - started

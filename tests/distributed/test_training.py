@@ -25,7 +25,7 @@ from sbp_fast.train.schedules import learning_rate
 from sbp_fast.train.task import TrainTask
 
 CHANGES = ("pretrain={tokens=5120, tokens_per_step=512, microbatch_tokens=128}", "checkpoint.seconds=1000", "device=cpu")
-CHANGES += ("validation={points=5, tokens=300, samples=2}",)
+CHANGES += ("validation={points=5, tokens=128, samples=2}",)
 STEPS = 10
 
 
@@ -109,7 +109,7 @@ def test_two_processes_train_the_model_of_one(home: Path) -> None:
     check_losses(home, home / "two")
     check_validation(home, home / "two")
     prepared = PreparedCorpus(home / "corpus")
-    measured = document_set(prepared.heldout, prepared.validation, limit=300, capacity=128, context=96)
+    measured = document_set(prepared.heldout, prepared.validation, limit=128, capacity=128, context=96)
     assert len(measured.sequences) % 2 == 1  # so that one of two processes repeats a sequence
     one, two = (Manifest.load(home / name, "train") for name in ("one", "two"))
     assert one.counts["processes"] == 1 and two.counts["processes"] == 2
