@@ -17,6 +17,9 @@ class CorpusConfig(Section):
     heldout: Annotated[str | tuple[str, ...], NO_EFFECT] = "auto"
     """Documents for evaluation only; "auto" takes those of the embedded corpus, or holds out `heldout_share` of all."""
     heldout_share: Share = 0.04
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the held-out documents on which recipes and checkpoints are chosen, whole originals together; the others, the
+    test documents, are scored by `evaluate` alone."""
     text_field: str = "text"
     id_field: str = "id"
     """A record without it is named after its file and line."""

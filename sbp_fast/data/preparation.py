@@ -18,6 +18,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,8 +26,9 @@ from sbp_fast.config import RunConfig, resolve_threads
 from sbp_fast.data.documents import find_files, heldout_path, is_embedded
 from sbp_fast.data.encoder import EncoderName, IdsDiffer, choose_encoder
 from sbp_fast.data.filesystem import user_errors
-from sbp_fast.data.holdout import SELECTION_COLUMNS, Decisions, check_ids, choose_holdout, select
+from sbp_fast.data.holdout import SELECTION_COLUMNS, Decisions, check_ids, choose_holdout, choose_validation, select
 from sbp_fast.data.input_splits import split_files
+from sbp_fast.data.prepared import VALIDATION
 from sbp_fast.data.shuffle import ShufflePartition, ShuffleReader, ShuffleWriteTask, plan_partitions, shuffle_write
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.token_shards.tokenize import TokenizeTask, write_partition
@@ -35,7 +37,7 @@ from sbp_fast.data.tokenizer import Tokenizer, train_tokenizer
 from sbp_fast.dedup.near_duplicates import NearDuplicates, find_near_duplicates
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.executors.executor import Workers
-from sbp_fast.pipeline.files import atomic_open, atomic_path, hash_file, read_json, write_json
+from sbp_fast.pipeline.files import atomic_open, atomic_path, hash_file, read_json, save_array, write_json
 from sbp_fast.pipeline.progress import Console
 
 MINIMUM_UNIQUE = 16
@@ -99,8 +101,10 @@ class Preparation:
         if self.corpus.deduplicate == "near":
             near_duplicates = self._find_near_duplicates(decisions, partitions)
             decisions = replace(decisions, near_duplicates=near_duplicates.indices)
-        selected = _count_selected(shuffled, partitions, decisions)
+        selected, heldout_originals = _count_selected(shuffled, partitions, decisions)
         unique = self._count_unique(selected["train"])
+        validation = choose_validation(heldout_originals, self.corpus.validation_share)
+        save_array(self.directory / VALIDATION, validation)
         if self.corpus.on_error == "skip":
             with atomic_open(self.directory / SKIPPED) as file:
                 file.writelines((json.dumps(entry, ensure_ascii=False) + "\n").encode() for entry in shuffled.skipped())
@@ -113,10 +117,10 @@ class Preparation:
         self.record(encoder=description)
         self._tokenize(partitions, decisions, encoder)
         written = [read_json(self._written_path(index)) for index in range(len(partitions))]
-        self._finish(read, selected, unique, tokenizer, written)
+        self._finish(read, selected, unique, len(validation), tokenizer, written)
 
     def _read(self) -> dict[str, Any]:
-        """Shuffle-write all files; returns the sums of what `shuffle_write` counts, documents and sources of training alone."""
+        """Shuffle-write all files; returns the sums of what `shuffle_write` counts, "documents" of training alone."""
         path = self.corpus.path
         self.console.say(f"reading {path if isinstance(path, str) else ', '.join(path)}")
         splits = split_files([file for file, _ in self.files], self.workers, self.processes)
@@ -132,7 +136,7 @@ class Preparation:
             for task, counts in zip(tasks, self._shuffle_write(tasks), strict=True):
                 if not task.heldout:
                     total["documents"] += counts["documents"]
-                    total["sources"].update(counts["source"])
+                total["sources"].update(counts["source"])
                 total["skipped"] += counts["skipped"]
                 total["passages"] += counts["passages"]
                 total["bucket"].update(counts["bucket"])
@@ -166,7 +170,7 @@ class Preparation:
         seed = self.config.seed
         check_ids(shuffled, read["documents"], self.files, self.corpus, seed)
         if any(heldout for _, heldout in self.files):
-            return Decisions.none()
+            return Decisions.of_sources(read["sources"], seed)
         return choose_holdout(shuffled, read["documents"], read["sources"], self.corpus.heldout_share, seed)
 
     def _find_near_duplicates(self, decisions: Decisions, partitions: list[ShufflePartition]) -> NearDuplicates:
@@ -245,6 +249,7 @@ class Preparation:
         read: dict[str, Any],
         selected: Counter[str],
         unique: int,
+        validation: int,
         tokenizer: Tokenizer,
         written: list[dict[str, Any]],
     ) -> None:
@@ -264,6 +269,8 @@ class Preparation:
             unique_tokens=train.prefix(unique).tokens,
             heldout_documents=len(heldout),
             heldout_tokens=heldout.tokens,
+            validation_documents=validation,
+            test_documents=len(heldout) - validation,
             passages_cut=read["passages"],
             duplicates_dropped=duplicates,
             heldout_duplicates_dropped=heldout_duplicates,
@@ -285,19 +292,29 @@ class Preparation:
         )
 
 
-def _count_selected(shuffled: ShuffleReader, partitions: list[ShufflePartition], decisions: Decisions) -> Counter[str]:
-    """Count the documents that stay for training, and those dropped for each reason."""
+def _count_selected(
+    shuffled: ShuffleReader, partitions: list[ShufflePartition], decisions: Decisions
+) -> tuple[Counter[str], np.ndarray]:
+    """Count the documents that stay for training, and those dropped for each reason.
+
+    Returns:
+        The counts, and the hashed name of the original of each held-out document, in the order in which they are written;
+        uint64.
+    """
     counts: Counter[str] = Counter()
+    originals = []
     for partition in partitions:
         table = shuffled.rows(partition, SELECTION_COLUMNS)
-        selected = select({name: table[name].to_numpy() for name in SELECTION_COLUMNS}, decisions)
+        columns = {name: table[name].to_numpy() for name in SELECTION_COLUMNS}
+        selected = select(columns, decisions)
+        originals.append(decisions.originals(columns)[selected.heldout])
         counts.update(
             train=len(selected.train),
             duplicates=selected.duplicates,
             heldout_duplicates=selected.heldout_duplicates,
             near_duplicates=selected.near_duplicates,
         )
-    return counts
+    return counts, np.concatenate(originals)
 
 
 def _head(shuffled: ShuffleReader, partitions: list[ShufflePartition], decisions: Decisions, documents: int) -> Iterator[str]:

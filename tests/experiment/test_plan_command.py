@@ -107,7 +107,7 @@ def test_training_flops_of_the_plan_equal_those_of_the_trainer() -> None:
     tokens = 119_209 * 8_388_608
     assert stage(config, "train/baseline").flops == training_flops(config.model, 49_152, tokens, tokens * 828, tokens)
     tuned = 2980 * 16_777_216  # of nine documents with one seed eight carry loss, and see the seed too
-    assert stage(config, "train/synthesizer-related").flops == training_flops(
+    assert stage(config, "tune/related").flops == training_flops(
         config.model, 49_152, tuned, tuned * (828 + 828 * 8 / 9), tuned * 8 / 9
     )
 

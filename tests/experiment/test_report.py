@@ -248,7 +248,10 @@ def test_report_says_what_the_own_seed_explains_as_its_interval_allows(
     if gain is not None:
         table = Page(shown[shown.index("<table") : shown.index("</table>") + 8])
         assert [value for value, _ in table.data][:3] == [3.217, 3.217 - 0.083, 3.217 + 0.083]
-        assert len(table.data) == 15 and json.loads((tmp_path / "run/results.json").read_text())["sources"]["related"]["relation"]["pairs"] == 187
+        assert (
+            len(table.data) == 15
+            and json.loads((tmp_path / "run/results.json").read_text())["sources"]["related"]["relation"]["pairs"] == 187
+        )
 
 
 def test_summary_table_shows_every_metric_of_every_arm(run: Path) -> None:
@@ -275,6 +278,15 @@ def test_added_arm_is_in_every_table_and_plot(tmp_path: Path) -> None:
     assert '<th class="arm-3">Decayed</th><td><data value="0.6666666666666667">67%</data>' in text
     assert [line["arms"] for line in results["ledger"] if line["stage"] == "train/decayed"] == [["decayed"]]
     assert results["matched"]["final_run"].keys() == {"baseline", "sbp", "oracle", "decayed"}
+
+
+def test_loss_plots_draw_held_out_losses_where_they_were_measured() -> None:
+    training = [(1000 * step, 5 - step / 10) for step in range(1, 9)]
+    heldout = [(4000, 4.8), (8000, 4.6)]
+    curves = [plots.LossCurve(label, "#080000", training, points) for label, points in (("A", heldout), ("B", []))]
+    drawn, without = plots.loss_plot("x", "T", curves), plots.loss_plot("x", "T", curves[1:])
+    assert drawn.count("stroke-dasharray") == 2 and "held-out" in drawn  # the curve of A, and the legend's
+    assert "stroke-dasharray" not in without and "held-out" not in without
 
 
 def test_report_without_synthetic_arms_omits_their_sections(tmp_path: Path) -> None:

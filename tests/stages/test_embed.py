@@ -33,7 +33,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("embed")
     texts = {f"{topic}/{part}": text for topic, parts in TOPICS.items() for part, text in enumerate(parts)}
     records = [json.dumps({"id": id, "text": text}) for id, text in {**texts, "long": LONG}.items()]
-    for name, lines in (("documents", records), ("heldout", ['{"id": "h", "text": "Set apart."}'])):
+    heldout = [json.dumps({"id": f"h{number}", "text": f"Set apart, {number}."}) for number in range(4)]
+    for name, lines in (("documents", records), ("heldout", heldout)):
         (directory / f"{name}.jsonl").write_text("\n".join(lines))
     files = {"path": str(directory / "documents.jsonl"), "heldout": str(directory / "heldout.jsonl")}
     config = RunConfig.model_validate({"corpus": {**files, "unique_share": 1.0, "vocabulary_size": 300}})
