@@ -89,9 +89,7 @@ def tune(
     *,
     corpus: Corpus,
     pairs: Annotated[Path, typer.Option(help="Output of `pair`.")],
-    start: Annotated[
-        Path | None, typer.Option(help="Model to start from: output of `train`; none to start from scratch.")
-    ] = None,
+    start: Annotated[Path | None, typer.Option(help="Model to start from, unless from scratch: output of `train`.")] = None,
     source: SourceName = "related",
     out: Out,
     gpus: Gpus = 1,

@@ -37,10 +37,11 @@ def stage(config: RunConfig, name: str) -> Cost:
 def test_plan_of_a_shipped_configuration_fits_with_default_options(name: str) -> None:
     result = CliRunner().invoke(app, ["plan", name])
     assert result.exit_code == 0, result.output
-    lines = result.output.splitlines()
+    lines, stages = result.output.splitlines(), stages_of(load_config([name]))
     assert lines[-1].startswith("Fits: pretrain ") and "not measured" in result.output
-    printed = [line.split()[0] for line in lines if line.strip()]
-    assert all(printed.count(stage) >= 2 for stage in stages_of(load_config([name])))  # its time and its disk
+    printed = [line.split()[0].rstrip("…") for line in lines if line.strip()]  # long names are shortened
+    shown = {stage: sum(stage.startswith(word) and len(word) >= min(len(stage), 15) for word in printed) for stage in stages}
+    assert min(shown.values()) >= 2, shown  # its time and its disk
     assert max(map(len, lines[:-2])) <= 80
 
 
