@@ -147,7 +147,7 @@ def test_costs_of_embed_and_pair_are_proportional_to_documents() -> None:
 
 
 def test_cost_of_relation_is_that_of_its_forward_passes() -> None:
-    for name, documents in (("demo", None), ("3b-200b", 16_384)):
+    for name, documents in (("demo", None), ("3b-200b", 4096)):
         config = load_config([name])
         corpus = CorpusEstimate.guess(config)
         count, length = documents or corpus.heldout_documents / 2, corpus.document_tokens
