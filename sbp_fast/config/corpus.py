@@ -28,7 +28,7 @@ class CorpusConfig(Section):
     group_separator: str = "/"
     """Documents whose ids agree up to the last separator are parts of one original ("" turns this off)."""
     maximum_documents: Annotated[int, Field(ge=0)] = 0
-    """Read at most this many documents (0: all)."""
+    """Read at most this many documents, and at most as many of given held-out ones (0: all)."""
     passage_characters: Annotated[int, Field(ge=0)] = 0
     """Split longer documents at paragraph or sentence ends into passages of at most this many characters (0: never)."""
     deduplicate: Literal["exact", "near"] = "exact"

@@ -147,13 +147,13 @@ class Preparation:
         return total
 
     def _shuffle_write(self, tasks: list[ShuffleWriteTask]) -> Iterator[dict[str, Any]]:
-        left = self.corpus.maximum_documents
-        if not left:
+        left = dict.fromkeys((False, True), self.corpus.maximum_documents)  # of documents, and of given held-out ones
+        if not self.corpus.maximum_documents:
             yield from self.workers.run(shuffle_write, tasks, self.processes)
             return
         for task in tasks:  # one after the other: how much of a file is read depends on the files before it
-            counts = shuffle_write(task if task.heldout else replace(task, limit=left))
-            left -= 0 if task.heldout else counts["documents"]
+            counts = shuffle_write(replace(task, limit=left[task.heldout]))
+            left[task.heldout] -= counts["documents"]
             yield counts
 
     def _count_buckets(self) -> int:
