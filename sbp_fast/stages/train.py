@@ -219,6 +219,8 @@ def tune_synthesizer(run: Run) -> None:
 def _validate_on_documents(run: Run) -> Validation:
     """Return the validation of an arm: the loss of validation documents, and documents sampled from nothing."""
     settings, prepared, context = run.config.validation, run.prepared, run.config.model.context
+    if not settings.points:
+        return Validation(points=0)
     measured = document_set(
         prepared.heldout,
         prepared.validation,
@@ -237,6 +239,8 @@ def _validate_on_pairs(run: Run, context: int) -> Validation:
         UserError: `select = "best"`, and there are no held-out pairs to choose by.
     """
     settings, prepared, pairs = run.config.validation, run.prepared, run.context.inputs["pairs"]
+    if not settings.points:
+        return Validation(points=0)
     measured = None
     if HELDOUT_PAIRS in read_json(pairs / MANIFEST)["files"]:
         table = pq.read_table(pairs / HELDOUT_PAIRS, filters=[("split", "=", "validation")])
