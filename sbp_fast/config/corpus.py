@@ -25,6 +25,8 @@ class CorpusConfig(Section):
     """A record without it is named after its file and line."""
     source_field: str = "source"
     """Name of a record's source, by which evaluation is grouped; a record without it belongs to the source "text"."""
+    sources: tuple[str, ...] = ()
+    """Read only the documents of these sources (none: all), and count the others."""
     group_separator: str = "/"
     """Documents whose ids agree up to the last separator are parts of one original ("" turns this off)."""
     maximum_documents: Annotated[int, Field(ge=0)] = 0

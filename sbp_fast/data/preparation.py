@@ -130,18 +130,26 @@ class Preparation:
             ShuffleWriteTask(self.scratch, file, index, heldout, config, seed, buckets, PARTITION_BYTES)
             for index, (file, heldout) in enumerate(inputs)
         ]
-        total: dict[str, Any] = {"documents": 0, "sources": Counter(), "skipped": 0, "passages": 0, "bucket": Counter()}
+        total: dict[str, Any] = {"documents": 0, "sources": Counter(), "skipped": 0, "bucket": Counter()}
+        total |= {"passages": 0, "other_sources": 0}
         unit = "files" if len(tasks) == len(self.files) else "splits of files"
         with self.console.task("reading", len(tasks), unit) as progress:
             for task, counts in zip(tasks, self._shuffle_write(tasks), strict=True):
                 if not task.heldout:
                     total["documents"] += counts["documents"]
                 total["sources"].update(counts["source"])
-                total["skipped"] += counts["skipped"]
-                total["passages"] += counts["passages"]
+                for kind in ("skipped", "passages", "other_sources"):
+                    total[kind] += counts[kind]
                 total["bucket"].update(counts["bucket"])
                 self.save_clock()
                 progress.advance(1)
+        if missing := set(self.corpus.sources) - total["sources"].keys():
+            known = f"left out were {total['other_sources']} documents of other sources"
+            raise UserError(f"corpus.sources = {min(missing)}", f"no document is of this source; {known}", "correct the name")
+        if total["other_sources"]:
+            self.console.say(
+                f"left out {total['other_sources']} documents of other sources than {', '.join(self.corpus.sources)}"
+            )
         if total["skipped"]:
             self.console.say(f"skipped {total['skipped']} records that cannot be used: see {SKIPPED}")
         return total
@@ -276,6 +284,7 @@ class Preparation:
             heldout_duplicates_dropped=heldout_duplicates,
             near_duplicates_dropped=selected["near_duplicates"],
             records_skipped=read["skipped"],
+            other_sources=read["other_sources"],
             vocabulary_size=tokenizer.vocabulary_size,
             bytes_per_token=text_bytes / (train.tokens - 2 * len(train)),
             sources=dict(sorted(sources.items())),

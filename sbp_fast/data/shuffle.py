@@ -109,8 +109,8 @@ def shuffle_write(task: ShuffleWriteTask) -> dict[str, Any]:
     """Read a file and write its documents to chunks; chunks that an earlier attempt finished are kept.
 
     Returns:
-        "documents" read, "passages" made of them, "skipped" records; under "source" the documents of each source, under
-        "bucket" the bytes of each bucket, DOCUMENT_BYTES counted for a document.
+        "documents" read, "other_sources" left out, "passages" made, "skipped" records; under "source" the documents of each
+        source, under "bucket" the bytes of each bucket, DOCUMENT_BYTES counted for a document.
 
     Raises:
         UserError: the first record that cannot be used, unless `on_error` is "skip"; a store that fails, always.
@@ -133,7 +133,7 @@ def shuffle_write(task: ShuffleWriteTask) -> dict[str, Any]:
 
 def _nest_counts(total: Mapping[str, int]) -> dict[str, Any]:
     """Turn counts with keys such as "bucket:3" and "source:news" into dictionaries of their own."""
-    nested: dict[str, Any] = {key: total.get(key, 0) for key in ("documents", "passages", "skipped")}
+    nested: dict[str, Any] = {key: total.get(key, 0) for key in ("documents", "other_sources", "passages", "skipped")}
     for kind in ("source", "bucket"):
         nested[kind] = {key.partition(":")[2]: value for key, value in total.items() if key.startswith(f"{kind}:")}
     return nested
@@ -178,6 +178,9 @@ class _ChunkWriter:
 
     def _add_document(self, document: Document) -> None:
         config, seed = self.task.config, self.task.seed
+        if config.sources and document.source not in config.sources:
+            self.counts["other_sources"] += 1
+            return
         separator, limit = config.group_separator, config.passage_characters
         common = {
             "id_hash": hash_name(document.id, seed),

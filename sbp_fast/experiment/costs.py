@@ -230,10 +230,11 @@ def quality(config: RunConfig, corpus: CorpusEstimate) -> Cost:
 def relation(config: RunConfig, corpus: CorpusEstimate) -> Cost:
     """Return the cost of scoring held-out partners after their own seed, after another, and alone.
 
-    Half of the held-out documents are taken to be for testing, each with as many partners as the cap allows. A seed is read
-    once for all partners that are scored after it.
+    Each test document is taken to have as many partners as the cap allows. A seed is read once for all partners that are scored
+    after it.
     """
-    documents, length = min(corpus.heldout_documents / 2, MAXIMUM_DOCUMENTS), corpus.document_tokens
+    tested = corpus.heldout_documents * (1 - config.corpus.validation_share)
+    documents, length = min(tested, MAXIMUM_DOCUMENTS), corpus.document_tokens
     pairs = documents * config.pair.partners_per_seed
     scored = (2 * pairs + documents) * length
     read = scored + documents * length

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from sbp_kernels import resolve_backend
 
@@ -21,6 +20,7 @@ from sbp_fast.generate.samples import generate_samples
 from sbp_fast.model.flops import parameters, training_flops
 from sbp_fast.model.saved import WEIGHTS, fill, read_description, read_weights, save_model
 from sbp_fast.model.transformer import Transformer
+from sbp_fast.pairs.heldout_pairs import HELDOUT_PAIRS, HeldoutPairs
 from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pipeline.distributed import Processes, join_processes
 from sbp_fast.pipeline.files import read_json
@@ -37,8 +37,6 @@ from sbp_fast.train.metrics import Totals
 from sbp_fast.train.sharding import build, make_mesh, resolve_precision
 from sbp_fast.train.task import TrainTask
 from sbp_fast.train.validation import Validation
-
-HELDOUT_PAIRS = "heldout-pairs.parquet"
 
 
 def train(
@@ -243,11 +241,11 @@ def _validate_on_pairs(run: Run, context: int) -> Validation:
         return Validation(points=0)
     measured = None
     if HELDOUT_PAIRS in read_json(pairs / MANIFEST)["files"]:
-        table = pq.read_table(pairs / HELDOUT_PAIRS, filters=[("split", "=", "validation")])
+        heldout_pairs = HeldoutPairs.load(pairs).of_split("validation")
         measured = pair_set(
             prepared.heldout,
-            table["seed"].to_numpy().astype(np.int64),
-            table["partner"].to_numpy().astype(np.int64),
+            heldout_pairs.seeds,
+            heldout_pairs.partners,
             prepared.tokenizer.partner,
             limit=settings.tokens,
             capacity=run.recipe.microbatch_tokens,
