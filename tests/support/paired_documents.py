@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from sbp_fast.config import EmbedConfig, RunConfig
-from sbp_fast.data.holdout import choose_validation
 from sbp_fast.data.prepared import VALIDATION
-from sbp_fast.data.shuffle import hash_name
 from sbp_fast.data.token_shards.writer import CorpusWriter
 from sbp_fast.data.tokenizer import train_tokenizer
 from sbp_fast.pairs.pairset import PairSet
@@ -51,8 +49,8 @@ def write_inputs(directory: Path, texts: list[list[int]], ids: list[str], vector
             for tokens, id in zip(texts, ids, strict=True):
                 writer.add([BEGIN, *tokens, END], id=id, source="letters", text_bytes=1)
             writer.close()
-        originals = np.array([hash_name(id.rpartition("/")[0] or id, 0) for id in ids], np.uint64)
-        np.save(context.directory / VALIDATION, choose_validation(originals, 0.5))
+        _, original = np.unique([id.rpartition("/")[0] or id for id in ids], return_inverse=True)
+        np.save(context.directory / VALIDATION, np.flatnonzero(original % 2 == 0))  # whole originals
         context.record(unique_documents=len(texts), embedded=False, sources={"letters": len(texts)})
 
     def write_vectors(context: StageContext) -> None:
