@@ -83,12 +83,13 @@ def _plain(text: str) -> str:
 
 def _configuration() -> str:
     """Return a table of settings for each section of the configuration."""
-    from sbp_fast.config import ArmConfig, RunConfig, Section
+    from sbp_fast.config import ArmConfig, RunConfig, Section, SourceConfig
 
     fields = RunConfig.model_fields.items()
     sections = {name: field.default for name, field in fields if isinstance(field.default, Section)}
+    tables = {"arms.NAME": ArmConfig(), "sources.NAME": SourceConfig()}
     return "\n\n".join(
-        _section(name, section) for name, section in {"": RunConfig(), **sections, "arms.NAME": ArmConfig()}.items()
+        _section(name, section) for name, section in {"": RunConfig(), **sections, **tables}.items()
     )
 
 
@@ -99,7 +100,7 @@ def _section(name: str, section: Any) -> str:
     lines = [f"## {f'[{name}]' if name else 'The run'}", "", _plain(model.__doc__ or ""), ""]
     lines += ["| setting | values | default | meaning |", "|---|---|---|---|"]
     for key, field in model.model_fields.items():
-        if not isinstance(field.default, Section) and key != "arms":
+        if not isinstance(field.default, Section) and key not in ("arms", "sources"):
             default, meaning = json.dumps(getattr(section, key)), _plain(field.description or "")
             lines.append(f"| `{key}` | {_values(field)} | `{default}` | {meaning} |")
     return "\n".join(lines)
