@@ -132,7 +132,7 @@ def embed(
     address: Address = None,
     force: Force = False,
 ) -> None:
-    """Embed the unique documents as unit vectors."""
+    """Embed the unique and the held-out documents as unit vectors."""
     config = load_settings(settings)
     from sbp_fast.stages.embed import embed as work
 
@@ -268,6 +268,25 @@ def quality(
 
     inputs = {"corpus": corpus, "synthetic": synthetic, "filtered": filtered, "pairs": pairs}
     measure_quality(config, out, **inputs, console=Console(), force=force)
+
+
+@app.command(
+    epilog="Example: sbp-fast relation demo --corpus mine/prepare --pairs mine/pair --model mine/synthesizer --out mine/rel"
+)
+def relation(
+    settings: Settings,
+    *,
+    corpus: Corpus,
+    pairs: Annotated[Path, typer.Option(help="Output of `pair`, whose pairs of held-out documents are read.")],
+    model: Annotated[Path, typer.Option(help="A synthesizer: output of `train --pairs`.")],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Measure whether a synthesizer learnt a relation: nats of held-out partners given their own seed, another, none."""
+    config = load_settings(settings)
+    from sbp_fast.stages.relation import measure_relation
+
+    measure_relation(config, out, corpus=corpus, pairs=pairs, model=model, console=Console(), force=force)
 
 
 @app.command(epilog="Example: sbp-fast evaluate demo --corpus mine/prepare --model mine/train --out mine/evaluate")

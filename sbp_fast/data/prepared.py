@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sbp_fast.data.documents import group_of
+from sbp_fast.data.shuffle import hash_name
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.tokenizer import Tokenizer
 from sbp_fast.pipeline.manifest import Manifest
@@ -40,6 +44,21 @@ class PreparedCorpus:
         self.heldout = Corpus(self.directory / "heldout")
         self.tokenizer = Tokenizer(self.directory / "tokenizer.json")
         self.embedded: bool = self.counts["embedded"]
+
+    # A stand-in until `prepare` itself divides the held-out documents.
+    @property
+    def validation(self) -> np.ndarray:
+        """Held-out documents to choose recipes and checkpoints by. int64, indices into `heldout`."""
+        return np.flatnonzero(~self._for_testing)
+
+    @property
+    def test(self) -> np.ndarray:
+        """Held-out documents that only the report's figures come from. int64, indices into `heldout`."""
+        return np.flatnonzero(self._for_testing)
+
+    @cached_property
+    def _for_testing(self) -> np.ndarray:
+        return np.array([hash_name(self.group(str(id)), 1) % 2 == 1 for id in self.heldout.ids], bool)
 
     def text(self, corpus: Corpus, document: int) -> str:
         """Return the text of one document of `corpus`."""

@@ -1,4 +1,4 @@
-"""Log-likelihoods of many texts at once in packed sequences; choices that share a prompt compute it once."""
+"""Log-likelihoods of many texts at once in packed sequences; what shares a prompt, or a seed, computes it once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from sbp_kernels import PackedLayout
 from torch import Tensor
 
+from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.errors import UserError
 from sbp_fast.model.transformer import Transformer
 
@@ -103,6 +104,55 @@ def choice_trees(
     return trees
 
 
+def pair_trees(
+    corpus: Corpus,
+    seeds: np.ndarray,
+    partners: np.ndarray,
+    partner_token: int,
+    context: int,
+    packed_tokens: int = PACKED_TOKENS,
+) -> list[Tree]:
+    """Return trees of a seed as the root and its partners as children, in the form that a synthesizer is tuned on.
+
+    As in `PairBatches`: the seed is truncated to `context` tokens, and a partner begins with the partner token in place of its
+    first token. Every token of a partner after its first is predicted. Pair i has owner i. A seed with more partners than
+    `packed_tokens` hold is repeated.
+
+    Args:
+        corpus: the documents.
+        seeds: int64 [pairs], indices into the corpus, in any order.
+        partners: int64 [pairs], indices into the corpus; none longer than `context`.
+        partner_token: the token between seed and partner.
+        context: of the model, in tokens.
+        packed_tokens: most tokens of a tree; one with a single partner may be longer.
+    """
+    trees: list[Tree] = []
+    order = np.argsort(seeds, kind="stable")
+    for pairs in np.split(order, np.flatnonzero(np.diff(seeds[order])) + 1):
+        root = corpus[int(seeds[pairs[0]])][:context] if len(pairs) else np.zeros(0, np.int64)
+        children: list[tuple[int, np.ndarray]] = []
+        length = len(root)
+        for pair in pairs.tolist():
+            document = corpus[int(partners[pair])].astype(np.int64)
+            if children and length + len(document) - 1 > packed_tokens:
+                trees.append(_pair_tree(root, children, partner_token))
+                children, length = [], len(root)
+            children.append((pair, document))
+            length += len(document) - 1
+        if children:
+            trees.append(_pair_tree(root, children, partner_token))
+    return trees
+
+
+def _pair_tree(root: np.ndarray, children: Sequence[tuple[int, np.ndarray]], partner_token: int) -> Tree:
+    """Return the tree of a seed with the owners and tokens of its partners."""
+    segments = [root, *(np.append(partner_token, document[1:-1]) for _, document in children)]  # the last is only predicted
+    targets = [document[1:] for _, document in children]
+    owners = [np.full(len(document) - 1, owner) for owner, document in children]
+    rows = np.arange(len(root), sum(map(len, segments)))
+    return Tree(segments, [-1] + [0] * len(children), rows, np.concatenate(targets), np.concatenate(owners))
+
+
 @torch.no_grad()
 def log_likelihoods(
     model: Transformer, trees: Sequence[Tree], sums: int, *, packed_tokens: int = PACKED_TOKENS, advance: Advance | None = None
@@ -111,7 +161,7 @@ def log_likelihoods(
 
     Args:
         model: the model that predicts.
-        trees: from `document_trees` or `choice_trees`.
+        trees: from `document_trees`, `choice_trees` or `pair_trees`.
         sums: number of owners.
         packed_tokens: most tokens of a packed sequence; a longer tree has one of its own.
         advance: called with the number of tokens of each finished packed sequence.

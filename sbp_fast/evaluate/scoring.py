@@ -23,12 +23,7 @@ def score_model(
     Raises:
         UserError: the model's vocabulary is not the corpus's.
     """
-    if model.vocabulary_size != prepared.tokenizer.vocabulary_size:
-        raise UserError(
-            f"model of {name}",
-            f"has a vocabulary of {model.vocabulary_size}, the corpus one of {prepared.tokenizer.vocabulary_size}",
-            "evaluate models with the corpus that they were trained on",
-        )
+    check_vocabulary(model, prepared, name)
     items = [metric.items(prepared, model.config.context) for metric in metrics]
     tables, flops = [], 0.0
     with console.task(f"scoring {name}", sum(len(tree) for group in items for tree in group.trees), "tokens") as task:
@@ -37,3 +32,13 @@ def score_model(
             tables.append(group.to_rows(nats))
             flops += forward_flops(model.config, model.vocabulary_size, extent.tokens, extent.visible_pairs, extent.predictions)
     return pa.concat_tables(tables), flops
+
+
+def check_vocabulary(model: Transformer, prepared: PreparedCorpus, name: str) -> None:
+    """Raise a UserError unless the model's vocabulary has the size of the corpus's; `name` is the model's in the message."""
+    if model.vocabulary_size != prepared.tokenizer.vocabulary_size:
+        raise UserError(
+            f"model of {name}",
+            f"has a vocabulary of {model.vocabulary_size}, the corpus one of {prepared.tokenizer.vocabulary_size}",
+            "evaluate models with the corpus that they were trained on",
+        )

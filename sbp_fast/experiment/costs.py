@@ -9,6 +9,7 @@ from sbp_fast.config import ModelConfig, RunConfig, TrainConfig
 from sbp_fast.dedup.shingle_index import plan_passes
 from sbp_fast.model.flops import PEAK_FLOPS, forward_flops, matrix_parameters, parameters, training_flops
 from sbp_fast.neighbors.backends import AUTO, BACKENDS
+from sbp_fast.pairs.heldout_pairs import MAXIMUM_DOCUMENTS
 from sbp_fast.pipeline.progress import short
 from sbp_fast.train.memory import optimizer_bytes
 
@@ -23,6 +24,7 @@ DOCUMENT_TOKENS, EPOCHS, CHARACTERS_PER_TOKEN = 828, 20, 4
 TOKENIZER_RATE, SHINGLE_RATE, FILTER_RATE, LOOKUP_RATE = 0.35e6, 40e6, 2e6, 10e6
 # Bytes of pairing: in memory for each document; on disk for each neighbor in a partition, and for each candidate.
 PAIRED_BYTES, NEIGHBOR_BYTES, CANDIDATE_BYTES = 70, 8, 41
+SCORED_PAIR_BYTES = 7 * 8  # a row of `relation.parquet`
 SAMPLES, RUN_LENGTHS, JUDGED_BYTES = 4, 4, 100  # samples measured: synthetic, filtered, held-out and unique documents
 STORED_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
@@ -80,6 +82,11 @@ class CorpusEstimate:
     def unique_documents(self) -> float:
         """Number of unique documents."""
         return self.unique_tokens / self.document_tokens
+
+    @property
+    def heldout_documents(self) -> float:
+        """Number of held-out documents."""
+        return self.heldout_tokens / self.document_tokens
 
 
 @dataclass(frozen=True)
@@ -166,7 +173,8 @@ def _training(config: RunConfig, recipe: TrainConfig, visible: float, loss_share
 
 def embed(config: RunConfig, corpus: CorpusEstimate) -> Cost:
     """Return the cost of embedding up to `embed.maximum_tokens` of each document."""
-    length, documents = min(corpus.document_tokens, config.embed.maximum_tokens), corpus.unique_documents
+    length = min(corpus.document_tokens, config.embed.maximum_tokens)
+    documents = corpus.unique_documents + corpus.heldout_documents
     flops = documents * _encoding_flops(config, length)
     disk = documents * (STORED_BYTES[config.embed.storage] * _dimension(config) + 8)
     return Cost(documents * length, flops=flops, disk=disk, disk_content=f"vectors in {config.embed.storage}")
@@ -198,6 +206,21 @@ def quality(config: RunConfig, corpus: CorpusEstimate) -> Cost:
         disk=settings.judged_documents * JUDGED_BYTES,
         disk_content="what was measured of the judged documents",
     )
+
+
+def relation(config: RunConfig, corpus: CorpusEstimate) -> Cost:
+    """Return the cost of scoring held-out partners after their own seed, after another, and alone.
+
+    Half of the held-out documents are taken to be for testing, each with as many partners as the cap allows. A seed is read
+    once for all partners that are scored after it.
+    """
+    documents, length = min(corpus.heldout_documents / 2, MAXIMUM_DOCUMENTS), corpus.document_tokens
+    pairs = documents * config.pair.partners_per_seed
+    scored = (2 * pairs + documents) * length
+    read = scored + documents * length
+    visible = read * corpus.visible + 2 * pairs * length * length
+    flops = forward_flops(config.model, config.corpus.vocabulary_size, read, visible, scored)
+    return Cost(read, flops=flops, disk=pairs * SCORED_PAIR_BYTES, disk_content="nats of each pair")
 
 
 def pair(config: RunConfig, corpus: CorpusEstimate) -> Cost:

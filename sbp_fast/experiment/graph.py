@@ -80,6 +80,7 @@ PREPARE, EMBED, PAIR, SYNTHESIZE, FILTER, QUALITY, COMPARE = (
     "prepare", "embed", "pair", "synthesize", "filter", "quality", "compare",
 )  # fmt: skip
 SYNTHESIZER = "train/synthesizer"
+RELATION = "relation"
 
 
 def train_stage(run: str) -> str:
@@ -132,6 +133,7 @@ def _synthesis(start: str) -> list[Stage]:
         Stage(SYNTHESIZE, corpus | {"model": SYNTHESIZER}, _synthesize, costs.synthesize),
         Stage(FILTER, corpus | {"synthetic": SYNTHESIZE}, _filter, costs.filter_documents),
         Stage(QUALITY, corpus | {"synthetic": SYNTHESIZE, "filtered": FILTER, "pairs": PAIR}, _quality, costs.quality),
+        Stage(RELATION, corpus | {"pairs": PAIR, "model": SYNTHESIZER}, _relation, costs.relation),
     ]
 
 
@@ -203,6 +205,12 @@ def _quality(step: Step) -> Any:
     from sbp_fast.stages.quality import measure_quality
 
     return measure_quality(step.config, step.out, **step.arguments)
+
+
+def _relation(step: Step) -> Any:
+    from sbp_fast.stages.relation import measure_relation
+
+    return measure_relation(step.config, step.out, **step.arguments)
 
 
 def _evaluate(step: Step) -> Any:

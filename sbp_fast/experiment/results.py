@@ -21,6 +21,7 @@ from sbp_fast.experiment.graph import (
     PAIR,
     PREPARE,
     QUALITY,
+    RELATION,
     SYNTHESIZE,
     SYNTHESIZER,
     stages_of,
@@ -80,6 +81,7 @@ def collect(run_directory: str | Path) -> dict[str, Any]:
             "synthesizer": counts[SYNTHESIZER],
             "synthesis": counts[SYNTHESIZE],
             "synthetic_quality": counts[FILTER] | counts[QUALITY],
+            "relation": counts[RELATION],
         }
     return results
 

@@ -1,4 +1,4 @@
-"""Embedding the unique documents of a corpus, shard by shard, so that a killed run resumes at the last finished shard."""
+"""Embedding the unique and held-out documents of a corpus by shards, so that a killed run resumes at the last finished one."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from sbp_fast.config import EmbedConfig, RunConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.neighbors.encoder import SentenceEncoder
-from sbp_fast.neighbors.vectors import write_vectors
+from sbp_fast.neighbors.vectors import Split, shard_folder, write_vectors
 from sbp_fast.pipeline.executors.executor import Advance, Placement, Workers
 from sbp_fast.pipeline.files import save_array
 from sbp_fast.pipeline.progress import Console
@@ -43,7 +43,7 @@ def embed_documents(
     console: Console,
     checkpoint: Callable[[], object],
 ) -> EmbeddingResult:
-    """Write the vectors and lengths of the unique documents of a corpus that are not in `directory` yet.
+    """Write the vectors and lengths of the unique and the held-out documents of a corpus that are not in `directory` yet.
 
     Args:
         config: its `embed`, `device` and `threads`.
@@ -56,8 +56,15 @@ def embed_documents(
     Raises:
         UserError: the model is neither installed nor reachable, or its vectors are shorter than `embed.dimensions`.
     """
-    documents = len(PreparedCorpus(corpus).unique)
-    missing = [shard for shard in make_shards(directory, documents, config.embed) if not shard.vectors.exists()]
+    prepared = PreparedCorpus(corpus)
+    shard_folder(directory, "heldout").mkdir(exist_ok=True)
+    shards = [
+        shard
+        for split in get_args(Split)
+        for shard in make_shards(directory, split, len(getattr(prepared, split)), config.embed)
+    ]
+    missing = [shard for shard in shards if not shard.vectors.exists()]
+    documents = sum(len(shard.rows) for shard in shards)
     done = documents - sum(len(shard.rows) for shard in missing)
     with workers.hold(partial(_open_encoder, config.embed, corpus, console), config) as encoders:
         with console.task("documents embedded", documents, "documents", done=done) as task:
@@ -71,9 +78,10 @@ def embed_documents(
 
 @dataclass(frozen=True)
 class Shard:
-    """Documents `rows` of the unique corpus, whose vectors and lengths are two files of `directory`."""
+    """Documents `rows` of a split, whose vectors and lengths are two files of `directory`."""
 
     directory: Path
+    split: Split
     number: int
     rows: range
     config: EmbedConfig
@@ -89,11 +97,11 @@ class Shard:
         return self.directory / f"lengths-{self.number:05d}.npy"
 
 
-def make_shards(directory: Path, documents: int, config: EmbedConfig) -> list[Shard]:
-    """Divide documents into shards of `embed.shard_documents`."""
-    size = config.shard_documents
+def make_shards(directory: Path, split: Split, documents: int, config: EmbedConfig) -> list[Shard]:
+    """Divide the documents of a split into shards of `embed.shard_documents`."""
+    folder, size = shard_folder(directory, split), config.shard_documents
     ranges = [range(start, min(start + size, documents)) for start in range(0, documents, size)]
-    return [Shard(directory, number, rows, config) for number, rows in enumerate(ranges)]
+    return [Shard(folder, split, number, rows, config) for number, rows in enumerate(ranges)]
 
 
 def _open_encoder(
@@ -110,7 +118,8 @@ def _open_encoder(
 
 def _embed_shard(opened: tuple[SentenceEncoder, PreparedCorpus], shard: Shard, advance: Advance) -> None:
     encoder, prepared = opened
-    texts = [prepared.text(prepared.unique, row) for row in shard.rows]
+    corpus = getattr(prepared, shard.split)
+    texts = [prepared.text(corpus, row) for row in shard.rows]
     lengths = encoder.count_tokens(texts)
     vectors = encoder.encode(texts, advance, lengths=lengths)
     save_array(shard.lengths, lengths)
@@ -120,13 +129,19 @@ def _embed_shard(opened: tuple[SentenceEncoder, PreparedCorpus], shard: Shard, a
 def _summarize(
     opened: tuple[SentenceEncoder, PreparedCorpus], directory: Path, advance: Advance
 ) -> tuple[float, dict[str, Any]]:
-    """Return the operations that all vectors took, and the counts of the encoder."""
-    encoder, lengths = opened[0], np.concatenate([np.load(path) for path in sorted(directory.glob("lengths-*.npy"))])
-    return encoder.flops(lengths), {
+    """Return the operations that all vectors took, and the counts of the encoder; all but "heldout" are of unique documents."""
+    encoder, lengths, heldout = opened[0], _read_lengths(directory, "unique"), _read_lengths(directory, "heldout")
+    return encoder.flops(np.concatenate([lengths, heldout])), {
         "documents": len(lengths),
         "dimension": encoder.dimension,
         "maximum_tokens": encoder.maximum_tokens,
         "precision": encoder.precision,
         "batch_documents": encoder.batch_documents,
         "truncated_share": float(np.mean(lengths > encoder.maximum_tokens)),
+        "heldout": {"documents": len(heldout), "flops": encoder.flops(heldout)},
     }
+
+
+def _read_lengths(directory: Path, split: Split) -> np.ndarray:
+    files = sorted(shard_folder(directory, split).glob("lengths-*.npy"))
+    return np.concatenate([np.zeros(0, np.int64), *map(np.load, files)])

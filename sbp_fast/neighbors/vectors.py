@@ -1,4 +1,7 @@
-"""The vectors that `embed` wrote: shards of any size, memory-mapped, read by row as float32 of unit norm."""
+"""The vectors that `embed` wrote: shards of any size, memory-mapped, read by row as float32 of unit norm.
+
+Those of the unique documents lie in the stage's directory, those of the held-out documents in its folder `heldout`.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +10,39 @@ from typing import Literal
 
 import numpy as np
 
+from sbp_fast.errors import UserError
 from sbp_fast.neighbors.top_k import inner_products
 from sbp_fast.pipeline.files import save_array
 from sbp_fast.pipeline.manifest import Manifest
 
 Storage = Literal["float32", "float16", "int8"]
+Split = Literal["unique", "heldout"]
+"""Documents of a prepared corpus: the attribute of `PreparedCorpus` that holds them."""
 READ_BLOCK = 65_536
 
 
 class Vectors:
-    """The vectors of a finished `embed` stage, in the order of the unique corpus; only the requested rows are read.
+    """The vectors of one split from a finished `embed` stage, in the order of its corpus; only the requested rows are read.
 
     Args:
         directory: the stage's output.
         rows: int64, the rows of this view, in its order; all of them if left out.
         hashed: whether to hash the files; false where that was done for all processes of a stage.
+        split: the documents that the vectors are of.
 
     Raises:
-        UserError: no finished `embed` stage, or a damaged one.
+        UserError: no finished `embed` stage, or a damaged one; it has no vectors of the split.
     """
 
-    def __init__(self, directory: str | Path, rows: np.ndarray | None = None, *, hashed: bool = True) -> None:
-        self.directory = Path(directory)
+    def __init__(
+        self, directory: str | Path, rows: np.ndarray | None = None, *, hashed: bool = True, split: Split = "unique"
+    ) -> None:
+        self.directory, self.split = Path(directory), split
         self.manifest = Manifest.load(self.directory, "embed", hashed=hashed)
-        self._shards = [np.load(path, mmap_mode="r") for path in sorted(self.directory.glob("vectors-*.npy"))]
+        files = sorted(shard_folder(self.directory, split).glob("vectors-*.npy"))
+        if not files:
+            raise UserError(self.directory, f"has no vectors of {split} documents", "run embed again with --force")
+        self._shards = [np.load(path, mmap_mode="r") for path in files]
         self._ends = np.cumsum([len(shard) for shard in self._shards])
         self._rows = np.arange(self._ends[-1]) if rows is None else rows
         self.dimension: int = self._shards[0].shape[1]
@@ -54,6 +66,11 @@ class Vectors:
         view = object.__new__(Vectors)
         view.__dict__ |= self.__dict__ | {"_rows": self._rows[indices]}
         return view
+
+
+def shard_folder(directory: Path, split: Split) -> Path:
+    """Return the folder of a split's shards within the directory of `embed`."""
+    return directory if split == "unique" else directory / split
 
 
 def write_vectors(path: Path, vectors: np.ndarray, storage: Storage) -> None:

@@ -1,4 +1,4 @@
-"""The stage `embed`: one unit vector for each unique document, from a sentence-embedding model."""
+"""The stage `embed`: one unit vector for each unique and each held-out document, from a sentence-embedding model."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from sbp_fast.pipeline.stage import StageContext, run_stage
 def embed(
     config: RunConfig, corpus: Path, out: Path, *, console: Console, force: bool = False, workers: Workers = LOCAL
 ) -> Manifest:
-    """Embed the unique documents of a prepared corpus.
+    """Embed the unique and the held-out documents of a prepared corpus.
 
     Writes, for each `embed.shard_documents` documents, `vectors-00000.npy` ([documents, dimension] as `embed.storage`, to be
-    read by `Vectors`) and `lengths-00000.npy` (int64 [documents], tokens of the encoder before truncation), in corpus order.
+    read by `Vectors`) and `lengths-00000.npy` (int64 [documents], tokens of the encoder before truncation), in corpus order;
+    those of the held-out documents, which `pair` finds held-out pairs by, in the folder `heldout`.
 
     Raises:
         UserError: the model is neither installed nor reachable, or its vectors are shorter than `embed.dimensions`.

@@ -13,6 +13,7 @@ from sbp_fast.neighbors.saved_index import INDEX, IndexedCorpus, embedding_of, w
 from sbp_fast.neighbors.vectors import Vectors
 from sbp_fast.pairs.document_statistics import DistinctDocuments
 from sbp_fast.pairs.find import find_pairs
+from sbp_fast.pairs.find_heldout import find_heldout_pairs
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.manifest import Manifest
@@ -30,15 +31,16 @@ def pair(
     force: bool = False,
     workers: Workers = LOCAL,
 ) -> Manifest:
-    """Find the related pairs among the unique documents of a prepared corpus.
+    """Find the related pairs among the unique documents of a prepared corpus, and by the same criteria among held-out ones.
 
     One document of each cluster of duplicates takes part. A pair qualifies if either document is among the other's
     `pair.neighbors` nearest, their similarity is in the band, they belong to different originals, and neither has more than
     `pair.near_duplicate_containment` of its shingles in the other; then the degree caps apply. Every pair is taken in both
     directions (Yang et al., 2025, section 2: all ordered pairs above a threshold).
 
-    Writes `pairs.parquet`, `duplicates.parquet`, `examples.json` and, where an index is saved, `index/` and `members.json`. In
-    the manifest, `candidates`, `pairs` and `dropped` count ordered pairs, `duplicates` documents.
+    Writes `pairs.parquet`, `heldout-pairs.parquet`, `duplicates.parquet`, `examples.json` and, where an index is saved,
+    `index/` and `members.json`. In the manifest, `candidates`, `pairs` and `dropped` count ordered pairs, `duplicates`
+    documents; `heldout` has the counts of `find_heldout_pairs`.
 
     Raises:
         UserError: `pair.backend` is unknown, the vectors belong to another corpus, there are too few documents or no pair in
@@ -69,7 +71,8 @@ def pair(
 
 def _pair(config: RunConfig, corpus: Path, vectors: Path, context: StageContext, workers: Workers) -> None:
     embedded = Vectors(vectors, hashed=False)
-    documents = DistinctDocuments.load(PreparedCorpus(corpus), embedded, config.pair, context.scratch)
+    prepared = PreparedCorpus(corpus)
+    documents = DistinctDocuments.load(prepared, embedded, config.pair, context.scratch)
     result = find_pairs(
         config,
         documents,
@@ -80,7 +83,10 @@ def _pair(config: RunConfig, corpus: Path, vectors: Path, context: StageContext,
         checkpoint=context.save_clock,
     )
     context.device = result.device
-    context.record(**result.counts)
+    low = result.counts["band"]["low"]
+    heldout, counts = find_heldout_pairs(config, prepared, vectors, low, context.scratch, context.console)
+    heldout.write(context.directory)
+    context.record(**result.counts, heldout=counts)
     if (context.directory / INDEX).is_dir():
         write_members(context.directory, [IndexedCorpus.of(embedded)], embedding_of(embedded))
 

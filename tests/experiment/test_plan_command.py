@@ -17,7 +17,7 @@ from sbp_fast.experiment.costs import QWEN, CorpusEstimate, Cost, key_value_byte
 from sbp_fast.experiment.graph import stages_of
 from sbp_fast.experiment.plan import tables as plan
 from sbp_fast.experiment.plan.fit import needs, smallest_change, with_checkpointing
-from sbp_fast.model.flops import parameters, training_flops
+from sbp_fast.model.flops import forward_flops, parameters, training_flops
 from sbp_fast.train.memory import usable_memory
 
 SHIPPED = sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("*.toml"))
@@ -126,10 +126,12 @@ def test_gpu_hours_follow_from_flops_or_memory_traffic() -> None:
 
 def test_costs_of_embed_and_pair_are_proportional_to_documents() -> None:
     config = load_config(["3b-200b"], ["embed.maximum_tokens=512"])
-    documents = CorpusEstimate.guess(config).unique_documents
+    corpus = CorpusEstimate.guess(config)
+    documents, embedded = corpus.unique_documents, corpus.unique_documents + corpus.heldout_documents
+    assert corpus.heldout_documents == pytest.approx(0.0005 * documents / config.corpus.unique_share)
     embed, pair = stage(config, "embed"), stage(config, "pair")
-    assert embed.flops == documents * 512 * (2 * 440_467_456 + 4 * 28 * 2048 * 512)
-    assert embed.disk == documents * (2 * 1024 + 8) and pair.disk == pytest.approx(
+    assert embed.flops == embedded * 512 * (2 * 440_467_456 + 4 * 28 * 2048 * 512)
+    assert embed.disk == embedded * (2 * 1024 + 8) and pair.disk == pytest.approx(
         documents * (8 * 12 + 200 * (3 * 8 + 20 + 21))
     )
     assert f"{(documents * 70 + 1e6 * 12 * 1024) / 2**30:,.0f} GiB of memory" in pair.disk_content
@@ -140,7 +142,20 @@ def test_costs_of_embed_and_pair_are_proportional_to_documents() -> None:
     graph = stage(load_config(["3b-200b"], ["pair.backend=hnsw", "pair.partition_documents=100_000_000"]), "pair")
     assert graph.core_seconds == pytest.approx(documents * 1.24e-3 * 1024 / 384 + hashing)
     shorter = stage(load_config(["3b-200b"], ["embed.dimensions=256", "embed.storage=int8"]), "embed")
-    assert shorter.disk == documents * (256 + 8)
+    assert shorter.disk == embedded * (256 + 8)
+
+
+def test_cost_of_relation_is_that_of_its_forward_passes() -> None:
+    for name, documents in (("demo", None), ("3b-200b", 16_384)):
+        config = load_config([name])
+        corpus = CorpusEstimate.guess(config)
+        count, length = documents or corpus.heldout_documents / 2, corpus.document_tokens
+        pairs = 8 * count  # as the cap allows
+        read, scored = (2 * pairs + 2 * count) * length, (2 * pairs + count) * length
+        visible = read * corpus.visible + 2 * pairs * length**2  # partners see their seeds
+        cost = stage(config, "relation")
+        assert cost.flops == pytest.approx(forward_flops(config.model, config.corpus.vocabulary_size, read, visible, scored))
+        assert (cost.tokens, cost.disk) == (pytest.approx(read), pairs * 56)
 
 
 def test_disk_of_the_plan_counts_shards_checkpoints_and_weights() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated_run import CONFIG, HOSTILE, comparison, judge_counts, prose, write_run
+from fabricated_run import CONFIG, HOSTILE, comparison, judge_counts, prose, relation, write_run
 from rich.console import Console
 
 from sbp_fast.config import ArmConfig
@@ -175,6 +175,32 @@ def test_report_shows_verdicts_only_with_a_judge(run: Path, tmp_path: Path) -> N
     shown = text[text.index("What the judge said") : text.index("What the filters rejected")]
     assert shown.count("20.3%") == 4 and "true pairs" in shown and "Is it wrong?" in shown and "<script>" not in shown
     assert [tag for tag, _ in page.tags].count("script") == 1
+
+
+@pytest.mark.parametrize(
+    ("gain", "meaning"),
+    [
+        (0.124, "+0.124 [+0.103, +0.145] nats a token: the seed explains so much of the partner."),
+        (
+            0.012,
+            "+0.012 [-0.009, +0.033] nats a token: the interval includes zero, so the seed explains nothing of the partner",
+        ),
+        (-0.05, "-0.050 [-0.071, -0.029] nats a token: the seed explains nothing of the partner, and misleads."),
+        (None, "Not measured: 7 pairs of test documents are fewer than 20."),
+    ],
+)
+def test_report_says_what_the_own_seed_explains_as_its_interval_allows(
+    gain: float | None, meaning: str, tmp_path: Path
+) -> None:
+    text = write_report(write_run(tmp_path / "run", related=relation(gain))).read_text()
+    shown = text[text.index("Did the synthesizer learn a relation?") : text.index("What the filters rejected")]
+    assert meaning in shown.replace(wording.MINUS, "-") and ("never saw" in shown) == (gain is not None)
+    assert ("the seed of another pair<span" in shown) == (gain is not None)
+    assert ("explains so much" in shown) == (gain == 0.124)
+    if gain is not None:
+        table = Page(shown[shown.index("<table") : shown.index("</table>") + 8])
+        assert [value for value, _ in table.data][:3] == [3.217, 3.217 - 0.083, 3.217 + 0.083]
+        assert len(table.data) == 15 and json.loads((tmp_path / "run/results.json").read_text())["relation"]["pairs"] == 187
 
 
 def test_summary_table_shows_every_metric_of_every_arm(run: Path) -> None:

@@ -57,12 +57,12 @@ def test_ledger_counts_every_stage_that_an_arm_needs(run: Path) -> None:
     assert results["matched"]["end_to_end"]["sbp"]["baseline_tokens"] == round(983_040 * needed / 9.1e12)
     ledger = results["ledger"]
     assert [line["stage"] for line in ledger] == [
-        *("prepare", "train/baseline", "embed", "pair", "train/synthesizer", "synthesize", "filter", "quality"),
+        *("prepare", "train/baseline", "embed", "pair", "train/synthesizer", "synthesize", "filter", "quality", "relation"),
         *("train/sbp", "train/oracle", "evaluate/baseline", "evaluate/sbp", "evaluate/oracle", "compare"),
     ]
     assert sum(line["share_of_flops"] for line in ledger) == pytest.approx(1)
     assert sum(line["share_of_seconds"] for line in ledger) == pytest.approx(1)
-    assert results["totals"]["flops"] == pytest.approx(needed + 9.15e12 + 2.1e12 + 0.4e12)
+    assert results["totals"]["flops"] == pytest.approx(needed + 9.15e12 + 2.1e12 + 0.4e12 + 0.2e12)
 
 
 def test_results_of_the_same_run_are_the_same(run: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import importlib.resources
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from sbp_fast.neighbors import encoder as encoder_module
 from sbp_fast.neighbors.encoder import SentenceEncoder
 from sbp_fast.neighbors.vectors import Vectors
 from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.stage import run_stage
 from sbp_fast.stages.embed import embed
 from sbp_fast.stages.prepare import prepare
 
@@ -79,6 +81,26 @@ def test_vectors_are_in_corpus_order_and_embed_the_head_of_each_document(
     assert np.abs(encoder.encode([LONG + "An end that is cut off."])[0] - matrix[long]).max() < 1e-6
 
 
+def test_heldout_documents_have_vectors_of_their_own(vectors: Path, encoder: SentenceEncoder) -> None:
+    assert len(Vectors(vectors)) == 16
+    heldout = Vectors(vectors, split="heldout")[np.arange(1)]
+    assert np.abs(heldout - encoder.encode(["Set apart."])).max() < 1e-6
+
+
+def test_output_without_heldout_vectors_is_refused(vectors: Path, tmp_path: Path) -> None:
+    run_stage(
+        "embed",
+        tmp_path / "old",
+        config={},
+        inputs={},
+        body=lambda context: shutil.copy(vectors / "vectors-00000.npy", context.directory) and None,
+        console=QUIET,
+    )
+    assert len(Vectors(tmp_path / "old")) == 5
+    with pytest.raises(UserError, match="has no vectors of heldout documents; run embed again with --force"):
+        Vectors(tmp_path / "old", split="heldout")
+
+
 def test_manifest_has_the_counts_and_flops(corpus: Path, vectors: Path, encoder: SentenceEncoder) -> None:
     manifest = json.loads((vectors / "manifest.json").read_text())
     assert manifest["counts"] == {
@@ -90,8 +112,10 @@ def test_manifest_has_the_counts_and_flops(corpus: Path, vectors: Path, encoder:
         "storage": "float32",
         "batch_documents": 3,
         "truncated_share": 1 / 16,
+        "heldout": {"documents": 1, "flops": encoder.flops(encoder.count_tokens(["Set apart."]))},
     }
-    lengths = np.concatenate([np.load(path) for path in sorted(vectors.glob("lengths-*.npy"))])
+    lengths = np.concatenate([np.load(path) for path in sorted(vectors.rglob("lengths-*.npy"))])
+    assert len(lengths) == 17
     # 6 layers: attention 4 d^2, feed-forward 8 d^2, their biases and norms; the pooler's d^2 + d is counted as well.
     layers = 6 * (12 * 384**2 + 13 * 384) + 2 * 384
     tokens = np.minimum(lengths, 32).astype(np.float64)
@@ -114,8 +138,14 @@ def test_killed_run_resumes_at_the_last_finished_shard(
     with pytest.raises(KeyboardInterrupt):
         embed(CONFIG, corpus, tmp_path / "vectors", console=QUIET)
     embed(CONFIG, corpus, tmp_path / "vectors", console=QUIET)
-    assert calls == [5, 5, 5, 5, 1]
-    for name in ("vectors-00000.npy", "vectors-00001.npy", "vectors-00003.npy", "lengths-00001.npy"):
+    assert calls == [5, 5, 5, 5, 1, 1]  # the last is of the held-out documents
+    for name in (
+        "vectors-00000.npy",
+        "vectors-00001.npy",
+        "vectors-00003.npy",
+        "lengths-00001.npy",
+        "heldout/vectors-00000.npy",
+    ):
         assert (tmp_path / "vectors" / name).read_bytes() == (vectors / name).read_bytes()
 
 

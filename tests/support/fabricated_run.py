@@ -208,8 +208,23 @@ def rate(value: float | None, how: str, real: float | None = None, real_text: st
 TRAINING_FLOPS = {"baseline": 9.1e12, "sbp": 9.2e12, "oracle": 9.15e12, "synthesizer": 2.2e12}
 
 
+def relation(gain: float | None = 0.124, half: float = 0.021) -> dict[str, Any]:
+    """Counts of the stage `relation`, without rates where there is no gain."""
+    counts = {"pairs": 187, "partners": 61, "documents": 74, "tokens": 23_411, "minimum_pairs": 20}
+    counts |= {"partners_too_long": 3, "without_other_seed": 1}
+    settings = {"confidence": 0.95, "bootstrap_samples": 2000}
+    if gain is None:
+        return counts | settings | {"pairs": 7, "nats": None, "gain": None}
+    nats = {"own": interval(3.217, 0.083), "other": interval(3.217 + gain, 0.085), "none": interval(3.603, 0.091)}
+    return counts | settings | {"nats": nats, "gain": {"other": interval(gain, half), "none": interval(0.386, 0.033)}}
+
+
 def write_run(
-    directory: Path, compared: dict[str, Any] | None = None, judge: dict[str, Any] | None = None, config: RunConfig = CONFIG
+    directory: Path,
+    compared: dict[str, Any] | None = None,
+    judge: dict[str, Any] | None = None,
+    config: RunConfig = CONFIG,
+    related: dict[str, Any] | None = None,
 ) -> Path:
     """A whole run directory, with every stage that the configuration declares."""
     directory.mkdir(parents=True)
@@ -222,6 +237,7 @@ def write_run(
     write_training(directory / "train" / "synthesizer", "synthesizer", TRAINING_FLOPS["synthesizer"], **tuned)
     _write_synthetic(directory, corpus)
     _write_quality(directory / "quality", judge)
+    write_stage(directory / "relation", "relation", related or relation(), flops=0.2e12)
     for name, arm in config.enabled_arms.items():
         synthetic = 300_000 if arm.synthetic else 0
         write_training(directory / "train" / name, name, TRAINING_FLOPS.get(name, 9e12), synthetic=synthetic)

@@ -16,19 +16,20 @@ from sbp_fast.pipeline.stage import StageContext, run_stage
 from sbp_fast.stages.pair import pair
 
 QUIET = Console(quiet=True)
-DOCUMENTS, BEGIN, END = 60, 0, 1
+DOCUMENTS, BEGIN, END, VOCABULARY = 60, 0, 1, 300
+WORDS = "the quick brown fox jumps over the lazy dog and runs away from the large brown bear at the end of the day"
 UNCAPPED: dict[str, Any] = {"neighbors": DOCUMENTS, "partners_per_seed": DOCUMENTS, "seeds_per_partner": DOCUMENTS}
 
 
 def make_documents(seed: int) -> tuple[list[list[int]], list[str]]:
     """Random token strings, three parts to an original; some are spliced from another, some are (near-)duplicates."""
     random = np.random.default_rng(seed)
-    texts = [random.integers(3, 300, random.integers(2, 60)).tolist() for _ in range(DOCUMENTS)]
+    texts = [random.integers(3, VOCABULARY, random.integers(2, 60)).tolist() for _ in range(DOCUMENTS)]
     for number in range(3, DOCUMENTS, 2):
         texts[number][5:] = texts[number - 3][: random.integers(0, 40)]
     texts[30], texts[41] = texts[7], texts[7]
-    texts[24] = random.integers(3, 300, 40).tolist()
-    texts[50], texts[57] = [*texts[24], 299], texts[24][1:]
+    texts[24] = random.integers(3, VOCABULARY, 40).tolist()
+    texts[50], texts[57] = [*texts[24], VOCABULARY - 1], texts[24][1:]
     return texts, [f"letter-{number // 3}/{number % 3}" for number in range(DOCUMENTS)]
 
 
@@ -41,9 +42,9 @@ def write_inputs(directory: Path, texts: list[list[int]], ids: list[str], vector
     """What `prepare` and `embed` would have written."""
 
     def write_corpus(context: StageContext) -> None:
-        train_tokenizer(["a few words"], 300).save(context.directory / "tokenizer.json")
+        train_tokenizer([WORDS], VOCABULARY).save(context.directory / "tokenizer.json")
         for part in ("train", "heldout"):
-            writer = CorpusWriter(context.directory / part, 300)
+            writer = CorpusWriter(context.directory / part, VOCABULARY)
             for tokens, id in zip(texts, ids, strict=True):
                 writer.add([BEGIN, *tokens, END], id=id, source="letters", text_bytes=1)
             writer.close()
@@ -52,6 +53,8 @@ def write_inputs(directory: Path, texts: list[list[int]], ids: list[str], vector
     def write_vectors(context: StageContext) -> None:
         np.save(context.directory / "vectors-00000.npy", vectors[:20])
         np.save(context.directory / "vectors-00001.npy", vectors[20:])
+        (context.directory / "heldout").mkdir()
+        np.save(context.directory / "heldout/vectors-00000.npy", vectors)  # they are the same documents
 
     corpus, out = directory / "corpus", directory / "vectors"
     config = {"corpus": {"group_separator": "/"}}

@@ -15,6 +15,7 @@ from sbp_fast.config.files import dump_config
 from sbp_fast.experiment.graph import PAIR, SYNTHESIZER, stages_of, train_stage
 from sbp_fast.experiment.report import plots, wording
 from sbp_fast.experiment.report.examples import collect_triples
+from sbp_fast.experiment.report.relation import NATS, relation_sentences
 from sbp_fast.experiment.results import write_results
 from sbp_fast.pairs.examples import EXAMPLES
 from sbp_fast.pipeline.files import atomic_open, read_json
@@ -90,6 +91,8 @@ def render(
     environment.globals |= {
         "measure": measure,
         "change": change,
+        "difference": difference,
+        "nats": NATS,
         "judged_groups": JUDGED_GROUPS,
     }
     return environment.get_template("report.html.jinja").render(
@@ -99,6 +102,7 @@ def render(
         secondary=wording.secondary_sentences(results),
         budget=wording.budget(results),
         limits=wording.limits(results),
+        relation_sentences=relation_sentences(results["relation"]) if "relation" in results else [],
         palette=arm_palette(len(results["arms"])),
         plots=_plots(results, curves),
         triples=triples,
@@ -139,6 +143,11 @@ def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, A
 def _data(value: float, text: str | Markup) -> Markup:
     """Return a shown number as an element that carries the exact value."""
     return Markup('<data value="{}">{}</data>').format(value, text)
+
+
+def difference(interval: Mapping[str, Any], metric: Mapping[str, Any]) -> Markup:
+    """Return a difference with its interval, without an outcome."""
+    return _with_interval(interval, metric, signed=True)
 
 
 def count(value: float) -> Markup:
