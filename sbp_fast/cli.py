@@ -147,7 +147,7 @@ def pair(
     settings: Settings,
     *,
     corpus: Corpus,
-    vectors: Annotated[Path, typer.Option(help="Output of `embed`.")],
+    vectors: Annotated[Path | None, typer.Option(help="Output of `embed`; none if pair.file names known pairs.")] = None,
     out: Out,
     engine: EngineName = "local",
     address: Address = None,

@@ -1,13 +1,13 @@
 """Worlds with known truth: corpora of short documents about concepts, of which every entropy is exact.
 
-A concept has eight facts, each a value of `values`. A document tells four of them under a name of two letters; each told value is
-replaced by a random one with probability `noise`. The genres A1 and A2 tell the first four facts, B1 and B2 the last four, and J
-the last four under the name that A uses. A J document is among the unique documents only where the concept is *linked*; the lab
-asks for the J documents of the others.
+A concept has eight facts, each with one of a few values. A document tells four of them under a name of two letters; each told
+value is replaced by a random one with probability `noise`. The genres A1 and A2 tell the first four facts, B1 and B2 the last
+four, and J the last four under the name that A writes. A J document is among the unique documents only where its concept is
+*linked*; the lab asks for the J documents of the other concepts.
 
-In the world `two-names`, A and J write a name in lower-case letters and B writes it in upper-case letters that follow from those,
-letter by letter, by a rule that no document states. Only the relation between documents of a concept then tells what an unlinked
-concept's J document says. In `shared-name` all genres write the same name, and single documents tell it too.
+In the world `two-names`, A and J write a name in lower-case letters, and B writes it in upper-case letters that follow from
+these by a rule, letter by letter, which no document states. Only the relation between documents that tell the same facts then
+shows what J says of an unlinked concept. In `shared-name` all genres write the same name, and single documents show it too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class WorldSettings:
         linked: share of the concepts with a J document among the unique ones.
         noise: probability that a told value is replaced by a random one, perhaps by the same.
         oracle_ratio: documents that the oracle may read beside the unique ones, for each of these.
-        heldout_documents: held-out J documents of each concept.
+        heldout_documents: held-out documents of each concept in each of the genres B1 and J.
         seed: of everything random.
     """
 
@@ -111,9 +111,18 @@ class World:
 
     @cached_property
     def heldout(self) -> Documents:
-        """J documents of all concepts."""
+        """B1 and J documents of all concepts, so that pairs of held-out documents ask how J is written after B."""
         concepts = np.repeat(np.arange(self.settings.concepts), self.settings.heldout_documents)
-        return self._tell(concepts, np.full(len(concepts), JOINED), stream=4)
+        genres = np.repeat([GENRES.index("B1"), JOINED], len(concepts))
+        return self._tell(np.tile(concepts, 2), genres, stream=4)
+
+    def related_pairs(self, documents: Documents) -> np.ndarray:
+        """Return all ordered pairs of different documents that tell the same facts of one concept; int64 [pairs, 2], sorted."""
+        key = 2 * documents.concepts + _tells_last_facts(documents.genres)
+        order = np.argsort(key, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(key[order])) + 1)
+        pairs = [(first, second) for group in groups for first in group for second in group if first != second]
+        return np.array(sorted(pairs), np.int64).reshape(-1, 2)
 
     def facts(self, documents: Documents) -> np.ndarray:
         """Return the true values of the facts that each document tells; int64 [documents, FACTS]."""
@@ -155,7 +164,9 @@ class World:
     @cached_property
     def _concepts_by_name(self) -> dict[tuple[str, bool], int]:
         sides = {self._writes_other_name(genre): genre for genre in range(len(GENRES))}
-        return {(self._name(concept, genre), side): concept for side, genre in sides.items() for concept in range(len(self.names))}
+        return {
+            (self._name(concept, genre), side): concept for side, genre in sides.items() for concept in range(len(self.names))
+        }
 
     def read(self, texts: Sequence[str]) -> tuple[Documents, np.ndarray]:
         """Return what texts tell, and which of them are well-formed documents; bool [texts].
