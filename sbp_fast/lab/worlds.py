@@ -2,12 +2,12 @@
 
 A concept has eight facts, each with one of a few values. A document tells four of them under a name of two letters; each told
 value is replaced by a random one with probability `noise`. The genres A1 and A2 tell the first four facts, B1 and B2 the last
-four, and J the last four under the name that A writes. A J document is among the unique documents only where its concept is
-*linked*; the lab asks for the J documents of the other concepts.
+four, and J1 the last four under the name that A writes. A J1 document is among the unique documents only where its concept is
+*linked*; the lab asks for the J1 documents of the other concepts.
 
-In the world `two-names`, A and J write a name in lower-case letters, and B writes it in upper-case letters that follow from
+In the world `two-names`, A and J1 write a name in lower-case letters, and B writes it in upper-case letters that follow from
 these by a rule, letter by letter, which no document states. Only the relation between documents that tell the same facts then
-shows what J says of an unlinked concept. In `shared-name` all genres write the same name, and single documents show it too.
+shows what J1 says of an unlinked concept. In `shared-name` all genres write the same name, and single documents show it too.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Literal
 
 import numpy as np
 
-GENRES = ("A1", "A2", "B1", "B2", "J")
-JOINED = GENRES.index("J")
+GENRES = ("A1", "A2", "B1", "B2", "J1")
+JOINED = GENRES.index("J1")
 FACTS = 4
 """Facts that a document tells: the first or the last of its concept's."""
 LETTERS = 24
@@ -38,10 +38,10 @@ class WorldSettings:
         kind: whether B writes a name of its own, or the name that A writes.
         concepts: their number.
         values: that a fact may have.
-        linked: share of the concepts with a J document among the unique ones.
+        linked: share of the concepts with a J1 document among the unique ones.
         noise: probability that a told value is replaced by a random one, perhaps by the same.
         oracle_ratio: documents that the oracle may read beside the unique ones, for each of these.
-        heldout_documents: held-out documents of each concept in each of the genres B1 and J.
+        heldout_documents: held-out documents of each concept in each of the genres B1 and J1.
         seed: of everything random.
     """
 
@@ -77,7 +77,7 @@ class World:
     """A world: the truth about its concepts, and documents that tell it.
 
     Attributes:
-        names: int64 [concepts, 2], letters that A and J write.
+        names: int64 [concepts, 2], letters that A and J1 write.
         rule: int64 [LETTERS], the letter that B writes in place of each.
         truth: int64 [concepts, 2 * FACTS].
         linked: bool [concepts].
@@ -95,7 +95,7 @@ class World:
 
     @cached_property
     def unique(self) -> Documents:
-        """One document of each concept in each genre, J of the linked concepts alone."""
+        """One document of each concept in each genre, J1 of the linked concepts alone."""
         concepts = np.arange(self.settings.concepts)
         chosen = [*[concepts] * JOINED, concepts[self.linked]]
         genres = np.repeat(np.arange(len(GENRES)), [len(part) for part in chosen])
@@ -111,7 +111,7 @@ class World:
 
     @cached_property
     def heldout(self) -> Documents:
-        """B1 and J documents of all concepts, so that pairs of held-out documents ask how J is written after B."""
+        """B1 and J1 documents of all concepts, so that pairs of held-out documents ask how J1 is written after B."""
         concepts = np.repeat(np.arange(self.settings.concepts), self.settings.heldout_documents)
         genres = np.repeat([GENRES.index("B1"), JOINED], len(concepts))
         return self._tell(np.tile(concepts, 2), genres, stream=4)
@@ -223,7 +223,7 @@ class World:
     def expected_loss(self, tellings: int) -> float:
         """Nats of a told value to one who was told the fact so many times: the exact expectation over all tellings."""
         values = self.settings.values
-        told = np.stack(np.meshgrid(*[np.arange(values)] * tellings, indexing="ij"), -1).reshape(-1, tellings)
+        told = np.indices([values] * tellings).reshape(tellings, values**tellings).T
         truth = self._told(0)  # by symmetry any truth has this loss
         weights = truth[told].prod(1)
         return float(weights @ [_cross_entropy(truth, predicted) for predicted in self.predictive(told)])
