@@ -94,7 +94,7 @@ def test_entropy_and_predictive_are_those_of_the_definition() -> None:
     made = world(noise=0.05)
     told = 0.95 + 0.05 / 8
     assert made.entropy == pytest.approx(-told * math.log(told) - 7 * 0.00625 * math.log(0.00625), rel=1e-12)
-    assert made.uniform == made.expected_loss(0) == pytest.approx(math.log(8), rel=1e-12)
+    assert made.uniform == math.log(8) == pytest.approx(made.expected_loss(0), rel=1e-12)
     predicted = made.predictive(np.array([[3], [5]]))
     assert predicted.sum(1) == pytest.approx([1, 1]) and predicted[0, 3] == pytest.approx(told**2 + 7 * 0.00625**2, rel=1e-12)
 
