@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from sbp_fast.lab.worlds import GENRES, Documents, World
-from sbp_fast.pipeline.files import atomic_open
+from sbp_fast.config import RunConfig
+from sbp_fast.lab.worlds import GENRES, Documents, World, WorldSettings
+from sbp_fast.pipeline.files import atomic_open, read_json, write_json
 
 UNIQUE, OTHERS, HELDOUT, PAIRS, TOKENIZER = "unique.jsonl", "others.jsonl", "heldout.jsonl", "pairs.jsonl", "tokenizer.json"
+WORLD = "world.json"
 
 
 def write_world(world: World, directory: Path) -> None:
-    """Write the documents of a world, the pairs that tell the same facts, and a tokenizer with one token a word."""
+    """Write a world: documents, pairs that tell the same facts, a tokenizer with one token a word, and the settings."""
     directory.mkdir(parents=True, exist_ok=True)
     parts = {UNIQUE: world.unique, OTHERS: world.others, HELDOUT: world.heldout}
     pairs = []
@@ -31,6 +34,14 @@ def write_world(world: World, directory: Path) -> None:
     _write_lines(directory / PAIRS, pairs)
     with atomic_open(directory / TOKENIZER) as file:
         file.write(word_tokenizer(world.vocabulary).encode())
+    write_json(directory / WORLD, asdict(world.settings))
+
+
+def load_world(config: RunConfig) -> World | None:
+    """Return the world whose documents a configuration reads; None if they are of no world."""
+    unique = config.corpus.unique
+    path = Path(unique).parent / WORLD if unique and isinstance(unique, str) else None
+    return World(WorldSettings(**read_json(path))) if path is not None and path.is_file() else None
 
 
 def corpus_settings(directory: Path) -> dict[str, Any]:

@@ -201,6 +201,10 @@ class World:
         """Nats of a told value to one who knows nothing."""
         return math.log(self.settings.values)
 
+    def probabilities(self, documents: Documents) -> np.ndarray:
+        """Return the probability of each told value to one who knows the truth; float64 [documents, FACTS]."""
+        return np.where(documents.values == self.facts(documents), self._told(0)[0], self._told(0)[1])
+
     def predictive(self, told: np.ndarray) -> np.ndarray:
         """Return the posterior predictive distribution of a fact's next telling.
 
