@@ -56,7 +56,12 @@ def demo_table(results: dict[str, Any]) -> str:
     minutes = results["totals"]["seconds"] / 60
     chance = ", ".join(f"{metric['chance']:.0%} ({metric['label']})" for metric in metrics.values() if metric["chance"])
     device = results["run"]["device"]
-    note = f"{results['confidence']:.0%} bootstrap intervals; chance is {chance}; {minutes:.1f} minutes on {device}."
+    over = " or ".join(sorted({arm[name]["over"] for arm in results["arms"].values() for name in metrics}))
+    single = all(arm["training_runs"] == 1 for arm in results["arms"].values())
+    conclusion = "One run each, no conclusion; " if single else ""
+    note = (
+        f"{conclusion}{results['confidence']:.0%} intervals over {over}; chance is {chance}; {minutes:.1f} minutes on {device}."
+    )
     return "\n".join([*lines, "", note])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from sbp_fast.config import RunConfig
 from sbp_fast.config.files import load_config
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.progress import Console
+
+if TYPE_CHECKING:
+    from sbp_fast.experiment.sources import Source
 
 Settings = Annotated[
     list[str],
@@ -23,6 +26,7 @@ Settings = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Directory to write; it must not hold anything else.")]
 Corpus = Annotated[Path, typer.Option(help="Output of `prepare`.")]
+SourceName = Annotated[str, typer.Option(help="Source of synthetic documents whose settings apply, a table \\[sources.NAME].")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output made from other settings or inputs.")]
 Gpus = Annotated[int, typer.Option(min=1, help="Processes on this machine, each with one GPU; without GPUs, on the CPU.")]
 EngineName = Annotated[str, typer.Option("--engine", help="Where tasks run: local (this machine) or ray (a cluster).")]
@@ -45,6 +49,21 @@ def stoppable() -> Iterator[Console]:
     except KeyboardInterrupt:
         console.say("stopped; the same command resumes from here")
         raise typer.Exit(130) from None
+
+
+def load_source(settings: list[str], name: str) -> tuple[RunConfig, Source]:
+    """Return the configuration for the stages of a source, and the source.
+
+    Raises:
+        UserError: as `load_settings`; the configuration has no such source.
+    """
+    from sbp_fast.experiment.sources import sources_of, stage_config
+
+    config = load_settings(settings)
+    sources = sources_of(config)
+    if name not in sources:
+        raise UserError(f"--source {name}", "is unknown", f"known: {', '.join(sources)}; or add a table [sources.{name}]")
+    return stage_config(config, sources[name]), sources[name]
 
 
 def load_settings(settings: list[str]) -> RunConfig:

@@ -13,6 +13,7 @@ from sbp_fast.config.model import ModelConfig
 from sbp_fast.config.pair import PairConfig
 from sbp_fast.config.run import RunConfig, resolve_device, resolve_threads
 from sbp_fast.config.section import NO_EFFECT, Section
+from sbp_fast.config.sources import SourceConfig
 from sbp_fast.config.synthesize import SynthesizeConfig
 from sbp_fast.config.train import AttentionBackend, CheckpointConfig, LogConfig, ParallelConfig, TrainConfig
 
@@ -33,6 +34,7 @@ __all__ = [
     "QualityConfig",
     "RunConfig",
     "Section",
+    "SourceConfig",
     "SynthesizeConfig",
     "TrainConfig",
     "resolve_device",

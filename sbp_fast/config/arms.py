@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
+import itertools
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from sbp_fast.config.changes import change_section
 from sbp_fast.config.section import NO_EFFECT, Section, Share
 from sbp_fast.config.train import TrainConfig
 
+Seeds = tuple[Annotated[int, Field(ge=0)], ...]
 ARM_NAME = re.compile(r"[a-z][a-z0-9-]*")
-RESERVED = ("synthesizer",)
-"""Names of other trained models, whose directories are beside the arms' in a run."""
+RESERVED = "synthesizer"
+"""Beginning of the names of other trained models, whose directories are beside the arms' in a run."""
 
 DEFAULT_ARMS: dict[str, dict[str, Any]] = {
     "baseline": {"label": "Baseline"},
@@ -32,35 +35,67 @@ class ArmConfig(Section):
     """Name shown in the report ("": the name of the table, capitalised)."""
     data: Literal["unique", "all"] = "unique"
     """Real documents it may read: the unique share, or all of them."""
-    synthetic: Literal["", "related"] = ""
-    """Synthetic documents it also reads, each at most once: "related" were generated after related seeds; "" reads none."""
+    order: Literal["shuffled", "related"] = "shuffled"
+    """How real documents come together: shuffled, each seen alone; or joined with related ones up to `model.context` tokens,
+    all of which a token may see (In-Context Pretraining, arXiv 2310.10638), a control that generates nothing."""
+    synthetic: str = ""
+    """Source of the synthetic documents that it also reads, each at most once: the name of a table [sources.NAME]; "" reads
+    none."""
     share: Share = 0.375
-    """Share of the training tokens that is synthetic, less if fewer synthetic tokens are left after the filters."""
+    """Share of the training tokens that is synthetic, less if fewer synthetic tokens are left after the filters. A list makes
+    an arm of each; they share the synthetic documents, which are generated once."""
     minimum_share: Annotated[Share, NO_EFFECT] = 0.0
     """Refuse to begin training with a smaller share than this."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
-    """Training seeds: one training run each, with its own initial weights and order of documents."""
+    seeds: Seeds = ()
+    """Training seeds: one training run each, with its own initial weights and order of documents (none: the run's `seeds`)."""
     recipe: dict[str, Any] = Field(default_factory=dict)
-    """Settings of [pretrain] that this arm changes."""
+    """Settings of [pretrain] that this arm changes. Every combination of listed values, such as `weight_decay = [0.1, 1]`, is
+    trained with the first seed; the one with the lowest held-out loss on validation documents is the arm's recipe."""
+
+    def recipes(self) -> list[dict[str, Any]]:
+        """Return the changes of [pretrain] of every recipe that the arm tries: each combination of the listed values."""
+        lists = {name: value if isinstance(value, list) else [value] for name, value in self.recipe.items()}
+        return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+
+    def resolve_recipes(self, pretrain: TrainConfig) -> list[TrainConfig]:
+        """Return every recipe that the arm tries, one unless a setting has a list of values.
+
+        Raises:
+            ValueError: an unknown setting, a value of the wrong type, or an empty list.
+        """
+        if not self.recipes():
+            raise ValueError("recipe: a list of values is empty")
+        return [change_section(pretrain, changes, "recipe", "pretrain") for changes in self.recipes()]
 
     def resolve_recipe(self, pretrain: TrainConfig) -> TrainConfig:
-        """Return the recipe of [pretrain] with this arm's changes.
+        """Return the arm's first recipe; what depends on the number of tokens is the same for all (see `RunConfig`).
 
         Raises:
             ValueError: an unknown setting, or a value of the wrong type.
         """
-        try:
-            return TrainConfig.model_validate(pretrain.model_dump() | self.recipe)
-        except ValidationError as error:
-            first = error.errors()[0]
-            setting = ".".join(["recipe", *map(str, first["loc"])])
-            if first["type"] == "extra_forbidden":
-                near = difflib.get_close_matches(setting.split(".")[1], TrainConfig.model_fields, n=1, cutoff=0.5)
-                hint = f": did you mean {near[0]}?" if near else ""
-                raise ValueError(f"{setting} is no setting of [pretrain]{hint}") from None
-            raise ValueError(f"{setting}: {first['msg'].removeprefix('Value error, ')}") from None
+        return self.resolve_recipes(pretrain)[0]
 
 
-def resolve_label(name: str, arm: ArmConfig) -> str:
-    """Return what the report calls an arm."""
-    return arm.label or name.replace("-", " ").capitalize()
+def expand_shares(arms: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tables with each arm that lists several shares as one arm a share, named after it: "sbp-share-25".
+
+    Args:
+        arms: name -> table as read from TOML, or an `ArmConfig`.
+    """
+    expanded: dict[str, Any] = {}
+    for name, arm in arms.items():
+        shares = arm.get("share") if isinstance(arm, dict) else None
+        if not isinstance(shares, list | tuple):
+            expanded[name] = arm
+            continue
+        label = arm.get("label") or resolve_label(name)
+        for share in shares:
+            percent = f"{100 * share:g}" if isinstance(share, int | float) else str(share)
+            key = f"{name}-share-{percent.replace('.', '-')}"
+            expanded[key] = arm | {"share": share, "label": f"{label} {percent}%"}
+    return expanded
+
+
+def resolve_label(name: str, label: str = "") -> str:
+    """Return what the report calls an arm: its label, or its name as words."""
+    return label or name.replace("-", " ").capitalize()

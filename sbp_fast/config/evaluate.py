@@ -21,10 +21,8 @@ class EvaluateConfig(Section):
 class CompareConfig(Section):
     """How arms are compared."""
 
-    bootstrap_samples: Count = 2000
-    """Resamples of the items that a metric is measured on."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Coverage of the intervals."""
+    """Coverage of each interval by itself."""
 
 
 class QualityConfig(Section):

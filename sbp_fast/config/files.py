@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from sbp_fast.config import RunConfig
 from sbp_fast.config.arms import DEFAULT_ARMS
-from sbp_fast.config.renamed import RENAMED
+from sbp_fast.config.renamed import REMOVED, RENAMED
+from sbp_fast.config.sources import DEFAULT_SOURCES
 from sbp_fast.errors import UserError
 
 
@@ -26,7 +27,7 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     Raises:
         UserError: a file is missing or malformed, a key is unknown (the message names the nearest), or a value is unusable.
     """
-    values: dict[str, Any] = {"arms": deepcopy(DEFAULT_ARMS)}
+    values: dict[str, Any] = {"arms": deepcopy(DEFAULT_ARMS), "sources": deepcopy(DEFAULT_SOURCES)}
     for file in files:
         path = find_config(file)
         try:
@@ -35,7 +36,7 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
             raise UserError(path, f"not valid TOML: {error}", "correct the file") from None
     for override in overrides:
         _merge(values, _parse_override(override))
-    _refuse_renamed(values, " + ".join(map(str, files)) or "configuration")
+    _refuse_old_keys(values, " + ".join(map(str, files)) or "configuration")
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -80,13 +81,15 @@ def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
             into[key] = value
 
 
-def _refuse_renamed(values: dict[str, Any], where: str) -> None:
-    for old, new in RENAMED.items():
+def _refuse_old_keys(values: dict[str, Any], where: str) -> None:
+    renamed = {old: (f"{old} has a new name", f"write it as {new}") for old, new in RENAMED.items()}
+    removed = {old: (f"{old} is no longer a setting", remedy) for old, remedy in REMOVED.items()}
+    for old, (problem, remedy) in (renamed | removed).items():
         section: Any = values
         for name in old.split("."):
             section = section.get(name) if isinstance(section, dict) else None
         if section is not None:
-            raise UserError(where, f"{old} has a new name", f"write it as {new}")
+            raise UserError(where, problem, remedy)
 
 
 def _parse_override(override: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Keys of earlier versions: an old key is refused with the new one."""
+"""Keys of earlier versions: an old key is refused with the new one, or with the reason why it is no more."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ RENAMED: dict[str, str] = {
     "corpus.near_copy_similarity": "corpus.near_duplicate_similarity",
     "joint.maximum_synthetic_share": "arms.sbp.share",
     "joint.minimum_synthetic_share": "arms.sbp.minimum_share",
-    "evaluate.bootstrap_samples": "compare.bootstrap_samples",
     "evaluate.confidence": "compare.confidence",
     "evaluate.measured_documents": "quality.measured_documents",
     "evaluate.judged_documents": "quality.judged_documents",
@@ -42,3 +41,9 @@ RENAMED: dict[str, str] = {
     "filter.maximum_unsound_characters": "filter.maximum_malformed_characters",
 }
 """Old key -> new key, both as dotted paths; a whole section may be renamed by its name."""
+
+REMOVED: dict[str, str] = {
+    "compare.bootstrap_samples": "remove it: intervals are computed without resampling",
+    "evaluate.bootstrap_samples": "remove it: intervals are computed without resampling",
+}
+"""Old key, a dotted path -> what to do, and why the key is no more."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from sbp_fast.config.arms import ARM_NAME, DEFAULT_ARMS, RESERVED, ArmConfig
+from sbp_fast.config.arms import ARM_NAME, DEFAULT_ARMS, RESERVED, ArmConfig, Seeds, expand_shares
+from sbp_fast.config.changes import change_section
 from sbp_fast.config.corpus import CorpusConfig
 from sbp_fast.config.embed import EmbedConfig
 from sbp_fast.config.evaluate import CompareConfig, EvaluateConfig, QualityConfig
@@ -15,7 +16,8 @@ from sbp_fast.config.filter import FilterConfig
 from sbp_fast.config.model import ModelConfig
 from sbp_fast.config.pair import PairConfig
 from sbp_fast.config.section import Section
-from sbp_fast.config.synthesize import SynthesizeConfig
+from sbp_fast.config.sources import CHANGED_SECTIONS, DEFAULT_SOURCES, SCRATCH, SourceConfig
+from sbp_fast.config.synthesize import NO_SEEDS, SynthesizeConfig
 from sbp_fast.config.train import CheckpointConfig, LogConfig, ParallelConfig, TrainConfig
 from sbp_fast.errors import UserError
 
@@ -25,6 +27,10 @@ class RunConfig(Section):
 
     name: str = "run"
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of everything but the training of arms: which documents are unique or held out, pairs, and what is generated."""
+    seeds: Annotated[Seeds, Field(min_length=1)] = (0,)
+    """Training seeds of every arm that names none of its own. Arms are compared by their training runs: one run each gives
+    figures, and no conclusion."""
     device: str = "auto"
     """ "auto", "cpu" or a torch device; auto takes CUDA where there is one."""
     threads: Annotated[int, Field(ge=0)] = 0
@@ -39,8 +45,12 @@ class RunConfig(Section):
     arms: dict[str, ArmConfig] = Field(
         default_factory=lambda: {name: ArmConfig.model_validate(arm) for name, arm in DEFAULT_ARMS.items()}
     )
+    sources: dict[str, SourceConfig] = Field(
+        default_factory=lambda: {name: SourceConfig.model_validate(source) for name, source in DEFAULT_SOURCES.items()}
+    )
     baseline: str = "baseline"
-    """Arm that the others are compared with, and whose first model the synthesizer starts from."""
+    """Arm that the others are compared with, and whose first model a synthesizer starts from unless its source says
+    otherwise."""
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
@@ -50,19 +60,66 @@ class RunConfig(Section):
     compare: CompareConfig = CompareConfig()
     quality: QualityConfig = QualityConfig()
 
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _one_arm_a_share(cls, arms: Any) -> Any:
+        return expand_shares(arms) if isinstance(arms, dict) else arms
+
     @model_validator(mode="after")
     def _check_arms(self) -> RunConfig:
         for name, arm in self.arms.items():
-            if not ARM_NAME.fullmatch(name) or name in RESERVED:
-                raise ValueError(f"arms.{name}: the name must be lower-case letters, digits and hyphens, and not {RESERVED[0]}")
+            if not ARM_NAME.fullmatch(name) or name.startswith(RESERVED):
+                problem = f"must be lower-case letters, digits and hyphens, and not begin with {RESERVED}"
+                raise ValueError(f"arms.{name}: the name {problem}")
             try:
-                arm.resolve_recipe(self.pretrain)
+                recipes = arm.resolve_recipes(self.pretrain)
             except ValueError as error:
                 raise ValueError(f"arms.{name}.{error}") from None
+            if len({recipe.tokens for recipe in recipes}) > 1:
+                raise ValueError(f"arms.{name}.recipe: recipes to choose among must train on the same number of tokens")
+            if arm.order == "related" and arm.data == "all":
+                raise ValueError(f"arms.{name}: only unique documents are paired, so order = related needs data = unique")
+            if arm.synthetic and arm.synthetic not in self.sources:
+                known = ", ".join(self.sources)
+                raise ValueError(
+                    f"arms.{name}.synthetic = {arm.synthetic} is no source; known: {known}, or add a table of that name"
+                )
         baseline = self.arms.get(self.baseline)
         if baseline is None or not baseline.enabled or baseline.synthetic:
             raise ValueError(f"baseline = {self.baseline} must be an enabled arm that reads no synthetic documents")
         return self
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> RunConfig:
+        for name, source in self.sources.items():
+            if not ARM_NAME.fullmatch(name):
+                raise ValueError(f"sources.{name}: the name must be lower-case letters, digits and hyphens")
+            try:
+                self.with_source(name)
+            except ValueError as error:
+                raise ValueError(f"sources.{name}.{error}") from None
+            if source.pairs == "none" and (source.stitched or source.start == SCRATCH or source.pair or source.synthesizer):
+                raise ValueError(f"sources.{name}: without pairs there is no synthesizer to tune and no seed to stitch by")
+        return self
+
+    def with_source(self, name: str) -> RunConfig:
+        """Return the configuration with the sections that a source changes, for the stages of that source.
+
+        Raises:
+            ValueError: an unknown setting, or a value of the wrong type.
+        """
+        source = self.sources[name]
+        changed = {
+            section: change_section(getattr(self, section), getattr(source, section), section, section)
+            for section in CHANGED_SECTIONS
+        }
+        if source.pairs == "none":
+            changed["synthesize"] = change_section(changed["synthesize"], {"seeds": NO_SEEDS}, "synthesize", "synthesize")
+        return self.model_copy(update=changed)
+
+    def seeds_of(self, arm: ArmConfig) -> Seeds:
+        """Return the training seeds of an arm: its own, or those of the run."""
+        return arm.seeds or self.seeds
 
     @property
     def enabled_arms(self) -> dict[str, ArmConfig]:

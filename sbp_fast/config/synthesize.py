@@ -8,6 +8,8 @@ from pydantic import Field
 
 from sbp_fast.config.section import NO_EFFECT, Count, Section
 
+NO_SEEDS = "none"
+
 
 class SynthesizeConfig(Section):
     """How many documents are generated, after which seeds, and how their tokens are sampled."""
@@ -15,7 +17,8 @@ class SynthesizeConfig(Section):
     oversample: Annotated[float, Field(ge=1)] = 1.25
     """Tokens generated for each synthetic token that an arm can read; the filters may reject the surplus."""
     seeds: str = "uniform"
-    """A registered seed sampler: `uniform` chooses every document equally often, `length` in proportion to its tokens."""
+    """A registered seed sampler: `uniform` chooses every document equally often, `length` in proportion to its tokens; `none`
+    generates documents after no seed."""
     samples_per_seed: Count = 2
     """Documents generated after each seed, which is prefilled once for all of them."""
     temperature: Annotated[float, Field(ge=0)] = 1.0

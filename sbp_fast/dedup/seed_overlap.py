@@ -19,13 +19,14 @@ def compare_with_seeds(
 
     Args:
         prepared: the corpus that the seeds are in.
-        seeds: int64 [documents], the seed of each document.
+        seeds: int64 [documents], the seed of each document; -1 for a document without one, which has nothing in common with it.
         tokens: uint32 [tokens], the documents concatenated, with <begin> and <end>.
         offsets: int64 [documents + 1].
         width: tokens of a shingle.
     """
     distinct_seeds, owner = np.unique(seeds, return_inverse=True)
-    texts = [prepared.unique[int(seed)] for seed in distinct_seeds]
+    nothing = np.zeros(2, prepared.unique.dtype)  # a document's first and last token are not compared
+    texts = [nothing if seed < 0 else prepared.unique[int(seed)] for seed in distinct_seeds]
     seed_offsets = np.cumsum([0, *map(len, texts)])
     seed_tokens = np.concatenate([np.zeros(0, np.uint32), *texts]).astype(np.uint32)
     return _compare(tokens, offsets, seed_tokens, seed_offsets, owner.astype(np.int64), width)

@@ -1,8 +1,9 @@
 """Metrics of trained models: each is registered once, with how it is computed and how it is shown.
 
 Every metric is a ratio of two sums over its items (bits over bytes of documents, right answers over questions), computed from
-log-likelihoods of sequences. So one table of (numerator, denominator) per item holds a model's scores, and one bootstrap
-serves every metric. The description is stored with the scores and in `results.json`; tables, plots and sentences use it.
+log-likelihoods of sequences. So one table of (numerator, denominator) per item holds a model's scores, and the intervals of
+`evaluate.statistics` serve every metric. The description is stored with the scores and in `results.json`; tables, plots and
+sentences use it.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Metric:
         name: key in score tables and results.json.
         label: name in the report.
         better: whether lower or higher values are better.
-        unit: plural name of the items that are resampled, such as "documents".
+        unit: plural name of the items that the sums are over, such as "documents".
         digits: decimals shown, of the percentage if `percent`.
         percent: whether values are shares, shown in percent.
         chance: value expected of guessing; None where guessing has no meaning.

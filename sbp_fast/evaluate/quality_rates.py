@@ -21,6 +21,7 @@ from sbp_fast.evaluate.relevance import Judged, irrelevance
 from sbp_fast.registry import Registry
 
 PUBLISHED_SOURCE = "arXiv 2509.15248, version of ICLR 2026"
+PUBLISHED_DUPLICATES_AMONG = 1_000_000
 PUBLISHED_COLUMNS = ("200B", "1T, 3B", "1T, 6B", "real")
 """Training tokens and size of the paper's models; the last column is real text."""
 
@@ -68,6 +69,7 @@ class QualityRate:
         documents: documents that `flags` has an entry for: the generated or the judged ones.
         flags: returns float64 or bool, 1 for a bad document, NaN where that is not known; rates by source derive from it.
         published: the paper's figures in the order of `PUBLISHED_COLUMNS`, None where it gives none.
+        as_in_paper: returns whether it was measured as in the paper, so that the two may stand in one column.
     """
 
     label: str
@@ -75,14 +77,18 @@ class QualityRate:
     documents: Literal["", "generated", "judged"] = ""
     flags: Callable[[Measured], np.ndarray] | None = None
     published: tuple[float | None, ...] = ()
+    as_in_paper: Callable[[Measured], bool] = lambda measured: False
 
 
 QUALITY_RATES: Registry[QualityRate] = Registry("quality rate")
 
 
 def measure_rates(measured: Measured) -> dict[str, dict[str, Any]]:
-    """Return every registered rate by name, with its label."""
-    return {name: entry.measure(measured) | {"label": entry.label} for name, entry in QUALITY_RATES.items()}
+    """Return every registered rate by name, with its label and whether it was measured as in the paper."""
+    return {
+        name: entry.measure(measured) | {"label": entry.label, "as_in_paper": entry.as_in_paper(measured)}
+        for name, entry in QUALITY_RATES.items()
+    }
 
 
 def rates_by_source(measured: Measured, of_seeds: np.ndarray) -> dict[str, Any]:
@@ -168,6 +174,14 @@ def _pair_irrelevance(measured: Measured) -> dict[str, Any]:
     return judged_rates(measured.judge_counts, measured.verdicts)["pair_irrelevance"]
 
 
+def _is_judged(measured: Measured) -> bool:
+    return measured.judge_counts is not None
+
+
+def _among_as_many(measured: Measured) -> bool:
+    return len(measured.samples.passed) == PUBLISHED_DUPLICATES_AMONG
+
+
 def _irrelevant(measured: Measured) -> np.ndarray:
     return measured.verdicts.get("pair_irrelevance", measured.similar["seed"] < measured.low)
 
@@ -203,10 +217,14 @@ for _name, _rate in {
     "repetition": QualityRate(
         "Repetition", _repetition, "generated", lambda measured: measured.copied.repeated > 0, (0.043, 0.039, 0.026, 0.018)
     ),
-    "duplicates": QualityRate("Duplicates", _duplicates, published=(0.008, 0.008, 0.003, 0.007)),
-    "non_factual": QualityRate("Non-factual", _non_factual, published=(0.151, 0.087, 0.065, 0.018)),
-    "pair_irrelevance": QualityRate("Pair-irrelevance", _pair_irrelevance, "judged", _irrelevant, (0.256, 0.078, 0.060, None)),
-    "pair_copying": QualityRate("Pair-copying", _pair_copying, published=(0.001, 0.009, 0.003, None)),
+    "duplicates": QualityRate("Duplicates", _duplicates, published=(0.008, 0.008, 0.003, 0.007), as_in_paper=_among_as_many),
+    "non_factual": QualityRate("Non-factual", _non_factual, published=(0.151, 0.087, 0.065, 0.018), as_in_paper=_is_judged),
+    "pair_irrelevance": QualityRate(
+        "Pair-irrelevance", _pair_irrelevance, "judged", _irrelevant, (0.256, 0.078, 0.060, None), as_in_paper=_is_judged
+    ),
+    "pair_copying": QualityRate(
+        "Pair-copying", _pair_copying, published=(0.001, 0.009, 0.003, None), as_in_paper=lambda measured: True
+    ),
     "pair_containment": QualityRate("Pair-containment", _pair_containment, "generated", _in_seed),
     "corpus_copying": QualityRate("Corpus-copying", _corpus_copying, "generated", _in_corpus),
 }.items():

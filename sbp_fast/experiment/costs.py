@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -141,9 +142,27 @@ def generated_tokens(config: RunConfig) -> float:
     return synthetic_tokens(config) * config.synthesize.oversample
 
 
-def pretraining(config: RunConfig, corpus: CorpusEstimate, recipe: TrainConfig) -> Cost:
-    """Return the cost of training a model from scratch."""
-    return Cost(**_training(config, recipe, corpus.visible, loss_share=1.0))
+def pretraining(recipe: TrainConfig) -> Callable[[RunConfig, CorpusEstimate], Cost]:
+    """Return a function that computes the cost of training a model from scratch."""
+    return lambda config, corpus: Cost(**_training(config, recipe, corpus.visible, loss_share=1.0))
+
+
+def choose(config: RunConfig, corpus: CorpusEstimate) -> Cost:
+    """Return no cost: the losses that it compares are in manifests."""
+    return Cost(0)
+
+
+def pair_at_random(config: RunConfig, corpus: CorpusEstimate) -> Cost:
+    """Return the cost of shuffling partners: the disk of the pairs."""
+    pairs = corpus.unique_documents * config.pair.partners_per_seed
+    return Cost(0, disk=pairs * 12, disk_content=f"{short(pairs)} pairs at most")
+
+
+def stitch(config: RunConfig, corpus: CorpusEstimate) -> Cost:
+    """Return the cost of writing documents again, joined."""
+    return Cost(
+        corpus.unique_tokens, disk=corpus.unique_tokens * token_bytes(config), disk_content="tokens of joined documents"
+    )
 
 
 def evaluate(config: RunConfig, corpus: CorpusEstimate) -> Cost:

@@ -1,8 +1,8 @@
 """The stages of an experiment, each declared once: its inputs, its directory, its function and its cost.
 
-A stage's name is also its directory within a run: the command that runs it, and for commands that serve several models the
-model ("train/sbp", "evaluate/sbp"). The runner walks the stages in order; the ledger, the plan, the report and results.json
-derive from them.
+A stage's name is also its directory within a run: the command that runs it, and for commands that serve several models or
+sources the model or the source ("train/sbp", "evaluate/sbp", "synthesize/related"). The runner walks the stages in order; the
+ledger, the plan, the report and results.json derive from them. What several arms need is one stage.
 """
 
 from __future__ import annotations
@@ -13,15 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sbp_fast.config import RunConfig
-from sbp_fast.experiment import costs
+from sbp_fast.errors import UserError
+from sbp_fast.experiment import costs, steps
 from sbp_fast.experiment.arms import Arm, arms_of
 from sbp_fast.experiment.costs import CorpusEstimate, Cost
+from sbp_fast.experiment.sources import Source, sources_of, stage_config, used_sources
 
 if TYPE_CHECKING:
     from sbp_fast.pipeline.executors.executor import Workers
     from sbp_fast.pipeline.progress import Console
 
-# The functions that run stages import them when called: the plan reads this graph and must not wait for torch.
+PREPARE, EMBED, COMPARE, STITCHED = "prepare", "embed", "compare", "stitch/unique"
+DEFAULT_SOURCE = "related"
+"""Source whose pairs order the documents of an arm with `order = "related"`."""
+
+CostFunction = Callable[[RunConfig, CorpusEstimate], Cost]
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Step:
     """A stage about to run: its settings, its directories, and how to run it.
 
     Attributes:
-        config: of the run.
+        config: of the stage (see `Stage.config`).
         out: directory to write.
         inputs: input name -> directory of the stage that made it.
         console: for progress.
@@ -66,21 +72,16 @@ class Stage:
         inputs: input name -> name of the stage that makes it.
         run: function that runs the stage.
         cost: function that computes its cost from the configuration and an estimate of the corpus.
+        config: the run's configuration with the changes of the source that the stage belongs to.
         arm: the arm that it trains or evaluates; "" for stages that arms share.
     """
 
     name: str
     inputs: dict[str, str]
     run: Callable[[Step], Any]
-    cost: Callable[[RunConfig, CorpusEstimate], Cost]
+    cost: CostFunction
+    config: RunConfig
     arm: str = ""
-
-
-PREPARE, EMBED, PAIR, SYNTHESIZE, FILTER, QUALITY, COMPARE = (
-    "prepare", "embed", "pair", "synthesize", "filter", "quality", "compare",
-)  # fmt: skip
-SYNTHESIZER = "train/synthesizer"
-RELATION = "relation"
 
 
 def train_stage(run: str) -> str:
@@ -88,28 +89,144 @@ def train_stage(run: str) -> str:
     return f"train/{run}"
 
 
+def model_stage(arm: Arm, run: str) -> str:
+    """Return the name of the stage whose output is the model of a training run of an arm."""
+    return f"choose/{arm.name}" if arm.candidates and run == arm.name else train_stage(run)
+
+
 def evaluate_stage(run: str) -> str:
     """Return the name of the stage that scores the model of a training run."""
     return f"evaluate/{run}"
 
 
+def quality_stage(source: Source) -> str:
+    """Return the name of the stage that measures the documents of a source."""
+    return f"quality/{source.filter.removeprefix('filter/')}"
+
+
+def relation_stage(source: Source) -> str:
+    """Return the name of the stage that measures what the synthesizer of a source learnt."""
+    return source.synthesizer.replace("train/synthesizer-", "relation/")
+
+
 def stages_of(config: RunConfig) -> dict[str, Stage]:
-    """Return every stage of a run by name, each after the stages that make its inputs."""
-    arms = arms_of(config)
-    baseline = arms[config.baseline]
-    stages = [Stage(PREPARE, {}, _prepare, costs.prepare), *_train(baseline)]
-    if any(arm.settings.synthetic for arm in arms.values()):
-        stages += _synthesis(train_stage(baseline.name))
-    for arm in arms.values():
-        stages += [] if arm is baseline else _train(arm)
-    for arm in arms.values():
-        stages += [
-            Stage(evaluate_stage(run), {"corpus": PREPARE, "model": train_stage(run)}, _evaluate, costs.evaluate, arm.name)
-            for run in arm.runs
-        ]
-    scores = {run: evaluate_stage(run) for arm in arms.values() for run in arm.runs}
-    stages.append(Stage(COMPARE, scores, _compare, costs.compare))
-    return {stage.name: stage for stage in stages}
+    """Return every stage of a run by name, each after the stages that make its inputs.
+
+    Raises:
+        UserError: a source whose synthesizer starts from an arm that the run does not train, or that reads the source itself.
+    """
+    builder = _Builder(config)
+    builder.build()
+    return builder.stages
+
+
+class _Builder:
+    """Adds the stages of a run, those that a stage needs before the stage itself."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config, self.arms, self.sources = config, arms_of(config), sources_of(config)
+        self.stages: dict[str, Stage] = {}
+        self.pending: list[str] = []
+
+    def build(self) -> None:
+        config = self.config
+        self.add(PREPARE, {}, steps.prepare, costs.prepare)
+        for arm in self.arms.values():
+            self.add_arm(arm)
+        for source in used_sources(config).values():
+            self.add_quality(source)
+        for arm in self.arms.values():
+            for run in arm.runs:
+                inputs = {"corpus": PREPARE, "model": model_stage(arm, run)}
+                self.add(evaluate_stage(run), inputs, steps.evaluate, costs.evaluate, arm=arm.name)
+        scores = {run: evaluate_stage(run) for arm in self.arms.values() for run in arm.runs}
+        runs = {arm.name: list(arm.runs) for arm in self.arms.values()}
+        self.add(COMPARE, scores, steps.compare(runs), costs.compare)
+
+    def add(
+        self,
+        name: str,
+        inputs: dict[str, str],
+        run: steps.Run,
+        cost: CostFunction,
+        *,
+        config: RunConfig | None = None,
+        arm: str = "",
+    ) -> None:
+        """Add a stage unless another arm or source did."""
+        self.stages.setdefault(name, Stage(name, inputs, run, cost, config or self.config, arm))
+
+    def add_arm(self, arm: Arm) -> None:
+        """Add the training of an arm, after what it reads."""
+        if model_stage(arm, arm.name) in self.stages:
+            return
+        inputs, settings = {"corpus": PREPARE}, arm.settings
+        if settings.synthetic:
+            source = self.sources[settings.synthetic]
+            self.add_source(source)
+            inputs["synthetic"] = source.documents
+        if settings.order == "related":
+            related = self.sources[DEFAULT_SOURCE]
+            self.add_related(related)
+            self.add(STITCHED, {"corpus": PREPARE, "pairs": related.related}, steps.stitch, costs.stitch)
+            inputs["stitched"] = STITCHED
+        cost = costs.pretraining(settings.resolve_recipe(self.config.pretrain))
+        first, *more = arm.runs.items()
+        for name, recipe in arm.candidates.items():
+            self.add(train_stage(name), inputs, steps.train_arm(arm.name, first[1], recipe), cost, arm=arm.name)
+        if arm.candidates:
+            models = {name: train_stage(name) for name in arm.candidates}
+            self.add(model_stage(arm, arm.name), models, steps.choose(arm.name), costs.choose, arm=arm.name)
+            inputs = inputs | {"recipe": model_stage(arm, arm.name)}
+        for run, seed in more if arm.candidates else arm.runs.items():
+            self.add(train_stage(run), inputs, steps.train_arm(arm.name, seed), cost, arm=arm.name)
+
+    def add_source(self, source: Source) -> None:
+        """Add the stages of a source up to the documents that arms read."""
+        config, corpus = stage_config(self.config, source), {"corpus": PREPARE}
+        if source.name in self.pending:
+            problem = f"starts from the arm {source.start}, which reads it"
+            raise UserError(f"sources.{source.name}", problem, "name another arm in start")
+        self.pending.append(source.name)
+        model = {} if source.from_scratch else {"start": self._model_of(source)}
+        self.pending.pop()
+        if source.synthesizer:
+            self.add_related(source)
+            if source.pair != source.related:
+                inputs = corpus | {"pairs": source.related}
+                self.add(source.pair, inputs, steps.pair_at_random, costs.pair_at_random, config=config)
+            inputs = corpus | {"pairs": source.pair} | model
+            self.add(source.synthesizer, inputs, steps.tune(source.from_scratch), costs.synthesizer, config=config)
+        writer = source.synthesizer or model["start"]
+        self.add(source.synthesize, corpus | {"model": writer}, steps.synthesize, costs.synthesize, config=config)
+        inputs = corpus | {"synthetic": source.synthesize}
+        self.add(source.filter, inputs, steps.filter_documents, costs.filter_documents, config=config)
+        if source.stitch:
+            self.add(source.stitch, corpus | {"synthetic": source.filter}, steps.stitch, costs.stitch, config=config)
+
+    def add_related(self, source: Source) -> None:
+        """Add the stages that find related pairs."""
+        self.add(EMBED, {"corpus": PREPARE}, steps.embed, costs.embed)
+        self.add(source.related, {"corpus": PREPARE, "vectors": EMBED}, steps.pair, costs.pair, config=source.config)
+
+    def add_quality(self, source: Source) -> None:
+        """Add what measures the synthesizer of a source, and its documents."""
+        if source.synthesizer:
+            documents = {"synthetic": source.synthesize, "filtered": source.filter, "pairs": source.related}
+            self.add(quality_stage(source), {"corpus": PREPARE} | documents, steps.quality, costs.quality, config=source.config)
+            inputs = {"corpus": PREPARE, "pairs": source.related, "model": source.synthesizer}
+            self.add(relation_stage(source), inputs, steps.relation, costs.relation, config=source.config)
+
+    def _model_of(self, source: Source) -> str:
+        """Return the stage of the model that a source starts from, added before it."""
+        if source.start not in self.arms:
+            known = ", ".join(self.arms)
+            raise UserError(
+                f"sources.{source.name}.start = {source.start}", "is no arm that this run trains", f"known: {known}"
+            )
+        arm = self.arms[source.start]
+        self.add_arm(arm)
+        return model_stage(arm, arm.name)
 
 
 def needed_stages(stages: Mapping[str, Stage], name: str) -> set[str]:
@@ -121,106 +238,3 @@ def needed_stages(stages: Mapping[str, Stage], name: str) -> set[str]:
             needed.add(current)
             waiting += stages[current].inputs.values()
     return needed
-
-
-def _synthesis(start: str) -> list[Stage]:
-    """Return the stages from related pairs to filtered synthetic documents."""
-    corpus = {"corpus": PREPARE}
-    return [
-        Stage(EMBED, corpus, _embed, costs.embed),
-        Stage(PAIR, corpus | {"vectors": EMBED}, _pair, costs.pair),
-        Stage(SYNTHESIZER, corpus | {"pairs": PAIR, "start": start}, _tune, costs.synthesizer),
-        Stage(SYNTHESIZE, corpus | {"model": SYNTHESIZER}, _synthesize, costs.synthesize),
-        Stage(FILTER, corpus | {"synthetic": SYNTHESIZE}, _filter, costs.filter_documents),
-        Stage(QUALITY, corpus | {"synthetic": SYNTHESIZE, "filtered": FILTER, "pairs": PAIR}, _quality, costs.quality),
-        Stage(RELATION, corpus | {"pairs": PAIR, "model": SYNTHESIZER}, _relation, costs.relation),
-    ]
-
-
-def _train(arm: Arm) -> list[Stage]:
-    inputs = {"corpus": PREPARE} | ({"synthetic": FILTER} if arm.settings.synthetic else {})
-
-    def cost(config: RunConfig, corpus: CorpusEstimate) -> Cost:
-        return costs.pretraining(config, corpus, arm.settings.resolve_recipe(config.pretrain))
-
-    def run_with(seed: int) -> Callable[[Step], Any]:
-        def run(step: Step) -> Any:
-            from sbp_fast.train.task import TrainTask
-
-            return _run_training(step, TrainTask.of_arm(step.config, arm.name, seed))
-
-        return run
-
-    return [Stage(train_stage(run), inputs, run_with(seed), cost, arm.name) for run, seed in arm.runs.items()]
-
-
-def _prepare(step: Step) -> Any:
-    from sbp_fast.stages.prepare import prepare
-
-    return prepare(step.config, step.out, workers=step.workers, **step.options)
-
-
-def _embed(step: Step) -> Any:
-    from sbp_fast.stages.embed import embed
-
-    return embed(step.config, step.inputs["corpus"], step.out, workers=step.workers, **step.options)
-
-
-def _pair(step: Step) -> Any:
-    from sbp_fast.stages.pair import pair
-
-    corpus, vectors = step.inputs["corpus"], step.inputs["vectors"]
-    return pair(step.config, corpus, vectors, step.out, workers=step.workers, **step.options)
-
-
-def _tune(step: Step) -> Any:
-    from sbp_fast.train.task import TrainTask
-
-    return _run_training(step, TrainTask.of_synthesizer(step.config))
-
-
-def _run_training(step: Step, task: Any) -> Any:
-    from sbp_fast.pipeline.distributed import run_in_processes
-    from sbp_fast.stages.train import train
-
-    return run_in_processes(train, step.config, task, step.out, gpus=step.gpus, **step.arguments)
-
-
-def _synthesize(step: Step) -> Any:
-    from sbp_fast.pipeline.distributed import run_in_processes
-    from sbp_fast.stages.synthesize import synthesize
-
-    if not step.workers.local:
-        return synthesize(step.config, step.out, workers=step.workers, **step.arguments)
-    return run_in_processes(synthesize, step.config, step.out, gpus=step.gpus, **step.arguments)
-
-
-def _filter(step: Step) -> Any:
-    from sbp_fast.stages.filter import filter_documents
-
-    return filter_documents(step.config, step.out, workers=step.workers, **step.arguments)
-
-
-def _quality(step: Step) -> Any:
-    from sbp_fast.stages.quality import measure_quality
-
-    return measure_quality(step.config, step.out, **step.arguments)
-
-
-def _relation(step: Step) -> Any:
-    from sbp_fast.stages.relation import measure_relation
-
-    return measure_relation(step.config, step.out, **step.arguments)
-
-
-def _evaluate(step: Step) -> Any:
-    from sbp_fast.stages.evaluate import evaluate
-
-    return evaluate(step.config, step.out, **step.arguments)
-
-
-def _compare(step: Step) -> Any:
-    from sbp_fast.stages.compare import compare
-
-    scores = {arm.name: [step.inputs[run] for run in arm.runs] for arm in arms_of(step.config).values()}
-    return compare(step.config, step.out, scores=scores, **step.options)

@@ -13,21 +13,19 @@ from sbp_fast import __version__
 from sbp_fast.config import RunConfig
 from sbp_fast.config.files import load_config
 from sbp_fast.errors import UserError
+from sbp_fast.evaluate.statistics import no_share
 from sbp_fast.experiment.arms import Arm, arms_of
 from sbp_fast.experiment.graph import (
     COMPARE,
     EMBED,
-    FILTER,
-    PAIR,
     PREPARE,
-    QUALITY,
-    RELATION,
-    SYNTHESIZE,
-    SYNTHESIZER,
+    model_stage,
+    quality_stage,
+    relation_stage,
     stages_of,
-    train_stage,
 )
-from sbp_fast.experiment.ledger import ledger, matched_compute, stages_of_arm, totals
+from sbp_fast.experiment.ledger import ledger, matched_compute, stages_of_arm, totals, training_flops
+from sbp_fast.experiment.sources import Source, used_sources
 from sbp_fast.pipeline.files import read_json, write_json
 from sbp_fast.pipeline.manifest import MANIFEST, Manifest
 
@@ -53,14 +51,15 @@ def collect(run_directory: str | Path) -> dict[str, Any]:
     if not (run_directory / "config.toml").is_file():
         raise UserError(run_directory, "is no run", "give the directory that `sbp-fast run` wrote")
     config = load_config([run_directory / "config.toml"])
+    arms = arms_of(config)
     manifests = {name: _manifest(run_directory / name, name) for name in stages_of(config)}
     counts = {name: manifest.counts for name, manifest in manifests.items()}
     comparison = counts[COMPARE]
-    results = {
+    return {
         "run": {
             "name": config.name,
             "seed": config.seed,
-            "device": manifests[train_stage(config.baseline)].device,
+            "device": manifests[model_stage(arms[config.baseline], config.baseline)].device,
             "versions": _versions(),
             "config": config.model_dump(mode="json"),
         },
@@ -68,22 +67,46 @@ def collect(run_directory: str | Path) -> dict[str, Any]:
         "confidence": comparison["confidence"],
         "corpus": counts[PREPARE],
         "metrics": comparison["metrics"],
-        "arms": {name: _arm(config, arm, manifests) for name, arm in arms_of(config).items()},
+        "arms": {name: _arm(config, arm, manifests) for name, arm in arms.items()},
+        "sources": {name: _source(source, counts) for name, source in used_sources(config).items()},
         "oracle_ratio": counts[PREPARE]["tokens"] / counts[PREPARE]["unique_tokens"],
-        "recovered_share_of_oracle": comparison["recovered_share_of_oracle"],
+        "recovered_share_of_oracle": _shares_of_gain(comparison, counts[model_stage(arms[config.baseline], config.baseline)]),
         "ledger": ledger(config, manifests),
         "totals": totals(manifests),
         "matched": matched_compute(config, manifests),
     }
-    if FILTER in manifests:
+
+
+def _source(source: Source, counts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the counts of the stages that make the documents of a source; quality only where documents have seeds."""
+    quality = counts[quality_stage(source)] if source.synthesizer else {}
+    results = {
+        "pairs_kind": source.settings.pairs,
+        "start": source.start,
+        "stitched": source.settings.stitched,
+        "synthesis": counts[source.synthesize],
+        "synthetic_quality": counts[source.filter] | quality,
+    }
+    if source.synthesizer:
         results |= {
-            "pairs": counts[PAIR] | {"embedding": counts[EMBED]},
-            "synthesizer": counts[SYNTHESIZER],
-            "synthesis": counts[SYNTHESIZE],
-            "synthetic_quality": counts[FILTER] | counts[QUALITY],
-            "relation": counts[RELATION],
+            "pairs": counts[source.related] | ({"embedding": counts[EMBED]} if EMBED in counts else {}),
+            "tuning_pairs": counts[source.pair]["pairs"],
+            "synthesizer": counts[source.synthesizer],
+            "relation": counts[relation_stage(source)],
         }
     return results
+
+
+def _shares_of_gain(comparison: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
+    """Return the shares of the oracles' gains; they mean nothing where the baseline did not repeat its text."""
+    shares: dict[str, Any] = comparison["recovered_share_of_oracle"]
+    if baseline["sources"]["real"]["epochs"] > 1:
+        return shares
+    reason = no_share("the baseline read its text once at most, so there is no cost of repetition to win back")
+    return {
+        oracle: {arm: dict.fromkeys(by_metric, reason) for arm, by_metric in by_arm.items()}
+        for oracle, by_arm in shares.items()
+    }
 
 
 def _manifest(directory: Path, stage: str) -> Manifest:
@@ -103,14 +126,18 @@ def _versions() -> dict[str, str]:
 
 def _arm(config: RunConfig, arm: Arm, manifests: dict[str, Manifest]) -> dict[str, Any]:
     """Return the tokens, compute and scores of an arm; counts are those of its first training run."""
-    training, corpus, comparison = manifests[train_stage(arm.name)], manifests[PREPARE].counts, manifests[COMPARE].counts
+    training, corpus = manifests[model_stage(arm, arm.name)], manifests[PREPARE].counts
+    comparison = manifests[COMPARE].counts
     counts, needed = training.counts, stages_of_arm(stages_of(config), arm)
     real, synthetic = counts["sources"]["real"], counts["sources"].get("synthetic", {"tokens": 0})
     available = corpus["tokens"] if arm.settings.data == "all" else corpus["unique_tokens"]
     return {
         "label": arm.label,
         "data": arm.settings.data,
+        "order": arm.settings.order,
         "synthetic": arm.settings.synthetic,
+        "recipes_tried": arm.recipes_tried,
+        "recipe": counts["choice"]["recipe"] if arm.candidates else arm.settings.recipe,
         "training_runs": len(arm.runs),
         "tokens": counts["tokens"],
         "loss_tokens": counts["loss_tokens"],
@@ -121,7 +148,7 @@ def _arm(config: RunConfig, arm: Arm, manifests: dict[str, Manifest]) -> dict[st
         "unique_tokens_read": min(real["tokens"], available),
         "parameters": counts["parameters"],
         "final_loss": counts["final_loss"],
-        "training_flops": training.flops,
+        "training_flops": training_flops(training),
         "total_flops": sum(manifests[stage].flops for stage in needed),
         "total_seconds": sum(manifests[stage].seconds for stage in needed),
         **comparison["arms"][arm.name],

@@ -13,6 +13,7 @@ from sbp_fast.evaluate.multiple_choice import read_question_files
 from sbp_fast.experiment.arms import arms_of
 from sbp_fast.experiment.graph import Step, stages_of
 from sbp_fast.experiment.report.page import write_report
+from sbp_fast.experiment.sources import used_sources
 from sbp_fast.generate.synthesis import check_names
 from sbp_fast.neighbors.backends import check_backend
 from sbp_fast.pipeline.executors.executor import Workers
@@ -20,7 +21,7 @@ from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.files import TEMPORARY_SUFFIX, atomic_open
 from sbp_fast.pipeline.progress import Console, duration
 from sbp_fast.pipeline.stage import out_of_space_is_a_user_error
-from sbp_fast.train.task import TrainTask
+from sbp_fast.train.task import check_recipe
 from sbp_fast.train.trackers import TRACKERS
 
 CONFIG = "config.toml"
@@ -55,7 +56,7 @@ def run(
     for number, stage in enumerate(stages.values(), start=1):
         with console.stage(f"{number}/{len(stages) + 1} {stage.name}"):
             inputs = {name: out / source for name, source in stage.inputs.items()}
-            stage.run(Step(config, out / stage.name, inputs, console, gpus, force, workers))
+            stage.run(Step(stage.config, out / stage.name, inputs, console, gpus, force, workers))
     with console.stage(f"{len(stages) + 1}/{len(stages) + 1} report"), out_of_space_is_a_user_error(out):
         report = write_report(out)
         console.say(f"all stages in {duration(time.monotonic() - started)}")
@@ -65,10 +66,12 @@ def run(
 def check_registered_names(config: RunConfig) -> None:
     """Raise a UserError for a name in the configuration that nothing is registered under, before any work is done."""
     for arm in arms_of(config).values():
-        TrainTask.of_arm(config, arm.name)
-    TrainTask.of_synthesizer(config)
-    check_backend(config.pair)
-    check_names(config)
+        for recipe in arm.settings.resolve_recipes(config.pretrain):
+            check_recipe(recipe)
+    for source in used_sources(config).values():
+        check_recipe(source.config.synthesizer)
+        check_backend(source.config.pair)
+        check_names(source.config)
     for tracker in config.log.trackers:
         TRACKERS[tracker]
 

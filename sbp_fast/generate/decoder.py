@@ -149,8 +149,10 @@ class Decoder:
     def prefill(self, seeds: Sequence[np.ndarray], pages: Sequence[Sequence[int]]) -> None:
         """Compute seeds as one packed sequence, and write their keys and values to the given pages."""
         lengths = [len(seed) for seed in seeds]
+        if not sum(lengths):
+            return
         padding = -sum(lengths) % ROW_MULTIPLE
-        layout = PackedLayout.from_lengths([*lengths, padding] if padding else lengths).to(self.device)
+        layout = PackedLayout.from_lengths([length for length in [*lengths, padding] if length]).to(self.device)
         tokens = np.concatenate([*seeds, np.zeros(padding, np.int64)]).astype(np.int64)
         locations = self.locate(pages, lengths)
         x_TW = self.model.embed_tokens(self._send(tokens))
@@ -164,7 +166,8 @@ class Decoder:
     def locate(self, pages: Sequence[Sequence[int]], lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the page of each token of the seeds, and its offset in the page; int64 [tokens] each."""
         width = self.cache.page_tokens
-        page = np.concatenate([np.repeat(own, width)[:length] for own, length in zip(pages, lengths, strict=True)])
+        owners = [np.repeat(np.asarray(own, np.int64), width) for own in pages]
+        page = np.concatenate([owner[:length] for owner, length in zip(owners, lengths, strict=True)])
         offset = np.concatenate([np.arange(length) % width for length in lengths])
         return self._send(page.astype(np.int64)), self._send(offset)
 

@@ -25,8 +25,8 @@ class Seed:
 
     Attributes:
         number: identifies the seed in the results.
-        document: index into the unique corpus; with a sample's number it names the stream of random numbers.
-        tokens: int [tokens], at least one.
+        document: index into the unique corpus, or NO_SEED; with a sample's number it names the stream of random numbers.
+        tokens: int [tokens]; none where documents are generated after no seed.
         samples: numbers of the samples, each once.
     """
 

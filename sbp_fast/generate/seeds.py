@@ -11,14 +11,20 @@ from typing import TypeAlias
 import numpy as np
 
 from sbp_fast.config import RunConfig
+from sbp_fast.config.synthesize import NO_SEEDS
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.errors import UserError
 from sbp_fast.registry import Registry
 
 SeedSampler: TypeAlias = Callable[[np.ndarray, int, int], np.ndarray]
-"""(int64 [documents], tokens of each document; number of seeds; run's seed) -> int64 [seeds], indices of documents."""
+"""(int64 [documents], tokens of each document; number of seeds; run's seed) -> int64 [seeds], indices of documents or
+`NO_SEED`."""
 SEED_SAMPLERS = Registry[SeedSampler]("seed sampler")
 """What `synthesize.seeds` may name."""
+
+
+NO_SEED = -1
+"""In place of a seed's index, for documents that are generated after none."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class SeedPlan:
     """The seeds of a run, grouped into shards that are finished one by one.
 
     Attributes:
-        documents: int64 [seeds], indices into the unique corpus.
+        documents: int64 [seeds], indices into the unique corpus, or all of them NO_SEED.
         first_samples: int64 [seeds], number of the first of the `samples` documents generated after each seed.
         samples: documents for each seed.
         shard_seeds: seeds of a shard.
@@ -97,8 +103,14 @@ def by_length(lengths: np.ndarray, count: int, seed: int) -> np.ndarray:
     )
 
 
+def no_seeds(lengths: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Choose no document: what is generated follows nothing, as samples of the model's own distribution."""
+    return np.full(count, NO_SEED)
+
+
 SEED_SAMPLERS.register("uniform", uniform)
 SEED_SAMPLERS.register("length", by_length)
+SEED_SAMPLERS.register(NO_SEEDS, no_seeds)
 
 
 def earlier_occurrences(documents: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.writer import write_index, write_shard
 from sbp_fast.generate.engine import GenerationResult, Seed
 from sbp_fast.generate.journal import Journal
-from sbp_fast.generate.seeds import SeedPlan
+from sbp_fast.generate.seeds import NO_SEED, SeedPlan
 from sbp_fast.pipeline.files import read_json, write_json
 
 PARTS = "parts"
@@ -53,7 +53,11 @@ class ShardWriter:
                 samples = tuple(sample for sample in self.plan.sample_numbers(number) if (number, sample) not in generated)
                 if samples:
                     document = int(self.plan.documents[number])
-                    yield Seed(number, document, self.prepared.unique[document][: self.context], samples)
+                    yield Seed(number, document, self._seed_tokens(document), samples)
+
+    def _seed_tokens(self, document: int) -> np.ndarray:
+        unique = self.prepared.unique
+        return np.zeros(0, unique.dtype) if document == NO_SEED else unique[document][: self.context]
 
     def _open_journal(self, shard: int) -> set[tuple[int, int]]:
         """Open a shard's journal; return the seed and sample of each document that earlier attempts generated."""
@@ -110,8 +114,9 @@ class ShardWriter:
 
     def _columns(self, results: list[GenerationResult], lengths: np.ndarray) -> dict[str, Any]:
         seeds = [int(self.plan.documents[result.seed]) for result in results]
+        names = ["none" if seed == NO_SEED else str(seed) for seed in seeds]
         return {
-            "id": [f"synthetic/{seed}/{result.sample}" for seed, result in zip(seeds, results, strict=True)],
+            "id": [f"synthetic/{name}/{result.sample}" for name, result in zip(names, results, strict=True)],
             "source": ["synthetic"] * len(results),
             "text_bytes": [len(self.prepared.tokenizer.decode(result.tokens).encode()) for result in results],
             "tokens": lengths,

@@ -14,7 +14,7 @@ from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import INDEX, Corpus
 from sbp_fast.errors import UserError
 from sbp_fast.generate.backends import BACKENDS
-from sbp_fast.generate.seeds import SEED_SAMPLERS, SeedPlan
+from sbp_fast.generate.seeds import NO_SEED, SEED_SAMPLERS, SeedPlan
 from sbp_fast.generate.shard_writer import PARTS, ShardWriter
 from sbp_fast.generate.tasks import generate_locally, generate_remotely, read_versions
 from sbp_fast.model.flops import forward_flops
@@ -109,7 +109,7 @@ def corpus_counts(
     counts = {
         "documents": len(synthetic),
         "tokens": synthetic.tokens,
-        "seeds": len(plan.documents),
+        "seeds": int((plan.documents != NO_SEED).sum()),
         "samples_per_seed": plan.samples,
         "stops": {str(name): int(number) for name, number in zip(*np.unique(stops, return_counts=True), strict=True)},
         "finished_share": float((stops == "end").mean()),
@@ -123,6 +123,7 @@ def corpus_counts(
         "mean_log_probability": float((log_probabilities * generated).sum() / generated.sum()),
     }
     prefilled = np.minimum(np.diff(prepared.unique.offsets), shape.context)[plan.documents]
+    prefilled[plan.documents == NO_SEED] = 0
     pairs = (prefilled * (prefilled + 1) // 2).sum() + (generated * np.repeat(prefilled, plan.samples)).sum()
     pairs += (generated * (generated + 1) // 2).sum()
     tokens = prefilled.sum() + generated.sum()

@@ -30,7 +30,7 @@ def compare(
         force: replace an output that was made from other settings or inputs.
 
     Raises:
-        UserError: an input is not finished, or the models were measured by different metrics.
+        UserError: an input is not finished, or the models were measured by different metrics or on different items.
     """
 
     def body(context: StageContext) -> None:
@@ -43,7 +43,7 @@ def compare(
                 raise UserError(directory, f"was measured by {known}", "evaluate all models with the same settings")
         tables = {arm: [pq.read_table(directory / SCORES) for directory in runs] for arm, runs in scores.items()}
         oracles = [arm for arm in scores if arm in config.arms and config.arms[arm].data == "all"]
-        context.record(**compare_scores(tables, metrics, oracles, config.compare, config.seed))
+        context.record(**compare_scores(tables, metrics, oracles, config.compare.confidence))
 
     inputs = {f"{arm} {number}": directory for arm, runs in scores.items() for number, directory in enumerate(runs)}
     return run_stage(
@@ -51,7 +51,6 @@ def compare(
         out,
         config={
             "compare": config.compare.settings(),
-            "seed": config.seed,
             "arms": {arm: config.arms[arm].data if arm in config.arms else "" for arm in scores},
         },
         inputs=inputs,

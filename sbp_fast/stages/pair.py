@@ -54,7 +54,7 @@ def pair(
     if config.pair.file:
         return _import(config, corpus, vectors, out, console=console, force=force)
     if vectors is None:
-        raise UserError("pair", "needs --vectors", "give the output of embed, or name known pairs in pair.file")
+        raise UserError("pair", "needs --vectors", "give the output of embed, --pairs to shuffle, or known pairs in pair.file")
     check_backend(config.pair)
 
     def body(context: StageContext) -> None:

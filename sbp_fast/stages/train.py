@@ -39,6 +39,7 @@ def train(
     *,
     corpus: Path,
     synthetic: Path | None = None,
+    stitched: Path | None = None,
     pairs: Path | None = None,
     start: Path | None = None,
     console: Console,
@@ -55,9 +56,10 @@ def train(
         task: an arm, trained from scratch, or the synthesizer, tuned to write the partners of `pairs` after their seeds.
         out: directory of the output.
         corpus: output of `prepare`.
-        synthetic: a corpus of filtered synthetic documents, for an arm that reads some.
+        synthetic: output of `filter`, or of `stitch` on it, for an arm that reads synthetic documents.
+        stitched: output of `stitch` on the unique documents, for an arm that reads them joined with related ones.
         pairs: related pairs, for the synthesizer.
-        start: directory of the model that the synthesizer starts from.
+        start: directory of the model that the synthesizer starts from, unless it starts from scratch.
         console: for progress.
         force: replace an output that was made from other settings or inputs.
         profile_steps: steps to profile, such as "10:13", into `out` + ".profile".
@@ -69,7 +71,7 @@ def train(
         UserError: the inputs do not belong together, the recipe does not fit them, or the run diverges.
         Stopped: the process received SIGTERM or SIGINT, and the run is saved.
     """
-    given = {"corpus": corpus, "synthetic": synthetic, "pairs": pairs, "start": start}
+    given = {"corpus": corpus, "synthetic": synthetic, "stitched": stitched, "pairs": pairs, "start": start}
     inputs = {name: path for name, path in given.items() if path is not None}
     _check_inputs(task, inputs)
     device = resolve_device(config)
@@ -96,7 +98,14 @@ def train(
 
 def _check_inputs(task: TrainTask, inputs: dict[str, Path]) -> None:
     """Refuse inputs that the task does not read, and the absence of inputs that it reads."""
-    wanted = {"corpus"} | ({"pairs", "start"} if task.tunes else {"synthetic"} if task.synthetic else set())
+    reads = {
+        "corpus": True,
+        "pairs": task.tunes,
+        "start": task.tunes and not task.from_scratch,
+        "synthetic": task.synthetic,
+        "stitched": task.order == "related",
+    }
+    wanted = {name for name, is_read in reads.items() if is_read}
     if missing := wanted - inputs.keys():
         options = ", ".join(f"--{name}" for name in sorted(missing))
         raise UserError(f"training {task.name}", f"needs {options}", "give the output of the stage that writes it")
@@ -109,8 +118,8 @@ def training_settings(config: RunConfig, task: TrainTask) -> dict[str, Any]:
     """Return the settings that a trained model depends on: not those of parallelism, checkpoints and logs."""
     settings: dict[str, Any] = {"seed": task.seed, "recipe": task.recipe.settings()}
     if task.tunes:
-        return settings
-    settings |= {"data": task.data, "model": config.model.settings()}
+        return settings | ({"model": config.model.settings()} if task.from_scratch else {})
+    settings |= {"data": task.data, "order": task.order, "model": config.model.settings()}
     return settings | ({"synthetic_share": task.share} if task.synthetic else {})
 
 
@@ -141,6 +150,9 @@ def pretrain(run: Run) -> None:
     """Train an arm from scratch on the real corpus, mixed with the synthetic one where the arm reads it."""
     config, context, task = run.config, run.context, run.task
     real = run.prepared.train if task.data == "all" else run.prepared.unique
+    if task.order == "related":
+        _require_this_corpus(context, "stitched")
+        real = Corpus(context.inputs["stitched"])
     synthetic = None
     if task.synthetic:
         _require_this_corpus(context, "synthetic")
@@ -163,21 +175,25 @@ def pretrain(run: Run) -> None:
 
 
 def tune_synthesizer(run: Run) -> None:
-    """Train the model in `start` to write a document's partner after the document."""
-    context, tokenizer = run.context, run.prepared.tokenizer
+    """Train the model in `start`, or one of random weights, to write a document's partner after the document."""
+    context, tokenizer, start = run.context, run.prepared.tokenizer, run.context.inputs.get("start")
     _require_this_corpus(context, "pairs")
-    start = context.inputs["start"]
-    shape, vocabulary_size = read_description(start)
-    if vocabulary_size != tokenizer.vocabulary_size:
-        known = f"a vocabulary of {vocabulary_size}, the corpus's tokenizer {tokenizer.vocabulary_size}"
-        raise UserError(start, f"has {known}", "prepare the corpus with that model's tokenizer.json")
+    shape, vocabulary_size = run.config.model, tokenizer.vocabulary_size
+    if start is not None:
+        shape, known_size = read_description(start)
+        if known_size != vocabulary_size:
+            known = f"a vocabulary of {known_size}, the corpus's tokenizer {vocabulary_size}"
+            raise UserError(start, f"has {known}", "prepare the corpus with that model's tokenizer.json")
     unique, longest = run.prepared.unique, shape.context
     batches = PairBatches(unique, PairSet(context.inputs["pairs"]), tokenizer.partner, run.recipe, longest, run.task.seed)
     if batches.partners_too_long:
         context.console.say(f"{batches.partners_too_long} partners left out: longer than model.context = {longest} tokens")
     _begin(run, batches, {"pairs": batches.packing.padding_share})
     model = run.build(shape, vocabulary_size)
-    fill(model, read_weights(start / WEIGHTS), where=start / WEIGHTS)
+    if start is None:
+        model.initialize(run.task.seed)
+    else:
+        fill(model, read_weights(start / WEIGHTS), where=start / WEIGHTS)
     totals = _fit(run, model, batches, unique)
     context.record(
         pairs=batches.pairs,

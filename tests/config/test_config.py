@@ -77,6 +77,11 @@ def test_renamed_key_is_refused_with_the_new_name(tmp_path: Path) -> None:
         load_config([tmp_path / "old.toml"])
 
 
+def test_removed_key_is_refused_with_the_remedy() -> None:
+    with pytest.raises(UserError, match=r"compare.bootstrap_samples is no longer a setting; remove it"):
+        load_config(["demo"], ["compare.bootstrap_samples=5"])
+
+
 def test_settings_omit_the_fields_without_effect() -> None:
     section = RunConfig().filter
     assert section.settings().keys() == type(section).model_fields.keys() - {"memory_gib"}

@@ -37,7 +37,6 @@ TINY = (
     "synthesize.shard_seeds=32",
     "filter.keep_unfinished=true",
     "quality.judged_documents=20",
-    "compare.bootstrap_samples=200",
 )
 
 

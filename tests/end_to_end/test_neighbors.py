@@ -19,7 +19,7 @@ def query(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *options: str, pairs: Path | None = None
 ) -> tuple[int, list[str], str]:
     """Exit code, lines printed, and what was printed to standard error."""
-    inputs = [str(pairs or run / "pair"), "--corpus", str(run / "prepare"), "--vectors", str(run / "embed")]
+    inputs = [str(pairs or run / "pair/related"), "--corpus", str(run / "prepare"), "--vectors", str(run / "embed")]
     return command(capsys, monkeypatch, "neighbors", *inputs, *options)
 
 
@@ -37,7 +37,7 @@ def test_document_and_its_text_have_the_neighbors_of_its_vector(
     tiny_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus, vectors = PreparedCorpus(tiny_run / "prepare"), Vectors(tiny_run / "embed")
-    seed = int(PairSet(tiny_run / "pair").seeds[0])
+    seed = int(PairSet(tiny_run / "pair/related").seeds[0])
     matrix = vectors[np.arange(len(vectors))]
     scores = matrix @ matrix[seed]
     expected = [corpus.unique.ids[row] for row in np.argsort(-scores) if row != seed][:3]
@@ -53,7 +53,7 @@ def test_unusable_queries_are_refused_with_the_reason(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaged = tmp_path / "damaged"
-    shutil.copytree(tiny_run / "pair", damaged)
+    shutil.copytree(tiny_run / "pair/related", damaged)
     (index,) = damaged.rglob("*.hnsw")
     index.write_bytes(index.read_bytes()[:-1000])
     for options, pairs, words in (
@@ -78,7 +78,7 @@ def test_corpus_added_to_an_index_is_queried_together_with_the_first(
     for arguments in (
         ["prepare", "demo", *settings, "--out", more / "corpus"],
         ["embed", "demo", *settings, *inputs[:2], "--out", more / "vectors"],
-        ["index", "demo", "--to", tiny_run / "pair", *inputs, "--out", more / "index"],
+        ["index", "demo", "--to", tiny_run / "pair/related", *inputs, "--out", more / "index"],
     ):
         code, lines, error = command(capsys, monkeypatch, *arguments)
         assert code == 0, error

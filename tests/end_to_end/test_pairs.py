@@ -57,7 +57,7 @@ def test_every_backend_finds_the_pairs_of_a_brute_force_search(
 
 
 def test_degree_caps_hold_for_seeds_and_partners(tiny_config: RunConfig, tiny_run: Path) -> None:
-    pairs = PairSet(tiny_run / "pair")
+    pairs = PairSet(tiny_run / "pair/related")
     assert max(Counter(pairs.seeds.tolist()).values()) == tiny_config.pair.partners_per_seed
     assert max(Counter(pairs.partners.tolist()).values()) == tiny_config.pair.seeds_per_partner
 

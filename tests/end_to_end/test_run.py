@@ -53,7 +53,7 @@ def test_run_finishes_every_stage_with_matched_arms(tiny_run: Path) -> None:
 
 
 def test_run_lowers_the_training_loss_of_every_model(tiny_run: Path) -> None:
-    for model in ("baseline", "sbp", "oracle", "synthesizer"):
+    for model in ("baseline", "sbp", "oracle", "synthesizer-related"):
         losses = [
             json.loads(line)["train/loss"] for line in (tiny_run / "train" / model / "metrics.jsonl").read_text().splitlines()
         ]
@@ -80,8 +80,8 @@ def test_changed_configuration_is_refused_and_force_reruns_only_affected_stages(
     after = fingerprints(out)
     assert {stage for stage in STAGES if after[stage] != before[stage]} >= {"train/sbp", "evaluate/sbp", "compare"}
     assert {stage for stage in STAGES if after[stage] == before[stage]} >= {
-        *("prepare", "embed", "pair", "synthesize", "filter", "quality", "train/baseline", "train/oracle", "train/synthesizer"),
-        *("evaluate/baseline", "evaluate/oracle"),
+        *("prepare", "embed", "pair/related", "synthesize/related", "filter/related", "quality/related"),
+        *("train/baseline", "train/oracle", "train/synthesizer-related", "evaluate/baseline", "evaluate/oracle"),
     }
 
 

@@ -14,7 +14,7 @@ from sbp_kernels import PackedLayout
 from sbp_fast.config import RunConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
-from sbp_fast.evaluate.comparison import recovered_share
+from sbp_fast.evaluate.comparison import compare_scores
 from sbp_fast.evaluate.metrics import METRICS, Metric, _heldout_items, score_rows
 from sbp_fast.evaluate.multiple_choice import question_sets
 from sbp_fast.model.flops import forward_flops
@@ -170,12 +170,35 @@ def test_evaluate_counts_the_flops_of_the_tokens_read(inputs: tuple[Path, dict[s
     assert list(manifest.counts["metrics"]) == ["heldout_bits_per_byte"]
 
 
-def test_difference_of_a_model_to_itself_is_exactly_zero(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+def test_difference_of_single_runs_has_a_value_and_no_interval(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
     corpus, models = inputs
     twins = {"first": models["sbp"], "second": models["sbp"]}
     differences = compare_models(tmp_path, corpus, twins)["differences"]["second"]
     assert len(differences) == 2
-    assert all(difference == {"value": 0, "low": 0, "high": 0} for difference in differences.values())
+    assert all(difference == {"value": 0, "low": None, "high": None, "runs": [1, 1]} for difference in differences.values())
+
+
+def test_difference_of_several_runs_has_an_interval_and_an_oracles_share_its_reason(
+    inputs: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> None:
+    corpus, models = inputs
+    compare_models(tmp_path, corpus, models)
+    first, second, third = (tmp_path / arm for arm in models)
+    scores = {"baseline": [first, second], "sbp": [second, third], "oracle": [third, first, second]}
+    counts = compare(CONFIG, tmp_path / "several", scores=scores, console=QUIET).counts
+    for metric in counts["metrics"]:
+        difference = counts["differences"]["oracle"][metric]
+        assert difference["runs"] == [3, 2] and difference["low"] < difference["value"] < difference["high"]
+        assert counts["arms"]["oracle"][metric]["over"] == "runs and documents"
+        assert len(counts["arms"]["oracle"][metric]["run_values"]) == 3
+        assert counts["recovered_share_of_oracle"]["oracle"]["sbp"][metric]["value"] is None
+
+
+def test_runs_scored_on_other_items_are_refused() -> None:
+    tables = [score_rows("hits", ids, ["a"] * 3, [1, 0, 1], [1, 1, 1]) for ids in (["x", "y", "z"], ["x", "z", "y"])]
+    metrics = {"hits": Metric("hits", "Hits", "higher", "questions", 1, lambda *_: pytest.fail("not called")).describe()}
+    with pytest.raises(UserError, match="arm both: has a training run scored on other items of hits"):
+        compare_scores({"baseline": tables[:1], "both": tables}, metrics, [], 0.95)
 
 
 def test_evaluate_with_a_model_of_another_vocabulary_is_refused(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
@@ -183,29 +206,3 @@ def test_evaluate_with_a_model_of_another_vocabulary_is_refused(inputs: tuple[Pa
     other = write_model(tmp_path / "other", 1, 300)
     with pytest.raises(UserError, match="model of other: has a vocabulary of 300"):
         evaluate(CONFIG, tmp_path / "out", corpus=corpus, model=other, console=QUIET)
-
-
-def test_recovered_share_is_null_where_the_oracle_may_gain_nothing() -> None:
-    resampled = np.random.default_rng(0).normal([-2.0, -1.98, -1.9], 0.001, (500, 3))
-    share = recovered_share(np.array([-2.0, -1.98, -1.9]), resampled, 0.95)
-    assert share["value"] == pytest.approx(0.2) and share["low"] < 0.2 < share["high"]
-    blind = recovered_share(np.array([-2.0, -1.98, -1.9995]), resampled - np.array([0, 0, 0.0995]), 0.95)
-    assert blind == {"value": None, "reason": "the oracle's own gain is not distinguishable from zero"}
-    worse = recovered_share(np.array([-2.0, -1.98, -2.1]), resampled - np.array([0, 0, 0.2]), 0.95)
-    assert worse == {"value": None, "reason": "the oracle itself did worse than the baseline"}
-
-
-def test_recovered_share_counts_fewer_bits_as_a_gain(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
-    """An SBP arm equal to the oracle recovers its whole gain if the oracle beats the baseline; otherwise there is no gain."""
-    corpus, models = inputs
-    metric = "heldout_bits_per_byte"
-    counts = compare_models(tmp_path, corpus, models)
-    worst, _, best = sorted(models, key=lambda arm: -counts["arms"][arm][metric]["value"])
-
-    def share(baseline: str, oracle: str) -> dict[str, Any]:
-        arms = {"baseline": models[baseline], "sbp": models[oracle], "oracle": models[oracle]}
-        counts = compare_models(tmp_path / oracle, corpus, arms)
-        return counts["recovered_share_of_oracle"]["oracle"]["sbp"][metric]
-
-    assert share(worst, best) == {"value": 1, "low": 1, "high": 1}
-    assert share(best, worst)["reason"] == "the oracle itself did worse than the baseline"

@@ -177,19 +177,22 @@ def test_metric_stands_in_scores_differences_and_the_page(experiment: Experiment
 
 
 def test_filter_rule_rejects_and_stands_in_the_counts_and_the_page(experiment: Experiment) -> None:
-    counts = experiment.results["synthetic_quality"]["rules"]["longest_of_shard"]
+    counts = experiment.results["sources"]["related"]["synthetic_quality"]["rules"]["longest_of_shard"]
     assert counts["rejected"] >= 1 and counts["description"] == "the most tokens of its shard"
     assert "<strong>longest of shard</strong>" in experiment.page
 
 
 def test_quality_rate_is_measured_and_stands_in_the_page(experiment: Experiment) -> None:
-    brief = experiment.results["synthetic_quality"]["quality"]["brief"]
+    brief = experiment.results["sources"]["related"]["synthetic_quality"]["quality"]["brief"]
     assert brief["label"] == "Brief documents" and 0 <= brief["rate"] <= 1
     assert "Brief documents" in experiment.page
 
 
 def test_knn_backend_finds_the_pairs_and_is_named(experiment: Experiment) -> None:
-    assert experiment.results["pairs"]["self_join"]["backend"] == "sorted" and experiment.results["pairs"]["pairs"] > 0
+    assert (
+        experiment.results["sources"]["related"]["pairs"]["self_join"]["backend"] == "sorted"
+        and experiment.results["sources"]["related"]["pairs"]["pairs"] > 0
+    )
 
 
 def test_optimizer_trains_the_arms_and_is_recorded(experiment: Experiment) -> None:
@@ -200,7 +203,7 @@ def test_optimizer_trains_the_arms_and_is_recorded(experiment: Experiment) -> No
 def test_plan_counts_the_arm_the_optimizer_and_the_backend(experiment: Experiment) -> None:
     costs = stage_costs(experiment.config)
     assert costs["train/decayed"].flops == costs["train/baseline"].flops > 0 and "evaluate/decayed" in costs
-    assert costs["pair"].core_seconds > 1234.0
+    assert costs["pair/related"].core_seconds > 1234.0
     assert optimizer_bytes(experiment.config.model, 300, "momentum") == 4 * parameters(experiment.config.model, 300)
     shown = CliRunner().invoke(app, ["plan", *experiment.settings], env={"COLUMNS": "200"})
     assert shown.exit_code == 0 and "train/decayed" in shown.output

@@ -88,8 +88,8 @@ def test_configurations_of_the_paper_have_its_token_budgets(
     assert corpus.document_tokens == corpus.visible == 828
     assert corpus.unique_tokens == pytest.approx(unique, rel=1e-4)  # a whole number of steps
     assert corpus.tokens == pytest.approx(everything, rel=1e-3)
-    assert stage(config, "filter").disk == pytest.approx(2 * synthetic, rel=1e-4)
-    assert stage(config, "synthesize").tokens == pytest.approx(1.25 * synthetic, rel=1e-4)
+    assert stage(config, "filter/related").disk == pytest.approx(2 * synthetic, rel=1e-4)
+    assert stage(config, "synthesize/related").tokens == pytest.approx(1.25 * synthetic, rel=1e-4)
 
 
 def test_corpus_estimate_follows_the_configuration() -> None:
@@ -107,7 +107,7 @@ def test_training_flops_of_the_plan_equal_those_of_the_trainer() -> None:
     tokens = 119_209 * 8_388_608
     assert stage(config, "train/baseline").flops == training_flops(config.model, 49_152, tokens, tokens * 828, tokens)
     tuned = 2980 * 16_777_216  # of nine documents with one seed eight carry loss, and see the seed too
-    assert stage(config, "train/synthesizer").flops == training_flops(
+    assert stage(config, "train/synthesizer-related").flops == training_flops(
         config.model, 49_152, tuned, tuned * (828 + 828 * 8 / 9), tuned * 8 / 9
     )
 
@@ -118,7 +118,7 @@ def test_gpu_hours_follow_from_flops_or_memory_traffic() -> None:
     config = load_config(["3b-1t"], ["synthesize.batch_documents=100", "synthesize.samples_per_seed=4"])
     assert key_value_bytes(config.model) == 26 * 2 * 8 * 128 * 2
     multiplied = parameters(config.model, 49_152) - 26 * 2 * (3072 + 128) - 3072
-    written = stage(config, "synthesize")
+    written = stage(config, "synthesize/related")
     read = 2 * multiplied / 100 + key_value_bytes(config.model) * (828 / 4 + 828)
     assert written.moved == pytest.approx(written.tokens * read, rel=1e-12)
     assert written.gpu_hours("h100", 1) == written.moved / 3.35e12 / 3600
@@ -129,7 +129,7 @@ def test_costs_of_embed_and_pair_are_proportional_to_documents() -> None:
     corpus = CorpusEstimate.guess(config)
     documents, embedded = corpus.unique_documents, corpus.unique_documents + corpus.heldout_documents
     assert corpus.heldout_documents == pytest.approx(0.0005 * documents / config.corpus.unique_share)
-    embed, pair = stage(config, "embed"), stage(config, "pair")
+    embed, pair = stage(config, "embed"), stage(config, "pair/related")
     assert embed.flops == embedded * 512 * (2 * 440_467_456 + 4 * 28 * 2048 * 512)
     assert embed.disk == embedded * (2 * 1024 + 8) and pair.disk == pytest.approx(
         documents * (8 * 12 + 200 * (3 * 8 + 20 + 21))
@@ -139,7 +139,7 @@ def test_costs_of_embed_and_pair_are_proportional_to_documents() -> None:
     assert config.embed.model == QWEN
     hashing = CorpusEstimate.guess(config).unique_tokens / 40e6
     assert pair.core_seconds == pytest.approx(documents * 3 * 2 * 1024 * 34 * 1000 / 22e9 + hashing)
-    graph = stage(load_config(["3b-200b"], ["pair.backend=hnsw", "pair.partition_documents=100_000_000"]), "pair")
+    graph = stage(load_config(["3b-200b"], ["pair.backend=hnsw", "pair.partition_documents=100_000_000"]), "pair/related")
     assert graph.core_seconds == pytest.approx(documents * 1.24e-3 * 1024 / 384 + hashing)
     shorter = stage(load_config(["3b-200b"], ["embed.dimensions=256", "embed.storage=int8"]), "embed")
     assert shorter.disk == embedded * (256 + 8)
@@ -153,7 +153,7 @@ def test_cost_of_relation_is_that_of_its_forward_passes() -> None:
         pairs = 8 * count  # as the cap allows
         read, scored = (2 * pairs + 2 * count) * length, (2 * pairs + count) * length
         visible = read * corpus.visible + 2 * pairs * length**2  # partners see their seeds
-        cost = stage(config, "relation")
+        cost = stage(config, "relation/related")
         assert cost.flops == pytest.approx(forward_flops(config.model, config.corpus.vocabulary_size, read, visible, scored))
         assert (cost.tokens, cost.disk) == (pytest.approx(read), pairs * 56)
 
@@ -175,7 +175,7 @@ def test_overhead_counts_the_stages_that_only_sbp_needs() -> None:
     config = RunConfig()
     costs = dict.fromkeys(stages_of(config), Cost(0, flops=0))
     costs |= {"train/baseline": Cost(0, flops=100), "train/sbp": Cost(0, flops=100), "train/oracle": Cost(0, flops=1000)}
-    costs |= {"prepare": Cost(0, flops=1000), "embed": Cost(0, flops=1), "synthesize": Cost(0, flops=11)}
+    costs |= {"prepare": Cost(0, flops=1000), "embed": Cost(0, flops=1), "synthesize/related": Cost(0, flops=11)}
     (line,) = plan.overheads(config, costs, "h100")
     assert "SBP takes 12% of a baseline run's FLOPs and 12% of its GPU hours" in line
 

@@ -5,17 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated_run import CONFIG, HOSTILE, comparison, judge_counts, prose, relation, write_run
+from fabricated_run import CONFIG, HOSTILE, METRICS, comparison, judge_counts, prose, relation, write_run
 from rich.console import Console
 
 from sbp_fast.config import ArmConfig
 from sbp_fast.data.prepared import PreparedCorpus
-from sbp_fast.experiment.report import wording
+from sbp_fast.experiment.report import plots, wording
 from sbp_fast.experiment.report.examples import collect_triples
 from sbp_fast.experiment.report.page import write_report
 from sbp_fast.experiment.report.summary import summary_table
+from sbp_fast.experiment.sources import sources_of
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+RELATED = sources_of(CONFIG)["related"]
 
 
 class Page(HTMLParser):
@@ -89,7 +92,9 @@ def numbers(value: Any) -> set[float]:
 
 def test_every_number_of_the_report_is_in_results_json(run: Path, page: Page) -> None:
     known = numbers(json.loads((run / "results.json").read_text()))
-    shown_examples = numbers(collect_triples(run)) | numbers(json.loads((run / "pair/examples.json").read_text()))
+    shown_examples = numbers(collect_triples(run, RELATED)) | numbers(
+        json.loads((run / "pair/related/examples.json").read_text())
+    )
     assert len(page.data) > 150
     for value, shown in page.data:
         assert value in known | shown_examples, f"{shown} ({value}) is not in results.json"
@@ -135,7 +140,7 @@ def test_candidates_of_each_similarity_bin_are_shown_with_their_outcome(run: Pat
 
 
 def test_examples_have_seed_best_partner_and_reject_reason(run: Path) -> None:
-    triples = collect_triples(run)
+    triples = collect_triples(run, RELATED)
     corpus = PreparedCorpus(run / "prepare")
     assert len(triples) == 16
     assert {triple["reason"] for triple in triples} == {None, "unfinished", "repetition", "copies_corpus"}
@@ -143,15 +148,58 @@ def test_examples_have_seed_best_partner_and_reject_reason(run: Path) -> None:
     assert first["partner_id"] == corpus.unique.ids[3] and first["score"] == pytest.approx(0.81)
     alone = next(triple for triple in triples if triple["seed_id"] == corpus.unique.ids[7])
     assert alone["partner"] is None and alone["score"] is None
-    assert triples == collect_triples(run)
+    assert triples == collect_triples(run, RELATED)
 
 
 def test_report_of_a_run_without_gain_claims_none(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "run", comparison(sbp=0.003, oracle=-0.002))
     text = write_report(directory).read_text()
     assert "SBP made no measurable difference to the repetition baseline" in text
-    assert "A share of the oracle&#39;s gain cannot be given" in text
+    assert "not given: the oracle&#39;s own gain is not distinguishable from zero" in text
     assert 'class="change better"' not in text and 'class="change worse"' not in text
+
+
+def test_report_of_single_runs_has_figures_and_no_verdict_color_or_share(tmp_path: Path) -> None:
+    arms = {name: arm.model_copy(update={"seeds": (0,)}) for name, arm in CONFIG.arms.items()}
+    directory = write_run(tmp_path / "run", comparison(runs=1), config=CONFIG.model_copy(update={"arms": arms}))
+    text = write_report(directory).read_text().replace(wording.MINUS, "-")
+    assert "SBP against the repetition baseline: one run each, no conclusion" in text
+    assert '<span class="change unreplicated"><data value="-0.021">-0.021</data> <span class="note">one run each: no' in text
+    assert 'class="change better"' not in text and 'class="change worse"' not in text and "gain:" not in text
+    body = re.sub(r"(lower|higher) is better", "", text[text.index("<body>") :])
+    assert not re.search(r"better|worse|improve", body)
+
+
+def test_difference_plot_colors_only_what_excludes_zero() -> None:
+    def draw(**options: Any) -> str:
+        compared = comparison(**options)
+        differences = compared["differences"]
+        arms = {
+            name: {"label": name} | arm | {"difference_to_baseline": differences.get(name, {})}
+            for name, arm in compared["arms"].items()
+        }
+        metric = "heldout_bits_per_byte"
+        return plots.difference_plot(arms, "baseline", metric, METRICS[metric])
+
+    assert "--good" in draw() and "--accent" not in draw()
+    assert "--accent" in draw(sbp=0.1)
+    for neutral in (draw(runs=1), draw(sbp=0.01, oracle=-0.01)):
+        assert "--good" not in neutral and "--accent" not in neutral and ">oracle<" in neutral
+
+
+def test_accuracy_at_chance_is_marked_in_the_table_and_absent_at_the_top(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    top, table = text.split("<main>")
+    assert "Continuation accuracy" in top and "Capital accuracy" not in top
+    assert table.count('<span class="note">at chance</span>') == 2  # the capital accuracy of the baseline and of SBP
+
+
+def test_rates_measured_otherwise_than_in_the_paper_are_not_in_its_column(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    rows = text[text.index('<table class="rates">') :]
+    rows = rows[: rows.index("</table>")]
+    assert "0.9%" in rows and "3.9%" not in rows and "7.8%" not in rows  # of pair-copying, repetition and pair-irrelevance
+    assert "duplicates 0.8% (200B), 0.8% (1T, 3B), 0.3% (1T, 6B), 0.7% (real); non-factual 15.1% (200B)" in text
 
 
 def test_report_names_unmeasured_rates(run: Path) -> None:
@@ -163,7 +211,7 @@ def test_report_names_unmeasured_rates(run: Path) -> None:
 def test_report_shows_every_filter_rule_with_its_threshold(run: Path) -> None:
     text = (run / "report.html").read_text()
     shown = text[text.index("What the filters rejected") : text.index("New wording")]
-    rules = json.loads((run / "results.json").read_text())["synthetic_quality"]["rules"]
+    rules = json.loads((run / "results.json").read_text())["sources"]["related"]["synthetic_quality"]["rules"]
     assert len(rules) == 9 and all(f"<strong>{name.replace('_', ' ')}</strong>" in shown for name in rules)
     assert '<data value="0.25">0.25</data>' in shown and "length" in shown and "5.0%" in shown
 
@@ -200,7 +248,7 @@ def test_report_says_what_the_own_seed_explains_as_its_interval_allows(
     if gain is not None:
         table = Page(shown[shown.index("<table") : shown.index("</table>") + 8])
         assert [value for value, _ in table.data][:3] == [3.217, 3.217 - 0.083, 3.217 + 0.083]
-        assert len(table.data) == 15 and json.loads((tmp_path / "run/results.json").read_text())["relation"]["pairs"] == 187
+        assert len(table.data) == 15 and json.loads((tmp_path / "run/results.json").read_text())["sources"]["related"]["relation"]["pairs"] == 187
 
 
 def test_summary_table_shows_every_metric_of_every_arm(run: Path) -> None:
@@ -215,15 +263,16 @@ def test_summary_table_shows_every_metric_of_every_arm(run: Path) -> None:
 
 
 def test_added_arm_is_in_every_table_and_plot(tmp_path: Path) -> None:
-    arms = CONFIG.arms | {"decayed": ArmConfig(recipe={"weight_decay": 1.0})}
+    arms = CONFIG.arms | {"decayed": ArmConfig(recipe={"weight_decay": 1.0}, seeds=(0, 1, 2))}
     config = CONFIG.model_copy(update={"arms": arms})
     directory = write_run(tmp_path / "run", comparison(decayed=-0.1), config=config)
     text = write_report(directory).read_text()
     results = json.loads((directory / "results.json").read_text())
-    assert text.startswith("<!doctype html>") and "Four language models" in text
+    assert text.startswith("<!doctype html>") and "Four arms, language models" in text
     assert text.count(">Decayed<") >= 8  # columns, ledger, and the axes and legends of plots
-    assert "Decayed changed held-out bits per byte by" in text.replace(wording.MINUS, "-")
-    assert "Share of the oracle's gain that Decayed recovered" in text
+    assert "SBP -0.021 [-0.033, -0.009], Oracle -0.150" in text.replace(wording.MINUS, "-")
+    assert "and Decayed -0.100 [-0.112, -0.088], against the repetition baseline" in text.replace(wording.MINUS, "-")
+    assert '<th class="arm-3">Decayed</th><td><data value="0.6666666666666667">67%</data>' in text
     assert [line["arms"] for line in results["ledger"] if line["stage"] == "train/decayed"] == [["decayed"]]
     assert results["matched"]["final_run"].keys() == {"baseline", "sbp", "oracle", "decayed"}
 

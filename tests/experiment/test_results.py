@@ -47,6 +47,11 @@ def test_unique_tokens_read_are_capped_at_the_available_ones(run: Path, tmp_path
     assert arms["baseline"]["unique_tokens_read"] == arms["baseline"]["unique_tokens"]
 
 
+def runs_of(stage: str) -> list[str]:
+    """The stages of the three training runs of an arm."""
+    return [stage, f"{stage}-seed-1", f"{stage}-seed-2"]
+
+
 def test_ledger_counts_every_stage_that_an_arm_needs(run: Path) -> None:
     results = collect(run)
     arms = results["arms"]
@@ -57,12 +62,21 @@ def test_ledger_counts_every_stage_that_an_arm_needs(run: Path) -> None:
     assert results["matched"]["end_to_end"]["sbp"]["baseline_tokens"] == round(983_040 * needed / 9.1e12)
     ledger = results["ledger"]
     assert [line["stage"] for line in ledger] == [
-        *("prepare", "train/baseline", "embed", "pair", "train/synthesizer", "synthesize", "filter", "quality", "relation"),
-        *("train/sbp", "train/oracle", "evaluate/baseline", "evaluate/sbp", "evaluate/oracle", "compare"),
+        *("prepare", *runs_of("train/baseline"), "embed", "pair/related", "train/synthesizer-related"),
+        *(
+            "synthesize/related",
+            "filter/related",
+            *runs_of("train/sbp"),
+            *runs_of("train/oracle"),
+            "quality/related",
+            "relation/related",
+        ),
+        *(*runs_of("evaluate/baseline"), *runs_of("evaluate/sbp"), *runs_of("evaluate/oracle"), "compare"),
     ]
     assert sum(line["share_of_flops"] for line in ledger) == pytest.approx(1)
     assert sum(line["share_of_seconds"] for line in ledger) == pytest.approx(1)
-    assert results["totals"]["flops"] == pytest.approx(needed + 9.15e12 + 2.1e12 + 0.4e12 + 0.2e12)
+    trained, evaluated = 9.1e12 + 9.2e12 + 9.15e12, 9 * 0.7e12
+    assert results["totals"]["flops"] == pytest.approx(needed + 9.15e12 + 2 * trained + evaluated + 0.4e12 + 0.2e12)
 
 
 def test_results_of_the_same_run_are_the_same(run: Path, tmp_path: Path) -> None:
@@ -91,24 +105,29 @@ def test_collect_of_an_unfinished_or_foreign_directory_is_refused(run: Path, tmp
             -0.021,
             -0.15,
             "improved on",
-            ["by -0.021 [-0.033, -0.009], better", "by -0.150 [-0.162, -0.138], better", "14% [6%, 22%] of the"],
+            [
+                "Better in held-out bits per byte: SBP -0.021 [-0.033, -0.009] and Oracle -0.150 [-0.162, -0.138], against the "
+                "repetition baseline at the same 983k training tokens.",
+                "As a share of the oracle's gain: SBP 14% [6%, 22%].",
+            ],
         ),
-        (0.021, -0.15, "did worse than", ["by +0.021 [+0.009, +0.033], worse", "-0.150", "-14%"]),
+        (
+            0.021,
+            -0.15,
+            "did worse than",
+            ["Worse in held-out bits per byte: SBP +0.021 [+0.009, +0.033], against", "Better", "gain: SBP -14% [-22%, -6%]."],
+        ),
         (
             -0.004,
             -0.15,
             "made no measurable difference to",
-            ["no measurable difference to held-out bits per byte (-0.004 [-0.016, +0.008])", "better", "3%"],
+            ["No measurable difference in held-out bits per byte: SBP -0.004 [-0.016, +0.008], against", "Better"],
         ),
         (
             -0.021,
             -0.01,
             "improved on",
-            [
-                "better",
-                "The oracle, with 5.23 times the unique text to draw on, made no measurable difference",
-                "cannot be given: the oracle's own gain",
-            ],
+            ["Better", "No measurable difference in held-out bits per byte: Oracle -0.010 [-0.022, +0.002]."],
         ),
     ],
 )
@@ -121,13 +140,23 @@ def test_headline_claims_only_differences_whose_intervals_exclude_zero(
     results["recovered_share_of_oracle"] = measured["recovered_share_of_oracle"]
     assert wording.verdict(results) == f"SBP {verdict} the repetition baseline in this run"
     *claims, caveat = wording.headline(results)
-    assert caveat.startswith("One seed each")
+    assert caveat == "Brackets are intervals over training runs (3 an arm) and held-out text together."
     assert len(claims) == len(sentences)
     for sentence, part in zip(claims, sentences, strict=True):
         assert part in sentence.replace(wording.MINUS, "-")
-    assert "at the same 983k training tokens" in claims[0]
     results["arms"]["sbp"]["tokens"] = 500_000
     assert "at unequal training tokens: baseline 983k, SBP 500k, oracle 983k" in wording.headline(results)[0]
+
+
+def test_shares_of_the_oracles_gain_are_null_where_the_baseline_repeats_nothing(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    manifest = tmp_path / "run" / "train" / "baseline" / "manifest.json"
+    values = json.loads(manifest.read_text())
+    values["counts"]["sources"]["real"]["epochs"] = 1.0
+    manifest.write_text(json.dumps(values))
+    shares = collect(tmp_path / "run")["recovered_share_of_oracle"]["oracle"]["sbp"]
+    assert shares.keys() == METRICS.keys()
+    assert all(share["value"] is None and "read its text once at most" in share["reason"] for share in shares.values())
 
 
 def test_is_better_takes_higher_accuracy_and_lower_bits() -> None:

@@ -55,7 +55,7 @@ def test_rule_registered_from_outside_is_a_row_of_the_reports_table(tmp_path: Pa
     run = write_run(tmp_path / "run")
     text = write_report(run).read_text()
     assert f"<strong>{NAME.replace('_', ' ')}</strong>" in text and "more tokens than a test likes" in text
-    assert NAME in json.loads((run / "results.json").read_text())["synthetic_quality"]["rules"]
+    assert NAME in json.loads((run / "results.json").read_text())["sources"]["related"]["synthetic_quality"]["rules"]
 
 
 def test_registering_a_rule_twice_or_with_an_unknown_threshold_is_refused() -> None:

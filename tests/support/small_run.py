@@ -22,7 +22,6 @@ SETTINGS = (
     "filter.maximum_repeated_shingles=1",
     "evaluate.continuation_questions=8",
     "quality.judged_documents=4",
-    "compare.bootstrap_samples=50",
     "arms.oracle.enabled=false",
 )
 TOPICS = {

@@ -59,6 +59,6 @@ def described(results: dict[tuple[int, int], GenerationResult]) -> dict[tuple[in
 def packed_logits(model: Transformer, seed: np.ndarray, child: list[int]) -> torch.Tensor:
     """Return logits [len(child), V] after each token of a partner, by the training model's own forward pass."""
     tokens = torch.tensor([*seed.tolist(), *child])
-    layout = PackedLayout.from_tree([len(seed), len(child)], [-1, 0])
+    layout = PackedLayout.from_tree([len(seed), len(child)], [-1, 0]) if len(seed) else PackedLayout.from_lengths([len(child)])
     with torch.inference_mode():
         return model.logits(model(tokens, layout))[len(seed) :]

@@ -14,7 +14,7 @@ from sbp_fast.config import RunConfig
 from sbp_fast.errors import UserError
 from sbp_fast.experiment.arms import arms_of
 from sbp_fast.experiment.costs import CorpusEstimate, Cost
-from sbp_fast.experiment.graph import PREPARE, needed_stages, stages_of, train_stage
+from sbp_fast.experiment.graph import PREPARE, model_stage, needed_stages, stages_of
 from sbp_fast.experiment.plan.fit import Need, needs, smallest_change, with_checkpointing
 from sbp_fast.model.flops import DEVICE_NAMES, PEAK_FLOPS, parameters_by_part
 from sbp_fast.pipeline.progress import short
@@ -39,7 +39,7 @@ PARTS = {
 def stage_costs(config: RunConfig) -> Costs:
     """Return the cost of each stage by name, in the order in which they run."""
     corpus = CorpusEstimate.guess(config)
-    return {name: stage.cost(config, corpus) for name, stage in stages_of(config).items()}
+    return {name: stage.cost(stage.config, corpus) for name, stage in stages_of(config).items()}
 
 
 def plan_tables(config: RunConfig, gpus: int, card: str) -> list[Table | str]:
@@ -194,11 +194,13 @@ def _disk_table(costs: Costs) -> Table:
 
 def overheads(config: RunConfig, costs: Costs, card: str) -> list[str]:
     """Return one line for each arm with synthetic documents: its cost beside its final run, as a share of a baseline run."""
-    stages, baseline = stages_of(config), train_stage(config.baseline)
+    stages, arms = stages_of(config), arms_of(config)
+    baseline = model_stage(arms[config.baseline], config.baseline)
     lines = []
-    for arm in arms_of(config).values():
+    for arm in arms.values():
         if arm.settings.synthetic:
-            beside = needed_stages(stages, train_stage(arm.name)) - {train_stage(arm.name), baseline, PREPARE}
+            final = model_stage(arm, arm.name)
+            beside = needed_stages(stages, final) - {final, baseline, PREPARE}
             flops = sum(costs[stage].flops for stage in beside) / costs[baseline].flops
             hours = sum(costs[stage].gpu_hours(card, 1.0) for stage in beside) / costs[baseline].gpu_hours(card, 1.0)
             lines.append(

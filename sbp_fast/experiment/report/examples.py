@@ -10,23 +10,24 @@ import pyarrow.parquet as pq
 
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
-from sbp_fast.experiment.graph import FILTER, PAIR, PREPARE, SYNTHESIZE
+from sbp_fast.experiment.graph import PREPARE
+from sbp_fast.experiment.sources import Source
 from sbp_fast.pairs.pairset import PairSet
 
 PASSED, REJECTED = 20, 12  # examples
 EXAMINED = 20_000  # synthetic documents that examples are chosen from
 
 
-def collect_triples(run_directory: Path) -> list[dict[str, Any]]:
-    """Return filtered and rejected documents of a run, of different seeds as far as possible, the reject reasons in turn.
+def collect_triples(run_directory: Path, source: Source) -> list[dict[str, Any]]:
+    """Return filtered and rejected documents of a source of a run, of different seeds where possible, reject reasons in turn.
 
     Returns:
         Dictionaries with `seed`, `partner` (None where the seed has none), `synthesized` (texts), `seed_id`, `partner_id`,
         `score`, `tokens` and `reason` (None for a filtered document). The same run gives the same examples.
     """
-    corpus, pairs = PreparedCorpus(run_directory / PREPARE), PairSet(run_directory / PAIR)
-    synthetic = Corpus(run_directory / SYNTHESIZE)
-    reasons = _reasons(run_directory / FILTER / "rejected.parquet")
+    corpus, pairs = PreparedCorpus(run_directory / PREPARE), PairSet(run_directory / source.related)
+    synthetic = Corpus(run_directory / source.synthesize)
+    reasons = _reasons(run_directory / source.filter / "rejected.parquet")
     seeds, written = synthetic.column("seed"), synthetic.ids
     best = {seed: index for index, seed in reversed(list(enumerate(pairs.seeds.tolist())))}  # the first is the most similar
     examined = np.random.default_rng(0).permutation(len(synthetic))[:EXAMINED].tolist()

@@ -12,11 +12,13 @@ from markupsafe import Markup
 
 from sbp_fast.config import RunConfig
 from sbp_fast.config.files import dump_config
-from sbp_fast.experiment.graph import PAIR, SYNTHESIZER, stages_of, train_stage
+from sbp_fast.experiment.arms import arms_of
+from sbp_fast.experiment.graph import model_stage, stages_of
 from sbp_fast.experiment.report import plots, wording
 from sbp_fast.experiment.report.examples import collect_triples
 from sbp_fast.experiment.report.relation import NATS, relation_sentences
 from sbp_fast.experiment.results import write_results
+from sbp_fast.experiment.sources import sources_of
 from sbp_fast.pairs.examples import EXAMPLES
 from sbp_fast.pipeline.files import atomic_open, read_json
 from sbp_fast.pipeline.progress import duration, short
@@ -49,10 +51,13 @@ def write_report(run_directory: Path) -> Path:
     run_directory = Path(run_directory)
     results = write_results(run_directory)
     config = RunConfig.model_validate(results["run"]["config"])
-    curves = {name: read_curve(run_directory / name / METRICS) for name in stages_of(config) if name.startswith("train/")}
+    curves = {
+        name: read_curve(run_directory / name / METRICS) for name in stages_of(config) if name.startswith(("train/", "choose/"))
+    }
     triples, examples = [], []
-    if "pairs" in results:
-        triples, examples = collect_triples(run_directory), read_json(run_directory / PAIR / EXAMPLES)
+    if (name := wording.shown_source(results)) is not None:
+        source = sources_of(config)[name]
+        triples, examples = collect_triples(run_directory, source), read_json(run_directory / source.related / EXAMPLES)
     page = render(results, curves, triples, examples)
     with atomic_open(run_directory / REPORT) as file:
         file.write(page.encode())
@@ -95,19 +100,24 @@ def render(
         "nats": NATS,
         "judged_groups": JUDGED_GROUPS,
     }
+    name = wording.shown_source(results)
+    shown = None if name is None else results["sources"][name]
     return environment.get_template("report.html.jinja").render(
         results=results,
+        shown=shown,
         verdict=wording.verdict(results),
         headline=wording.headline(results),
         secondary=wording.secondary_sentences(results),
+        descriptions=wording.arm_descriptions(results),
         budget=wording.budget(results),
         limits=wording.limits(results),
-        relation_sentences=relation_sentences(results["relation"]) if "relation" in results else [],
+        paper_elsewhere=_other_measures(shown["synthetic_quality"]) if shown else [],
+        relation_sentences=relation_sentences(shown["relation"]) if shown else [],
         palette=arm_palette(len(results["arms"])),
         plots=_plots(results, curves),
         triples=triples,
         pair_examples=pair_examples,
-        real_texts=_real_texts(results.get("synthetic_quality", {}).get("quality", {})),
+        real_texts=_real_texts(shown["synthetic_quality"]["quality"]) if shown else [],
         reasons=sorted({triple["reason"] for triple in triples if triple["reason"]}),
         config=dump_config(RunConfig.model_validate(results["run"]["config"])),
     )
@@ -118,21 +128,35 @@ def _real_texts(quality: Mapping[str, Any]) -> list[str]:
     return [f"{rate['label'].lower()}, {rate['real_text']}" for rate in quality.values() if rate["real_text"]]
 
 
+def _other_measures(quality: Mapping[str, Any]) -> list[str]:
+    """Return the paper's figures of the rates that are measured otherwise here, a text for each rate."""
+    published, texts = quality["published"], []
+    for name, by_column in published["rates"].items():
+        if not quality["quality"][name]["as_in_paper"]:
+            figures = [f"{100 * rate:.1f}% ({column})" for column, rate in by_column.items() if rate is not None]
+            texts.append(f"{quality['quality'][name]['label'].lower()} {', '.join(figures)}")
+    return texts
+
+
 def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, Any]:
-    arms = results["arms"]
+    arms, config = results["arms"], RunConfig.model_validate(results["run"]["config"])
     pretraining = [
-        (arm["label"], plots.arm_color(index), curves[train_stage(name)]) for index, (name, arm) in enumerate(arms.items())
+        (arm.label, plots.arm_color(index), curves[model_stage(arm, arm.name)])
+        for index, arm in enumerate(arms_of(config).values())
     ]
     svgs: dict[str, Any] = {
         "arms": [plots.arms_plot(arms, name, metric) for name, metric in results["metrics"].items()],
+        "differences": [
+            plots.difference_plot(arms, results["baseline"], name, metric) for name, metric in results["metrics"].items()
+        ],
         "losses": plots.loss_plot("pretraining", "Pretraining", pretraining),
     }
-    if "synthetic_quality" in results:
-        quality = results["synthetic_quality"]
-        tuning = [("Synthesizer", plots.COLORS["synthesizer"], curves[SYNTHESIZER])]
+    if (name := wording.shown_source(results)) is not None:
+        quality, pairs = results["sources"][name]["synthetic_quality"], results["sources"][name]["pairs"]
+        tuning = [("Synthesizer", plots.COLORS["synthesizer"], curves[sources_of(config)[name].synthesizer])]
         svgs |= {
             "synthesizer": plots.loss_plot("synthesizer", "Tuning the synthesizer", tuning),
-            "similarity": plots.similarity_plot(results["pairs"]["histogram"], results["pairs"]["band"]),
+            "similarity": plots.similarity_plot(pairs["histogram"], pairs["band"]),
             "lengths": plots.lengths_plot(quality["lengths"]),
             "seed_similarity": plots.seed_similarity_plot(quality["similarity"]),
             "log_probability": plots.log_probability_plot(quality["log_probability"]),
@@ -190,17 +214,19 @@ def flops(value: float) -> Markup:
 
 
 def measure(interval: Mapping[str, Any], metric: Mapping[str, Any]) -> Markup:
-    """Return a value with its interval."""
-    return _with_interval(interval, metric, signed=False)
+    """Return a value with its interval, and the remark that it is at chance."""
+    remark = Markup(' <span class="note">at chance</span>') if wording.at_chance(interval, metric) else ""
+    return _with_interval(interval, metric, signed=False) + remark
 
 
 def change(difference: Mapping[str, Any], metric: Mapping[str, Any]) -> Markup:
-    """Return a difference with its interval, in an element of class "better", "worse" or "unclear"."""
-    kind = wording.outcome(difference, metric)
-    return Markup('<span class="change {}">{}</span>').format(kind, _with_interval(difference, metric, signed=True))
+    """Return a difference with its interval, or with the reason why it has none, in an element whose class is the outcome."""
+    kind, reason = wording.outcome(difference, metric), wording.missing_replication(difference)
+    remark = Markup(' <span class="note">{}: no conclusion</span>').format(reason) if reason else ""
+    return Markup('<span class="change {}">{}{}</span>').format(kind, _with_interval(difference, metric, signed=True), remark)
 
 
 def _with_interval(interval: Mapping[str, Any], metric: Mapping[str, Any], signed: bool) -> Markup:
-    keys = ("value", "low", "high")
-    value, low, high = (_data(interval[key], wording.number(interval[key], metric, signed)) for key in keys)
-    return Markup('{} <span class="interval">[{}, {}]</span>').format(value, low, high)
+    keys = ("value", "low", "high") if wording.has_interval(interval) else ("value",)
+    value, *ends = (_data(interval[key], wording.number(interval[key], metric, signed)) for key in keys)
+    return Markup('{} <span class="interval">[{}, {}]</span>').format(value, *ends) if ends else value

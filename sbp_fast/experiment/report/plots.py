@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from sbp_fast.experiment.report.wording import has_interval, number, outcome
+
 COLORS = {
     "ink": "#010101",
     "muted": "#020202",
@@ -34,6 +36,7 @@ def arm_color(index: int) -> str:
 
 
 CURVE_POINTS = 160
+LEGEND_INSIDE = 4  # curves whose legend has space inside the plot
 STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -63,38 +66,81 @@ STYLE = {
 
 
 def arms_plot(arms: Mapping[str, Any], name: str, metric: Mapping[str, Any]) -> str:
-    """Draw one dot with its interval for each arm, and a line at chance where the metric has such a value.
+    """Draw one dot with its interval for each arm, small dots for its runs, and a line at chance where there is such a value.
 
     Args:
         arms: arm -> its entry in `results.json`.
         name: name of the metric.
         metric: description of the metric (see `Metric.describe`).
     """
-    title = metric["label"]
+    scale = 100.0 if metric["percent"] else 1.0
 
     def draw(axes: Axes) -> None:
-        scale = 100.0 if metric["percent"] else 1.0
         for row, arm in enumerate(arms.values()):
-            value, low, high = (arm[name][key] * scale for key in ("value", "low", "high"))
-            axes.plot([low, high], [row, row], color=arm_color(row), linewidth=2.2)
-            axes.plot([value], [row], "o", color=arm_color(row), markersize=7)
-            axes.annotate(f"{value:.{metric['digits']}f}", (value, row), (0, 8), textcoords="offset points", ha="center")
-        chance = metric["chance"]
-        if chance is not None:
-            axes.axvline(chance * scale, color=COLORS["muted"], linewidth=1, linestyle=(0, (3, 3)))
-            axes.annotate(
-                "chance", (chance * scale, len(arms) - 0.45), (4, 0), textcoords="offset points", color=COLORS["muted"]
-            )
-        axes.set_yticks(range(len(arms)), [arm["label"] for arm in arms.values()])
-        axes.set_ylim(len(arms) - 0.4, -0.6)
-        axes.tick_params(axis="y", length=0, labelcolor=COLORS["ink"])
-        axes.spines["left"].set_visible(False)
-        axes.grid(axis="x")
-        axes.grid(visible=False, axis="y")
-        axes.margins(x=0.12)
-        axes.set_title(f"{title}, %" if metric["percent"] else title)
+            _interval_row(axes, row, arm[name], metric, arm_color(row), signed=False)
+            runs = arm[name]["run_values"]
+            if len(runs) > 1:
+                dots = [value * scale for value in runs]
+                axes.plot(dots, [row + 0.22] * len(runs), "o", color=arm_color(row), markersize=3, alpha=0.6)
+        if metric["chance"] is not None:
+            _reference_line(axes, metric["chance"] * scale, "chance", len(arms))
+        _label_rows(axes, [arm["label"] for arm in arms.values()], metric["label"], "percent" if metric["percent"] else "")
 
-    return _svg(f"arms-{name}", f"{title} of the arms", draw, (3.5, 0.6 + 0.5 * len(arms)))
+    return _svg(f"arms-{name}", f"{metric['label']} of the arms", draw, (3.5, 0.6 + 0.5 * len(arms)))
+
+
+def difference_plot(arms: Mapping[str, Any], baseline: str, name: str, metric: Mapping[str, Any]) -> str:
+    """Draw the difference of each other arm to the baseline with its interval (a forest plot).
+
+    A color is used only where the interval excludes zero; a difference without an interval is an empty circle.
+
+    Args:
+        arms: arm -> its entry in `results.json`.
+        baseline: the arm that the others are compared with.
+        name: name of the metric.
+        metric: description of the metric (see `Metric.describe`).
+    """
+    others = [arm for arm_name, arm in arms.items() if arm_name != baseline]
+    colors = {"better": COLORS["good"], "worse": COLORS["accent"], "unclear": COLORS["muted"], "unreplicated": COLORS["muted"]}
+
+    def draw(axes: Axes) -> None:
+        for row, arm in enumerate(others):
+            difference = arm["difference_to_baseline"][name]
+            _interval_row(axes, row, difference, metric, colors[outcome(difference, metric)], signed=True)
+        _reference_line(axes, 0.0, arms[baseline]["label"], len(others))
+        unit = "percentage points" if metric["percent"] else ""
+        _label_rows(axes, [arm["label"] for arm in others], f"Change in {metric['label'].lower()}", unit)
+
+    return _svg(f"differences-{name}", f"{metric['label']}: differences to the baseline", draw, (3.5, 0.6 + 0.5 * len(others)))
+
+
+def _interval_row(
+    axes: Axes, row: int, interval: Mapping[str, Any], metric: Mapping[str, Any], color: str, signed: bool
+) -> None:
+    """Draw a value with its interval and its number; an empty circle if it has no interval."""
+    scale = 100.0 if metric["percent"] else 1.0
+    value, known = interval["value"] * scale, has_interval(interval)
+    if known:
+        axes.plot([interval["low"] * scale, interval["high"] * scale], [row, row], color=color, linewidth=2.2)
+    axes.plot([value], [row], "o", color=color, markersize=7, fillstyle="full" if known else "none")
+    axes.annotate(number(interval["value"], metric, signed), (value, row), (0, 8), textcoords="offset points", ha="center")
+
+
+def _reference_line(axes: Axes, value: float, label: str, rows: int) -> None:
+    axes.axvline(value, color=COLORS["muted"], linewidth=1, linestyle=(0, (3, 3)))
+    axes.annotate(label, (value, rows - 0.45), (4, 0), textcoords="offset points", color=COLORS["muted"])
+
+
+def _label_rows(axes: Axes, labels: Sequence[str], title: str, unit: str) -> None:
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0, labelcolor=COLORS["ink"])
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.12)
+    axes.set_title(title)
+    axes.set_xlabel(unit)
 
 
 def loss_plot(name: str, title: str, curves: Sequence[tuple[str, str, Sequence[tuple[float, float]]]]) -> str:
@@ -114,10 +160,13 @@ def loss_plot(name: str, title: str, curves: Sequence[tuple[str, str, Sequence[t
         axes.set_xlabel(f"training tokens, {unit}")
         axes.set_ylabel("loss, nats a token")
         axes.set_title(title)
-        if len(curves) > 1:
+        if 1 < len(curves) <= LEGEND_INSIDE:
             axes.legend(loc="upper right", labelcolor=COLORS["ink"])
+        elif len(curves) > LEGEND_INSIDE:
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3, labelcolor=COLORS["ink"])
 
-    return _svg(name, title, draw, (4.9, 3.0))
+    below = 0.2 * -(-len(curves) // 3) if len(curves) > LEGEND_INSIDE else 0.0
+    return _svg(name, title, draw, (4.9, 3.0 + below))
 
 
 def _thinned(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

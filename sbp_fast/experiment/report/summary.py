@@ -11,32 +11,37 @@ from rich.text import Text
 from sbp_fast.experiment.report import wording
 from sbp_fast.pipeline.progress import short
 
-STYLES = {"better": "green", "worse": "red", "unclear": ""}
+STYLES = {"better": "green", "worse": "red", "unclear": "", "unreplicated": ""}
 
 
 def summary_table(results: Mapping[str, Any]) -> Table:
-    """Return the arms side by side, each metric with its interval and its change against the baseline."""
-    table = Table(title=wording.verdict(results), title_justify="left", title_style="bold")
-    table.add_column("")
-    arms = results["arms"].values()
-    for arm in arms:
-        table.add_column(arm["label"], justify="right")
-    table.add_row("training tokens", *(short(arm["tokens"]) for arm in arms))
-    table.add_row("of them synthetic", *(short(arm["synthetic_tokens"]) for arm in arms))
-    table.add_row("FLOPs in all", *(f"{arm['total_flops']:.2e}" for arm in arms))
-    for name, metric in results["metrics"].items():
-        unit = ", %" if metric["percent"] else ""
-        table.add_row(f"{metric['label']}{unit}", *(_measure(arm[name], metric) for arm in arms))
-        table.add_row("change to baseline", *(_change(arm["difference_to_baseline"].get(name), metric) for arm in arms))
+    """Return a row for each arm: its tokens and FLOPs, and each metric with its interval and its change."""
+    table = Table(title=wording.verdict(results), title_justify="left", title_style="bold", show_lines=True)
+    metrics = results["metrics"]
+    table.add_column("arm")
+    table.add_column("training tokens,\nsynthetic,\nFLOPs in all", justify="right")
+    for metric in metrics.values():
+        table.add_column(f"{metric['label']}{', %' if metric['percent'] else ''}", justify="right")
+    for arm in results["arms"].values():
+        scores = [_score(arm, name, metric) for name, metric in metrics.items()]
+        cost = f"{short(arm['tokens'])}\n{short(arm['synthetic_tokens'])}\n{arm['total_flops']:.2e}"
+        table.add_row(arm["label"], cost, *scores)
     return table
 
 
-def _measure(interval: Mapping[str, Any], metric: Mapping[str, Any], signed: bool = False) -> str:
-    value, low, high = (wording.number(interval[key], metric, signed) for key in ("value", "low", "high"))
-    return f"{value}\n[{low}, {high}]"
+def _score(arm: Mapping[str, Any], name: str, metric: Mapping[str, Any]) -> Text:
+    """Return an arm's value with its interval and the remark that it is at chance, and below them its change."""
+    score, difference = arm[name], arm["difference_to_baseline"].get(name)
+    text = Text(f"{wording.number(score['value'], metric)}{_brackets(score, metric)}")
+    if wording.at_chance(score, metric):
+        text.append("\nat chance")
+    if difference is not None:
+        change = f"\n{wording.number(difference['value'], metric, signed=True)}{_brackets(difference, metric, signed=True)}"
+        text.append(change, STYLES[wording.outcome(difference, metric)])
+    return text
 
 
-def _change(difference: Mapping[str, Any] | None, metric: Mapping[str, Any]) -> Text:
-    if difference is None:
-        return Text("")
-    return Text(_measure(difference, metric, signed=True), STYLES[wording.outcome(difference, metric)])
+def _brackets(interval: Mapping[str, Any], metric: Mapping[str, Any], signed: bool = False) -> str:
+    if not wording.has_interval(interval):
+        return ""
+    return "\n[{}, {}]".format(*(wording.number(interval[key], metric, signed) for key in ("low", "high")))

@@ -1,8 +1,8 @@
-"""The report's sentences about the outcome; their claims depend on whether the intervals exclude zero."""
+"""The report's sentences about the outcome; a claim needs an interval over training runs that excludes zero."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sbp_fast.pipeline.progress import short
@@ -13,6 +13,7 @@ MATCHED = 0.01  # training tokens of two arms count as the same up to this share
 
 Results = Mapping[str, Any]
 Description = Mapping[str, Any]
+Outcomes = Mapping[tuple[str, str], list[str]]
 
 
 def number(value: float, metric: Description, signed: bool = False) -> str:
@@ -27,9 +28,20 @@ def number(value: float, metric: Description, signed: bool = False) -> str:
     return f"{scale * value:{'+' if signed else ''}.{metric['digits']}f}".replace("-", MINUS)
 
 
+def has_interval(interval: Mapping[str, Any]) -> bool:
+    """Return whether a value comes with an interval; a difference of arms without replication has none."""
+    return interval["low"] is not None
+
+
 def excludes_zero(interval: Mapping[str, Any]) -> bool:
-    """Return whether an interval lies on one side of zero."""
-    return interval["low"] > 0 or interval["high"] < 0
+    """Return whether there is an interval and it lies on one side of zero."""
+    return has_interval(interval) and (interval["low"] > 0 or interval["high"] < 0)
+
+
+def at_chance(score: Mapping[str, Any], metric: Description) -> bool:
+    """Return whether the interval of an arm's value includes the value expected of guessing."""
+    chance = metric["chance"]
+    return chance is not None and has_interval(score) and bool(score["low"] <= chance <= score["high"])
 
 
 def is_better(difference: Mapping[str, Any], metric: Description) -> bool:
@@ -38,8 +50,18 @@ def is_better(difference: Mapping[str, Any], metric: Description) -> bool:
 
 
 def outcome(difference: Mapping[str, Any], metric: Description) -> str:
-    """Return "better", "worse", or "unclear" where the interval includes zero."""
+    """Return "better", "worse", "unclear" where the interval includes zero, or "unreplicated" where there is none."""
+    if not has_interval(difference):
+        return "unreplicated"
     return "unclear" if not excludes_zero(difference) else "better" if is_better(difference, metric) else "worse"
+
+
+def missing_replication(difference: Mapping[str, Any]) -> str:
+    """Return why a difference has no interval; "" if it has one."""
+    if has_interval(difference):
+        return ""
+    fewest, most = min(difference["runs"]), max(difference["runs"])
+    return "too few items" if fewest > 1 else "one run each" if most == 1 else "a single run of one of the two"
 
 
 def primary_metric(results: Results) -> str:
@@ -52,68 +74,115 @@ def synthetic_arms(results: Results) -> list[str]:
     return [name for name, arm in results["arms"].items() if arm["synthetic"]]
 
 
+def other_arms(results: Results) -> list[str]:
+    """Return the arms that are compared with the baseline."""
+    return [name for name in results["arms"] if name != results["baseline"]]
+
+
+def baseline_name(results: Results) -> str:
+    """Return what the baseline is called: a repetition baseline only if it read its text more than once."""
+    repeats = results["arms"][results["baseline"]]["real_epochs"] > 1
+    return "repetition baseline" if repeats else "baseline"
+
+
+def outcomes(results: Results, metric: str, arms: Iterable[str]) -> Outcomes:
+    """Return the arms of each outcome by a metric; a key holds the outcome and, without an interval, the reason."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for arm in arms:
+        difference = results["arms"][arm]["difference_to_baseline"][metric]
+        key = outcome(difference, results["metrics"][metric]), missing_replication(difference)
+        groups.setdefault(key, []).append(arm)
+    return groups
+
+
+def shown_source(results: Mapping[str, Any]) -> str | None:
+    """Return the source of synthetic documents that the report describes in detail: the first whose documents have seeds."""
+    return next((name for name, source in results["sources"].items() if "pairs" in source), None)
+
+
 def verdict(results: Results) -> str:
-    """Return the outcome in one line, for each arm that reads synthetic documents."""
-    metric = primary_metric(results)
-    phrases = {
-        "unclear": "made no measurable difference to the repetition baseline in this run",
-        "better": "improved on the repetition baseline in this run",
-        "worse": "did worse than the repetition baseline in this run",
-    }
-    lines = []
-    for name in synthetic_arms(results):
-        arm = results["arms"][name]
-        lines.append(f"{arm['label']} {phrases[outcome(arm['difference_to_baseline'][metric], results['metrics'][metric])]}")
-    return "; ".join(lines) or "No arm of this run reads synthetic documents"
+    """Return the outcome in one line, for the arms that read synthetic documents."""
+    baseline, clauses = baseline_name(results), []
+    for (kind, reason), arms in outcomes(results, primary_metric(results), synthetic_arms(results)).items():
+        labels = _enumerate(results["arms"][arm]["label"] for arm in arms)
+        clauses.append(
+            {
+                "better": f"{labels} improved on the {baseline} in this run",
+                "worse": f"{labels} did worse than the {baseline} in this run",
+                "unclear": f"{labels} made no measurable difference to the {baseline} in this run",
+                "unreplicated": f"{labels} against the {baseline}: {reason}, no conclusion",
+            }[kind]
+        )
+    return "; ".join(clauses) or "No arm of this run reads synthetic documents"
 
 
 def headline(results: Results) -> list[str]:
     """Return the sentences about the results on held-out text, with their uncertainty."""
-    arms, metric = results["arms"], primary_metric(results)
-    sentences = [
-        f"{_change(_subject(results, name), arm['difference_to_baseline'][metric], results['metrics'][metric])}."
-        for name, arm in arms.items()
-        if name != results["baseline"]
-    ]
+    name = primary_metric(results)
+    metric = results["metrics"][name]
+    sentences = []
+    for (kind, reason), arms in outcomes(results, name, other_arms(results)).items():
+        figures = _enumerate(_figure(results, arm, name) for arm in arms)
+        sentences.append(f"{_sentence_start(kind, reason)} in {_in_a_sentence(metric['label'])}: {figures}.")
     if sentences:
-        sentences[0] = f"{sentences[0].removesuffix('.')}, against the repetition baseline {budget(results)}."
-    for oracle, by_arm in results["recovered_share_of_oracle"].items():
-        sentences += [
-            _recovered(arms[name]["label"], arms[oracle]["label"].lower(), by_arm[name][metric])
-            for name in synthetic_arms(results)
-            if name in by_arm
-        ]
-    if all(arm["training_runs"] == 1 for arm in arms.values()):
-        sentences.append("One seed each: the intervals are over held-out text, not over the luck of a training run.")
-    else:
-        sentences.append("The intervals are over held-out text, not over the luck of a training run.")
+        sentences[0] = f"{sentences[0].removesuffix('.')}, against the {baseline_name(results)} {budget(results)}."
+        sentences += _shares(results, name)
+        sentences.append(_replication(results, name))
     return sentences
 
 
-def _subject(results: Results, name: str) -> str:
-    arm = results["arms"][name]
-    if arm["data"] == "all":
-        return f"The {arm['label'].lower()}, with {results['oracle_ratio']:.3g} times the unique text to draw on,"
-    return arm["label"]
+def _sentence_start(kind: str, reason: str) -> str:
+    starts = {"better": "Better", "worse": "Worse", "unclear": "No measurable difference"}
+    return starts.get(kind, f"{reason.capitalize()}, no conclusion")
 
 
-def _recovered(label: str, oracle: str, share: Mapping[str, Any]) -> str:
-    if share["value"] is None:
-        return f"A share of the {oracle}'s gain cannot be given: {share['reason']}."
+def _figure(results: Results, arm: str, metric: str) -> str:
+    entry = results["arms"][arm]
+    return f"{entry['label']} {shown_difference(entry['difference_to_baseline'][metric], results['metrics'][metric])}"
+
+
+def shown_difference(difference: Mapping[str, Any], metric: Description) -> str:
+    """Return a difference as text, with its interval if it has one."""
+    value = number(difference["value"], metric, signed=True)
+    if not has_interval(difference):
+        return value
+    return f"{value} [{number(difference['low'], metric, signed=True)}, {number(difference['high'], metric, signed=True)}]"
+
+
+def _shares(results: Results, metric: str) -> list[str]:
+    """Return the shares of each oracle's gain, of the arms with synthetic documents whose difference excludes zero."""
+    arms, sentences = results["arms"], []
+    for oracle, by_arm in results["recovered_share_of_oracle"].items():
+        shares = {
+            arm: by_arm[arm][metric]
+            for arm in synthetic_arms(results)
+            if arm in by_arm and excludes_zero(arms[arm]["difference_to_baseline"][metric])
+        }
+        given = [f"{arms[arm]['label']} {_percents(share)}" for arm, share in shares.items() if share["value"] is not None]
+        if given:
+            sentences.append(f"As a share of the {_in_a_sentence(arms[oracle]['label'])}'s gain: {_enumerate(given)}.")
+    return sentences
+
+
+def _percents(share: Mapping[str, Any]) -> str:
     value, low, high = (f"{100 * share[key]:.0f}%".replace("-", MINUS) for key in ("value", "low", "high"))
-    return f"{label}'s change is {value} [{low}, {high}] of the {oracle}'s gain."
-
-
-def _change(subject: str, difference: Mapping[str, Any], metric: Description) -> str:
-    shown, name = _shown(difference, metric), f"{metric['label'][0].lower()}{metric['label'][1:]}"
-    if not excludes_zero(difference):
-        return f"{subject} made no measurable difference to {name} ({shown})"
-    return f"{subject} changed {name} by {shown}, {outcome(difference, metric)}"
-
-
-def _shown(difference: Mapping[str, Any], metric: Description) -> str:
-    value, low, high = (number(difference[key], metric, signed=True) for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
+
+
+def _replication(results: Results, metric: str) -> str:
+    """Return what the intervals of the headline are over."""
+    differences = [results["arms"][arm]["difference_to_baseline"][metric] for arm in other_arms(results)]
+    if not any(map(has_interval, differences)):
+        return "Without a second training run of each arm, the luck of a training run is unknown."
+    return f"Brackets are intervals over training runs ({_run_counts(results)}) and held-out text together."
+
+
+def _run_counts(results: Results) -> str:
+    arms = results["arms"].values()
+    counts = {arm["training_runs"] for arm in arms}
+    if len(counts) == 1:
+        return f"{counts.pop()} an arm"
+    return ", ".join(f"{_in_a_sentence(arm['label'])} {arm['training_runs']}" for arm in arms)
 
 
 def budget(results: Results) -> str:
@@ -126,23 +195,43 @@ def budget(results: Results) -> str:
     return f"at unequal training tokens: {each}"
 
 
-def _in_a_sentence(label: str) -> str:
-    return label if label.isupper() else f"{label[0].lower()}{label[1:]}"
-
-
 def secondary_sentences(results: Results) -> list[str]:
-    """Return a sentence for each arm with synthetic documents and each metric but the first."""
-    phrases = {"unclear": "no measurable difference", "better": "an improvement", "worse": "a loss"}
+    """Return a sentence on the arms with synthetic documents for each metric but the first, unless all are at chance."""
     sentences = []
     for name, metric in list(results["metrics"].items())[1:]:
-        for arm in synthetic_arms(results):
-            difference, label = results["arms"][arm]["difference_to_baseline"][name], results["arms"][arm]["label"]
-            unit = " points" if metric["percent"] else ""
-            sentences.append(
-                f"{metric['label']}: {phrases[outcome(difference, metric)]}, {label} against the baseline "
-                f"({_shown(difference, metric)}{unit})."
-            )
+        arms = synthetic_arms(results)
+        if not arms or all(at_chance(results["arms"][arm][name], metric) for arm in (results["baseline"], *arms)):
+            continue
+        unit = " points" if metric["percent"] else ""
+        clauses = [
+            f"{_sentence_start(*key).lower()}: {_enumerate(_figure(results, arm, name) + unit for arm in members)}"
+            for key, members in outcomes(results, name, arms).items()
+        ]
+        sentences.append(f"{metric['label']} against the baseline, {'; '.join(clauses)}.")
     return sentences
+
+
+def arm_descriptions(results: Results) -> dict[str, str]:
+    """Return what each arm's model read, to follow its label."""
+    return {name: _arm_description(results, name) for name in results["arms"]}
+
+
+def _arm_description(results: Results, name: str) -> str:
+    arm = results["arms"][name]
+    if name == results["baseline"]:
+        tokens = f"a corpus of {short(arm['unique_tokens'])} tokens"
+        return f"repeats {tokens}, {arm['real_epochs']:.3g} times" if arm["real_epochs"] > 1 else f"reads {tokens} once at most"
+    corpus = "the same corpus"
+    if arm["data"] == "all":
+        corpus = f"a corpus with {results['oracle_ratio']:.3g} times as much real text"
+    if arm["synthetic"] == "related":
+        return (
+            f"reads {corpus} mixed with new documents, written by a synthesizer that learnt from the baseline's corpus alone "
+            "how one document relates to another"
+        )
+    if arm["synthetic"]:
+        return f"reads {corpus} mixed with synthetic documents of the kind “{arm['synthetic']}”"
+    return f"reads {corpus}" if arm["data"] == "all" else f"reads {corpus} by another recipe"
 
 
 def limits(results: Results) -> list[str]:
@@ -157,21 +246,20 @@ def limits(results: Results) -> list[str]:
         "model need not show the paper's gain, whatever the code does.",
     ]
     sentences += [
-        f"The {arm['label'].lower()} may read {ratio:.3g} times the unique text of the other arms"
+        f"The {_in_a_sentence(arm['label'])} may read {ratio:.3g} times the unique text of the other arms"
         + (f", not 20 times as in the paper{reason}." if ratio < PAPER_RATIO else ".")
         + f" At this budget it reads {short(arm['unique_tokens_read'])} of its {short(arm['unique_tokens'])} tokens."
         for arm in arms.values()
         if arm["data"] == "all"
     ]
     sentences += [
-        f"The baseline reads its corpus {baseline['real_epochs']:.3g} times. Text may be repeated about four times at nearly "
-        "the worth of fresh text (arXiv 2305.16264)"
-        + (": at this budget there is little for SBP to win back." if baseline["real_epochs"] < 4 else "."),
-        _seeds(results),
+        _repetition_limit(baseline["real_epochs"]),
+        *_interval_limits(results),
         "Arms are matched in the tokens of their final training. What the other stages cost is in the ledger; no baseline was "
         "trained on the total compute of an arm with synthetic documents.",
     ]
-    rates = results["synthetic_quality"]["quality"] if "synthetic_quality" in results else {}
+    name = shown_source(results)
+    rates = {} if name is None else results["sources"][name]["synthetic_quality"]["quality"]
     unmeasured = [rate["label"].lower() for rate in rates.values() if rate["rate"] is None]
     if unmeasured:
         sentences.append(
@@ -180,14 +268,50 @@ def limits(results: Results) -> list[str]:
     return sentences
 
 
-def _seeds(results: Results) -> str:
-    runs = {arm["label"]: arm["training_runs"] for arm in results["arms"].values()}
-    trained = (
-        "One training run for each arm"
-        if set(runs.values()) == {1}
-        else f"Training runs: {', '.join(f'{label} {count}' for label, count in runs.items())}"
-    )
+def _repetition_limit(epochs: float) -> str:
+    if epochs <= 1:
+        return (
+            f"The baseline reads {100 * epochs:.3g}% of its corpus and nothing twice: this run does not show what repetition "
+            "costs, nor what synthetic text could replace of it."
+        )
     return (
-        f"{trained}: the intervals are over documents and questions ({100 * results['confidence']:.3g}% percentile bootstrap, "
-        "paired between arms), not over trainings."
+        f"The baseline reads its corpus {epochs:.3g} times. Text may be repeated about four times at nearly the worth of fresh "
+        "text (arXiv 2305.16264)" + (": at this budget there is little for SBP to win back." if epochs < 4 else ".")
     )
+
+
+def _interval_limits(results: Results) -> list[str]:
+    """Return what the intervals cover and what they do not."""
+    confidence = f"{100 * results['confidence']:.3g}%"
+    differences = [
+        difference
+        for arm in other_arms(results)
+        for difference in results["arms"][arm]["difference_to_baseline"].values()
+        if has_interval(difference)
+    ]
+    if not differences:
+        return [
+            f"Training runs: {_run_counts(results)}. A difference of two arms has an interval, and with it a conclusion, only "
+            f"with two runs of each. The brackets on arms that were trained once are {confidence} intervals over documents and "
+            "questions, not over trainings."
+        ]
+    sentences = [
+        f"Training runs: {_run_counts(results)}. Brackets on differences are {confidence} intervals over training runs and "
+        "documents (or questions) together, paired by document. Each is at that level by itself: of the "
+        f"{len(differences)} differences with an interval on this page, some may exclude zero by luck."
+    ]
+    if synthetic_arms(results):
+        sentences.append(
+            "All runs of an arm read the same corpus and the same synthetic documents: the intervals do not cover what another "
+            "sample of documents, or another synthesizer, would have changed."
+        )
+    return sentences
+
+
+def _in_a_sentence(label: str) -> str:
+    return label if label.isupper() else f"{label[0].lower()}{label[1:]}"
+
+
+def _enumerate(items: Iterable[str]) -> str:
+    *first, last = items
+    return f"{', '.join(first)} and {last}" if first else last

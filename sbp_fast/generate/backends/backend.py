@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from sbp_fast.config import RunConfig, SynthesizeConfig, resolve_threads
+from sbp_fast.config.synthesize import NO_SEEDS
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.generate.decoder import SamplingParams
 from sbp_fast.generate.engine import GenerationResult, Seed
@@ -89,10 +90,14 @@ def threads_per_process(config: RunConfig, processes: int) -> int:
 
 
 def sampling_params(settings: SynthesizeConfig, prepared: PreparedCorpus, context: int) -> SamplingParams:
-    """Return the parameters of documents that follow the partner token and hold no special token but their end."""
+    """Return the parameters of documents that hold no special token but their end.
+
+    A document after a seed follows the partner token, as the synthesizer was tuned; one after no seed the token that begins any
+    document, as the model was pretrained.
+    """
     tokenizer = prepared.tokenizer
     return SamplingParams(
-        first=tokenizer.partner,
+        first=tokenizer.begin if settings.seeds == NO_SEEDS else tokenizer.partner,
         end=tokenizer.end,
         forbidden=(tokenizer.begin, tokenizer.partner),
         maximum_tokens=min(settings.maximum_tokens or context, context),

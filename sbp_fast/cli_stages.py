@@ -1,0 +1,348 @@
+"""The commands that run one stage of an experiment each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sbp_fast.cli_options import (
+    Address,
+    Corpus,
+    EngineName,
+    Force,
+    Gpus,
+    Out,
+    Settings,
+    SourceName,
+    load_settings,
+    load_source,
+    stoppable,
+)
+from sbp_fast.config import RunConfig
+from sbp_fast.errors import UserError
+from sbp_fast.pipeline.executors.choose import open_workers
+from sbp_fast.pipeline.progress import Console
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: sbp-fast prepare demo corpus.path=mine.jsonl --out mine/prepare")
+def prepare(
+    settings: Settings,
+    *,
+    out: Out,
+    on_error: Annotated[
+        str | None, typer.Option(help="An unusable record: stop, or skip and list it (as corpus.on_error).")
+    ] = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    force: Force = False,
+) -> None:
+    """Turn documents into shuffled, checksummed token shards, and train or load their tokenizer."""
+    config = load_settings([*settings, *([] if on_error is None else [f"corpus.on_error={on_error}"])])
+    from sbp_fast.stages.prepare import prepare as work
+
+    with open_workers(engine, address) as workers:
+        work(config, out, console=Console(), force=force, workers=workers)
+
+
+@app.command(epilog="Example: sbp-fast train demo pretrain.tokens=200000 --arm baseline --corpus mine/prepare --out mine/train")
+def train(
+    settings: Settings,
+    *,
+    corpus: Corpus,
+    out: Out,
+    arm: Annotated[str, typer.Option(help="Arm to train, a table \\[arms.NAME]: baseline, sbp, oracle or one of yours.")] = "",
+    seed: Annotated[int | None, typer.Option(min=0, help="Training seed (default: the arm's first).")] = None,
+    synthetic: Annotated[
+        Path | None, typer.Option(help="Output of `filter` or `stitch`, for an arm that reads synthetic documents.")
+    ] = None,
+    stitched: Annotated[
+        Path | None, typer.Option(help="Output of `stitch --pairs`, for an arm that reads related documents joined.")
+    ] = None,
+    pairs: Annotated[Path | None, typer.Option(help="Output of `pair`: tune the synthesizer on it.")] = None,
+    start: Annotated[Path | None, typer.Option(help="With --pairs: the model that the synthesizer starts from.")] = None,
+    source: SourceName = "related",
+    gpus: Gpus = 1,
+    profile: Annotated[str | None, typer.Option(help="Record steps FIRST:LAST into OUT.profile, such as 10:13.")] = None,
+    force: Force = False,
+) -> None:
+    """Train an arm from scratch (the baseline by default), or tune the synthesizer (--pairs, --start).
+
+    Under torchrun, on any number of machines, all processes train together.
+    """
+    config, tuned = load_source(settings, source) if pairs else (load_settings(settings), None)
+    if pairs is not None and (arm or seed is not None):
+        raise UserError("options", "exclude each other", "give --arm with --seed, or --pairs with --start")
+    from sbp_fast.pipeline.distributed import run_in_processes
+    from sbp_fast.stages.train import train as work
+    from sbp_fast.train.task import TrainTask
+
+    if tuned is not None:
+        task = TrainTask.of_synthesizer(config, from_scratch=tuned.from_scratch)
+    else:
+        task = TrainTask.of_arm(config, arm or config.baseline, seed)
+    inputs = {"corpus": corpus, "synthetic": synthetic, "stitched": stitched, "pairs": pairs, "start": start}
+    options = {"force": force, "profile_steps": profile}
+    with stoppable() as console:
+        run_in_processes(work, config, task, out, gpus=gpus, console=console, **inputs, **options)
+
+
+@app.command(epilog="Example: sbp-fast embed demo embed.model=Qwen/Qwen3-Embedding-0.6B --corpus mine/prepare --out mine/embed")
+def embed(
+    settings: Settings,
+    *,
+    corpus: Corpus,
+    out: Out,
+    engine: EngineName = "local",
+    address: Address = None,
+    force: Force = False,
+) -> None:
+    """Embed the unique and the held-out documents as unit vectors."""
+    config = load_settings(settings)
+    from sbp_fast.stages.embed import embed as work
+
+    with open_workers(engine, address) as workers:
+        work(config, corpus, out, console=Console(), force=force, workers=workers)
+
+
+@app.command(
+    epilog="Example: sbp-fast pair demo pair.similarity_low=0.6 --corpus mine/prepare --vectors mine/embed --out mine/pair"
+)
+def pair(
+    settings: Settings,
+    *,
+    corpus: Corpus,
+    vectors: Annotated[Path | None, typer.Option(help="Output of `embed`; none where pair.file names known pairs.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="In place of --vectors: pairs whose partners to shuffle.")] = None,
+    source: SourceName = "related",
+    out: Out,
+    engine: EngineName = "local",
+    address: Address = None,
+    force: Force = False,
+) -> None:
+    """Find related documents that are not near-duplicates of each other, or shuffle the partners of related ones (--pairs)."""
+    config, _ = load_source(settings, source)
+    from sbp_fast.stages.pair import pair as work
+    from sbp_fast.stages.random_pairs import pair_at_random
+
+    if pairs is not None:
+        if vectors is not None:
+            raise UserError("options", "exclude each other", "give --vectors, or --pairs to shuffle")
+        pair_at_random(config, out, corpus=corpus, pairs=pairs, console=Console(), force=force)
+        return
+    with open_workers(engine, address) as workers:
+        work(config, corpus, vectors, out, console=Console(), force=force, workers=workers)
+
+
+@app.command(epilog="Example: sbp-fast index demo --to mine/pair --corpus more/prepare --vectors more/embed --out more/index")
+def index(
+    settings: Settings,
+    *,
+    to: Annotated[Path, typer.Option(help="Output of `pair` with an index, or of an earlier `index`; it stays as it is.")],
+    corpus: Corpus,
+    vectors: Annotated[Path, typer.Option(help="Output of `embed` on --corpus, with the settings of those in the index.")],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Add the unique documents of another corpus to an index that `pair` saved."""
+    config = load_settings(settings)
+    from sbp_fast.stages.index import index as work
+
+    work(config, to, corpus, vectors, out, console=Console(), force=force)
+
+
+@app.command(epilog="Example: sbp-fast neighbors mine/pair --corpus mine/prepare --text 'ships of the navy'")
+def neighbors(
+    index: Annotated[
+        Path, typer.Argument(help="Output of `pair` with an index (pair.backend=hnsw or pair.save_index), or of `index`.")
+    ],
+    *,
+    corpus: Annotated[list[Path], typer.Option(help="Output of `prepare`; once for each corpus in the index.")],
+    vectors: Annotated[list[Path] | None, typer.Option(help="With --document: output of `embed` on its corpus.")] = None,
+    text: Annotated[str, typer.Option(help="Text to search for.")] = "",
+    document: Annotated[str, typer.Option(help="Or the id of a unique document to search for.")] = "",
+    count: Annotated[int, typer.Option(min=1, help="Number of documents to print.")] = 10,
+) -> None:
+    """Print the unique documents nearest to a text or a document: similarity, id, corpus if there are several, first words."""
+    from sbp_fast.neighbors.query import find_neighbors
+
+    query = {"text": text, "document": document}
+    for neighbor in find_neighbors(RunConfig(), index, corpora=corpus, vectors=vectors or (), **query, count=count):
+        directory = f"  {neighbor.corpus}" if len(corpus) > 1 else ""
+        print(f"{neighbor.similarity:.4f}  {neighbor.id}{directory}  {' '.join(neighbor.text.split())[:100]}")
+
+
+@app.command(epilog="Example: sbp-fast stitch demo --corpus mine/prepare --synthetic mine/filter --out mine/stitch")
+def stitch(
+    settings: Settings,
+    *,
+    corpus: Corpus,
+    pairs: Annotated[Path | None, typer.Option(help="Output of `pair`: join unique documents with related ones.")] = None,
+    synthetic: Annotated[Path | None, typer.Option(help="Output of `filter`: join the documents of each seed.")] = None,
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Join documents that belong together to documents of up to a context."""
+    config = load_settings(settings)
+    from sbp_fast.stages.stitch import stitch as work
+
+    if (pairs is None) == (synthetic is None):
+        raise UserError("options", "need either --pairs or --synthetic", "give the output of `pair`, or of `filter`")
+    work(config, out, corpus=corpus, pairs=pairs, synthetic=synthetic, console=Console(), force=force)
+
+
+@app.command(epilog="Example: sbp-fast choose mine.toml --arm baseline-tuned --models mine/a --models mine/b --out mine/choose")
+def choose(
+    settings: Settings,
+    *,
+    arm: Annotated[str, typer.Option(help="Arm with several recipes, a table \\[arms.NAME].")],
+    models: Annotated[list[Path], typer.Option(help="Output of `train`, one for each recipe in their order.")],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Choose the recipe whose model has the lowest loss on validation documents."""
+    config = load_settings(settings)
+    from sbp_fast.stages.choose import choose as work
+
+    if arm not in config.arms:
+        raise UserError(f"--arm {arm}", "is unknown", f"known: {', '.join(config.arms)}")
+    work(config, out, arm=arm, models={str(model): model for model in models}, console=Console(), force=force)
+
+
+@app.command(epilog="Example: sbp-fast synthesize demo --corpus mine/prepare --model mine/synthesizer --out mine/synthesize")
+def synthesize(
+    settings: Settings,
+    *,
+    corpus: Corpus,
+    model: Annotated[
+        Path, typer.Option(help="A synthesizer, output of `train --pairs`; any model for a source without pairs.")
+    ],
+    source: SourceName = "related",
+    out: Out,
+    backend: Annotated[str | None, typer.Option(help="Name of a generation backend, as synthesize.backend.")] = None,
+    gpus: Gpus = 1,
+    engine: EngineName = "local",
+    address: Address = None,
+    force: Force = False,
+) -> None:
+    """Sample new documents, each related to a real one.
+
+    Under torchrun, on any number of machines, the processes share the work.
+    """
+    config, _ = load_source([*settings, *([] if backend is None else [f"synthesize.backend={backend}"])], source)
+    from sbp_fast.pipeline.distributed import run_in_processes
+    from sbp_fast.stages.synthesize import synthesize as work
+
+    if gpus > 1 and engine != "local":
+        raise UserError("options", "exclude each other", "give --gpus, or --engine ray, which takes the GPUs of its cluster")
+    with open_workers(engine, address) as workers:
+        if workers.local:
+            run_in_processes(work, config, out, gpus=gpus, console=Console(), corpus=corpus, model=model, force=force)
+        else:
+            work(config, out, corpus=corpus, model=model, console=Console(), force=force, workers=workers)
+
+
+@app.command(
+    name="filter",
+    epilog="Example: sbp-fast filter demo --corpus mine/prepare --synthetic mine/synthesize --out mine/filter",
+)
+def filter_command(
+    settings: Settings,
+    *,
+    corpus: Corpus,
+    synthetic: Annotated[Path, typer.Option(help="Output of `synthesize`.")],
+    source: SourceName = "related",
+    out: Out,
+    engine: EngineName = "local",
+    address: Address = None,
+    force: Force = False,
+) -> None:
+    """Filter synthetic documents, and list the rejected ones with their reject reasons."""
+    config, _ = load_source(settings, source)
+    from sbp_fast.stages.filter import filter_documents as work
+
+    with open_workers(engine, address) as workers:
+        work(config, out, corpus=corpus, synthetic=synthetic, console=Console(), force=force, workers=workers)
+
+
+@app.command(epilog="Example: sbp-fast quality demo --corpus C --synthetic S --filtered F --pairs P --out mine/quality")
+def quality(
+    settings: Settings,
+    *,
+    corpus: Corpus,
+    synthetic: Annotated[Path, typer.Option(help="Output of `synthesize`.")],
+    filtered: Annotated[Path, typer.Option(help="Output of `filter` on it.")],
+    pairs: Annotated[Path, typer.Option(help="Output of `pair`; documents below the low end of its band are unrelated.")],
+    source: SourceName = "related",
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Measure the quality of synthetic documents."""
+    config, _ = load_source(settings, source)
+    from sbp_fast.stages.quality import measure_quality
+
+    inputs = {"corpus": corpus, "synthetic": synthetic, "filtered": filtered, "pairs": pairs}
+    measure_quality(config, out, **inputs, console=Console(), force=force)
+
+
+@app.command(
+    epilog="Example: sbp-fast relation demo --corpus mine/prepare --pairs mine/pair --model mine/synthesizer --out mine/rel"
+)
+def relation(
+    settings: Settings,
+    *,
+    corpus: Corpus,
+    pairs: Annotated[Path, typer.Option(help="Output of `pair`, whose pairs of held-out documents are read.")],
+    model: Annotated[Path, typer.Option(help="A synthesizer: output of `train --pairs`.")],
+    source: SourceName = "related",
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Measure whether a synthesizer learnt a relation: nats of held-out partners given their own seed, another, none."""
+    config, _ = load_source(settings, source)
+    from sbp_fast.stages.relation import measure_relation
+
+    measure_relation(config, out, corpus=corpus, pairs=pairs, model=model, console=Console(), force=force)
+
+
+@app.command(epilog="Example: sbp-fast evaluate demo --corpus mine/prepare --model mine/train --out mine/evaluate")
+def evaluate(
+    settings: Settings,
+    *,
+    corpus: Corpus,
+    model: Annotated[Path, typer.Option(help="A trained model: output of `train`.")],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Score a model on held-out text and multiple-choice questions."""
+    config = load_settings(settings)
+    from sbp_fast.stages.evaluate import evaluate as work
+
+    work(config, out, corpus=corpus, model=model, console=Console(), force=force)
+
+
+@app.command(epilog="Example: sbp-fast compare demo --scores baseline=mine/a --scores sbp=mine/b --out mine/compare")
+def compare(
+    settings: Settings,
+    *,
+    scores: Annotated[
+        list[str],
+        typer.Option(help="ARM=DIRECTORY, output of `evaluate`; the baseline first, several for an arm with seeds."),
+    ],
+    out: Out,
+    force: Force = False,
+) -> None:
+    """Compare arms by their scores, with intervals."""
+    config = load_settings(settings)
+    from sbp_fast.stages.compare import compare as work
+
+    directories: dict[str, list[Path]] = {}
+    for entry in scores:
+        name, equals, directory = entry.partition("=")
+        if not equals:
+            raise UserError(f"--scores {entry}", "has no name", "write it as ARM=DIRECTORY, such as baseline=mine/evaluate")
+        directories.setdefault(name, []).append(Path(directory))
+    work(config, out, scores=directories, console=Console(), force=force)

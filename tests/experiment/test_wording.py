@@ -1,0 +1,153 @@
+"""Every sentence that the report generates, for any outcome: a claim needs an interval over runs that excludes zero."""
+
+import re
+from typing import Any
+
+from fabricated_run import METRICS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sbp_fast.evaluate.statistics import no_share
+from sbp_fast.experiment.report import wording
+from sbp_fast.experiment.report.summary import summary_table
+
+ARMS = {
+    "baseline": {"label": "Baseline", "data": "unique", "synthetic": ""},
+    "sbp": {"label": "SBP", "data": "unique", "synthetic": "related"},
+    "random-pairs": {"label": "Random pairs", "data": "unique", "synthetic": "random"},
+    "baseline-tuned": {"label": "Tuned repeater", "data": "unique", "synthetic": ""},
+    "oracle": {"label": "Oracle", "data": "all", "synthetic": ""},
+}
+CLAIMS = re.compile(r"better|worse|improv|gain:", re.IGNORECASE)
+
+
+@st.composite
+def outcomes(draw: Any) -> dict[str, Any]:
+    """Results with any differences, one to three runs an arm, and a baseline that repeats its text or does not."""
+    values, halves = st.floats(-0.2, 0.2), st.sampled_from([0.0, 0.01, 0.1])
+    tokens = {"loss_tokens": 9, "unique_tokens": 700, "unique_tokens_read": 700, "parameters": 1000, "total_flops": 1e12}
+    arms: dict[str, Any] = {}
+    for name, table in ARMS.items():
+        runs, differences = draw(st.integers(1, 3)), {}
+        for metric in METRICS:
+            value, half = draw(values), draw(halves)
+            known = min(runs, arms["baseline"]["training_runs"] if arms else runs) > 1
+            differences[metric] = {
+                "value": value,
+                "low": value - half if known else None,
+                "high": value + half if known else None,
+                "runs": [runs, arms["baseline"]["training_runs"] if arms else runs],
+            }
+        scores = {metric: draw(st.floats(0.1, 0.5)) for metric in METRICS}
+        arms[name] = (
+            table
+            | tokens
+            | {
+                "training_runs": runs,
+                "tokens": draw(st.sampled_from([1000, 2000])),
+                "synthetic_tokens": 300 if table["synthetic"] else 0,
+                "real_epochs": draw(st.sampled_from([0.4, 1.0, 1.3, 11.6])),
+                "difference_to_baseline": differences if arms else {},
+                **{metric: {"value": score, "low": score - 0.04, "high": score + 0.04} for metric, score in scores.items()},
+            }
+        )
+    shares = {arm: {metric: _share(draw, arms, arm, metric) for metric in METRICS} for arm in ("sbp", "random-pairs")}
+    return {
+        "metrics": METRICS,
+        "arms": arms,
+        "baseline": "baseline",
+        "confidence": 0.95,
+        "oracle_ratio": 5.23,
+        "corpus": {"embedded": draw(st.booleans())},
+        "sources": {},
+        "recovered_share_of_oracle": {"oracle": shares},
+    }
+
+
+def _share(draw: Any, arms: dict[str, Any], arm: str, metric: str) -> dict[str, Any]:
+    gain = arms["oracle"]["difference_to_baseline"][metric]
+    repeats = arms["baseline"]["real_epochs"] > 1
+    if arms[arm]["training_runs"] == 1 or not repeats or shown_by(gain, metric) != "better":
+        return no_share("a reason")
+    return {"value": draw(st.floats(-1, 2)), "low": -1.0, "high": 2.0}
+
+
+def shown_by(difference: dict[str, Any], metric: str) -> str:
+    """What an interval over runs shows of an arm: "better", "worse" or nothing."""
+    if min(difference["runs"]) == 1 or difference["low"] <= 0 <= difference["high"]:
+        return ""
+    return "better" if (difference["high"] < 0) == (METRICS[metric]["better"] == "lower") else "worse"
+
+
+def all_sentences(results: dict[str, Any]) -> list[str]:
+    descriptions = wording.arm_descriptions(results)
+    return [
+        *wording.verdict(results).split("; "),
+        *wording.headline(results),
+        *(clause for sentence in wording.secondary_sentences(results) for clause in with_metric(sentence)),
+        *wording.limits(results),
+        *(f"{results['arms'][arm]['label']} {text}" for arm, text in descriptions.items()),
+        wording.budget(results),
+        *str(summary_table(results).title).split("; "),
+    ]
+
+
+def with_metric(sentence: str) -> list[str]:
+    """The clauses of a sentence on a metric, each after the metric's name."""
+    metric, _, clauses = sentence.partition(" against the baseline, ")
+    return [f"{metric}: {clause}" for clause in clauses.split("; ")]
+
+
+def metric_of(sentence: str) -> str:
+    named = [name for name, metric in METRICS.items() if metric["label"].lower() in sentence.lower()]
+    return named[0] if named else "heldout_bits_per_byte"
+
+
+@settings(deadline=None, max_examples=150)
+@given(outcomes())
+def test_every_claim_is_about_an_interval_over_runs_that_excludes_zero(results: dict[str, Any]) -> None:
+    for sentence in all_sentences(results):
+        if not CLAIMS.search(sentence):
+            continue
+        name = metric_of(sentence)
+        claimed = [arm for arm, table in ARMS.items() if table["label"] in sentence and arm != "baseline"]
+        assert claimed, sentence
+        for arm in claimed:
+            expected = shown_by(results["arms"][arm]["difference_to_baseline"][name], name)
+            assert expected, sentence
+            if "gain:" not in sentence:
+                assert ("worse" in sentence.lower()) == (expected == "worse"), sentence
+        if "gain:" in sentence:
+            assert shown_by(results["arms"]["oracle"]["difference_to_baseline"][name], name) == "better"
+
+
+@settings(deadline=None, max_examples=150)
+@given(outcomes())
+def test_every_arm_is_named_in_the_headline_with_what_it_showed(results: dict[str, Any]) -> None:
+    sentences = wording.headline(results)
+    for name in wording.other_arms(results):
+        arm = results["arms"][name]
+        difference = arm["difference_to_baseline"]["heldout_bits_per_byte"]
+        figure = f"{arm['label']} {wording.shown_difference(difference, METRICS['heldout_bits_per_byte'])}"
+        (sentence,) = [sentence for sentence in sentences if figure in sentence]
+        assert ("no conclusion" in sentence) == (min(difference["runs"]) == 1)
+
+
+@settings(deadline=None, max_examples=100)
+@given(outcomes())
+def test_baseline_is_said_to_repeat_only_where_it_read_its_text_more_than_once(results: dict[str, Any]) -> None:
+    repeats = results["arms"]["baseline"]["real_epochs"] > 1
+    for sentence in all_sentences(results):
+        if re.search(r"repetition baseline|repeats", sentence):
+            assert repeats, sentence
+    assert ("repeats" in wording.arm_descriptions(results)["baseline"]) == repeats
+
+
+@settings(deadline=None, max_examples=100)
+@given(outcomes())
+def test_accuracies_at_chance_are_left_out_of_the_sentences(results: dict[str, Any]) -> None:
+    shown = " ".join(wording.secondary_sentences(results))
+    for name, metric in list(METRICS.items())[1:]:
+        scores = [results["arms"][arm][name] for arm in ("baseline", "sbp", "random-pairs")]
+        at_chance = all(score["low"] <= 0.25 <= score["high"] for score in scores)
+        assert (metric["label"] in shown) == (not at_chance)
