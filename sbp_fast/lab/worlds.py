@@ -17,10 +17,11 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
+Kind: TypeAlias = Literal["two-names", "shared-name"]
 GENRES = ("A1", "A2", "B1", "B2", "J1")
 JOINED = GENRES.index("J1")
 FACTS = 4
@@ -45,7 +46,7 @@ class WorldSettings:
         seed: of everything random.
     """
 
-    kind: Literal["two-names", "shared-name"] = "two-names"
+    kind: Kind = "two-names"
     concepts: int = 256
     values: int = 8
     linked: float = 0.6
