@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from sbp_fast.config import RunConfig
 from sbp_fast.config.files import load_config
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
+from sbp_fast.errors import UserError
 from sbp_fast.experiment.arms import arms_of
 from sbp_fast.experiment.graph import PREPARE, Stage, Step, evaluate_stage, needed_stages, stages_of
 from sbp_fast.experiment.run import claim_directory
@@ -24,9 +26,11 @@ from sbp_fast.experiment.sources import Source, used_sources
 from sbp_fast.lab import metrics
 from sbp_fast.lab.files import corpus_settings, write_world
 from sbp_fast.lab.gates import conditional_loss, sample_figures
+from sbp_fast.lab.page import RESULTS, write_page
+from sbp_fast.lab.results import summarize
 from sbp_fast.lab.worlds import Kind, World, WorldSettings
 from sbp_fast.model.saved import load_model
-from sbp_fast.pairs.heldout_pairs import HeldoutPairs
+from sbp_fast.pairs.heldout_pairs import HeldoutPairs, PairSplit
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.files import read_json, write_json
 from sbp_fast.pipeline.progress import Console
@@ -74,21 +78,44 @@ def lab_runs(
     ]
 
 
-def run_all(runs: Sequence[LabRun], console: Console) -> list[dict[str, Any]]:
-    """Run what is not finished, `CORES` runs side by side; return the figures of each (see `run_world`)."""
-    figures = []
-    with console.task("worlds", len(runs), "worlds") as task:
-        for result in LOCAL.run(run_world, runs, CORES):
-            figures.append(result)
-            task.advance(1)
-    return figures
+def run_lab(
+    out: Path,
+    seeds: Sequence[int],
+    overrides: Sequence[str] = (),
+    world: dict[str, Any] | None = None,
+    *,
+    processes: int = CORES,
+    quiet: bool = False,
+) -> Path:
+    """Run all worlds with all seeds, `processes` of them side by side, then write `results.json` and the page.
+
+    Args:
+        out: directory of all of them.
+        seeds: each of which is a world of its own.
+        overrides: settings that replace those of the configuration `lab`.
+        world: settings that replace those of the worlds.
+        processes: that run worlds.
+        quiet: print nothing.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: a seed given twice, an unusable override, or a directory of another run.
+    """
+    if len(set(seeds)) < len(seeds):
+        raise UserError("--seeds", f"{', '.join(map(str, seeds))}: one stands twice", "give each seed once")
+    runs = lab_runs(out, seeds, overrides, world, quiet=quiet)
+    figures = list(LOCAL.run(run_world, runs, processes))
+    write_json(out / RESULTS, summarize(figures, runs[0].config))
+    return write_page(out)
 
 
 def run_world(run: LabRun) -> dict[str, Any]:
     """Run every stage that the figures of a world need, and return these; a run that was stopped resumes.
 
     Returns:
-        `world`, its settings; `bounds` in nats a value; of each arm its excess over the entropy on test documents; of each
+        `world`, its settings; `bounds` in nats a value; of each arm its excess over the entropy, by metric and split; of each
         source with a synthesizer the figures of `conditional_loss`, and of every source those of `sample_figures`.
     """
     world, config, console = World(run.world), run.config, Console(quiet=True)
@@ -137,15 +164,16 @@ def _figures(world: World, config: RunConfig, directory: Path) -> dict[str, Any]
     }
 
 
-def _excess(scores: Path, prepared: PreparedCorpus) -> dict[str, float]:
-    """Return each of the lab's metrics on test documents."""
-    table, test = pq.read_table(scores / SCORES), set(prepared.heldout.ids[prepared.test].tolist())
-    rows = [row for row in table.to_pylist() if row["id"] in test]
-    return {
-        name: sum(row["numerator"] for row in rows if row["metric"] == name)
-        / sum(row["denominator"] for row in rows if row["metric"] == name)
-        for name in (metrics.EXCESS, metrics.EXCESS_LINKED)
-    }
+def _excess(scores: Path, prepared: PreparedCorpus) -> dict[str, dict[str, float]]:
+    """Return each of the lab's metrics on the validation and on the test documents."""
+    table, excess = pq.read_table(scores / SCORES), dict[str, dict[str, float]]()
+    names, ids, numerators, denominators = (table[column].to_numpy() for column in ("metric", "id", "numerator", "denominator"))
+    for metric in (metrics.EXCESS, metrics.EXCESS_LINKED):
+        excess[metric] = {}
+        for split in get_args(PairSplit):
+            rows = (names == metric) & np.isin(ids, prepared.heldout.ids[getattr(prepared, split)])
+            excess[metric][split] = float(numerators[rows].sum() / denominators[rows].sum())
+    return excess
 
 
 def _conditional(world: World, prepared: PreparedCorpus, directory: Path, source: Source) -> dict[str, Any]:
