@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from sbp_fast.config import ModelConfig, TrainConfig
 from sbp_fast.generate.decoder import KVCacheConfig, SamplingParams
 from sbp_fast.generate.engine import Engine, Seed
 from sbp_fast.model.flops import forward_flops, training_flops
-from sbp_fast.model.transformer import Attention, Transformer
+from sbp_fast.model.transformer import Attention, Block, Transformer
 from sbp_fast.train.data.batches import NO_TARGET, PackedBatch
 from sbp_fast.train.loop import train_step
 from sbp_fast.train.optimizer import make_optimizers
@@ -134,7 +134,7 @@ def plain_loss(model: Transformer, rows: Tensor, targets: Tensor) -> Tensor:
 def plain_hidden(model: Transformer, rows: Tensor) -> Tensor:
     """Return the hidden states [B, L, W] of a model by torch's own operations alone."""
     x = model.embed_tokens(rows)
-    for block in model.layers:
+    for block in cast(list[Block], list(model.layers)):
         normed = F.rms_norm(x, x.shape[-1:], block.input_layernorm.weight, MODEL.norm_eps)
         x = x + _plain_attention(block.self_attn, normed)
         normed = F.rms_norm(x, x.shape[-1:], block.post_attention_layernorm.weight, MODEL.norm_eps)

@@ -45,7 +45,7 @@ def summarize(figures: Figures, config: RunConfig) -> dict[str, Any]:
 
 
 def _summarize_world(figures: Figures, labels: Mapping[str, str], confidence: float) -> dict[str, Any]:
-    runs = [{**figure["arms"], TUNED: _tuned(figure["arms"])} for figure in figures]
+    runs: list[dict[str, Any]] = [{**figure["arms"], TUNED: _tuned(figure["arms"])} for figure in figures]
     excess = {arm: [run[arm][EXCESS]["test"] for run in runs] for arm in runs[0]}
     linked = {arm: [run[arm][EXCESS_LINKED]["test"] for run in runs] for arm in runs[0]}
     arms = {
@@ -56,8 +56,10 @@ def _summarize_world(figures: Figures, labels: Mapping[str, str], confidence: fl
         }
         for arm in excess
     }
-    learnt = [figure["synthesizers"] for figure in figures]
-    synthesizers = {name: _synthesizer([one[name] for one in learnt], confidence) for name in learnt[0]}
+    synthesizers = {
+        source: _synthesizer([figure["synthesizers"][source] for figure in figures], confidence)
+        for source in figures[0]["synthesizers"]
+    }
     high = arms[SBP]["excess"]["high"]
     return {
         "world": {name: value for name, value in figures[0]["world"].items() if name != "seed"},
@@ -80,7 +82,7 @@ def _tuned(arms: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _synthesizer(figures: Figures, confidence: float) -> dict[str, Any]:
     conditional, exact = ([figure[name] for figure in figures] for name in ("conditional", "exact"))
-    ratio = interval([one / other for one, other in zip(conditional, exact, strict=True)], confidence)
+    ratio = interval([reached / best for reached, best in zip(conditional, exact, strict=True)], confidence)
     return {
         "conditional": interval(conditional, confidence),
         "exact": interval(exact, confidence),

@@ -147,7 +147,7 @@ def _heldout(prepared: PreparedCorpus, rows: list[tuple[int, int, float]], seed:
     def unrelated(seeds: np.ndarray, partners: np.ndarray) -> np.ndarray:
         return (seeds != partners) & ~np.isin(seeds * size + partners, related)
 
-    parts, counts = [], {"repeated": repeated}
+    parts, counts = list[HeldoutPairs](), dict[str, Any](repeated=repeated)
     for split in get_args(PairSplit):
         documents = getattr(prepared, split)
         inside = np.isin(seeds, documents) & np.isin(partners, documents)

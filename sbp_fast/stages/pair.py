@@ -86,7 +86,7 @@ def _import(config: RunConfig, corpus: Path, vectors: Path | None, out: Path, *,
         context.record(**import_pairs(config, PreparedCorpus(corpus), context.directory))
         context.console.say(f"{context.counts['pairs']} known pairs, {context.counts['seeds']} documents have a partner")
 
-    inputs = {"corpus": corpus, "pairs": fingerprint_sources(config.pair.file)}
+    inputs: dict[str, Path | str] = {"corpus": corpus, "pairs": fingerprint_sources(config.pair.file)}
     return run_stage("pair", out, config={"seed": config.seed}, inputs=inputs, body=body, console=console, force=force)
 
 

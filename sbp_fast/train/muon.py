@@ -12,8 +12,10 @@ class Float32Muon(torch.optim.Muon):
     """`torch.optim.Muon` with `match_rms_adamw`, but for the precision in which it orthogonalises."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        """Update the parameters that have a gradient; there is no `closure`."""
+    def step(self, closure: Any = None) -> Any:
+        """Update the parameters that have a gradient; return what `closure`, if there is one, computes before."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             momentum, rate = group["momentum"], group["lr"]
             for parameter in group["params"]:
@@ -28,6 +30,7 @@ class Float32Muon(torch.optim.Muon):
                 )
                 parameter.mul_(1 - rate * group["weight_decay"])
                 parameter.add_(direction, alpha=-rate * 0.2 * max(parameter.shape) ** 0.5)
+        return loss
 
 
 def orthogonalize(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, epsilon: float) -> Tensor:

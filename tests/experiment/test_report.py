@@ -248,7 +248,10 @@ def test_report_says_what_the_own_seed_explains_as_its_interval_allows(
     if gain is not None:
         table = Page(shown[shown.index("<table") : shown.index("</table>") + 8])
         assert [value for value, _ in table.data][:3] == [3.217, 3.217 - 0.083, 3.217 + 0.083]
-        assert len(table.data) == 15 and json.loads((tmp_path / "run/results.json").read_text())["sources"]["related"]["relation"]["pairs"] == 187
+        assert (
+            len(table.data) == 15
+            and json.loads((tmp_path / "run/results.json").read_text())["sources"]["related"]["relation"]["pairs"] == 187
+        )
 
 
 def test_summary_table_shows_every_metric_of_every_arm(run: Path) -> None:

@@ -91,8 +91,8 @@ def results_of(kind: str, **excess: list[float]) -> dict[str, Any]:
 def test_sbp_ahead_by_intervals_that_do_not_touch_is_said() -> None:
     results = results_of("two-names", sbp=[0.5, 0.6, 0.7])
     assert results["worlds"]["two-names"]["ahead"] == list(CONTROLS)
-    said = sentences(results)["two-names"]
-    assert said == (
+    sentence = sentences(results)["two-names"]
+    assert sentence == (
         "SBP is ahead of Tuned repetition, Random pairs and Unconditional: the intervals over 3 seeds do not touch."
     )
 
@@ -103,14 +103,14 @@ def test_touching_intervals_give_no_conclusion() -> None:
     assert "no conclusion" in sentences(results)["two-names"]
 
 
-@pytest.mark.parametrize(("sbp", "said"), [([4.0, 4.3, 4.3], "not told apart"), ([1.0, 1.1, 1.2], "SBP is ahead")])
-def test_the_shared_name_compares_sbp_with_unconditional(sbp: list[float], said: str) -> None:
-    assert said in sentences(results_of("shared-name", sbp=sbp))["shared-name"]
+@pytest.mark.parametrize(("sbp", "expected"), [([4.0, 4.3, 4.3], "not told apart"), ([1.0, 1.1, 1.2], "SBP is ahead")])
+def test_the_shared_name_compares_sbp_with_unconditional(sbp: list[float], expected: str) -> None:
+    assert expected in sentences(results_of("shared-name", sbp=sbp))["shared-name"]
 
 
 def test_interval_over_three_seeds_is_students() -> None:
-    found = interval([1.0, 2.0, 3.0], 0.95)
-    assert found["value"] == 2 and found["high"] - 2 == pytest.approx(4.302652729911275 / 3**0.5, rel=1e-9)
+    measured = interval([1.0, 2.0, 3.0], 0.95)
+    assert measured["value"] == 2 and measured["high"] - 2 == pytest.approx(4.302652729911275 / 3**0.5, rel=1e-9)
 
 
 def test_gate_is_passed_within_a_tenth_of_the_exact_loss() -> None:
