@@ -48,7 +48,7 @@ def _summarize_world(figures: Figures, labels: Mapping[str, str], confidence: fl
     runs: list[dict[str, Any]] = [{**figure["arms"], TUNED: _tuned(figure["arms"])} for figure in figures]
     excess = {arm: [run[arm][EXCESS]["test"] for run in runs] for arm in runs[0]}
     linked = {arm: [run[arm][EXCESS_LINKED]["test"] for run in runs] for arm in runs[0]}
-    arms = {
+    arms: dict[str, Any] = {
         arm: {
             "label": labels[arm],
             "excess": interval(excess[arm], confidence),
