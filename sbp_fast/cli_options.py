@@ -26,6 +26,7 @@ Settings = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Directory to write; it must not hold anything else.")]
 Corpus = Annotated[Path, typer.Option(help="Output of `prepare`.")]
+Profile = Annotated[str | None, typer.Option(help="Record steps FIRST:LAST into OUT.profile, such as 10:13.")]
 SourceName = Annotated[str, typer.Option(help="Source of synthetic documents whose settings apply, a table \\[sources.NAME].")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output made from other settings or inputs.")]
 Gpus = Annotated[int, typer.Option(min=1, help="Processes on this machine, each with one GPU; without GPUs, on the CPU.")]

@@ -14,6 +14,7 @@ from sbp_fast.cli_options import (
     Force,
     Gpus,
     Out,
+    Profile,
     Settings,
     SourceName,
     load_settings,
@@ -62,29 +63,50 @@ def train(
     stitched: Annotated[
         Path | None, typer.Option(help="Output of `stitch --pairs`, for an arm that reads related documents joined.")
     ] = None,
-    pairs: Annotated[Path | None, typer.Option(help="Output of `pair`: tune the synthesizer on it.")] = None,
-    start: Annotated[Path | None, typer.Option(help="With --pairs: the model that the synthesizer starts from.")] = None,
-    source: SourceName = "related",
     gpus: Gpus = 1,
-    profile: Annotated[str | None, typer.Option(help="Record steps FIRST:LAST into OUT.profile, such as 10:13.")] = None,
+    profile: Profile = None,
     force: Force = False,
 ) -> None:
-    """Train an arm from scratch (the baseline by default), or tune the synthesizer (--pairs, --start).
+    """Train an arm from scratch, by default the baseline.
 
     Under torchrun, on any number of machines, all processes train together.
     """
-    config, tuned = load_source(settings, source) if pairs else (load_settings(settings), None)
-    if pairs is not None and (arm or seed is not None):
-        raise UserError("options", "exclude each other", "give --arm with --seed, or --pairs with --start")
+    config = load_settings(settings)
     from sbp_fast.pipeline.distributed import run_in_processes
     from sbp_fast.stages.train import train as work
     from sbp_fast.train.task import TrainTask
 
-    if tuned is not None:
-        task = TrainTask.of_synthesizer(config, from_scratch=tuned.from_scratch)
-    else:
-        task = TrainTask.of_arm(config, arm or config.baseline, seed)
-    inputs = {"corpus": corpus, "synthetic": synthetic, "stitched": stitched, "pairs": pairs, "start": start}
+    task = TrainTask.of_arm(config, arm or config.baseline, seed)
+    inputs = {"corpus": corpus, "synthetic": synthetic, "stitched": stitched}
+    options = {"force": force, "profile_steps": profile}
+    with stoppable() as console:
+        run_in_processes(work, config, task, out, gpus=gpus, console=console, **inputs, **options)
+
+
+@app.command(epilog="Example: sbp-fast tune demo --corpus mine/prepare --pairs mine/pair --start mine/train --out mine/tune")
+def tune(
+    settings: Settings,
+    *,
+    corpus: Corpus,
+    pairs: Annotated[Path, typer.Option(help="Output of `pair`.")],
+    start: Annotated[Path | None, typer.Option(help="Model to start from, unless from scratch: output of `train`.")] = None,
+    source: SourceName = "related",
+    out: Out,
+    gpus: Gpus = 1,
+    profile: Profile = None,
+    force: Force = False,
+) -> None:
+    """Tune a synthesizer to write a document's partner after the document.
+
+    Under torchrun, on any number of machines, all processes train together.
+    """
+    config, tuned = load_source(settings, source)
+    from sbp_fast.pipeline.distributed import run_in_processes
+    from sbp_fast.stages.train import train as work
+    from sbp_fast.train.task import TrainTask
+
+    task = TrainTask.of_synthesizer(config, from_scratch=tuned.from_scratch)
+    inputs = {"corpus": corpus, "pairs": pairs, "start": start}
     options = {"force": force, "profile_steps": profile}
     with stoppable() as console:
         run_in_processes(work, config, task, out, gpus=gpus, console=console, **inputs, **options)
@@ -217,9 +239,7 @@ def synthesize(
     settings: Settings,
     *,
     corpus: Corpus,
-    model: Annotated[
-        Path, typer.Option(help="A synthesizer, output of `train --pairs`; any model for a source without pairs.")
-    ],
+    model: Annotated[Path, typer.Option(help="A synthesizer, output of `tune`; any model for a source without pairs.")],
     source: SourceName = "related",
     out: Out,
     backend: Annotated[str | None, typer.Option(help="Name of a generation backend, as synthesize.backend.")] = None,
@@ -296,7 +316,7 @@ def relation(
     *,
     corpus: Corpus,
     pairs: Annotated[Path, typer.Option(help="Output of `pair`, whose pairs of held-out documents are read.")],
-    model: Annotated[Path, typer.Option(help="A synthesizer: output of `train --pairs`.")],
+    model: Annotated[Path, typer.Option(help="A synthesizer: output of `tune`.")],
     source: SourceName = "related",
     out: Out,
     force: Force = False,

@@ -16,6 +16,7 @@ from sbp_fast.config.section import NO_EFFECT, Section
 from sbp_fast.config.sources import SourceConfig
 from sbp_fast.config.synthesize import SynthesizeConfig
 from sbp_fast.config.train import AttentionBackend, CheckpointConfig, LogConfig, ParallelConfig, TrainConfig
+from sbp_fast.config.validation import ValidationConfig
 
 __all__ = [
     "NO_EFFECT",
@@ -37,6 +38,7 @@ __all__ = [
     "SourceConfig",
     "SynthesizeConfig",
     "TrainConfig",
+    "ValidationConfig",
     "resolve_device",
     "resolve_label",
     "resolve_threads",

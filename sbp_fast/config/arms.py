@@ -14,9 +14,7 @@ from sbp_fast.config.section import NO_EFFECT, Section, Share
 from sbp_fast.config.train import TrainConfig
 
 Seeds = tuple[Annotated[int, Field(ge=0)], ...]
-ARM_NAME = re.compile(r"[a-z][a-z0-9-]*")
-RESERVED = "synthesizer"
-"""Beginning of the names of other trained models, whose directories are beside the arms' in a run."""
+NAME = re.compile(r"[a-z][a-z0-9-]*")
 
 DEFAULT_ARMS: dict[str, dict[str, Any]] = {
     "baseline": {"label": "Baseline"},

@@ -20,6 +20,9 @@ class CorpusConfig(Section):
     heldout: Annotated[str | tuple[str, ...], NO_EFFECT] = "auto"
     """Documents for evaluation only; "auto" takes those of the embedded corpus, or holds out `heldout_share` of all."""
     heldout_share: Share = 0.04
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the held-out documents on which recipes and checkpoints are chosen, whole originals together; the others, the
+    test documents, are scored by `evaluate` alone."""
     text_field: str = "text"
     id_field: str = "id"
     """A record without it is named after its file and line."""
@@ -28,7 +31,7 @@ class CorpusConfig(Section):
     group_separator: str = "/"
     """Documents whose ids agree up to the last separator are parts of one original ("" turns this off)."""
     maximum_documents: Annotated[int, Field(ge=0)] = 0
-    """Read at most this many documents (0: all)."""
+    """Read at most this many documents, and at most as many of given held-out ones (0: all)."""
     passage_characters: Annotated[int, Field(ge=0)] = 0
     """Split longer documents at paragraph or sentence ends into passages of at most this many characters (0: never)."""
     deduplicate: Literal["none", "exact", "near"] = "exact"

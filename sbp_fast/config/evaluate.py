@@ -10,11 +10,11 @@ from sbp_fast.config.section import NO_EFFECT, Count, Section
 
 
 class EvaluateConfig(Section):
-    """What trained models are scored on, beside held-out documents."""
+    """What trained models are scored on, beside test documents."""
 
     choices: str | tuple[str, ...] = "auto"
     """Multiple-choice files (JSONL: prompt, choices, answer); "auto" takes the embedded sets with the embedded corpus and
-    builds continuation questions from the held-out documents of any other."""
+    builds continuation questions from the test documents of any other."""
     continuation_questions: Annotated[int, Field(ge=0)] = 300
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from sbp_fast.config.arms import ARM_NAME, DEFAULT_ARMS, RESERVED, ArmConfig, Seeds, expand_shares
+from sbp_fast.config.arms import DEFAULT_ARMS, NAME, ArmConfig, Seeds, expand_shares
 from sbp_fast.config.changes import change_section
 from sbp_fast.config.corpus import CorpusConfig
 from sbp_fast.config.embed import EmbedConfig
@@ -19,6 +19,7 @@ from sbp_fast.config.section import Section
 from sbp_fast.config.sources import CHANGED_SECTIONS, DEFAULT_SOURCES, SCRATCH, SourceConfig
 from sbp_fast.config.synthesize import NO_SEEDS, SynthesizeConfig
 from sbp_fast.config.train import CheckpointConfig, LogConfig, ParallelConfig, TrainConfig
+from sbp_fast.config.validation import ValidationConfig
 from sbp_fast.errors import UserError
 
 
@@ -54,6 +55,7 @@ class RunConfig(Section):
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    validation: ValidationConfig = ValidationConfig()
     synthesize: SynthesizeConfig = SynthesizeConfig()
     filter: FilterConfig = FilterConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -68,13 +70,14 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check_arms(self) -> RunConfig:
         for name, arm in self.arms.items():
-            if not ARM_NAME.fullmatch(name) or name.startswith(RESERVED):
-                problem = f"must be lower-case letters, digits and hyphens, and not begin with {RESERVED}"
-                raise ValueError(f"arms.{name}: the name {problem}")
+            if not NAME.fullmatch(name):
+                raise ValueError(f"arms.{name}: the name must be lower-case letters, digits and hyphens")
             try:
                 recipes = arm.resolve_recipes(self.pretrain)
             except ValueError as error:
                 raise ValueError(f"arms.{name}.{error}") from None
+            for recipe in recipes:
+                self._check_selection(f"arms.{name}.recipe", recipe)
             if len({recipe.tokens for recipe in recipes}) > 1:
                 raise ValueError(f"arms.{name}.recipe: recipes to choose among must train on the same number of tokens")
             if arm.order == "related" and arm.data == "all":
@@ -92,10 +95,10 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check_sources(self) -> RunConfig:
         for name, source in self.sources.items():
-            if not ARM_NAME.fullmatch(name):
+            if not NAME.fullmatch(name):
                 raise ValueError(f"sources.{name}: the name must be lower-case letters, digits and hyphens")
             try:
-                self.with_source(name)
+                self._check_selection("synthesizer", self.with_source(name).synthesizer)
             except ValueError as error:
                 raise ValueError(f"sources.{name}.{error}") from None
             if source.pairs == "none" and (source.stitched or source.start == SCRATCH or source.pair or source.synthesizer):
@@ -120,6 +123,10 @@ class RunConfig(Section):
     def seeds_of(self, arm: ArmConfig) -> Seeds:
         """Return the training seeds of an arm: its own, or those of the run."""
         return arm.seeds or self.seeds
+
+    def _check_selection(self, name: str, recipe: TrainConfig) -> None:
+        if recipe.select == "best" and not self.validation.points:
+            raise ValueError(f'{name}.select = "best" needs validation.points, at which the held-out loss is measured')
 
     @property
     def enabled_arms(self) -> dict[str, ArmConfig]:

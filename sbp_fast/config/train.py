@@ -64,6 +64,11 @@ class TrainConfig(Section):
     """Compute the layers' projections in float8; needs torchao and a GPU that supports it."""
     attention: AttentionBackend = "auto"
     """A backend of `sbp_kernels.packed_attention`; the backend that "auto" resolves to is printed and recorded."""
+    select: Literal["last", "best"] = "last"
+    """Weights that are the output: those after the last step, or those with the lowest loss on validation documents among
+    the points of [validation]. The learning rate may not yet have fallen there."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """With `select = "best"`: end the run after this many validation points without a new lowest loss (0: never)."""
     bad_steps: Annotated[Count, NO_EFFECT] = 5
     """Number of consecutive steps with a loss or gradient that is not finite after which the run ends; each such step is
     skipped."""
@@ -72,10 +77,14 @@ class TrainConfig(Section):
     many standard deviations (0: never)."""
 
     @model_validator(mode="after")
-    def _sequences_fill_a_step(self) -> TrainConfig:
+    def _check_combinations(self) -> TrainConfig:
         if self.tokens_per_step % self.microbatch_tokens:
             raise ValueError(
                 f"tokens_per_step = {self.tokens_per_step} is no multiple of microbatch_tokens = {self.microbatch_tokens}"
+            )
+        if self.patience and self.select != "best":
+            raise ValueError(
+                f'patience = {self.patience} needs select = "best": the last weights are those after the loss rose'
             )
         return self
 

@@ -20,6 +20,7 @@ from sbp_fast.errors import UserError
 from sbp_fast.pipeline.files import save_array
 
 MINIMUM_HELDOUT = 8
+MINIMUM_PART = 2  # documents for validation and for testing, each; intervals resample them
 HASHES_IN_MEMORY = 1 << 24
 SELECTION_COLUMNS = ("key", "key_low", "index", "id_hash", "head_hash", "heldout")
 
@@ -91,9 +92,10 @@ class Decisions:
     near_duplicates: np.ndarray
 
     @staticmethod
-    def none() -> Decisions:
-        """Return empty decisions, for held-out documents that were given."""
-        return Decisions(*[np.zeros(0, np.uint64)] * len(fields(Decisions)))
+    def of_sources(sources: Iterable[str], seed: int) -> Decisions:
+        """Return decisions that hold nothing out beyond the documents that were given for it."""
+        empty = np.zeros(0, np.uint64)
+        return Decisions(np.array(sorted(hash_name(source, seed) for source in sources), np.uint64), empty, empty)
 
     @staticmethod
     def load(directory: Path) -> Decisions:
@@ -124,8 +126,7 @@ def choose_holdout(shuffled: ShuffleReader, documents: int, sources: Iterable[st
         UserError: the originals are too few or too large.
     """
     empty = np.zeros(0, np.uint64)
-    sorted_sources = np.array(sorted(hash_name(source, seed) for source in sources), np.uint64)
-    decisions = replace(Decisions.none(), sources=sorted_sources)
+    decisions = Decisions.of_sources(sources, seed)
     wanted = max(MINIMUM_HELDOUT, round(share * documents))
     chosen: list[int] = []
     missing, originals = wanted, 0
@@ -147,6 +148,40 @@ def choose_holdout(shuffled: ShuffleReader, documents: int, sources: Iterable[st
             'name held-out documents in corpus.heldout, or set corpus.group_separator="" if ids do not name originals',
         )
     return replace(decisions, heldout=np.array(chosen, np.uint64))
+
+
+def choose_validation(originals: np.ndarray, share: float) -> np.ndarray:
+    """Choose the validation documents among the held-out ones, whole originals together; the others are for testing.
+
+    Originals are taken in the order of the keyed hash of their names; one that is larger than what is still missing is passed
+    over.
+
+    Args:
+        originals: uint64 [held-out documents], the hashed name of each document's original.
+        share: share of the documents that is for validation.
+
+    Returns:
+        Indices of the validation documents, int64, rising.
+
+    Raises:
+        UserError: the originals are too few or too large for two parts.
+    """
+    names, document_original, sizes = np.unique(originals, return_inverse=True, return_counts=True)
+    missing = round(share * len(originals))
+    chosen = np.zeros(len(names), bool)
+    for index, size in enumerate(sizes.tolist()):
+        chosen[index] = size <= missing
+        missing -= size if chosen[index] else 0
+    validation = np.flatnonzero(chosen[document_original])
+    test_documents = len(originals) - len(validation)
+    if min(len(validation), test_documents) < MINIMUM_PART:
+        raise UserError(
+            "corpus.validation_share",
+            f"{len(originals)} held-out documents, of {len(names)} originals, at a share of {share:g} make {len(validation)} "
+            f"for validation and {test_documents} for testing, fewer than {MINIMUM_PART}",
+            'hold out more documents, change the share, or set corpus.group_separator="" if ids do not name originals',
+        )
+    return validation
 
 
 @dataclass(frozen=True)

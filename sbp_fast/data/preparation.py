@@ -26,8 +26,9 @@ from sbp_fast.config import RunConfig, resolve_threads
 from sbp_fast.data.documents import find_files, heldout_path, is_embedded
 from sbp_fast.data.encoder import EncoderName, IdsDiffer, choose_encoder
 from sbp_fast.data.filesystem import user_errors
-from sbp_fast.data.holdout import SELECTION_COLUMNS, Decisions, check_ids, choose_holdout, select
+from sbp_fast.data.holdout import SELECTION_COLUMNS, Decisions, check_ids, choose_holdout, choose_validation, select
 from sbp_fast.data.input_splits import split_files
+from sbp_fast.data.prepared import VALIDATION
 from sbp_fast.data.shuffle import (
     ShufflePartition,
     ShuffleReader,
@@ -43,7 +44,7 @@ from sbp_fast.data.tokenizer import Tokenizer, train_tokenizer
 from sbp_fast.dedup.near_duplicates import NearDuplicates, find_near_duplicates
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.executors.executor import Workers
-from sbp_fast.pipeline.files import atomic_open, atomic_path, hash_file, read_json, write_json
+from sbp_fast.pipeline.files import atomic_open, atomic_path, hash_file, read_json, save_array, write_json
 from sbp_fast.pipeline.progress import Console
 
 MINIMUM_UNIQUE = 16
@@ -110,8 +111,10 @@ class Preparation:
         if self.corpus.deduplicate == "near":
             near_duplicates = self._find_near_duplicates(decisions, partitions)
             decisions = replace(decisions, near_duplicates=near_duplicates.indices)
-        selected = _count_selected(shuffled, partitions, decisions)
+        selected, heldout_originals = _count_selected(shuffled, partitions, decisions)
         unique = self._count_unique(selected)
+        validation = choose_validation(heldout_originals, self.corpus.validation_share)
+        save_array(self.directory / VALIDATION, validation)
         if self.corpus.on_error == "skip":
             with atomic_open(self.directory / SKIPPED) as file:
                 file.writelines((json.dumps(entry, ensure_ascii=False) + "\n").encode() for entry in shuffled.skipped())
@@ -124,10 +127,10 @@ class Preparation:
         self.record(encoder=description)
         self._tokenize(partitions, decisions, encoder)
         written = [read_json(self._written_path(index)) for index in range(len(partitions))]
-        self._finish(read, selected, unique, tokenizer, written)
+        self._finish(read, selected, unique, len(validation), tokenizer, written)
 
     def _read(self) -> dict[str, Any]:
-        """Shuffle-write all files; returns the sums of what `shuffle_write` counts, documents and sources of training alone."""
+        """Shuffle-write all files; returns the sums of what `shuffle_write` counts, "documents" of training alone."""
         path = self.corpus.path
         self.console.say(f"reading {path if isinstance(path, str) else ', '.join(path)}")
         splits = split_files([file for file, _ in self.files], self.workers, self.processes)
@@ -147,7 +150,7 @@ class Preparation:
             for task, counts in zip(tasks, self._shuffle_write(tasks), strict=True):
                 if not task.heldout:
                     total["documents"] += counts["documents"]
-                    total["sources"].update(counts["source"])
+                total["sources"].update(counts["source"])
                 total["skipped"] += counts["skipped"]
                 total["passages"] += counts["passages"]
                 total["bucket"].update(counts["bucket"])
@@ -158,13 +161,13 @@ class Preparation:
         return total
 
     def _shuffle_write(self, tasks: list[ShuffleWriteTask]) -> Iterator[dict[str, Any]]:
-        left = self.corpus.maximum_documents
-        if not left:
+        left = dict.fromkeys((False, True), self.corpus.maximum_documents)  # of documents, and of given held-out ones
+        if not self.corpus.maximum_documents:
             yield from self.workers.run(shuffle_write, tasks, self.processes)
             return
         for task in tasks:  # one after the other: how much of a file is read depends on the files before it
-            counts = shuffle_write(task if task.heldout else replace(task, limit=left))
-            left -= 0 if task.heldout else counts["documents"]
+            counts = shuffle_write(replace(task, limit=left[task.heldout]))
+            left[task.heldout] -= counts["documents"]
             yield counts
 
     def _count_buckets(self) -> int:
@@ -181,7 +184,7 @@ class Preparation:
         seed = self.config.seed
         check_ids(shuffled, read["documents"], self.files, self.corpus, seed)
         if any(heldout for _, heldout in self.files):
-            return Decisions.none()
+            return Decisions.of_sources(read["sources"], seed)
         return choose_holdout(shuffled, read["documents"], read["sources"], self.corpus.heldout_share, seed)
 
     def _find_near_duplicates(self, decisions: Decisions, partitions: list[ShufflePartition]) -> NearDuplicates:
@@ -263,6 +266,7 @@ class Preparation:
         read: dict[str, Any],
         selected: Counter[str],
         unique: int,
+        validation: int,
         tokenizer: Tokenizer,
         written: list[dict[str, Any]],
     ) -> None:
@@ -282,6 +286,8 @@ class Preparation:
             unique_tokens=train.prefix(unique).tokens,
             heldout_documents=len(heldout),
             heldout_tokens=heldout.tokens,
+            validation_documents=validation,
+            test_documents=len(heldout) - validation,
             passages_cut=read["passages"],
             duplicates_dropped=duplicates,
             heldout_duplicates_dropped=heldout_duplicates,
@@ -303,13 +309,22 @@ class Preparation:
         )
 
 
-def _count_selected(shuffled: ShuffleReader, partitions: list[ShufflePartition], decisions: Decisions) -> Counter[str]:
-    """Count the documents that stay for training, and those dropped for each reason."""
+def _count_selected(
+    shuffled: ShuffleReader, partitions: list[ShufflePartition], decisions: Decisions
+) -> tuple[Counter[str], np.ndarray]:
+    """Count the documents that stay for training, and those dropped for each reason.
+
+    Returns:
+        The counts, and the hashed name of the original of each held-out document, in the order in which they are written;
+        uint64.
+    """
     counts: Counter[str] = Counter()
+    originals = []
     for partition in partitions:
         table = shuffled.rows(partition, SELECTION_COLUMNS)
         columns = {name: table[name].to_numpy() for name in SELECTION_COLUMNS}
         selected = select(columns, decisions)
+        originals.append(decisions.originals(columns)[selected.heldout])
         counts.update(
             train=len(selected.train),
             first_half=int(np.count_nonzero(in_first_half(columns["key"][selected.train]))),
@@ -317,7 +332,7 @@ def _count_selected(shuffled: ShuffleReader, partitions: list[ShufflePartition],
             heldout_duplicates=selected.heldout_duplicates,
             near_duplicates=selected.near_duplicates,
         )
-    return counts
+    return counts, np.concatenate(originals)
 
 
 def _head(shuffled: ShuffleReader, partitions: list[ShufflePartition], decisions: Decisions, documents: int) -> Iterator[str]:

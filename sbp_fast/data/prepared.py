@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from sbp_fast.data.documents import group_of
-from sbp_fast.data.shuffle import hash_name
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.tokenizer import Tokenizer
 from sbp_fast.pipeline.manifest import Manifest
+
+VALIDATION = "validation.npy"
 
 
 class PreparedCorpus:
@@ -23,7 +24,7 @@ class PreparedCorpus:
     Attributes:
         train: every training document, globally shuffled; what the oracle may read.
         unique: the head of `train`, a uniform random subset; what the baseline and SBP may read.
-        heldout: the holdout split, for evaluation alone.
+        heldout: the holdout split, validation and test documents together; no model is trained on any of them.
         tokenizer: trained on `unique`, or the one that the configuration named.
         counts: what `prepare` counted.
         fingerprint: of the whole output.
@@ -45,20 +46,15 @@ class PreparedCorpus:
         self.tokenizer = Tokenizer(self.directory / "tokenizer.json")
         self.embedded: bool = self.counts["embedded"]
 
-    # A stand-in until `prepare` itself divides the held-out documents.
-    @property
+    @cached_property
     def validation(self) -> np.ndarray:
-        """Held-out documents to choose recipes and checkpoints by. int64, indices into `heldout`."""
-        return np.flatnonzero(~self._for_testing)
-
-    @property
-    def test(self) -> np.ndarray:
-        """Held-out documents that only the report's figures come from. int64, indices into `heldout`."""
-        return np.flatnonzero(self._for_testing)
+        """Indices into `heldout` of the documents on which recipes and checkpoints are chosen. int64, rising."""
+        return np.load(self.directory / VALIDATION)
 
     @cached_property
-    def _for_testing(self) -> np.ndarray:
-        return np.array([hash_name(self.group(str(id)), 1) % 2 == 1 for id in self.heldout.ids], bool)
+    def test(self) -> np.ndarray:
+        """Indices into `heldout` of the documents that `evaluate` scores, and on which nothing is chosen. int64, rising."""
+        return np.setdiff1d(np.arange(len(self.heldout)), self.validation)
 
     def text(self, corpus: Corpus, document: int) -> str:
         """Return the text of one document of `corpus`."""

@@ -110,17 +110,18 @@ BITS_PER_BYTE = "heldout_bits_per_byte"
 
 
 def bits_per_byte(config: RunConfig, prepared: PreparedCorpus, console: Console) -> list[Metric]:
-    """Return the bits per UTF-8 byte of held-out documents; the bits include each document's end token."""
+    """Return the bits per UTF-8 byte of the test documents; the bits include each document's end token."""
     return [Metric(BITS_PER_BYTE, "Held-out bits per byte", "lower", "documents", 3, _heldout_items)]
 
 
 def _heldout_items(prepared: PreparedCorpus, context: int) -> Items:
-    heldout = prepared.heldout
+    heldout, test = prepared.heldout, prepared.test
 
     def to_rows(nats: np.ndarray) -> pa.Table:
-        return score_rows(BITS_PER_BYTE, heldout.ids, heldout.sources, -nats / math.log(2), heldout.text_bytes)
+        ids, sources, text_bytes = heldout.ids[test], heldout.sources[test], heldout.text_bytes[test]
+        return score_rows(BITS_PER_BYTE, ids, sources, -nats / math.log(2), text_bytes)
 
-    return Items(document_trees([heldout[index] for index in range(len(heldout))], context), len(heldout), to_rows)
+    return Items(document_trees([heldout[index] for index in test.tolist()], context), len(test), to_rows)
 
 
 def accuracies(config: RunConfig, prepared: PreparedCorpus, console: Console) -> list[Metric]:

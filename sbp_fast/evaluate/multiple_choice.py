@@ -1,4 +1,4 @@
-"""Multiple-choice questions: read from JSONL files, or made from held-out documents (which of four texts comes next?)."""
+"""Multiple-choice questions: read from JSONL files, or made from test documents (which of four texts comes next?)."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def question_sets(config: EvaluateConfig, seed: int, corpus: PreparedCorpus, con
     """
     if config.choices == "auto" and not corpus.embedded:
         questions = continuation_questions(corpus, config.continuation_questions, seed)
-        console.say(f"multiple choice: {len(questions)} continuation questions made from held-out documents")
+        console.say(f"multiple choice: {len(questions)} continuation questions made from test documents")
         return [QuestionSet("continuation_accuracy", tuple(questions))] if questions else []
     if config.choices == "auto":
         console.say(f"multiple choice: {', '.join(EMBEDDED_SETS)}")
@@ -158,7 +158,7 @@ def _question(path: str, number: int, line: str) -> Question:
 
 
 def continuation_questions(corpus: PreparedCorpus, count: int, seed: int) -> list[Question]:
-    """Return at most `count` questions, each made of a held-out document: its beginning, and four possible continuations.
+    """Return at most `count` questions, each made of a test document: its beginning, and four possible continuations.
 
     One continuation is the document's own. The other three come from documents of the same source and, where possible, of
     another original (`corpus.group`), and are about as long. Documents too short to split and sources with too few documents
@@ -167,7 +167,7 @@ def continuation_questions(corpus: PreparedCorpus, count: int, seed: int) -> lis
     generator = np.random.default_rng(seed)
     ids, sources = corpus.heldout.ids, corpus.heldout.sources
     by_source: dict[str, list[SplitDocument]] = {}
-    for document in generator.permutation(len(corpus.heldout))[: CHOICES * count]:
+    for document in generator.permutation(corpus.test)[: CHOICES * count]:
         if (parts := split_text(corpus.text(corpus.heldout, int(document)))) is not None:
             split = SplitDocument(ids[document], corpus.group(ids[document]), *parts)
             by_source.setdefault(sources[document], []).append(split)

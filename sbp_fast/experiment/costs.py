@@ -166,10 +166,10 @@ def stitch(config: RunConfig, corpus: CorpusEstimate) -> Cost:
 
 
 def evaluate(config: RunConfig, corpus: CorpusEstimate) -> Cost:
-    """Return the cost of scoring the held-out documents with one model."""
-    heldout = corpus.heldout_tokens
-    flops = forward_flops(config.model, config.corpus.vocabulary_size, heldout, heldout * corpus.visible, heldout)
-    return Cost(heldout, flops=flops)
+    """Return the cost of scoring the test documents with one model."""
+    tokens = corpus.heldout_tokens * (1 - config.corpus.validation_share)
+    flops = forward_flops(config.model, config.corpus.vocabulary_size, tokens, tokens * corpus.visible, tokens)
+    return Cost(tokens, flops=flops)
 
 
 def compare(config: RunConfig, corpus: CorpusEstimate) -> Cost:
@@ -181,7 +181,7 @@ def _training(config: RunConfig, recipe: TrainConfig, visible: float, loss_share
     shape, vocabulary, tokens = config.model, config.corpus.vocabulary_size, trained_tokens(recipe)
     weights = 4 * parameters(shape, vocabulary)
     interval = config.checkpoint.keep_every_steps
-    checkpoints = config.checkpoint.keep + (recipe.steps // interval if interval else 0)
+    checkpoints = config.checkpoint.keep + (recipe.steps // interval if interval else 0) + (recipe.select == "best")
     return {
         "tokens": tokens,
         "flops": training_flops(shape, vocabulary, tokens, tokens * visible, tokens * loss_share),

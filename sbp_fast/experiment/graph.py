@@ -106,7 +106,7 @@ def quality_stage(source: Source) -> str:
 
 def relation_stage(source: Source) -> str:
     """Return the name of the stage that measures what the synthesizer of a source learnt."""
-    return source.synthesizer.replace("train/synthesizer-", "relation/")
+    return source.synthesizer.replace("tune/", "relation/")
 
 
 def stages_of(config: RunConfig) -> dict[str, Stage]:

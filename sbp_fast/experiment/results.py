@@ -149,8 +149,21 @@ def _arm(config: RunConfig, arm: Arm, manifests: dict[str, Manifest]) -> dict[st
         "parameters": counts["parameters"],
         "final_loss": counts["final_loss"],
         "training_flops": training_flops(training),
+        "validation": _validation(counts),
         "total_flops": sum(manifests[stage].flops for stage in needed),
         "total_seconds": sum(manifests[stage].seconds for stage in needed),
         **comparison["arms"][arm.name],
         "difference_to_baseline": comparison["differences"].get(arm.name, {}),
+    }
+
+
+def _validation(counts: dict[str, Any]) -> dict[str, Any]:
+    """Return the held-out losses of a training run, in nats a token; nothing where they were not measured."""
+    if "validation_loss" not in counts:
+        return {}
+    return {
+        "selected_step": counts["selected_step"],
+        "loss": counts["validation_loss"],
+        "last_loss": counts["last_validation_loss"],
+        "tokens": counts["validation_tokens"],
     }

@@ -68,7 +68,7 @@ def _source(config: RunConfig, name: str, stage: Callable[..., str]) -> Source:
     if settings.pairs != "none":
         related = stage("pair/", name, "related", changed.pair.settings())
         pair = related if settings.pairs == "related" else stage("pair/", name, settings.pairs, related)
-        synthesizer = stage("train/synthesizer-", name, pair, start, changed.synthesizer.settings())
+        synthesizer = stage("tune/", name, pair, start, changed.synthesizer.settings())
     synthesize = stage("synthesize/", name, synthesizer or start, changed.synthesize.settings())
     filtered = stage("filter/", name, synthesize, changed.filter.settings())
     if settings.stitched:

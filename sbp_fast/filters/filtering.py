@@ -72,7 +72,8 @@ def filter_corpus(
         UserError: no document passes.
     """
     corpus, generated, rules = prepared.directory, Path(synthetic.directory), document_rules()
-    tasks = [FilterTask(corpus, generated, scratch, number, config, rules) for number in range(len(synthetic.shard_starts) - 1)]
+    shards, made_from = range(len(synthetic.shard_starts) - 1), f"{prepared.fingerprint} {synthetic.fingerprint}"
+    tasks = [FilterTask(corpus, generated, made_from, scratch, number, config, rules) for number in shards]
     _judge(tasks, prepared, synthetic, questions, threads, workers, console, save_clock)
     keys = [task.file("keys") for task in tasks]
     duplicates = find_duplicates(synthetic, keys, config.shingle_tokens, config.duplicate_similarity)

@@ -31,6 +31,7 @@ class FilterTask:
     Attributes:
         corpus: output of `prepare`.
         synthetic: output of `synthesize`.
+        fingerprint: of both; what a process keeps open is not that of an earlier output at the same path.
         directory: of the files that the steps write.
         number: of the shard.
         rules: those that judge a document by itself; part of the task, so that worker processes apply rules that only the
@@ -39,6 +40,7 @@ class FilterTask:
 
     corpus: Path
     synthetic: Path
+    fingerprint: str
     directory: Path
     number: int
     config: FilterConfig
@@ -50,12 +52,12 @@ class FilterTask:
 
 
 @lru_cache(1)
-def _open(corpus: Path, synthetic: Path) -> tuple[PreparedCorpus, Corpus]:
+def _open(corpus: Path, synthetic: Path, fingerprint: str) -> tuple[PreparedCorpus, Corpus]:
     return PreparedCorpus(corpus), Corpus(synthetic)
 
 
 @lru_cache(1)
-def _question_finder(corpus: Path, questions: Path, width: int) -> QuestionFinder:
+def _question_finder(corpus: Path, questions: Path, width: int, fingerprint: str) -> QuestionFinder:
     return QuestionFinder(read_json(questions), PreparedCorpus(corpus).tokenizer, width)
 
 
@@ -63,7 +65,7 @@ def compute_features(task: FilterTask) -> None:
     """Compute the features that need no other text than each document's own and its seed's."""
     if task.file("standalone").is_file():
         return
-    prepared, synthetic = _open(task.corpus, task.synthetic)
+    prepared, synthetic = _open(task.corpus, task.synthetic, task.fingerprint)
     features = standalone_features(prepared, *synthetic.shard(task.number), task.config.shingle_tokens)
     with atomic_open(task.file("standalone")) as file:
         np.savez(file, **features)  # type: ignore[arg-type]
@@ -109,7 +111,7 @@ def _finished_passes(task: FilterTask) -> int:
 
 def _count_shard(task: FilterTask, index: ShingleIndex) -> int:
     """Add the counts by one table to those of the tables before it; return the number of documents."""
-    _, synthetic = _open(task.corpus, task.synthetic)
+    _, synthetic = _open(task.corpus, task.synthetic, task.fingerprint)
     table, tokens = synthetic.shard(task.number)
     counts = index.count((tokens, np.concatenate([[0], np.cumsum(table["tokens"].to_numpy())])))
     passes = _finished_passes(task)
@@ -125,7 +127,7 @@ def judge_shard(task: FilterTask) -> None:
     """Judge each document by itself, and write the LSH keys of those that pass."""
     if task.file("keys").is_file():
         return
-    prepared, synthetic = _open(task.corpus, task.synthetic)
+    prepared, synthetic = _open(task.corpus, task.synthetic, task.fingerprint)
     table, tokens = synthetic.shard(task.number)
     offsets = np.concatenate([[0], np.cumsum(table["tokens"].to_numpy())])
     bodies = [tokens[offsets[i] + 1 : offsets[i + 1] - 1] for i in range(len(table))]
@@ -149,7 +151,7 @@ def _load_features(task: FilterTask, prepared: PreparedCorpus, stop: np.ndarray,
         shingles, *known = saved["counts"].T
     corpus_containment, evaluation_containment = (count / np.maximum(shingles, 1) for count in known)
     contains_question = np.zeros(len(bodies), bool)
-    finder = _question_finder(task.corpus, task.directory / QUESTIONS, task.config.shingle_tokens)
+    finder = _question_finder(task.corpus, task.directory / QUESTIONS, task.config.shingle_tokens, task.fingerprint)
     for document in np.flatnonzero(evaluation_containment > 0).tolist():
         text = prepared.tokenizer.decode(bodies[document])
         contains_question[document] = finder.contains_question(bodies[document], text)

@@ -111,7 +111,7 @@ class Decoder:
     `Engine` decides which document is in which row, and writes the tables of the layout (`write_tables`, `start`, `clear`).
     """
 
-    def __init__(self, model: Transformer, sampling: SamplingParams, cache: KVCacheConfig) -> None:
+    def __init__(self, model: Transformer, sampling: SamplingParams, cache: KVCacheConfig, *, graphs: bool = True) -> None:
         self.model, self.sampling, self.cache, self.device = model, sampling, cache, model.device
         self.blocks = cast(list[Block], list(model.layers))
         shape, rows, longest = model.config, cache.rows, sampling.maximum_tokens
@@ -143,16 +143,15 @@ class Decoder:
         self.forbidden = torch.tensor(sampling.forbidden, dtype=torch.int64, device=self.device)
         self._state = (self.tokens, self.own_tokens, self.running, self.uniforms, self.generated, self.runs)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+        self._captures = graphs and self.device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if self._captures else None
 
     @torch.inference_mode()
     def prefill(self, seeds: Sequence[np.ndarray], pages: Sequence[Sequence[int]]) -> None:
         """Compute seeds as one packed sequence, and write their keys and values to the given pages."""
         lengths = [len(seed) for seed in seeds]
-        if not sum(lengths):
-            return
         padding = -sum(lengths) % ROW_MULTIPLE
-        layout = PackedLayout.from_lengths([length for length in [*lengths, padding] if length]).to(self.device)
+        layout = PackedLayout.from_lengths([*lengths, padding] if padding else lengths).to(self.device)
         tokens = np.concatenate([*seeds, np.zeros(padding, np.int64)]).astype(np.int64)
         locations = self.locate(pages, lengths)
         x_TW = self.model.embed_tokens(self._send(tokens))
@@ -166,8 +165,7 @@ class Decoder:
     def locate(self, pages: Sequence[Sequence[int]], lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the page of each token of the seeds, and its offset in the page; int64 [tokens] each."""
         width = self.cache.page_tokens
-        owners = [np.repeat(np.asarray(own, np.int64), width) for own in pages]
-        page = np.concatenate([owner[:length] for owner, length in zip(owners, lengths, strict=True)])
+        page = np.concatenate([np.repeat(own, width)[:length] for own, length in zip(pages, lengths, strict=True)])
         offset = np.concatenate([np.arange(length) % width for length in lengths])
         return self._send(page.astype(np.int64)), self._send(offset)
 
@@ -213,7 +211,7 @@ class Decoder:
     @torch.inference_mode()
     def step(self, size: int) -> StepResult:
         """Sample one token in each of the first `size` rows that has a document."""
-        if self.device.type != "cuda":
+        if not self._captures:
             self._advance(size)
         else:
             if size not in self._graphs:

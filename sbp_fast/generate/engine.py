@@ -104,20 +104,26 @@ class Engine:
     """Generates documents after seeds.
 
     Args:
+        model: the model, not sharded.
+        sampling: how tokens are sampled.
+        cache: sizes of the batch and of the cache.
         run_seed: key of the random numbers.
+        graphs: on CUDA, capture each size of a step as a graph; not while other threads use the device.
 
     Raises:
         ValueError: a cache too small for one document.
     """
 
-    def __init__(self, model: Transformer, sampling: SamplingParams, cache: KVCacheConfig, run_seed: int) -> None:
+    def __init__(
+        self, model: Transformer, sampling: SamplingParams, cache: KVCacheConfig, run_seed: int, *, graphs: bool = True
+    ) -> None:
         least = 1 + cache.pages_of(cache.seed_tokens) + cache.pages_of(sampling.maximum_tokens)
         if cache.pages < least:
             raise ValueError(f"{cache.pages} pages do not hold one seed and one document, which take {least}")
         if cache.rows % ROW_MULTIPLE or cache.prefill_tokens < cache.seed_tokens:
             raise ValueError(f"rows must be a multiple of {ROW_MULTIPLE}, and prefill_tokens hold the longest seed")
         self.sampling, self.cache, self.run_seed = sampling, cache, run_seed
-        self.decoder = Decoder(model, sampling, cache)
+        self.decoder = Decoder(model, sampling, cache, graphs=graphs)
         self.pool = PagePool(cache.pages)
         self.tables = {name: table.cpu().numpy().copy() for name, table in self.decoder.tables.items()}
         self.requests: list[Request | None] = [None] * cache.rows  # by batch row
@@ -212,9 +218,10 @@ class Engine:
             group.pages = self.pool.take(needed)
             groups.append(group)
             tokens, samples = tokens + length, samples + len(group.waiting)
-        if groups:
-            self.decoder.prefill([group.seed.tokens for group in groups], [group.pages for group in groups])
-            self.ready.extend(groups)
+        seeded = [group for group in groups if group.pages]
+        if seeded:
+            self.decoder.prefill([group.seed.tokens for group in seeded], [group.pages for group in seeded])
+        self.ready.extend(groups)
         return bool(groups)
 
     @staticmethod

@@ -25,9 +25,9 @@ SCHEMA = pa.schema(
         ("other_seed", pa.int64()),
     ]
 )
-MAXIMUM_DOCUMENTS = 16_384
-"""Documents of a split among which pairs are looked for: an exact search of so many takes seconds, and by the default
-`pair.random_pair_rate` each meets more related documents than `pair.partners_per_seed`."""
+MAXIMUM_DOCUMENTS = 4096
+"""Documents of a split among which pairs are looked for: an exact search of so many takes seconds, each meets as many related
+ones by chance alone as it may have partners (0.2% of them, 8), and a thousand give intervals of a thousandth of a nat."""
 MINIMUM_PAIRS = 20
 """With fewer pairs of a split an interval means nothing."""
 NO_SEED = -1

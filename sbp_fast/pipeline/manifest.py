@@ -10,10 +10,10 @@ from sbp_fast import __version__
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.files import hash_file, read_json
 
-FORMAT = 1
+FORMAT = 2  # 1: before held-out documents were divided into validation and test documents
 MANIFEST = "manifest.json"
-LOGS = frozenset({"metrics.jsonl"})
-"""Files with wall-clock figures, which are listed but not part of the fingerprint."""
+LOGS = frozenset({"metrics.jsonl", "samples.jsonl"})
+"""Files that describe how the work went: listed, but not part of the fingerprint, as settings without effect change them."""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import torch
 from sbp_kernels import resolve_backend
 
@@ -13,6 +16,8 @@ from sbp_fast.config import ModelConfig, RunConfig, TrainConfig, resolve_device,
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.errors import UserError
+from sbp_fast.generate.backends.backend import sampling_params
+from sbp_fast.generate.samples import generate_samples
 from sbp_fast.model.flops import parameters, training_flops
 from sbp_fast.model.saved import WEIGHTS, fill, read_description, read_weights, save_model
 from sbp_fast.model.transformer import Transformer
@@ -25,11 +30,15 @@ from sbp_fast.pipeline.stage import StageContext, run_stage_together
 from sbp_fast.train.data.batches import Batches
 from sbp_fast.train.data.corpus_batches import CorpusBatches
 from sbp_fast.train.data.pair_batches import PairBatches
-from sbp_fast.train.log import read_metrics
+from sbp_fast.train.data.validation_sets import document_set, pair_set
+from sbp_fast.train.log import METRICS, read_curve
 from sbp_fast.train.loop import Training
 from sbp_fast.train.metrics import Totals
 from sbp_fast.train.sharding import build, make_mesh, resolve_precision
 from sbp_fast.train.task import TrainTask
+from sbp_fast.train.validation import Validation
+
+HELDOUT_PAIRS = "heldout-pairs.parquet"
 
 
 def train(
@@ -117,6 +126,8 @@ def _check_inputs(task: TrainTask, inputs: dict[str, Path]) -> None:
 def training_settings(config: RunConfig, task: TrainTask) -> dict[str, Any]:
     """Return the settings that a trained model depends on: not those of parallelism, checkpoints and logs."""
     settings: dict[str, Any] = {"seed": task.seed, "recipe": task.recipe.settings()}
+    if task.recipe.select == "best":
+        settings |= {"validation": config.validation.settings()}
     if task.tunes:
         return settings | ({"model": config.model.settings()} if task.from_scratch else {})
     settings |= {"data": task.data, "order": task.order, "model": config.model.settings()}
@@ -166,7 +177,7 @@ def pretrain(run: Run) -> None:
     vocabulary_size = run.prepared.tokenizer.vocabulary_size
     model = run.build(config.model, vocabulary_size)
     model.initialize(task.seed)
-    totals = _fit(run, model, batches, real)
+    totals = _fit(run, model, batches, real, _validate_on_documents(run))
     sources = {"real": {"tokens": totals.real_tokens, "epochs": totals.real_tokens / real.tokens}}
     if synthetic is not None:
         epochs = totals.synthetic_tokens / max(synthetic.tokens, 1)
@@ -186,21 +197,98 @@ def tune_synthesizer(run: Run) -> None:
             raise UserError(start, f"has {known}", "prepare the corpus with that model's tokenizer.json")
     unique, longest = run.prepared.unique, shape.context
     batches = PairBatches(unique, PairSet(context.inputs["pairs"]), tokenizer.partner, run.recipe, longest, run.task.seed)
-    if batches.partners_too_long:
-        context.console.say(f"{batches.partners_too_long} partners left out: longer than model.context = {longest} tokens")
-    _begin(run, batches, {"pairs": batches.packing.padding_share})
+    packed = batches.packed
+    if packed.partners_too_long:
+        context.console.say(f"{packed.partners_too_long} partners left out: longer than model.context = {longest} tokens")
+    validation = _validate_on_pairs(run, longest)
+    _begin(run, batches, {"pairs": packed.packing.padding_share})
     model = run.build(shape, vocabulary_size)
     if start is None:
         model.initialize(run.task.seed)
     else:
         fill(model, read_weights(start / WEIGHTS), where=start / WEIGHTS)
-    totals = _fit(run, model, batches, unique)
+    totals = _fit(run, model, batches, unique, validation)
     context.record(
-        pairs=batches.pairs,
+        pairs=len(packed.partners),
         epochs=batches.epochs,
-        partners_too_long=batches.partners_too_long,
+        partners_too_long=packed.partners_too_long,
         sources={"real": {"tokens": totals.real_tokens, "epochs": totals.real_tokens / unique.tokens}},
     )
+
+
+def _validate_on_documents(run: Run) -> Validation:
+    """Return the validation of an arm: the loss of validation documents, and documents sampled from nothing."""
+    settings, prepared, context = run.config.validation, run.prepared, run.config.model.context
+    if not settings.points:
+        return Validation(points=0)
+    measured = document_set(
+        prepared.heldout,
+        prepared.validation,
+        limit=settings.tokens,
+        capacity=run.recipe.microbatch_tokens,
+        context=context,
+    )
+    seeds = {number: np.zeros(0, np.int64) for number in range(settings.samples)}
+    return Validation(settings.points, measured, _sampler(run, context, prepared.tokenizer.begin, seeds))
+
+
+def _validate_on_pairs(run: Run, context: int) -> Validation:
+    """Return the validation of the synthesizer: the loss of held-out partners, and documents after validation documents.
+
+    Raises:
+        UserError: `select = "best"`, and there are no held-out pairs to choose by.
+    """
+    settings, prepared, pairs = run.config.validation, run.prepared, run.context.inputs["pairs"]
+    if not settings.points:
+        return Validation(points=0)
+    measured = None
+    if HELDOUT_PAIRS in read_json(pairs / MANIFEST)["files"]:
+        table = pq.read_table(pairs / HELDOUT_PAIRS, filters=[("split", "=", "validation")])
+        measured = pair_set(
+            prepared.heldout,
+            table["seed"].to_numpy().astype(np.int64),
+            table["partner"].to_numpy().astype(np.int64),
+            prepared.tokenizer.partner,
+            limit=settings.tokens,
+            capacity=run.recipe.microbatch_tokens,
+            context=context,
+        )
+    if measured is None:
+        run.context.console.say("no pairs of validation documents: the synthesizer's held-out loss is not measured")
+        if run.recipe.select == "best":
+            remedy = 'hold out more documents (corpus.heldout_share), or set synthesizer.select = "last"'
+            raise UserError(
+                pairs, 'has no pairs of validation documents to choose by, as synthesizer.select = "best" asks', remedy
+            )
+    seeds = {int(document): prepared.heldout[document][:context] for document in prepared.validation[: settings.samples]}
+    return Validation(settings.points, measured, _sampler(run, context, prepared.tokenizer.partner, seeds))
+
+
+def _sampler(
+    run: Run, context: int, first: int, seeds: dict[int, np.ndarray]
+) -> Callable[[Transformer], list[dict[str, Any]]] | None:
+    """Return the function that writes samples after seeds, by [synthesize]'s temperature and the like; None without seeds.
+
+    Args:
+        run: the training run.
+        context: tokens of the model's context.
+        first: id of the token that begins a document.
+        seeds: index of a held-out document, or a number -> its tokens, none for a document without a seed.
+    """
+    if not seeds:
+        return None
+    prepared, task = run.prepared, run.task
+    sampling = replace(sampling_params(run.config.synthesize, prepared, context), first=first)
+    names = [str(prepared.heldout.ids[document]) if len(tokens) else None for document, tokens in seeds.items()]
+
+    def write(model: Transformer) -> list[dict[str, Any]]:
+        results = generate_samples(model, sampling, seeds, task.seed)
+        return [
+            {"seed": name, "text": prepared.tokenizer.decode(result.tokens), "stop": result.stop}
+            for name, result in zip(names, results, strict=True)
+        ]
+
+    return write
 
 
 def _begin(run: Run, batches: Batches, padding: dict[str, float]) -> None:
@@ -220,7 +308,7 @@ def _begin(run: Run, batches: Batches, padding: dict[str, float]) -> None:
     context.record(arm=run.task.name, attention=attention, precision=precision, padding_share=padding)
 
 
-def _fit(run: Run, model: Transformer, batches: Batches, real: Corpus) -> Totals:
+def _fit(run: Run, model: Transformer, batches: Batches, real: Corpus, validation: Validation) -> Totals:
     """Train, save the model and record the counts that all tasks share."""
     context, processes, recipe = run.context, run.processes, run.recipe
     training = Training(
@@ -233,6 +321,7 @@ def _fit(run: Run, model: Transformer, batches: Batches, real: Corpus) -> Totals
         out=context.out,
         console=context.console,
         real_epoch_tokens=real.tokens,
+        validation=validation,
         on_save=context.save_clock,
         profile_steps=run.profile_steps,
     )
@@ -241,11 +330,19 @@ def _fit(run: Run, model: Transformer, batches: Batches, real: Corpus) -> Totals
     training.checkpoints.clear(context.beside(".checkpoints"))
     if processes.is_rank0:
         _record(run, model, totals)
+        if totals.validations:
+            losses = dict(totals.validations)
+            run.context.record(
+                selected_step=training.selected_step,
+                validation_loss=losses[training.selected_step],
+                last_validation_loss=losses[totals.steps],
+                validation_tokens=validation.measured.loss_tokens if validation.measured else 0,
+            )
     return totals
 
 
 def _record(run: Run, model: Transformer, totals: Totals) -> None:
-    losses = [line["train/loss"] for line in read_metrics(run.context.directory) if line["train/loss"] is not None]
+    losses = [loss for _, loss in read_curve(run.context.directory / METRICS, "train/loss")]
     last = losses[-max(1, len(losses) // 20) :]
     run.context.record(
         parameters=parameters(model.config, model.vocabulary_size),
@@ -260,6 +357,7 @@ def _record(run: Run, model: Transformer, totals: Totals) -> None:
         threads=torch.get_num_threads(),
         processes=run.processes.world,
         loop_seconds=round(totals.loop_seconds, 3),
+        validation_seconds=round(totals.validation_seconds, 3),
     )
     seen = (totals.tokens, totals.visible_pairs, totals.loss_tokens)
     run.context.flops = training_flops(model.config, model.vocabulary_size, *seen)

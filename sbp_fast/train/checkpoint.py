@@ -24,6 +24,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from sbp_fast.config import CheckpointConfig
+from sbp_fast.errors import UserError
 from sbp_fast.pipeline.distributed import Processes
 from sbp_fast.pipeline.files import hash_file, read_json, write_json
 from sbp_fast.pipeline.progress import Console
@@ -32,7 +33,7 @@ from sbp_fast.train.optimizer import Optimizers
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # raised by every single-process run
 
 CHECKPOINTS, MARKER = "checkpoints", "complete.json"
-FORMAT = 1
+FORMAT = 2  # 1: before validation points
 
 
 class Checkpoints:
@@ -64,6 +65,19 @@ class Checkpoints:
                 self.console.say(f"checkpoint {path.name} is damaged ({', '.join(damaged)}): going back to the one before")
         return None
 
+    def find(self, step: int) -> Path:
+        """Return the checkpoint of the state after `step` steps.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        self.wait()
+        path = self._path(step)
+        is_whole = self.processes.broadcast((path / MARKER).is_file())  # of rank 0, which has written it by now
+        if not is_whole or self._damaged(path, read_json(path / MARKER)):
+            raise UserError(path, "the checkpoint of the selected weights is missing or damaged", "train again with --force")
+        return path
+
     def load(self, path: Path, model: nn.Module, optimizers: Optimizers) -> None:
         """Restore weights and optimizers from a checkpoint.
 
@@ -77,15 +91,22 @@ class Checkpoints:
         for name, value in state.get("random", {}).items():
             (torch.cuda if name.endswith("cuda") else torch).set_rng_state(value)
 
-    def save(self, step: int, model: nn.Module, optimizers: Optimizers, totals: dict[str, Any]) -> float:
+    def save(self, step: int, model: nn.Module, optimizers: Optimizers, totals: dict[str, Any], selected: int) -> float:
         """Begin a checkpoint of the state after `step` steps; it is written in the background.
+
+        Args:
+            step: number of steps done.
+            model: the model.
+            optimizers: its optimizers.
+            totals: stored in the marker.
+            selected: the checkpoint after this many steps, if there is one, stays as long as this one.
 
         Returns:
             Seconds that training waited for an earlier checkpoint to be finished and for the state to be copied.
         """
         started = time.monotonic()
         self.wait()
-        path = self.directory / f"step-{step:08d}"
+        path = self._path(step)
         if self.processes.is_rank0:
             shutil.rmtree(path, ignore_errors=True)  # unfinished, or damaged
             self.directory.mkdir(exist_ok=True)
@@ -94,7 +115,8 @@ class Checkpoints:
         group = self.processes.checkpoint_group
         saving = dcp.async_save(self._state(model, optimizers), checkpoint_id=path, process_group=group, no_dist=single)
         assert isinstance(saving, Future)
-        marker = {"format": FORMAT, "step": step, "processes": self.processes.world, "totals": totals}
+        world = self.processes.world
+        marker = {"format": FORMAT, "step": step, "processes": world, "totals": totals, "selected": selected}
         self._pending = self._pool.submit(self._finish, saving, path, marker)
         return time.monotonic() - started
 
@@ -142,12 +164,22 @@ class Checkpoints:
         if self.processes.is_rank0:
             files[".metadata"] = _fingerprint(path / ".metadata")
             write_json(path / MARKER, {**marker, "files": files})
-            for old in [old for old in self._finished() if not self._stays(old)][: -self.config.keep]:
+            for old in self._superseded():
                 (old / MARKER).unlink()  # first, so that a half-deleted checkpoint counts as unfinished, not as damaged
                 shutil.rmtree(old)
 
     def _finished(self) -> list[Path]:
         return sorted(marker.parent for marker in self.directory.glob(f"step-*/{MARKER}"))
+
+    def _superseded(self) -> list[Path]:
+        """Return the old checkpoints that nothing needs: neither the setting of how many stay, nor a younger one's choice."""
+        finished = self._finished()
+        old = [path for path in finished if not self._stays(path)][: -self.config.keep]
+        selected = {self._path(read_json(path / MARKER)["selected"]) for path in finished if path not in old}
+        return [path for path in old if path not in selected]
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"step-{step:08d}"
 
     def _stays(self, path: Path) -> bool:
         every = self.config.keep_every_steps

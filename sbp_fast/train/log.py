@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ from sbp_fast.pipeline.files import atomic_open
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.train.trackers import Tracker, open_trackers
 
-METRICS = "metrics.jsonl"
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
 
 class Log:
     """Writes each line of metrics to metrics.jsonl, to the trackers of `config.log` and to the terminal.
 
+    Generated texts go to samples.jsonl.
+
     Args:
-        directory: the directory that metrics.jsonl is written to.
+        directory: the directory that metrics.jsonl and samples.jsonl are written to.
         out: final path of the run's output; its name is the name of the run, and `out` + ".tracking" is for trackers.
         steps: number of steps that earlier attempts have done and saved.
         tokens: number of tokens of those steps.
@@ -42,14 +45,16 @@ class Log:
     ) -> None:
         self.out, self.config, self.console = out, config, console
         self.tokens, self.total_tokens = tokens, total_tokens
-        self.metrics = MetricsFile(directory, steps) if writes else None
+        self.metrics = LinesFile(directory / METRICS, steps) if writes else None
+        self.samples = LinesFile(directory / SAMPLES, steps) if writes else None
         self._stack = ExitStack()
 
     def __enter__(self) -> Log:
         self._task = self._stack.enter_context(self.console.task("train", self.total_tokens, "tokens", done=self.tokens))
         self._trackers: list[Tracker] = []
-        if self.metrics is not None:
+        if self.metrics is not None and self.samples is not None:
             self._stack.callback(self.metrics.close)
+            self._stack.callback(self.samples.close)
             settings, directory = self.config.model_dump(mode="json"), self.out.with_name(self.out.name + ".tracking")
             self._trackers = open_trackers(self.config.log.trackers, directory, self.out.name, settings)
         for tracker in self._trackers:
@@ -57,12 +62,28 @@ class Log:
         return self
 
     def write(self, line: dict[str, Any]) -> None:
-        """Write one line of metrics; trackers get its values that are not null."""
+        """Write one line of the metrics of steps; trackers get its values that are not null."""
         loss = line["train/loss"]
         self._task.advance(
             line["train/tokens"] - self.tokens, "not finite: step skipped" if loss is None else f"loss {loss:.2f}"
         )
         self.tokens = line["train/tokens"]
+        self._send(line)
+
+    def write_validation(self, line: dict[str, Any]) -> None:
+        """Write one line of the figures of a validation point; trackers get its values that are not null."""
+        loss = line["validation/loss"]
+        shown = "not finite" if loss is None else f"{loss:.3f} nats a token"
+        self.console.say(f"held-out loss after {line['step'] + 1} steps: {shown}")
+        self._send(line)
+
+    def write_samples(self, step: int, samples: Sequence[dict[str, Any]]) -> None:
+        """Write a line for each text that was generated after `step`."""
+        if self.samples is not None:
+            for sample in samples:
+                self.samples.write({"step": step, **sample})
+
+    def _send(self, line: dict[str, Any]) -> None:
         if self.metrics is not None:
             self.metrics.write(line)
         for tracker in self._trackers:
@@ -70,23 +91,28 @@ class Log:
 
     def sync(self) -> None:
         """Make the lines written so far durable; called before a checkpoint, which counts on them."""
-        if self.metrics is not None:
+        if self.metrics is not None and self.samples is not None:
             self.metrics.sync()
+            self.samples.sync()
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
 
-class MetricsFile:
-    """metrics.jsonl of one run, opened for appending after the lines that earlier attempts wrote of the first `steps` steps."""
+class LinesFile:
+    """A file of JSON lines with a "step", opened for appending after the lines that earlier attempts wrote of the first steps.
 
-    def __init__(self, directory: Path, steps: int) -> None:
-        self.path = directory / METRICS
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        saved = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < steps]
-        with atomic_open(self.path) as file:
+    Args:
+        path: of the file.
+        steps: number of the steps whose lines stay.
+    """
+
+    def __init__(self, path: Path, steps: int) -> None:
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
+        saved = [line for line in lines[:-1] if json.loads(line)["step"] < steps]  # a kill may have cut the last one
+        with atomic_open(path) as file:
             file.writelines(line.encode() + b"\n" for line in saved)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line."""
@@ -103,6 +129,12 @@ class MetricsFile:
         self._file.close()
 
 
-def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (directory / METRICS).read_text(encoding="utf-8").splitlines()]
+def read_curve(path: Path, figure: str) -> list[tuple[int, float]]:
+    """Return (training tokens, value) of each line of a metrics.jsonl in which a figure has a value.
+
+    Args:
+        path: of the file.
+        figure: a key of the lines, such as "train/loss" or "validation/loss".
+    """
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [(line["train/tokens"], line[figure]) for line in lines if line.get(figure) is not None]

@@ -32,6 +32,7 @@ from sbp_fast.train.profile import Profile
 from sbp_fast.train.schedules import learning_rate
 from sbp_fast.train.sharding import accumulate
 from sbp_fast.train.update import update
+from sbp_fast.train.validation import Validation, best_point, points_since_best
 
 BAD_STEPS = "bad-steps.json"
 
@@ -92,6 +93,7 @@ class Training:
         out: final path of the run's output: trackers and profiles go to paths beside it, and its name is the run's.
         console: where progress is printed.
         real_epoch_tokens: number of tokens in one epoch of the real corpus, for the metrics.
+        validation: what is measured at evenly spaced points of the run.
         on_save: called on rank 0 after each checkpoint is begun.
         profile_steps: a range of steps to profile, such as "10:13" (see `Profile`).
     """
@@ -108,31 +110,40 @@ class Training:
         out: Path,
         console: Console,
         real_epoch_tokens: int,
+        validation: Validation,
         on_save: Callable[[], None] = lambda: None,
         profile_steps: str | None = None,
     ) -> None:
         self.model, self.batches, self.recipe, self.config, self.processes = model, batches, recipe, config, processes
         self.directory, self.out, self.console = directory, out, console
-        self.real_epoch_tokens, self.on_save = real_epoch_tokens, on_save
+        self.real_epoch_tokens, self.validation, self.on_save = real_epoch_tokens, validation, on_save
         self.optimizers = make_optimizers(model, recipe)
         self.checkpoints = Checkpoints(directory / CHECKPOINTS, config.checkpoint, processes, console)
         self.profile = Profile(profile_steps, out.with_name(out.name + ".profile"), processes.device)
         self.totals, self.unread, self.figures, self.clock = Totals(), Counts(), DeviceFigures(), Clock()
 
     def run(self) -> Totals:
-        """Train on all steps that are left.
+        """Train on all steps that are left, or until `patience` ends the run, and leave the selected weights in the model.
 
         The checkpoints stay until `checkpoints.clear`, which belongs after the model is saved.
 
         Raises:
             Stopped: SIGTERM or SIGINT came; a checkpoint is saved.
-            UserError: too many consecutive steps were not finite.
+            UserError: too many consecutive steps were not finite; the checkpoint of the selected weights is damaged.
         """
         with self.checkpoints:
             self.resume()
             self.model.train()
             self.take_steps()
+            if self.selected_step != self.totals.steps:
+                self.checkpoints.load(self.checkpoints.find(self.selected_step), self.model, self.optimizers)
         return self.totals
+
+    @property
+    def selected_step(self) -> int:
+        """Number of steps after which the weights are the output: the last so far, or those of the best validation point."""
+        best = best_point(self.totals.validations)
+        return self.totals.steps if self.recipe.select == "last" or best is None else best[0]
 
     def take_steps(self) -> None:
         """Take all steps that are left, and write metrics and checkpoints between them."""
@@ -145,19 +156,29 @@ class Training:
             frozen_garbage() as freeze,
         ):
             self.clock, self.saved = Clock(), time.monotonic()
+            points = self.validation.steps(self.batches.steps)
             for step in range(first, self.batches.steps):
                 self.profile.begin(step)
                 self.step(step, prefetch)
                 self.profile.end(step)
-                last = step + 1 == self.batches.steps
-                if last or (step + 1) % self.config.log.every_steps == 0:
+                is_point, last = step + 1 in points, step + 1 == self.batches.steps
+                if is_point or last or (step + 1) % self.config.log.every_steps == 0:
                     self.read()
+                if last or (step + 1) % self.config.log.every_steps == 0:
                     log.write(self.line(step))
                     self.go_back_from_a_spike()
+                if is_point:
+                    self.validate(step, log)
+                    if not last and self.is_out_of_patience():
+                        last = True
+                        if self.totals.pending:
+                            log.write(self.line(step))
                 if step == first:
                     freeze()
                 self.totals.loop_seconds = earlier_seconds + time.monotonic() - started
-                if not last and self.is_time_to_save(step, stop):
+                if last:
+                    return
+                if self.is_time_to_save(step, stop):
                     log.sync()
                     self.save()
                     if stop.agreed_signal:
@@ -244,17 +265,42 @@ class Training:
         totals.pending, totals.since, self.clock = [], Counts(), Clock()
         return line
 
+    def validate(self, step: int, log: Log) -> None:
+        """Measure the held-out loss after `step` and write a few samples; the time is not counted as that of steps."""
+        started = time.monotonic()
+        if self.validation.measured is not None:
+            loss = self.validation.loss(self.model, self.processes, self.recipe.attention)
+            self.totals.validations.append((self.totals.steps, loss))
+            log.write_validation({"step": step, "train/tokens": self.totals.tokens, **self.validation.metrics(loss)})
+        log.write_samples(step, self.validation.samples(self.model, self.processes))
+        seconds = time.monotonic() - started
+        self.totals.validation_seconds += seconds
+        self.clock.started += seconds
+
+    def is_out_of_patience(self) -> bool:
+        """Return whether the held-out loss has not improved for `patience` points, and say so."""
+        points = points_since_best(self.totals.validations)
+        if not self.recipe.patience or points < self.recipe.patience:
+            return False
+        self.console.say(f"stopped after {self.totals.steps} steps: no lower held-out loss in {points} points")
+        return True
+
     def is_time_to_save(self, step: int, stop: StopRequest) -> bool:
-        """Return whether all processes save now: a checkpoint is due, or one of them received a signal to stop."""
+        """Return whether all processes save now.
+
+        A checkpoint is due, one of them received a signal to stop, or the weights are the best so far and may be selected.
+        """
         every = self.config.checkpoint.keep_every_steps
         late = self.processes.is_rank0 and time.monotonic() - self.saved >= self.config.checkpoint.seconds
         stop.agreed_signal, due = map(int, self.processes.max(stop.signal_number, late))
-        return bool(stop.agreed_signal or due or (every and (step + 1) % every == 0))
+        best = best_point(self.totals.validations) if self.recipe.select == "best" else None
+        return bool(stop.agreed_signal or due or (every and (step + 1) % every == 0) or (best and best[0] == step + 1))
 
     def save(self) -> None:
         """Begin a checkpoint of all steps so far; it is written in the background."""
         self.read()
-        self.clock.stalled += self.checkpoints.save(self.totals.steps, self.model, self.optimizers, asdict(self.totals))
+        selected, totals = self.selected_step, asdict(self.totals)
+        self.clock.stalled += self.checkpoints.save(self.totals.steps, self.model, self.optimizers, totals, selected)
         if self.processes.is_rank0:
             self.on_save()
         self.saved = time.monotonic()

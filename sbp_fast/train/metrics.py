@@ -28,9 +28,11 @@ class Totals(Counts):
         skipped_in_a_row: number of such steps at the end.
         rolled_back_steps: number of steps whose updates a rollback has undone.
         loop_seconds: wall-clock seconds in the training loop, over all attempts.
+        validation_seconds: those of them that validation points took.
         pending: (step, loss, gradient norm) of each step since the last line; None where they were not finite.
         since: counts of what was read since the last line.
         recent: losses of the last finite steps, at most RECENT.
+        validations: (steps done, held-out loss) of each validation point; the loss is None where it was not finite.
     """
 
     steps: int = 0
@@ -38,9 +40,11 @@ class Totals(Counts):
     skipped_in_a_row: int = 0
     rolled_back_steps: int = 0
     loop_seconds: float = 0.0
+    validation_seconds: float = 0.0
     since: Counts = field(default_factory=Counts)
     pending: list[tuple[int, float | None, float | None]] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
+    validations: list[tuple[int, float | None]] = field(default_factory=list)
 
     @staticmethod
     def of(saved: dict[str, Any]) -> Totals:

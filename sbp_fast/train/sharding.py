@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -113,6 +114,25 @@ def accumulate(model: nn.Module, sequences: Iterable[Any], count: int, gather_on
             if gather_once:
                 model.set_reshard_after_backward(last)
         yield sequence
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Keep all weights whole on every process, for reading; all processes enter and leave together."""
+    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in modules:
+        module.unshard()
+    try:
+        yield
+    finally:
+        reshard(model)
+
+
+def reshard(model: nn.Module) -> None:
+    """Free the weights that a forward pass without a backward pass has left gathered: they are stale after the next update."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _checkpoint_activations(block: nn.Module, choice: str) -> None:

@@ -14,6 +14,7 @@ from sbp_fast.pipeline.progress import Console
 from sbp_fast.stages.prepare import prepare
 
 QUIET = Console(quiet=True)
+HELDOUT = [(f"h{number}", f"Held out, {number}.") for number in range(4)]
 
 
 def write_jsonl(path: Path, documents: list[tuple[str, str]]) -> Path:
@@ -72,7 +73,7 @@ def test_the_order_depends_on_the_seed_alone(tmp_path: Path) -> None:
     first, _ = run(config, tmp_path / "1"), run(config, tmp_path / "2")
     other = run(config.model_copy(update={"seed": 1}), tmp_path / "3")
     assert set(first.heldout.ids) != set(other.heldout.ids)
-    heldout = write_jsonl(tmp_path / "h.jsonl", [("h", "Held out.")])
+    heldout = write_jsonl(tmp_path / "h.jsonl", HELDOUT)
     same = configure(tmp_path / "c.jsonl", heldout=str(heldout))
     orders = [list(run(same.model_copy(update={"seed": seed}), tmp_path / f"s{seed}").train.ids) for seed in (0, 1)]
     assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
@@ -86,6 +87,45 @@ def test_the_holdout_split_holds_whole_originals(tmp_path: Path) -> None:
     assert len(corpus.heldout) == 40
     groups = [{corpus.group(id) for id in part.ids} for part in (corpus.train, corpus.heldout)]
     assert not groups[0] & groups[1] and len(groups[1]) == 10
+
+
+def test_validation_and_test_documents_are_whole_originals_and_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "c.jsonl", letters(400))
+
+    def split(name: str, seed: int = 0, **corpus: object) -> tuple[PreparedCorpus, list[set[str]]]:
+        config = configure(path, heldout_share=0.1, **corpus).model_copy(update={"seed": seed})
+        prepared = run(config, tmp_path / name)
+        ids = prepared.heldout.ids
+        return prepared, [{prepared.group(id) for id in ids[part]} for part in (prepared.validation, prepared.test)]
+
+    prepared, (validation, test) = split("out", validation_share=0.3)
+    assert sorted([*prepared.validation, *prepared.test]) == list(range(40)) and not validation & test
+    assert len(prepared.validation) == prepared.counts["validation_documents"] == 12
+    assert len(prepared.test) == prepared.counts["test_documents"] == 28
+    heldout = write_jsonl(tmp_path / "h.jsonl", letters(40))
+    path = write_jsonl(tmp_path / "other.jsonl", [(f"other/{id}", f"Other {text}") for id, text in letters(400)])
+    parts = [split(f"given-{seed}-{n}", seed, heldout=str(heldout))[1] for n, seed in enumerate((0, 0, 1))]
+    assert parts[0] == parts[1] != parts[2] and [len(part) for part in parts[0]] == [5, 5]
+
+
+def test_sources_are_no_originals_in_a_given_holdout_split(tmp_path: Path) -> None:
+    """Ids that only begin with the name of their source do not make one original of the whole source."""
+    path = write_jsonl(tmp_path / "c.jsonl", letters(100))
+    records = [{"id": f"pubmed/{n}", "text": f"Abstract {n}.", "source": "pubmed"} for n in range(6)]
+    (tmp_path / "h.jsonl").write_text("\n".join(map(json.dumps, records)))
+    corpus = run(configure(path, heldout=str(tmp_path / "h.jsonl")), tmp_path / "out")
+    assert (len(corpus.validation), len(corpus.test)) == (3, 3)
+
+
+@pytest.mark.parametrize("heldout", [HELDOUT[:3], [(f"book/{n}", f"Page {n}.") for n in range(9)]])
+def test_held_out_documents_too_few_for_two_parts_are_refused(tmp_path: Path, heldout: list[tuple[str, str]]) -> None:
+    path = write_jsonl(tmp_path / "c.jsonl", letters(100))
+    given = str(write_jsonl(tmp_path / "h.jsonl", heldout))
+    with pytest.raises(
+        UserError, match=rf"corpus\.validation_share: {len(heldout)} held-out documents.*hold out more"
+    ) as refused:
+        run(configure(path, heldout=given), tmp_path / "out")
+    assert "\n" not in str(refused.value) and not (tmp_path / "out.partial").exists()
 
 
 def test_originals_too_large_for_the_holdout_split_are_passed_over_or_refused(tmp_path: Path) -> None:
@@ -106,12 +146,12 @@ def test_originals_too_large_for_the_holdout_split_are_passed_over_or_refused(tm
 def test_duplicates_are_dropped_and_counted(tmp_path: Path) -> None:
     documents = letters(200)
     duplicates = [(f"copy/{i}", documents[0][1]) for i in range(5)]
-    heldout = [("held/1", "Only here."), ("held/2", documents[7][1]), ("held/3", "Only here.")]
+    heldout = [*HELDOUT, ("taken", documents[7][1]), ("again", HELDOUT[0][1])]
     config = configure(
         write_jsonl(tmp_path / "c.jsonl", documents + duplicates), heldout=str(write_jsonl(tmp_path / "h.jsonl", heldout))
     )
     corpus = run(config, tmp_path / "out")
-    assert sorted(corpus.heldout.ids) == ["held/1", "held/2"]
+    assert sorted(corpus.heldout.ids) == sorted([*dict(HELDOUT), "taken"])
     assert len(corpus.train) == 199 and documents[7][0] not in corpus.train.ids and "letter/0/0" in corpus.train.ids
     assert corpus.counts["duplicates_dropped"] == 5 and corpus.counts["heldout_duplicates_dropped"] == 1
 
@@ -162,7 +202,7 @@ def test_maximum_documents_bounds_what_is_read(tmp_path: Path) -> None:
 
 def test_unique_share_is_rounded_up_from_its_decimal_value(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "c.jsonl", letters(300))
-    heldout = write_jsonl(tmp_path / "h.jsonl", [("h", "Held out.")])
+    heldout = write_jsonl(tmp_path / "h.jsonl", HELDOUT)
     corpus = run(configure(path, heldout=str(heldout), unique_share=0.07), tmp_path / "out")  # 0.07 * 300 > 21 in binary
     assert len(corpus.unique) == 21
 
@@ -206,9 +246,9 @@ def test_an_id_used_twice_names_both_records(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         run(configure(tmp_path / "c"), tmp_path / "out")
     assert str(caught.value).startswith(f"{second}, line 1: the id 'same' stands also in {first}, line 1;")
-    heldout = write_jsonl(tmp_path / "h.jsonl", [("same", "held out"), ("letter/0/0", "too")])
+    heldout = write_jsonl(tmp_path / "h.jsonl", [("same", "held out"), ("letter/0/0", "too"), *HELDOUT])
     second.unlink()
-    assert len(run(configure(tmp_path / "c", heldout=str(heldout)), tmp_path / "out").heldout) == 2
+    assert len(run(configure(tmp_path / "c", heldout=str(heldout)), tmp_path / "out").heldout) == 6
 
 
 def test_prepare_of_the_embedded_corpus_uses_its_own_heldout_documents(tmp_path: Path) -> None:

@@ -153,7 +153,8 @@ def test_deduplicate_near_finds_the_clusters_of_an_all_pairs_comparison(tmp_path
 def test_a_near_duplicate_of_a_heldout_document_is_not_trained_on(tmp_path: Path) -> None:
     texts = make(tmp_path / "documents")
     heldout = tmp_path / "heldout.jsonl"
-    held = {"h/0": texts["0"].replace("w", "W", 1) + " end", "h/1": texts["1"] + " end", "h/2": "nothing like the others " * 9}
+    near = {"h0": texts["0"].replace("w", "W", 1) + " end", "h1": texts["1"] + " end"}
+    held = {**near, "h2": "nothing like the others " * 9, "h3": "like nothing else there is " * 9}
     heldout.write_text("".join(json.dumps({"id": id, "text": text}) + "\n" for id, text in held.items()))
     corpus = run(tmp_path / "documents", tmp_path / "out", heldout=str(heldout))
     assert sorted(corpus.heldout.ids) == sorted(held)

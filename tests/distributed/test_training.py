@@ -18,12 +18,14 @@ from sbp_fast.pipeline.distributed import run_in_processes
 from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.stages.train import train
 from sbp_fast.train.data.corpus_batches import CorpusBatches
+from sbp_fast.train.data.validation_sets import document_set
 from sbp_fast.train.loop import train_step
 from sbp_fast.train.optimizer import make_optimizers
 from sbp_fast.train.schedules import learning_rate
 from sbp_fast.train.task import TrainTask
 
 CHANGES = ("pretrain={tokens=5120, tokens_per_step=512, microbatch_tokens=128}", "checkpoint.seconds=1000", "device=cpu")
+CHANGES += ("validation={points=5, tokens=128, samples=2}",)
 STEPS = 10
 
 
@@ -58,7 +60,7 @@ def sbp_fast(home: Path, out: Path, *overrides: str, processes: int, stop_after:
 
 def metrics(directory: Path, *keys: str) -> list[tuple[float, ...]]:
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [tuple(line[key] for key in keys) for line in lines]
+    return [tuple(line[key] for key in keys) for line in lines if all(key in line for key in keys)]
 
 
 READ = ("step", "train/tokens", "data/digest", "data/valid_share", "data/loss_share", "train/lr")
@@ -89,6 +91,15 @@ def check_losses(home: Path, directory: Path) -> None:
     assert errors[1] <= 2 * max(errors[0], torch.finfo(torch.float32).eps * exact.max())
 
 
+def check_validation(home: Path, directory: Path) -> None:
+    """The held-out losses are those of one process to rounding, at the same points, and samples were written at each."""
+    alone, mine = (metrics(path, "step", "train/tokens", "validation/loss") for path in (home / "one", directory))
+    assert [point[:2] for point in mine] == [point[:2] for point in alone] and [point[0] for point in mine] == [1, 3, 5, 7, 9]
+    assert [point[2] for point in mine] == pytest.approx([point[2] for point in alone], rel=1e-5)
+    written = [json.loads(line)["step"] for line in (directory / "samples.jsonl").read_text().splitlines()]
+    assert written == [1, 1, 3, 3, 5, 5, 7, 7, 9, 9]
+
+
 def weights(directory: Path) -> bytes:
     return (directory / "weights.safetensors").read_bytes()
 
@@ -96,6 +107,10 @@ def weights(directory: Path) -> bytes:
 def test_two_processes_train_the_model_of_one(home: Path) -> None:
     assert metrics(home / "two", *READ) == metrics(home / "one", *READ)
     check_losses(home, home / "two")
+    check_validation(home, home / "two")
+    prepared = PreparedCorpus(home / "corpus")
+    measured = document_set(prepared.heldout, prepared.validation, limit=128, capacity=128, context=96)
+    assert len(measured.sequences) % 2 == 1  # so that one of two processes repeats a sequence
     one, two = (Manifest.load(home / name, "train") for name in ("one", "two"))
     assert one.counts["processes"] == 1 and two.counts["processes"] == 2
     assert one.flops == two.flops and one.counts["sources"] == two.counts["sources"]
@@ -121,6 +136,23 @@ def test_stopped_run_resumes_to_the_same_bits_or_with_other_numbers_of_processes
     assert "going on from step-00000006" in printed and "4 process(es)" in printed
     assert metrics(tmp_path / "elastic", *READ) == metrics(home / "one", *READ)
     check_losses(home, tmp_path / "elastic")
+    check_validation(home, tmp_path / "elastic")
+
+
+def test_two_processes_train_the_same_bits_with_and_without_validation(home: Path, tmp_path: Path) -> None:
+    sbp_fast(home, tmp_path / "never", "validation.points=0", processes=2)
+    assert weights(tmp_path / "never") == weights(home / "two")
+
+
+def test_two_processes_stop_early_and_select_the_best_point(home: Path, tmp_path: Path) -> None:
+    """At a learning rate that changes nothing, so that the first point stays the best."""
+    still = "tokens=5120, tokens_per_step=512, microbatch_tokens=128, learning_rate=1e-30, weight_decay=0.0"
+    printed = sbp_fast(home, tmp_path / "out", f"pretrain={{{still}, select='best', patience=2}}", processes=2)
+    losses = [loss for _, loss in metrics(tmp_path / "out", "step", "validation/loss")]
+    counts = Manifest.load(tmp_path / "out").counts
+    assert len(losses) == 3 and len(set(losses)) == 1 and counts["validation_loss"] == losses[0]
+    assert (counts["steps"], counts["selected_step"]) == (6, 2)
+    assert "stopped after 6 steps: no lower held-out loss in 2 points" in printed
 
 
 def stopped_after(steps: int) -> type:

@@ -53,10 +53,9 @@ def test_run_finishes_every_stage_with_matched_arms(tiny_run: Path) -> None:
 
 
 def test_run_lowers_the_training_loss_of_every_model(tiny_run: Path) -> None:
-    for model in ("baseline", "sbp", "oracle", "synthesizer-related"):
-        losses = [
-            json.loads(line)["train/loss"] for line in (tiny_run / "train" / model / "metrics.jsonl").read_text().splitlines()
-        ]
+    for stage in ("train/baseline", "train/sbp", "train/oracle", "tune/related"):
+        lines = (tiny_run / stage / "metrics.jsonl").read_text().splitlines()
+        losses = [json.loads(line)["train/loss"] for line in lines]
         assert losses[-1] < losses[0]
 
 
@@ -81,7 +80,7 @@ def test_changed_configuration_is_refused_and_force_reruns_only_affected_stages(
     assert {stage for stage in STAGES if after[stage] != before[stage]} >= {"train/sbp", "evaluate/sbp", "compare"}
     assert {stage for stage in STAGES if after[stage] == before[stage]} >= {
         *("prepare", "embed", "pair/related", "synthesize/related", "filter/related", "quality/related"),
-        *("train/baseline", "train/oracle", "train/synthesizer-related", "evaluate/baseline", "evaluate/oracle"),
+        *("train/baseline", "train/oracle", "tune/related", "evaluate/baseline", "evaluate/oracle"),
     }
 
 

@@ -52,10 +52,12 @@ def compare_models(out: Path, corpus: Path, models: dict[str, Path], config: Run
 def test_bits_per_byte_equal_the_loss_of_each_document_alone(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
     corpus, models = inputs
     counts = compare_models(tmp_path, corpus, models)
-    heldout = PreparedCorpus(corpus).heldout
+    prepared = PreparedCorpus(corpus)
+    heldout, test = prepared.heldout, prepared.test
+    assert 0 < len(test) < len(heldout)
     for arm, directory in models.items():
         model, bits = load_model(directory), 0.0
-        for index in range(len(heldout)):
+        for index in test:
             tokens = torch.from_numpy(heldout[index].astype(np.int64))
             for start in range(0, len(tokens) - 1, CONFIG.model.context):  # chunks of the context's length
                 chunk = tokens[start : start + CONFIG.model.context + 1]
@@ -63,9 +65,9 @@ def test_bits_per_byte_equal_the_loss_of_each_document_alone(inputs: tuple[Path,
                 with torch.no_grad():
                     bits += float(model(chunk[:-1], layout, chunk[1:])) / math.log(2)
         score = counts["arms"][arm]["heldout_bits_per_byte"]
-        assert score["value"] == pytest.approx(bits / heldout.text_bytes.sum(), rel=1e-5)
+        assert score["value"] == pytest.approx(bits / heldout.text_bytes[test].sum(), rel=1e-5)
         assert score["low"] < score["value"] < score["high"]
-        assert score["documents"] == sum(source["items"] for source in score["by_source"].values()) == len(heldout)
+        assert score["documents"] == sum(source["items"] for source in score["by_source"].values()) == len(test)
     change = counts["differences"]["oracle"]["heldout_bits_per_byte"]
     values = [counts["arms"][arm]["heldout_bits_per_byte"]["value"] for arm in ("oracle", "baseline")]
     assert change["value"] == pytest.approx(values[0] - values[1], rel=1e-12)
@@ -135,9 +137,9 @@ def test_metric_registered_from_outside_is_scored_compared_and_described(
     corpus, models = inputs
 
     def items(prepared: PreparedCorpus, context: int) -> Any:
-        heldout, documents = prepared.heldout, _heldout_items(prepared, context)
-        lengths = np.diff(heldout.offsets) - 1
-        to_rows = lambda nats: score_rows("nats_per_token", heldout.ids, heldout.sources, -nats, lengths)  # noqa: E731
+        heldout, test, documents = prepared.heldout, prepared.test, _heldout_items(prepared, context)
+        ids, sources, lengths = heldout.ids[test], heldout.sources[test], np.diff(heldout.offsets)[test] - 1
+        to_rows = lambda nats: score_rows("nats_per_token", ids, sources, -nats, lengths)  # noqa: E731
         return replace(documents, to_rows=to_rows)
 
     METRICS.register("nats", lambda *_: [Metric("nats_per_token", "Nats per token", "lower", "documents", 2, items)])
@@ -148,9 +150,9 @@ def test_metric_registered_from_outside_is_scored_compared_and_described(
     finally:
         METRICS.unregister("nats")
     assert counts["metrics"]["nats_per_token"]["label"] == "Nats per token"
-    arm, heldout = counts["arms"]["sbp"], PreparedCorpus(corpus).heldout
-    tokens = (np.diff(heldout.offsets) - 1).sum()
-    expected = arm["heldout_bits_per_byte"]["value"] * math.log(2) * heldout.text_bytes.sum() / tokens
+    arm, prepared = counts["arms"]["sbp"], PreparedCorpus(corpus)
+    tokens = (np.diff(prepared.heldout.offsets) - 1)[prepared.test].sum()
+    expected = arm["heldout_bits_per_byte"]["value"] * math.log(2) * prepared.heldout.text_bytes[prepared.test].sum() / tokens
     assert arm["nats_per_token"]["value"] == pytest.approx(expected, rel=1e-12)
     with pytest.raises(UserError, match="was measured by"):
         evaluate(CONFIG, tmp_path / "other", corpus=corpus, model=models["sbp"], console=QUIET)
@@ -162,8 +164,8 @@ def test_evaluate_counts_the_flops_of_the_tokens_read(inputs: tuple[Path, dict[s
     corpus, models = inputs
     config = CONFIG.model_copy(update={"evaluate": CONFIG.evaluate.model_copy(update={"continuation_questions": 0})})
     manifest = evaluate(config, tmp_path / "out", corpus=corpus, model=models["sbp"], console=QUIET)
-    heldout, context = PreparedCorpus(corpus).heldout, CONFIG.model.context
-    read = np.diff(heldout.offsets) - 1
+    prepared, context = PreparedCorpus(corpus), CONFIG.model.context
+    read = (np.diff(prepared.heldout.offsets) - 1)[prepared.test]
     pairs = sum(sum(range(1, context + 1)) * (n // context) + sum(range(1, n % context + 1)) for n in read.tolist())
     model = load_model(models["sbp"])
     assert manifest.flops == forward_flops(CONFIG.model, model.vocabulary_size, read.sum(), pairs, read.sum())

@@ -16,7 +16,7 @@ RECORD = {"prompt": "The sea is", "choices": ["blue", "made of tin"], "answer": 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> PreparedCorpus:
-    return write_prepared(tmp_path_factory.mktemp("questions") / "corpus")
+    return write_prepared(tmp_path_factory.mktemp("questions") / "corpus", heldout=18)
 
 
 def write(path: Path, *lines: Any) -> str:
@@ -104,7 +104,7 @@ def test_two_question_files_of_one_metric_are_refused(corpus: PreparedCorpus, tm
 
 def test_continuation_questions_have_the_true_continuation_and_three_of_the_same_source(corpus: PreparedCorpus) -> None:
     heldout = corpus.heldout
-    texts = {f"continuation/{id}": (corpus.text(heldout, i), heldout.sources[i]) for i, id in enumerate(heldout.ids)}
+    texts = {f"continuation/{heldout.ids[i]}": (corpus.text(heldout, i), heldout.sources[i]) for i in corpus.test}
     questions = continuation_questions(corpus, 9, seed=1)
     assert len(questions) == 9 and len({question.id for question in questions}) == 9
     for question in questions:

@@ -111,9 +111,9 @@ def nats_per_token(config: RunConfig, prepared: PreparedCorpus, console: Console
     (bits,) = bits_per_byte(config, prepared, console)
 
     def items(prepared: PreparedCorpus, context: int) -> Items:
-        heldout = prepared.heldout
-        lengths = np.diff(heldout.offsets) - 1
-        to_rows = lambda nats: score_rows("nats_per_token", heldout.ids, heldout.sources, -nats, lengths)  # noqa: E731
+        heldout, test = prepared.heldout, prepared.test
+        ids, sources, lengths = heldout.ids[test], heldout.sources[test], np.diff(heldout.offsets)[test] - 1
+        to_rows = lambda nats: score_rows("nats_per_token", ids, sources, -nats, lengths)  # noqa: E731
         return replace(bits.items(prepared, context), to_rows=to_rows)
 
     return [Metric("nats_per_token", "Nats per token", "lower", "documents", 2, items)]

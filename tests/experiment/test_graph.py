@@ -24,8 +24,8 @@ def names(*overrides: str) -> set[str]:
 
 def test_default_arms_have_one_source() -> None:
     assert list(stages_of(RunConfig())) == [
-        "prepare", "train/baseline", "embed", "pair/related", "train/synthesizer-related", "synthesize/related",
-        "filter/related", "train/sbp", "train/oracle", "quality/related", "relation/related", "evaluate/baseline", "evaluate/sbp",
+        "prepare", "train/baseline", "embed", "pair/related", "tune/related", "synthesize/related", "filter/related",
+        "train/sbp", "train/oracle", "quality/related", "relation/related", "evaluate/baseline", "evaluate/sbp",
         "evaluate/oracle", "compare",
     ]  # fmt: skip
 
@@ -46,12 +46,12 @@ def test_controls_add_only_what_no_other_arm_needs() -> None:
     assert names(*CONTROLS[:-1]) - names() == {
         "train/baseline-tuned-weight_decay=0.1", "train/baseline-tuned-weight_decay=1.0", "choose/baseline-tuned",
         "evaluate/baseline-tuned",
-        "pair/random", "train/synthesizer-random", "synthesize/random", "filter/random", "quality/random", "relation/random",
+        "pair/random", "tune/random", "synthesize/random", "filter/random", "quality/random", "relation/random",
         "train/random-pairs", "evaluate/random-pairs",
         "synthesize/unconditional", "filter/unconditional", "train/unconditional", "evaluate/unconditional",
         "stitch/unique", "train/related-order", "evaluate/related-order",
         "stitch/megadocs", "train/megadocs", "evaluate/megadocs",
-        "train/synthesizer-round-2", "synthesize/round-2", "filter/round-2", "quality/round-2", "relation/round-2",
+        "tune/round-2", "synthesize/round-2", "filter/round-2", "quality/round-2", "relation/round-2",
         "train/sbp-round-2", "evaluate/sbp-round-2",
     }  # fmt: skip
 

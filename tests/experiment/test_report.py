@@ -228,12 +228,12 @@ def test_report_shows_verdicts_only_with_a_judge(run: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("gain", "meaning"),
     [
-        (0.124, "+0.124 [+0.103, +0.145] nats a token: the seed explains so much of the partner."),
+        (0.124, "+0.1240 [+0.1030, +0.1450] nats a token: so much does the seed tell the synthesizer about its partner."),
         (
             0.012,
-            "+0.012 [-0.009, +0.033] nats a token: the interval includes zero, so the seed explains nothing of the partner",
+            "+0.0120 [-0.0090, +0.0330] nats a token: the interval includes zero, so the seed explains nothing of the partner",
         ),
-        (-0.05, "-0.050 [-0.071, -0.029] nats a token: the seed explains nothing of the partner, and misleads."),
+        (-0.05, "-0.0500 [-0.0710, -0.0290] nats a token: the seed explains nothing of the partner, and misleads."),
         (None, "Not measured: 7 pairs of test documents are fewer than 20."),
     ],
 )
@@ -244,7 +244,7 @@ def test_report_says_what_the_own_seed_explains_as_its_interval_allows(
     shown = text[text.index("Did the synthesizer learn a relation?") : text.index("What the filters rejected")]
     assert meaning in shown.replace(wording.MINUS, "-") and ("never saw" in shown) == (gain is not None)
     assert ("the seed of another pair<span" in shown) == (gain is not None)
-    assert ("explains so much" in shown) == (gain == 0.124)
+    assert ("so much does the seed tell" in shown) == (gain == 0.124)
     if gain is not None:
         table = Page(shown[shown.index("<table") : shown.index("</table>") + 8])
         assert [value for value, _ in table.data][:3] == [3.217, 3.217 - 0.083, 3.217 + 0.083]
@@ -278,6 +278,15 @@ def test_added_arm_is_in_every_table_and_plot(tmp_path: Path) -> None:
     assert '<th class="arm-3">Decayed</th><td><data value="0.6666666666666667">67%</data>' in text
     assert [line["arms"] for line in results["ledger"] if line["stage"] == "train/decayed"] == [["decayed"]]
     assert results["matched"]["final_run"].keys() == {"baseline", "sbp", "oracle", "decayed"}
+
+
+def test_loss_plots_draw_held_out_losses_where_they_were_measured() -> None:
+    training = [(1000 * step, 5 - step / 10) for step in range(1, 9)]
+    heldout = [(4000, 4.8), (8000, 4.6)]
+    curves = [plots.LossCurve(label, "#080000", training, points) for label, points in (("A", heldout), ("B", []))]
+    drawn, without = plots.loss_plot("x", "T", curves), plots.loss_plot("x", "T", curves[1:])
+    assert drawn.count("stroke-dasharray") == 2 and "held-out" in drawn  # the curve of A, and the legend's
+    assert "stroke-dasharray" not in without and "held-out" not in without
 
 
 def test_report_without_synthetic_arms_omits_their_sections(tmp_path: Path) -> None:

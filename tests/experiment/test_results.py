@@ -36,6 +36,17 @@ def test_collect_copies_the_arms_numbers_from_the_manifests(run: Path) -> None:
     assert arms["oracle"]["unique_tokens"] == corpus["tokens"] > corpus["unique_tokens"] == arms["sbp"]["unique_tokens"]
 
 
+def test_arms_have_the_held_out_losses_of_their_training(run: Path, tmp_path: Path) -> None:
+    loss = 8.2 - 119 / 60
+    assert collect(run)["arms"]["sbp"]["validation"] == {"selected_step": 120, "loss": loss, "last_loss": loss, "tokens": 8100}
+    shutil.copytree(run, tmp_path / "run")
+    manifest = tmp_path / "run" / "train" / "oracle" / "manifest.json"
+    values = json.loads(manifest.read_text())
+    del values["counts"]["validation_loss"]  # as with validation.points = 0
+    manifest.write_text(json.dumps(values))
+    assert collect(tmp_path / "run")["arms"]["oracle"]["validation"] == {}
+
+
 def test_unique_tokens_read_are_capped_at_the_available_ones(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     manifest = tmp_path / "run" / "train" / "oracle" / "manifest.json"
@@ -62,7 +73,7 @@ def test_ledger_counts_every_stage_that_an_arm_needs(run: Path) -> None:
     assert results["matched"]["end_to_end"]["sbp"]["baseline_tokens"] == round(983_040 * needed / 9.1e12)
     ledger = results["ledger"]
     assert [line["stage"] for line in ledger] == [
-        *("prepare", *runs_of("train/baseline"), "embed", "pair/related", "train/synthesizer-related"),
+        *("prepare", *runs_of("train/baseline"), "embed", "pair/related", "tune/related"),
         *(
             "synthesize/related",
             "filter/related",

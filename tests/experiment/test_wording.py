@@ -44,6 +44,9 @@ def outcomes(draw: Any) -> dict[str, Any]:
             | tokens
             | {
                 "training_runs": runs,
+                "order": "shuffled",
+                "recipe": {},
+                "recipes_tried": draw(st.sampled_from([1, 3])),
                 "tokens": draw(st.sampled_from([1000, 2000])),
                 "synthetic_tokens": 300 if table["synthetic"] else 0,
                 "real_epochs": draw(st.sampled_from([0.4, 1.0, 1.3, 11.6])),
@@ -59,7 +62,9 @@ def outcomes(draw: Any) -> dict[str, Any]:
         "confidence": 0.95,
         "oracle_ratio": 5.23,
         "corpus": {"embedded": draw(st.booleans())},
-        "sources": {},
+        "sources": {
+            name: {"pairs_kind": name, "start": "baseline", "stitched": draw(st.booleans())} for name in ("related", "random")
+        },
         "recovered_share_of_oracle": {"oracle": shares},
     }
 
@@ -151,3 +156,23 @@ def test_accuracies_at_chance_are_left_out_of_the_sentences(results: dict[str, A
         scores = [results["arms"][arm][name] for arm in ("baseline", "sbp", "random-pairs")]
         at_chance = all(score["low"] <= 0.25 <= score["high"] for score in scores)
         assert (metric["label"] in shown) == (not at_chance)
+
+
+def description(arm: dict[str, Any], source: dict[str, Any] | None = None) -> str:
+    table = {"label": "Mine", "data": "unique", "order": "shuffled", "synthetic": "", "recipes_tried": 1, "recipe": {}}
+    results = {"baseline": "baseline", "oracle_ratio": 20.0, "arms": {"sbp": {"label": "SBP"}, "mine": table | arm}}
+    results["sources"] = {"mine": {"pairs_kind": "related", "start": "baseline", "stitched": False} | (source or {})}
+    return wording._arm_description(results, "mine")
+
+
+def test_an_arm_is_described_by_what_it_reads_and_how_its_recipe_was_chosen() -> None:
+    assert description({"data": "all"}) == "reads a corpus with 20 times as much real text"
+    assert description({"order": "related"}) == "reads the same corpus, related documents joined in one context"
+    assert description({"recipe": {"weight_decay": 1}}) == "reads the same corpus by another recipe"
+    tried = "of 3 recipes the one with the lowest loss on validation documents"
+    assert description({"recipes_tried": 3}) == f"reads the same corpus; {tried}"
+    reads = "reads the same corpus mixed with new documents, "
+    assert description({"synthetic": "mine"}, {"pairs_kind": "none"}) == f"{reads}which a model wrote after no seed"
+    again = description({"synthetic": "mine"}, {"start": "sbp", "stitched": True})
+    assert again.startswith(f"{reads}written by a synthesizer that learnt")
+    assert again.endswith("to another; it starts from the model of SBP; those of one seed are joined")

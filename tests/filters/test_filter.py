@@ -275,16 +275,14 @@ def test_shingle_counts_do_not_depend_on_the_number_of_passes(
     from tempfile import TemporaryDirectory
 
     prepared, synthetic = PreparedCorpus(inputs["corpus"]), filtered["synthetic"]
-    counts = []
+    counts, config = [], FilterConfig(shingle_tokens=WIDTH)
     for wanted in (1, passes):
         with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
             ranges = [(number << 64) // wanted for number in range(wanted + 1)]
             plan = [(low, high - 1) for low, high in itertools.pairwise(ranges)]
             patch.setattr(tasks, "plan_passes", lambda positions, memory, plan=plan: (1 << 14, plan))
             shards = [
-                FilterTask(
-                    inputs["corpus"], synthetic, Path(directory), number, FilterConfig(shingle_tokens=WIDTH), document_rules()
-                )
+                FilterTask(inputs["corpus"], synthetic, "", Path(directory), number, config, document_rules())
                 for number in range(len(Corpus(synthetic).shard_starts) - 1)
             ]
             count_shingles(shards, prepared, ["a question of no great length"], 2, lambda documents: None)

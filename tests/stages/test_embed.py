@@ -25,6 +25,7 @@ TOPICS = {
     "tennis": ["She won the tennis match in two sets.", "The player served an ace.", "Tennis is played with a racket."],
     "sky": ["The comet's tail points away from the sun.", "Astronomers saw a new star.", "Planets orbit stars in ellipses."],
 }
+HELDOUT = [f"Set apart, {number}." for number in range(4)]
 LONG = "Many words follow one another here. " * 30
 
 
@@ -33,7 +34,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("embed")
     texts = {f"{topic}/{part}": text for topic, parts in TOPICS.items() for part, text in enumerate(parts)}
     records = [json.dumps({"id": id, "text": text}) for id, text in {**texts, "long": LONG}.items()]
-    for name, lines in (("documents", records), ("heldout", ['{"id": "h", "text": "Set apart."}'])):
+    heldout = [json.dumps({"id": f"h{number}", "text": text}) for number, text in enumerate(HELDOUT)]
+    for name, lines in (("documents", records), ("heldout", heldout)):
         (directory / f"{name}.jsonl").write_text("\n".join(lines))
     files = {"path": str(directory / "documents.jsonl"), "heldout": str(directory / "heldout.jsonl")}
     config = RunConfig.model_validate({"corpus": {**files, "unique_share": 1.0, "vocabulary_size": 300}})
@@ -81,10 +83,12 @@ def test_vectors_are_in_corpus_order_and_embed_the_head_of_each_document(
     assert np.abs(encoder.encode([LONG + "An end that is cut off."])[0] - matrix[long]).max() < 1e-6
 
 
-def test_heldout_documents_have_vectors_of_their_own(vectors: Path, encoder: SentenceEncoder) -> None:
+def test_heldout_documents_have_vectors_of_their_own(corpus: Path, vectors: Path, encoder: SentenceEncoder) -> None:
     assert len(Vectors(vectors)) == 16
-    heldout = Vectors(vectors, split="heldout")[np.arange(1)]
-    assert np.abs(heldout - encoder.encode(["Set apart."])).max() < 1e-6
+    prepared = PreparedCorpus(corpus)
+    texts = [prepared.text(prepared.heldout, document) for document in range(4)]
+    heldout = Vectors(vectors, split="heldout")[np.arange(4)]
+    assert np.abs(heldout - encoder.encode(texts)).max() < 1e-6
 
 
 def test_output_without_heldout_vectors_is_refused(vectors: Path, tmp_path: Path) -> None:
@@ -112,10 +116,13 @@ def test_manifest_has_the_counts_and_flops(corpus: Path, vectors: Path, encoder:
         "storage": "float32",
         "batch_documents": 3,
         "truncated_share": 1 / 16,
-        "heldout": {"documents": 1, "flops": encoder.flops(encoder.count_tokens(["Set apart."]))},
+        "heldout": {
+            "documents": 4,
+            "flops": encoder.flops(encoder.count_tokens([f"Set apart, {number}." for number in range(4)])),
+        },
     }
     lengths = np.concatenate([np.load(path) for path in sorted(vectors.rglob("lengths-*.npy"))])
-    assert len(lengths) == 17
+    assert len(lengths) == 20
     # 6 layers: attention 4 d^2, feed-forward 8 d^2, their biases and norms; the pooler's d^2 + d is counted as well.
     layers = 6 * (12 * 384**2 + 13 * 384) + 2 * 384
     tokens = np.minimum(lengths, 32).astype(np.float64)
@@ -138,7 +145,7 @@ def test_killed_run_resumes_at_the_last_finished_shard(
     with pytest.raises(KeyboardInterrupt):
         embed(CONFIG, corpus, tmp_path / "vectors", console=QUIET)
     embed(CONFIG, corpus, tmp_path / "vectors", console=QUIET)
-    assert calls == [5, 5, 5, 5, 1, 1]  # the last is of the held-out documents
+    assert calls == [5, 5, 5, 5, 1, 4]  # the last is of the held-out documents
     for name in (
         "vectors-00000.npy",
         "vectors-00001.npy",

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from sbp_fast.config import ArmConfig, CorpusConfig, ModelConfig, RunConfig
 from sbp_fast.config.arms import DEFAULT_ARMS
 from sbp_fast.config.files import dump_config
-from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.data.prepared import VALIDATION, PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.token_shards.writer import CorpusWriter
 from sbp_fast.data.tokenizer import Tokenizer, train_tokenizer
@@ -23,7 +23,7 @@ from sbp_fast.experiment.arms import arms_of
 from sbp_fast.filters.rules import rule_counts
 from sbp_fast.pairs.examples import EXAMPLES
 from sbp_fast.pairs.pairset import write_pairs
-from sbp_fast.pipeline.files import write_json
+from sbp_fast.pipeline.files import save_array, write_json
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.stage import StageContext, run_stage
 
@@ -87,6 +87,7 @@ def write_prepared(directory: Path, train: int = 40, heldout: int = 12, unique: 
         tokenizer.save(directory / "tokenizer.json")
         write_documents(directory / "train", tokenizer, texts[:train], "train")
         write_documents(directory / "heldout", tokenizer, texts[train:], "heldout")
+        save_array(directory / VALIDATION, np.arange(0, heldout, 3))
 
     counts = {
         "documents": train,
@@ -95,6 +96,8 @@ def write_prepared(directory: Path, train: int = 40, heldout: int = 12, unique: 
         "unique_documents": unique,
         "unique_tokens": sum(lengths[:unique]),
         "heldout_documents": heldout,
+        "validation_documents": len(range(0, heldout, 3)),
+        "test_documents": heldout - len(range(0, heldout, 3)),
         "vocabulary_size": tokenizer.vocabulary_size,
         "bytes_per_token": 2.5,
         "sources": {"even": train // 2, "odd": train // 2},
@@ -106,8 +109,11 @@ def write_prepared(directory: Path, train: int = 40, heldout: int = 12, unique: 
 
 
 def write_training(directory: Path, arm: str, flops: float, synthetic: int = 0, **more: Any) -> None:
-    """A training's manifest and curve; no weights."""
+    """A training's manifest and curves; no weights."""
     curve = [{"step": step, "train/tokens": 8192 * (step + 1), "train/loss": 8 - step / 50} for step in range(120)]
+    points = [
+        {"step": step, "train/tokens": 8192 * (step + 1), "validation/loss": 8.2 - step / 60} for step in range(39, 120, 40)
+    ]
     counts = {
         "arm": arm,
         "parameters": 1_262_976,
@@ -116,6 +122,10 @@ def write_training(directory: Path, arm: str, flops: float, synthetic: int = 0, 
         "loss_tokens": 980_000,
         "valid_share": 0.997,
         "final_loss": 5.63,
+        "selected_step": 120,
+        "validation_loss": points[-1]["validation/loss"],
+        "last_validation_loss": points[-1]["validation/loss"],
+        "validation_tokens": 8100,
         "sources": {
             "real": {"tokens": 983_040 - synthetic, "epochs": (983_040 - synthetic) / 700},
             "synthetic": {"tokens": synthetic, "epochs": 0.9},
@@ -128,7 +138,7 @@ def write_training(directory: Path, arm: str, flops: float, synthetic: int = 0, 
         directory,
         "train",
         counts,
-        lambda directory: (directory / "metrics.jsonl").write_text("\n".join(map(json.dumps, curve)) + "\n"),  # type: ignore[func-returns-value]
+        lambda directory: (directory / "metrics.jsonl").write_text("\n".join(map(json.dumps, curve + points)) + "\n"),  # type: ignore[func-returns-value]
         flops,
     )
 
@@ -254,7 +264,7 @@ def write_run(
     write_stage(directory / "embed", "embed", vectors, flops=1.4e13)
     _write_pairs(directory / "pair/related")
     tuned = {"pairs": 5_321, "epochs": 0.7, "partners_too_long": 12}
-    write_training(directory / "train" / "synthesizer-related", "synthesizer", TRAINING_FLOPS["synthesizer"], **tuned)
+    write_training(directory / "tune/related", "synthesizer", TRAINING_FLOPS["synthesizer"], **tuned)
     _write_synthetic(directory, corpus)
     _write_quality(directory / "quality/related", judge)
     write_stage(directory / "relation/related", "relation", related or relation(), flops=0.2e12)

@@ -32,6 +32,7 @@ SETTINGS = (
     "pretrain={tokens=3072, tokens_per_step=256, microbatch_tokens=128}",
     "synthesizer={tokens=2048, tokens_per_step=256, microbatch_tokens=256, learning_rate=1e-3}",
     "checkpoint.seconds=0",
+    "validation={points=3, tokens=150, samples=1}",
 )
 
 

@@ -171,8 +171,8 @@ def test_an_epoch_of_pairs_holds_each_partner_once_after_its_seed(
                 PairBatches(corpus, pair_set(groups), PARTNER, recipe, CONTEXT, seed=1)
             return
         batches = PairBatches(corpus, pair_set(groups), PARTNER, recipe, CONTEXT, seed=1)
-        assert (batches.pairs, batches.partners_too_long) == (len(wanted), len(pairs) - len(wanted))
-        read = sequences(batches, range(batches.packing.bins))  # two sequences a step: two epochs
+        assert (len(batches.packed.partners), batches.packed.partners_too_long) == (len(wanted), len(pairs) - len(wanted))
+        read = sequences(batches, range(batches.packed.packing.bins))  # two sequences a step: two epochs
         assert Counter(pair for batch in read for pair in check_pairs(batch, corpus, capacity)) == dict.fromkeys(wanted, 2)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sbp_fast.config import CheckpointConfig, ModelConfig, TrainConfig
+from sbp_fast.errors import UserError
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.pipeline.distributed import Processes
 from sbp_fast.pipeline.files import read_json
@@ -59,7 +60,7 @@ def test_loaded_state_is_the_saved_one_and_not_a_later_one(tmp_path: Path, optim
     model, optimizers = trained(3, optimizer)
     saved, random = state(model, optimizers), torch.get_rng_state()
     checkpoints = make(tmp_path)
-    stalled = checkpoints.save(3, model, optimizers, {"tokens": 5})
+    stalled = checkpoints.save(3, model, optimizers, {"tokens": 5}, 3)
     learn(model, optimizers, 3)  # while it is written
     checkpoints.wait()
     torch.rand(1)
@@ -78,7 +79,7 @@ def test_loaded_state_is_the_saved_one_and_not_a_later_one(tmp_path: Path, optim
 def test_damaged_checkpoint_is_named_and_the_one_before_loaded(tmp_path: Path, damage: str) -> None:
     checkpoints = make(tmp_path)
     for step in (1, 2):
-        checkpoints.save(step, *trained(step), {})
+        checkpoints.save(step, *trained(step), {}, step)
     checkpoints.wait()
     shard = tmp_path / "step-00000002" / (".metadata" if damage == "metadata" else "__0_0.distcp")
     content = bytearray(shard.read_bytes())
@@ -97,13 +98,13 @@ def test_damaged_checkpoint_is_named_and_the_one_before_loaded(tmp_path: Path, d
 def test_unfinished_checkpoint_is_ignored_and_rewritten(tmp_path: Path) -> None:
     checkpoints = make(tmp_path)
     for step in (1, 2):
-        checkpoints.save(step, *trained(step), {})
+        checkpoints.save(step, *trained(step), {}, step)
     checkpoints.wait()
     (tmp_path / "step-00000002" / MARKER).unlink()
     again = make(tmp_path)
     newest = again.newest()
     assert newest is not None and newest[1]["step"] == 1 and not again.console.lines
-    again.save(2, *trained(2), {})
+    again.save(2, *trained(2), {}, 2)
     again.wait()
     newest = again.newest()
     assert newest is not None and newest[1]["step"] == 2
@@ -112,7 +113,7 @@ def test_unfinished_checkpoint_is_ignored_and_rewritten(tmp_path: Path) -> None:
 def test_newest_checkpoints_and_every_nth_stay(tmp_path: Path) -> None:
     with make(tmp_path / "during", keep=2, keep_every_steps=3) as checkpoints:
         for step in range(1, 8):
-            checkpoints.save(step, *trained(1), {})
+            checkpoints.save(step, *trained(1), {}, step)
         checkpoints.wait()
         names = [f"step-{step:08d}" for step in (3, 5, 6, 7)]  # 3 and 6 for good, and the newest two of the others
         assert steps_in(tmp_path / "during") == names
@@ -121,10 +122,23 @@ def test_newest_checkpoints_and_every_nth_stay(tmp_path: Path) -> None:
     assert not (tmp_path / "during").exists()
 
 
+def test_selected_checkpoint_stays_as_long_as_one_that_selects_it(tmp_path: Path) -> None:
+    checkpoints, left = make(tmp_path, keep=2), []
+    for step, selected in enumerate((1, 1, 1, 4, 4, 4), start=1):
+        checkpoints.save(step, *trained(1), {}, selected)
+        checkpoints.wait()
+        left.append([int(name[-1]) for name in steps_in(tmp_path)])
+    assert left == [[1], [1, 2], [1, 2, 3], [1, 3, 4], [4, 5], [4, 5, 6]]
+    assert checkpoints.find(4) == tmp_path / "step-00000004"
+    (tmp_path / "step-00000004" / "__0_0.distcp").write_bytes(b"")
+    with pytest.raises(UserError, match="step-00000004: the checkpoint of the selected weights is missing or damaged"):
+        checkpoints.find(4)
+
+
 def test_failed_save_raises(tmp_path: Path) -> None:
     checkpoints = make(tmp_path)
-    checkpoints.save(1, *trained(1), {})
+    checkpoints.save(1, *trained(1), {}, 1)
     (tmp_path / "step-00000002").touch()  # a file where the directory should be
     with pytest.raises(FileExistsError, match="step-00000002"):
-        checkpoints.save(2, *trained(1), {})
+        checkpoints.save(2, *trained(1), {}, 2)
         checkpoints.wait()

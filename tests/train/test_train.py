@@ -40,10 +40,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def metrics(directory: Path) -> list[dict[str, float]]:
-    """Lines of the metrics without the figures of the clock."""
+    """Lines of the metrics of steps without the figures of the clock."""
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "train/loss" in line]
     assert all(line["perf/tokens_per_second"] > 0 and line["perf/step_seconds"] > 0 for line in lines)
     return [{key: value for key, value in line.items() if not key.startswith("perf/")} for line in lines]
+
+
+def validations(directory: Path) -> list[dict[str, float]]:
+    """Lines of the validation points."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "validation/loss" in line]
 
 
 def one_batch() -> PackedBatch:
@@ -135,7 +142,7 @@ def test_a_step_that_is_not_finite_changes_nothing(optimizer: str, monkeypatch: 
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, factor: object) -> None:
-    """Multiply the loss by what `factor` returns."""
+    """Multiply the loss by what `factor` returns; give the run no validation points, which would take factors too."""
     forward = Transformer.forward
     monkeypatch.setattr(Transformer, "forward", lambda *given: forward(*given) * factor())
 
@@ -146,7 +153,7 @@ def test_diverging_run_ends_and_lists_the_documents_of_its_bad_steps(
     bad = iter([1] * 2 + [math.nan, 1] + [1] * 2 + [math.nan] * 100)  # two packed sequences a step
     spoil(monkeypatch, lambda: next(bad))
     with pytest.raises(UserError, match=r"training, step 7: loss or gradient not finite 5 steps in a row.*bad-steps\.json"):
-        train_arm(configure(home), tmp_path / "out", corpus=home / "corpus")
+        train_arm(configure(home, "validation.points=0"), tmp_path / "out", corpus=home / "corpus")
     lines = (tmp_path / "out.partial" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["train/loss"] is None for line in lines[:3]] == [False, True, False]
     bad_steps = read_json(tmp_path / "out.partial" / "bad-steps.json")
@@ -167,7 +174,7 @@ def test_spike_loads_the_last_checkpoint_and_skips_the_batch(
     factors = iter([1] * 6 + [10] * 2 + [1] * 100)
     spoil(monkeypatch, lambda: next(factors))
     out = tmp_path / "out"
-    manifest = train_arm(configure(home), out, corpus=home / "corpus")
+    manifest = train_arm(configure(home, "validation.points=0"), out, corpus=home / "corpus")
     assert manifest is not None and manifest.counts["rolled_back_steps"] == 1 and manifest.counts["steps"] == 12
     losses = [line["train/loss"] for line in metrics(out)]
     base = [line["train/loss"] for line in metrics(home / "base")]
@@ -176,7 +183,7 @@ def test_spike_loads_the_last_checkpoint_and_skips_the_batch(
     monkeypatch.undo()
     factors = iter([1] * 6 + [math.nan] * 2 + [1] * 100)
     spoil(monkeypatch, lambda: next(factors))
-    train_arm(configure(home), tmp_path / "skipped", corpus=home / "corpus")
+    train_arm(configure(home, "validation.points=0"), tmp_path / "skipped", corpus=home / "corpus")
     assert (out / "weights.safetensors").read_bytes() == (tmp_path / "skipped" / "weights.safetensors").read_bytes()
 
 
@@ -233,6 +240,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes_as_an_unbroken_one(
     broken = run_arm(home, tmp_path / "broken", arm)
     assert broken.fingerprint == whole.fingerprint
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
+    assert validations(tmp_path / "broken") == validations(tmp_path / "whole")
+    assert (tmp_path / "broken/samples.jsonl").read_text() == (tmp_path / "whole/samples.jsonl").read_text() != ""
     assert without_clock(broken) == without_clock(whole) and broken.flops == whole.flops
     assert {path.name for path in (tmp_path / "broken").iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
     assert not (tmp_path / "broken" / CHECKPOINTS).exists()

@@ -200,12 +200,14 @@ def overheads(config: RunConfig, costs: Costs, card: str) -> list[str]:
     for arm in arms.values():
         if arm.settings.synthetic:
             final = model_stage(arm, arm.name)
-            beside = needed_stages(stages, final) - {final, baseline, PREPARE}
+            needed = needed_stages(stages, final)
+            beside = needed - {final, baseline, PREPARE}
+            also = ", and 100% for the baseline, whose model it builds on" if baseline in needed else ""
             flops = sum(costs[stage].flops for stage in beside) / costs[baseline].flops
             hours = sum(costs[stage].gpu_hours(card, 1.0) for stage in beside) / costs[baseline].gpu_hours(card, 1.0)
             lines.append(
                 f"Beside its final run {arm.label} takes {_percent(flops)} of a baseline run's FLOPs and {_percent(hours)} of "
-                "its GPU hours, and 100% for the model that the synthesizer starts from, which is the baseline."
+                f"its GPU hours{also}."
             )
     return lines
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ from sbp_fast.experiment.sources import sources_of
 from sbp_fast.pairs.examples import EXAMPLES
 from sbp_fast.pipeline.files import atomic_open, read_json
 from sbp_fast.pipeline.progress import duration, short
-from sbp_fast.train.log import METRICS
+from sbp_fast.train.log import METRICS, read_curve
 
 REPORT = "report.html"
+LOSS, HELDOUT_LOSS = "train/loss", "validation/loss"
 JUDGED_GROUPS = {
     "synthetic": "synthetic documents",
     "real": "their seeds",
@@ -52,7 +52,9 @@ def write_report(run_directory: Path) -> Path:
     results = write_results(run_directory)
     config = RunConfig.model_validate(results["run"]["config"])
     curves = {
-        name: read_curve(run_directory / name / METRICS) for name in stages_of(config) if name.startswith(("train/", "choose/"))
+        name: {figure: read_curve(run_directory / name / METRICS, figure) for figure in (LOSS, HELDOUT_LOSS)}
+        for name in stages_of(config)
+        if name.startswith(("train/", "tune/", "choose/"))
     }
     triples, examples = [], []
     if (name := wording.shown_source(results)) is not None:
@@ -64,15 +66,9 @@ def write_report(run_directory: Path) -> Path:
     return run_directory / REPORT
 
 
-def read_curve(path: Path) -> list[tuple[float, float]]:
-    """Return (training tokens, loss) of each step that has a loss."""
-    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return [(line["train/tokens"], line["train/loss"]) for line in lines if line["train/loss"] is not None]
-
-
 def render(
     results: Mapping[str, Any],
-    curves: Mapping[str, Sequence[tuple[float, float]]],
+    curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
     triples: Sequence[Mapping[str, Any]],
     pair_examples: Sequence[Mapping[str, Any]],
 ) -> str:
@@ -141,7 +137,7 @@ def _other_measures(quality: Mapping[str, Any]) -> list[str]:
 def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, Any]:
     arms, config = results["arms"], RunConfig.model_validate(results["run"]["config"])
     pretraining = [
-        (arm.label, plots.arm_color(index), curves[model_stage(arm, arm.name)])
+        _curve(arm.label, plots.arm_color(index), curves[model_stage(arm, arm.name)])
         for index, arm in enumerate(arms_of(config).values())
     ]
     svgs: dict[str, Any] = {
@@ -153,7 +149,7 @@ def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, A
     }
     if (name := wording.shown_source(results)) is not None:
         quality, pairs = results["sources"][name]["synthetic_quality"], results["sources"][name]["pairs"]
-        tuning = [("Synthesizer", plots.COLORS["synthesizer"], curves[sources_of(config)[name].synthesizer])]
+        tuning = [_curve("Synthesizer", plots.COLORS["synthesizer"], curves[sources_of(config)[name].synthesizer])]
         svgs |= {
             "synthesizer": plots.loss_plot("synthesizer", "Tuning the synthesizer", tuning),
             "similarity": plots.similarity_plot(pairs["histogram"], pairs["band"]),
@@ -162,6 +158,10 @@ def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, A
             "log_probability": plots.log_probability_plot(quality["log_probability"]),
         }
     return {name: [Markup(each) for each in svg] if isinstance(svg, list) else Markup(svg) for name, svg in svgs.items()}
+
+
+def _curve(label: str, color: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> plots.LossCurve:
+    return plots.LossCurve(label, color, curves[LOSS], curves[HELDOUT_LOSS])
 
 
 def _data(value: float, text: str | Markup) -> Markup:

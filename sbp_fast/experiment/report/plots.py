@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -143,24 +144,46 @@ def _label_rows(axes: Axes, labels: Sequence[str], title: str, unit: str) -> Non
     axes.set_xlabel(unit)
 
 
-def loss_plot(name: str, title: str, curves: Sequence[tuple[str, str, Sequence[tuple[float, float]]]]) -> str:
-    """Draw training losses over training tokens, averaged over stretches of steps.
+@dataclass(frozen=True)
+class LossCurve:
+    """The losses of one training run; a point is (training tokens, loss in nats a token).
+
+    Attributes:
+        label: name of the model.
+        color: placeholder of its color.
+        training: points of the steps.
+        heldout: points at which the loss on validation documents was measured; none where it was not.
+    """
+
+    label: str
+    color: str
+    training: Sequence[tuple[float, float]]
+    heldout: Sequence[tuple[float, float]]
+
+
+def loss_plot(name: str, title: str, curves: Sequence[LossCurve]) -> str:
+    """Draw losses over training tokens: of training, averaged over stretches of steps, and held-out ones as dots on dashes.
 
     Args:
         name: prefix of the ids in the SVG.
         title: title of the plot.
-        curves: (label, color placeholder, points) of each curve; a point is (tokens, loss in nats per token).
+        curves: losses of each training run.
     """
 
     def draw(axes: Axes) -> None:
-        unit, divisor = ("millions", 1e6) if max(points[-1][0] for _, _, points in curves) >= 1e6 else ("thousands", 1e3)
-        for label, color, points in curves:
-            tokens, losses = _thinned(np.array(points, np.float64))
-            axes.plot(tokens / divisor, losses, color=color, label=label)
+        unit, divisor = ("millions", 1e6) if max(curve.training[-1][0] for curve in curves) >= 1e6 else ("thousands", 1e3)
+        for curve in curves:
+            tokens, losses = _thinned(np.array(curve.training, np.float64))
+            axes.plot(tokens / divisor, losses, color=curve.color, label=curve.label)
+            if curve.heldout:
+                tokens, losses = np.array(curve.heldout, np.float64).T
+                axes.plot(tokens / divisor, losses, "o--", color=curve.color, linewidth=1.2, markersize=3.2)
+        if any(curve.heldout for curve in curves):
+            axes.plot([], [], "o--", color=COLORS["muted"], linewidth=1.2, markersize=3.2, label="held-out")
         axes.set_xlabel(f"training tokens, {unit}")
         axes.set_ylabel("loss, nats a token")
         axes.set_title(title)
-        if 1 < len(curves) <= LEGEND_INSIDE:
+        if len(axes.get_legend_handles_labels()[0]) > 1 and len(curves) <= LEGEND_INSIDE:
             axes.legend(loc="upper right", labelcolor=COLORS["ink"])
         elif len(curves) > LEGEND_INSIDE:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3, labelcolor=COLORS["ink"])

@@ -7,7 +7,7 @@ from typing import Any
 
 from sbp_fast.experiment.report.wording import excludes_zero, number
 
-NATS: Mapping[str, Any] = {"label": "Nats a token", "better": "lower", "digits": 3, "percent": False, "chance": None}
+NATS: Mapping[str, Any] = {"label": "Nats a token", "better": "lower", "digits": 4, "percent": False, "chance": None}
 """How nats a token are shown, in the form of a metric's description."""
 
 
@@ -25,7 +25,7 @@ def relation_sentences(relation: Mapping[str, Any]) -> list[str]:
     if not excludes_zero(gain):
         meaning = "the interval includes zero, so the seed explains nothing of the partner that these pairs can show"
     elif gain["value"] > 0:
-        meaning = "the seed explains so much of the partner"
+        meaning = "so much does the seed tell the synthesizer about its partner"
     else:
         meaning = "the seed explains nothing of the partner, and misleads"
     return [

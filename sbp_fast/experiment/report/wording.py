@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sbp_fast.config.sources import SCRATCH
 from sbp_fast.pipeline.progress import short
 
 MINUS = "\N{MINUS SIGN}"
@@ -216,22 +217,42 @@ def arm_descriptions(results: Results) -> dict[str, str]:
     return {name: _arm_description(results, name) for name in results["arms"]}
 
 
+WRITERS = {
+    "related": "new documents, written by a synthesizer that learnt from the baseline's corpus alone how one document "
+    "relates to another",
+    "random": "new documents, written by a synthesizer that was tuned on the same seeds with unrelated partners",
+    "none": "new documents, which a model wrote after no seed",
+}
+"""Kind of pairs -> description of the documents of a source."""
+
+
 def _arm_description(results: Results, name: str) -> str:
     arm = results["arms"][name]
     if name == results["baseline"]:
         tokens = f"a corpus of {short(arm['unique_tokens'])} tokens"
         return f"repeats {tokens}, {arm['real_epochs']:.3g} times" if arm["real_epochs"] > 1 else f"reads {tokens} once at most"
-    corpus = "the same corpus"
+    text = "reads the same corpus"
     if arm["data"] == "all":
-        corpus = f"a corpus with {results['oracle_ratio']:.3g} times as much real text"
-    if arm["synthetic"] == "related":
-        return (
-            f"reads {corpus} mixed with new documents, written by a synthesizer that learnt from the baseline's corpus alone "
-            "how one document relates to another"
-        )
+        text = f"reads a corpus with {results['oracle_ratio']:.3g} times as much real text"
+    if arm["order"] == "related":
+        text += ", related documents joined in one context"
     if arm["synthetic"]:
-        return f"reads {corpus} mixed with synthetic documents of the kind “{arm['synthetic']}”"
-    return f"reads {corpus}" if arm["data"] == "all" else f"reads {corpus} by another recipe"
+        text += f" mixed with {_source_description(results, arm['synthetic'])}"
+    if arm["recipes_tried"] > 1:
+        text += f"; of {arm['recipes_tried']} recipes the one with the lowest loss on validation documents"
+    elif arm["recipe"]:
+        text += " by another recipe"
+    return text
+
+
+def _source_description(results: Results, name: str) -> str:
+    source = results["sources"][name]
+    text = WRITERS[source["pairs_kind"]]
+    if source["start"] not in (results["baseline"], SCRATCH):
+        text += f"; it starts from the model of {results['arms'][source['start']]['label']}"
+    elif source["start"] == SCRATCH:
+        text += "; it starts from random weights"
+    return f"{text}; those of one seed are joined" if source["stitched"] else text
 
 
 def limits(results: Results) -> list[str]:
@@ -255,6 +276,7 @@ def limits(results: Results) -> list[str]:
     sentences += [
         _repetition_limit(baseline["real_epochs"]),
         *_interval_limits(results),
+        *_unequal_arms(results),
         "Arms are matched in the tokens of their final training. What the other stages cost is in the ledger; no baseline was "
         "trained on the total compute of an arm with synthetic documents.",
     ]
@@ -265,6 +287,24 @@ def limits(results: Results) -> list[str]:
         sentences.append(
             f"Not measured: {', '.join(unmeasured)}. No judge or reference for it is at hand, and no stand-in is reported."
         )
+    return sentences
+
+
+def _unequal_arms(results: Results) -> list[str]:
+    """Return what the arms of a comparison do not have in common and the training runs of an arm do."""
+    arms, sentences = results["arms"].values(), []
+    if any(arm["synthetic"] and arm["training_runs"] > 1 for arm in arms):
+        sentences.append(
+            "The training runs of an arm share one synthesizer and its documents: the intervals do not cover what another "
+            "synthesizer would have written."
+        )
+    if len({arm["recipes_tried"] for arm in arms}) > 1:
+        tried = ", ".join(f"{arm['label']} {arm['recipes_tried']}" for arm in arms)
+        sentences.append(f"Recipes tried: {tried}. An arm that could choose among more has an advantage.")
+    shares = {arm["label"]: arm["synthetic_tokens"] / arm["tokens"] for arm in arms if arm["synthetic"]}
+    if shares and max(shares.values()) - min(shares.values()) > MATCHED:
+        shown = ", ".join(f"{label} {share:.1%}" for label, share in shares.items())
+        sentences.append(f"The synthetic share of the tokens differs: {shown}.")
     return sentences
 
 

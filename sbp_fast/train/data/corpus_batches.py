@@ -85,11 +85,19 @@ class PackedDocuments:
     packing: Packing
 
     @staticmethod
-    def pack(corpus: Corpus, capacity: int, context: int, seed: int) -> PackedDocuments:
-        """Split the documents of a corpus into chunks of at most `context` tokens and pack them into `capacity` tokens."""
-        sizes = np.diff(corpus.offsets)
-        chunks = -(-sizes // context)
-        documents = np.repeat(np.arange(len(sizes), dtype=np.uint32), chunks)
+    def pack(corpus: Corpus, capacity: int, context: int, seed: int, *, selected: np.ndarray | None = None) -> PackedDocuments:
+        """Split documents of a corpus, all or the selected ones, into chunks of a context and pack them into `capacity` tokens.
+
+        Args:
+            corpus: the documents.
+            capacity: tokens of a packed sequence.
+            context: most tokens of a chunk.
+            seed: of the packing.
+            selected: int64, indices of documents; None takes all.
+        """
+        documents = np.arange(len(corpus), dtype=np.uint32) if selected is None else selected.astype(np.uint32)
+        chunks = -(-np.diff(corpus.offsets)[documents] // context)
+        documents = np.repeat(documents, chunks)
         chunk_index = np.arange(len(documents)) - np.repeat(np.cumsum(chunks) - chunks, chunks)
         starts = corpus.offsets[documents] + chunk_index * context
         lengths = np.minimum(corpus.offsets[documents + np.int64(1)] - starts, context).astype(np.int32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numba import njit
 
@@ -17,14 +19,10 @@ PAIRS = "pairs"
 
 
 class PairBatches:
-    """Batches of groups: a seed, a root segment without loss, and its partners, children that begin with the partner token.
-
-    A group is packed whole. A seed is truncated to `context` tokens; a partner longer than that is left out and counted; a
-    group larger than a packed sequence is split, its seed repeated.
+    """Batches of groups of pairs (see `PackedPairs`).
 
     Attributes:
-        pairs: number of (seed, partner) pairs that are learnt from.
-        partners_too_long: number of pairs left out.
+        packed: the groups in packed sequences.
         epochs: times that the run reads all groups.
 
     Raises:
@@ -36,21 +34,10 @@ class PairBatches:
     ) -> None:
         self.sequence_tokens, self.steps = recipe.microbatch_tokens, recipe.steps
         self.sequences_per_step = recipe.sequences_per_step
-        if self.sequence_tokens < 2 * context:
-            remedy = f"set it to at least twice model.context, {2 * context}"
-            raise UserError("synthesizer.microbatch_tokens", f"{self.sequence_tokens} does not hold a pair", remedy)
-        self.corpus, self.partner_token, self.context = corpus, partner_token, context
-        lengths = np.diff(corpus.offsets)
-        fits = lengths[pairs.partners] <= context
-        seeds, self.partners = pairs.seeds[fits], pairs.partners[fits]
-        self.pairs, self.partners_too_long = len(seeds), int((~fits).sum())
-        if not self.pairs:
-            remedy = "raise model.context, or split documents with corpus.passage_characters"
-            raise UserError("pairs", f"no partner is within model.context = {context} tokens", remedy)
-        self.starts, sizes = split_groups(seeds, self.partners, lengths, context, self.sequence_tokens)
-        self.seeds = seeds[self.starts[:-1]]
-        self.packing = Packing(sizes, self.sequence_tokens, seed)
-        source = Source(PAIRS, self.packing.bins, repeats=True)
+        self.packed = PackedPairs.pack(
+            corpus, pairs.seeds, pairs.partners, partner_token, capacity=self.sequence_tokens, context=context, seed=seed
+        )
+        source = Source(PAIRS, self.packed.packing.bins, repeats=True)
         self.order = Order([source], sequences_per_step=self.sequences_per_step, steps=self.steps, seed=seed)
         self.epochs = self.order.epochs[PAIRS]
 
@@ -63,11 +50,81 @@ class PairBatches:
         if not (0 <= step < self.steps and 0 <= index < self.sequences_per_step):
             raise ValueError(f"sequence {index} of step {step}: there are {self.sequences_per_step} in each of {self.steps}")
         ref = self.order.at(step * self.sequences_per_step + index)
+        return self.packed.sequence(ref.index, ref.epoch, self.sequence_tokens)
+
+
+@dataclass(frozen=True)
+class PackedPairs:
+    """Pairs in groups: a seed, a root segment without loss, and its partners, children that begin with the partner token.
+
+    A group is packed whole. A seed is truncated to a context; a partner longer than that is left out and counted; a group
+    larger than a packed sequence is split, its seed repeated.
+
+    Attributes:
+        corpus: the documents.
+        partner_token: id of the token that begins a partner.
+        context: tokens that a seed is truncated to.
+        seeds: int64 [groups], the seed of each.
+        partners: int64 [pairs] that are packed.
+        starts: int64 [groups + 1], where each group starts in `partners`.
+        packing: of the groups; a bin is a packed sequence.
+        partners_too_long: number of pairs left out.
+    """
+
+    corpus: Corpus
+    partner_token: int
+    context: int
+    seeds: np.ndarray
+    partners: np.ndarray
+    starts: np.ndarray
+    packing: Packing
+    partners_too_long: int
+
+    @staticmethod
+    def pack(
+        corpus: Corpus,
+        seeds: np.ndarray,
+        partners: np.ndarray,
+        partner_token: int,
+        *,
+        capacity: int,
+        context: int,
+        seed: int,
+    ) -> PackedPairs:
+        """Pack pairs into sequences of `capacity` tokens.
+
+        Args:
+            corpus: the documents.
+            seeds: int64 [pairs], sorted.
+            partners: int64 [pairs].
+            partner_token: id of the token that begins a partner.
+            capacity: tokens of a packed sequence.
+            context: tokens of the model's context.
+            seed: of the packing.
+
+        Raises:
+            UserError: packed sequences that do not hold a pair; no partner that fits.
+        """
+        if capacity < 2 * context:
+            remedy = f"set it to at least twice model.context, {2 * context}"
+            raise UserError("synthesizer.microbatch_tokens", f"{capacity} does not hold a pair", remedy)
+        lengths = np.diff(corpus.offsets)
+        fits = lengths[partners] <= context
+        if not fits.any():
+            remedy = "raise model.context, or split documents with corpus.passage_characters"
+            raise UserError("pairs", f"no partner is within model.context = {context} tokens", remedy)
+        seeds, partners = seeds[fits], partners[fits]
+        starts, sizes = split_groups(seeds, partners, lengths, context, capacity)
+        packing = Packing(sizes, capacity, seed)
+        return PackedPairs(corpus, partner_token, context, seeds[starts[:-1]], partners, starts, packing, int((~fits).sum()))
+
+    def sequence(self, index: int, epoch: int, length: int) -> PackedBatch:
+        """Return packed sequence `index` of an epoch, padded to `length`."""
         tokens: list[np.ndarray] = []
         targets: list[np.ndarray] = []
         parents: list[int] = []
         documents: list[int] = []
-        for group in self.packing.items(ref.index, ref.epoch).tolist():
+        for group in self.packing.items(index, epoch).tolist():
             seed, partners = int(self.seeds[group]), self.partners[self.starts[group] : self.starts[group + 1]].tolist()
             root = len(parents)
             tokens.append(self.corpus[seed][: self.context])
@@ -79,7 +136,7 @@ class PairBatches:
             parents += [-1] + [root] * len(partners)
             documents += [seed, *partners]
         lengths = [len(segment) for segment in tokens]
-        joined, joined_targets, length = np.concatenate(tokens), np.concatenate(targets), self.sequence_tokens
+        joined, joined_targets = np.concatenate(tokens), np.concatenate(targets)
         return PackedBatch.build(joined, joined_targets, lengths, length=length, parents=parents, documents=documents)
 
 

@@ -1,0 +1,43 @@
+"""A few short documents of a model that is being trained, to read beside its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from sbp_fast.generate.decoder import ROW_MULTIPLE, KVCacheConfig, SamplingParams
+from sbp_fast.generate.engine import Engine, GenerationResult, Seed
+from sbp_fast.model.transformer import Transformer
+
+SAMPLE_TOKENS = 64
+PAGE_TOKENS = 64
+
+
+def generate_samples(
+    model: Transformer, sampling: SamplingParams, seeds: Mapping[int, np.ndarray], run_seed: int
+) -> list[GenerationResult]:
+    """Return one document of at most `SAMPLE_TOKENS` tokens after each seed, in the order of the seeds.
+
+    Args:
+        model: the model; its weights are whole.
+        sampling: how tokens are sampled.
+        seeds: key of a document's random numbers -> int [tokens] of its seed, empty for a document without one. At least one.
+        run_seed: key of the random numbers.
+    """
+    sampling = replace(sampling, maximum_tokens=min(SAMPLE_TOKENS, sampling.maximum_tokens))
+    longest = max(1, *map(len, seeds.values()))
+    cache = KVCacheConfig(
+        rows=-(-len(seeds) // ROW_MULTIPLE) * ROW_MULTIPLE,
+        samples_per_seed=1,
+        pages=0,
+        page_tokens=PAGE_TOKENS,
+        seed_tokens=longest,
+        prefill_tokens=len(seeds) * longest,
+        precision=str(model.embed_tokens.weight.dtype).removeprefix("torch."),
+    )
+    pages = 1 + cache.rows * (cache.pages_of(longest) + cache.pages_of(sampling.maximum_tokens))
+    engine = Engine(model, sampling, replace(cache, pages=pages), run_seed, graphs=False)
+    waiting = [Seed(number, document, tokens, (0,)) for number, (document, tokens) in enumerate(seeds.items())]
+    return sorted(engine.generate(waiting), key=lambda result: result.seed)
