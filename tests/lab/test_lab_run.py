@@ -25,7 +25,7 @@ def test_a_world_goes_through_the_stages_and_its_figures_are_theirs(tmp_path: Pa
     figures = run_world(run)
     assert set(figures["arms"]) == {"baseline", "sbp"} and figures["world"]["seed"] == 3
     manifests = {path.parent.relative_to(run.directory).as_posix() for path in run.directory.rglob("manifest.json")}
-    assert manifests == {"prepare", "pair/related", "train/synthesizer-related", "synthesize/related", "filter/related",
+    assert manifests == {"prepare", "pair/related", "tune/related", "synthesize/related", "filter/related",
                          "train/baseline", "train/sbp", "evaluate/baseline", "evaluate/sbp"}  # fmt: skip
     scores = pq.read_table(run.directory / "evaluate/sbp/scores.parquet").to_pylist()
     test = PreparedCorpus(run.directory / "prepare").test
