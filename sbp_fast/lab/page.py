@@ -48,7 +48,8 @@ def drawing(world: Mapping[str, Any]) -> dict[str, Any]:
     """Return the positions, in pixels, of a world's intervals and bounds on one axis that begins at zero."""
     rows = sorted(world["arms"].values(), key=lambda arm: arm["excess"]["value"])
     bounds = {name: world["bounds"][name] for name in BOUND_LABELS}
-    largest = max([*bounds.values(), *(max(arm["excess"]["seeds"]) for arm in rows)]) * 1.05
+    ends = (arm["excess"]["high"] for arm in rows)
+    largest = max([*bounds.values(), *(max(arm["excess"]["seeds"]) for arm in rows), *(end for end in ends if end)]) * 1.02
 
     def x(value: float) -> float:
         return round(LEFT + max(0.0, min(value, largest)) / largest * (WIDTH - LEFT - RIGHT), 1)
