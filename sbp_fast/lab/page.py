@@ -48,13 +48,14 @@ def drawing(world: Mapping[str, Any]) -> dict[str, Any]:
     """Return the positions, in pixels, of a world's intervals and bounds on one axis that begins at zero."""
     rows = sorted(world["arms"].values(), key=lambda arm: arm["excess"]["value"])
     bounds = {name: world["bounds"][name] for name in BOUND_LABELS}
-    ends = (arm["excess"]["high"] for arm in rows)
-    largest = max([*bounds.values(), *(max(arm["excess"]["seeds"]) for arm in rows), *(end for end in ends if end)]) * 1.02
+    excesses = [arm["excess"] for arm in rows]
+    highs = [excess["high"] for excess in excesses if excess["high"] is not None]
+    largest = 1.02 * max([*bounds.values(), *highs, *(value for excess in excesses for value in excess["seeds"])])
 
     def x(value: float) -> float:
         return round(LEFT + max(0.0, min(value, largest)) / largest * (WIDTH - LEFT - RIGHT), 1)
 
-    step = next(step for step in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0) if largest / step <= 8)
+    step = next(step for step in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, largest) if largest / step <= 8)
     drawn = []
     for number, arm in enumerate(rows):
         excess = arm["excess"]
