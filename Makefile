@@ -4,6 +4,7 @@ VENV ?= .venv
 # What is installed where no torch in range is found; set it to choose another build, such as one for your CUDA version.
 TORCH ?= torch==2.13.0
 OUT ?= runs/demo
+LAB ?= runs/lab
 BUDGET ?= 540
 RESULTS ?= bench/results
 OLDEST_TRITON := $(VENV)/triton-3.6.0
@@ -14,7 +15,7 @@ READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.ready-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-cpus check docs test-slow test-faults bench bench-plots aot gpu clean
+.PHONY: help setup run lab test test-cpus check docs test-slow test-faults bench bench-plots aot gpu clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +34,9 @@ $(READY): pyproject.toml
 
 run: $(READY)  ## Run the whole demo experiment and write its report (OUT=runs/demo)
 	@$(BIN)/sbp-fast run configs/demo.toml --out $(OUT)
+
+lab: $(READY)  ## Run worlds whose truth is known, with three seeds, and write their page (LAB=runs/lab)
+	@$(BIN)/sbp-fast lab --out $(LAB)
 
 test: check  ## Check style and types, then run every test that is not slow
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"

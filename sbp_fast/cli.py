@@ -69,6 +69,19 @@ def run(
     console.say(f"report: {report}")
 
 
+@app.command(epilog="Example: sbp-fast lab --seeds 0 --seeds 1 --out runs/lab")
+def lab(
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings of the configuration `lab`: key.path=value.")] = None,
+    out: Annotated[Path, typer.Option(help="Directory of all worlds and seeds.")] = Path("runs/lab"),
+    seeds: Annotated[list[int] | None, typer.Option(min=0, help="Seeds, each a world of its own (default: 0, 1, 2).")] = None,
+) -> None:
+    """Run worlds whose truth is known, one in which relation must pay and one in which it must not; a stopped run resumes."""
+    from sbp_fast.lab.run import run_lab
+
+    report = run_lab(out, seeds or (0, 1, 2), overrides or ())
+    print(f"report: {report}")
+
+
 @app.command(epilog="Example: sbp-fast report runs/demo")
 def report(directory: Annotated[Path, typer.Argument(help="Directory of a finished run.")]) -> None:
     """Rewrite report.html and results.json of a finished run."""

@@ -137,7 +137,7 @@ def pair(
     settings: Settings,
     *,
     corpus: Corpus,
-    vectors: Annotated[Path | None, typer.Option(help="Output of `embed`.")] = None,
+    vectors: Annotated[Path | None, typer.Option(help="Output of `embed`; none where pair.file names known pairs.")] = None,
     pairs: Annotated[Path | None, typer.Option(help="In place of --vectors: pairs whose partners to shuffle.")] = None,
     source: SourceName = "related",
     out: Out,
@@ -150,11 +150,11 @@ def pair(
     from sbp_fast.stages.pair import pair as work
     from sbp_fast.stages.random_pairs import pair_at_random
 
-    if pairs is not None and vectors is None:
+    if pairs is not None:
+        if vectors is not None:
+            raise UserError("options", "exclude each other", "give --vectors, or --pairs to shuffle")
         pair_at_random(config, out, corpus=corpus, pairs=pairs, console=Console(), force=force)
         return
-    if vectors is None or pairs is not None:
-        raise UserError("options", "need either --vectors or --pairs", "give the output of `embed`, or of `pair` to shuffle")
     with open_workers(engine, address) as workers:
         work(config, corpus, vectors, out, console=Console(), force=force, workers=workers)
 

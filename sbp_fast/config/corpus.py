@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sbp_fast.config.section import NO_EFFECT, Count, Section, Share
 
@@ -14,6 +14,9 @@ class CorpusConfig(Section):
 
     path: Annotated[str | tuple[str, ...], NO_EFFECT] = "embedded:default"
     """Documents: files, globs, folders or fsspec URLs, of any suffix that `sbp_fast.data.readers` has a reader for."""
+    unique: Annotated[str | tuple[str, ...], NO_EFFECT] = ""
+    """Documents that the baseline and SBP may read, in place of a random `unique_share`; the oracle may read these and those of
+    `path` ("": `unique_share` of `path`). Needs `deduplicate = "none"`: a text may stand in both."""
     heldout: Annotated[str | tuple[str, ...], NO_EFFECT] = "auto"
     """Documents for evaluation only; "auto" takes those of the embedded corpus, or holds out `heldout_share` of all."""
     heldout_share: Share = 0.04
@@ -33,8 +36,9 @@ class CorpusConfig(Section):
     """Read at most this many documents, and at most as many of given held-out ones (0: all)."""
     passage_characters: Annotated[int, Field(ge=0)] = 0
     """Split longer documents at paragraph or sentence ends into passages of at most this many characters (0: never)."""
-    deduplicate: Literal["exact", "near"] = "exact"
-    """Leave out exact duplicates; "near" also near-duplicates, which `near-duplicates.parquet` lists."""
+    deduplicate: Literal["none", "exact", "near"] = "exact"
+    """Leave out exact duplicates; "near" also near-duplicates, which `near-duplicates.parquet` lists; "none" keeps all, even
+    duplicates of held-out documents: for documents that are independent samples of a known distribution."""
     near_duplicate_similarity: Annotated[float, Field(ge=0.7, le=1)] = 0.8
     """Jaccard similarity of the 5-word shingles of two texts from which they are near-duplicates."""
     tokenizer: Annotated[str, NO_EFFECT] = "train"
@@ -54,3 +58,14 @@ class CorpusConfig(Section):
     encoder: Annotated[Literal["auto", "tokenizers", "gigatoken"], NO_EFFECT] = "auto"
     """Library that encodes; the ids are the same. "auto" takes gigatoken, many times faster, where it is installed
     (`sbp-fast[gigatoken]`), can load the tokenizer and agrees with `tokenizers` on a sample."""
+
+    @model_validator(mode="after")
+    def _unique_documents_are_named_once(self) -> CorpusConfig:
+        default = type(self).model_fields["unique_share"].default
+        if self.unique and self.unique_share != default:
+            raise ValueError(
+                f"unique names the unique documents, and unique_share = {self.unique_share} another number of them"
+            )
+        if self.unique and self.deduplicate != "none":
+            raise ValueError(f'unique needs deduplicate = "none", not "{self.deduplicate}"')
+        return self

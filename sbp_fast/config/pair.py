@@ -15,6 +15,10 @@ RENAMED_BACKENDS = {"bucket": "ivf", "hnswlib": "hnsw"}
 class PairConfig(Section):
     """Settings of the search for related documents."""
 
+    file: Annotated[str | tuple[str, ...], NO_EFFECT] = ""
+    """Pairs whose relation is known, to be taken in place of a search: JSON lines or Parquet with the ids `seed` and `partner`
+    and perhaps a `similarity` (1 without it). They need no vectors, and no other setting of this section applies to them. Pairs
+    of held-out documents measure what a synthesizer learnt. "" searches."""
     duplicate_containment: Share = 0.8
     """Documents that share this fraction of their shingles are duplicates, of which only the first takes part."""
     neighbors: Count = 32

@@ -38,7 +38,8 @@ class TrainConfig(Section):
     shared equally among the processes, so this also limits how many processes can take part."""
     optimizer: str = "adamw"
     """A name in `sbp_fast.train.optimizer.OPTIMIZERS`. "muon" orthogonalises the updates of the layers' matrices, at AdamW's
-    learning rate, and leaves all other parameters to AdamW."""
+    learning rate, and leaves all other parameters to AdamW; "muon-float32" does so in float32, which is much faster on a CPU
+    without fast bfloat16."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """Peak learning rate, reached at the end of the warm-up."""
     schedule: str = "cosine"

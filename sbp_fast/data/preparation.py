@@ -29,7 +29,14 @@ from sbp_fast.data.filesystem import user_errors
 from sbp_fast.data.holdout import SELECTION_COLUMNS, Decisions, check_ids, choose_holdout, choose_validation, select
 from sbp_fast.data.input_splits import split_files
 from sbp_fast.data.prepared import VALIDATION
-from sbp_fast.data.shuffle import ShufflePartition, ShuffleReader, ShuffleWriteTask, plan_partitions, shuffle_write
+from sbp_fast.data.shuffle import (
+    ShufflePartition,
+    ShuffleReader,
+    ShuffleWriteTask,
+    in_first_half,
+    plan_partitions,
+    shuffle_write,
+)
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.token_shards.tokenize import TokenizeTask, write_partition
 from sbp_fast.data.token_shards.writer import write_index
@@ -63,7 +70,8 @@ class Preparation:
         workers: who does the tasks.
 
     Attributes:
-        files: each input file, and whether its documents are given to be held out.
+        files: each input file, and whether its documents are given to be held out; those of named unique documents first.
+        unique_files: number of files of named unique documents.
         buckets: of the shuffled order.
     """
 
@@ -81,7 +89,9 @@ class Preparation:
         self.config, self.corpus, self.directory, self.scratch = config, config.corpus, directory, scratch
         self.console, self.record, self.save_clock = console, record, save_clock
         self.workers, self.processes = workers, config.corpus.workers or resolve_threads(config)
-        self.files = [(file, False) for file in find_files(config.corpus.path)]
+        unique = find_files(config.corpus.unique) if config.corpus.unique else []
+        self.files = [(file, False) for file in [*unique, *find_files(config.corpus.path)]]
+        self.unique_files = len(unique)
         heldout = heldout_path(config.corpus)
         if heldout is not None:
             self.files += [(file, True) for file in find_files(heldout)]
@@ -102,7 +112,7 @@ class Preparation:
             near_duplicates = self._find_near_duplicates(decisions, partitions)
             decisions = replace(decisions, near_duplicates=near_duplicates.indices)
         selected, heldout_originals = _count_selected(shuffled, partitions, decisions)
-        unique = self._count_unique(selected["train"])
+        unique = self._count_unique(selected)
         validation = choose_validation(heldout_originals, self.corpus.validation_share)
         save_array(self.directory / VALIDATION, validation)
         if self.corpus.on_error == "skip":
@@ -124,11 +134,15 @@ class Preparation:
         path = self.corpus.path
         self.console.say(f"reading {path if isinstance(path, str) else ', '.join(path)}")
         splits = split_files([file for file, _ in self.files], self.workers, self.processes)
-        inputs = [(file, heldout) for (_, heldout), parts in zip(self.files, splits, strict=True) for file in parts]
+        inputs = [
+            (file, heldout, number < self.unique_files if self.unique_files else None)
+            for number, ((_, heldout), parts) in enumerate(zip(self.files, splits, strict=True))
+            for file in parts
+        ]
         config, seed, buckets = self.corpus, self.config.seed, self.buckets
         tasks = [
-            ShuffleWriteTask(self.scratch, file, index, heldout, config, seed, buckets, PARTITION_BYTES)
-            for index, (file, heldout) in enumerate(inputs)
+            ShuffleWriteTask(self.scratch, file, index, heldout, unique, config, seed, buckets, PARTITION_BYTES)
+            for index, (file, heldout, unique) in enumerate(inputs)
         ]
         total: dict[str, Any] = {"documents": 0, "sources": Counter(), "skipped": 0, "bucket": Counter()}
         total |= {"passages": 0, "other_sources": 0}
@@ -193,13 +207,16 @@ class Preparation:
             pq.write_table(pa.table(columns, NEAR_DUPLICATES_SCHEMA), path)
         self.console.say(f"left out {len(dropped.ids)} near-duplicates: see {NEAR_DUPLICATES}")
 
-    def _count_unique(self, documents: int) -> int:
-        share = self.corpus.unique_share
-        unique = math.ceil(Fraction(str(share)) * documents)
+    def _count_unique(self, selected: Counter[str]) -> int:
+        documents, share = selected["train"], self.corpus.unique_share
+        if self.unique_files:
+            unique, origin = selected["first_half"], "corpus.unique"
+        else:
+            unique, origin = math.ceil(Fraction(str(share)) * documents), f"{documents} documents x corpus.unique_share {share}"
         if unique < MINIMUM_UNIQUE:
             raise UserError(
                 "corpus",
-                f"{documents} documents x corpus.unique_share {share} leaves {unique}, too few to work with",
+                f"{origin} leaves {unique}, too few to work with",
                 f"give at least {MINIMUM_UNIQUE} unique documents: more input, a larger corpus.unique_share or, for few long "
                 "documents, corpus.passage_characters",
             )
@@ -319,6 +336,7 @@ def _count_selected(
         originals.append(decisions.originals(columns)[selected.heldout])
         counts.update(
             train=len(selected.train),
+            first_half=int(np.count_nonzero(in_first_half(columns["key"][selected.train]))),
             duplicates=selected.duplicates,
             heldout_duplicates=selected.heldout_duplicates,
             near_duplicates=selected.near_duplicates,

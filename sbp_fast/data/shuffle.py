@@ -1,8 +1,9 @@
 """The shuffle of `prepare`: documents are read once and written to disk so that any range of the order can be read alone.
 
 A document's position in the shuffled order is a hash of its text under the run's seed, so that exact duplicates lie side by
-side. The order is divided into buckets. Shuffle-write: what is read goes to chunks, Arrow files with one record batch a bucket,
-each written by one process in bounded memory. Shuffle-read: a partition of the order is its bucket's batch of every chunk.
+side; where these all stay, it is a hash of id and text. Documents that are named unique stand before all others. The order is
+divided into buckets. Shuffle-write: what is read goes to chunks, Arrow files with one record batch a bucket, each written by
+one process in bounded memory. Shuffle-read: a partition of the order is its bucket's batch of every chunk.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ KEY_BITS = 64
 INDEX_BITS = 40  # of a document's index in its file; the other bits are the index of the file
 SCHEMA = pa.schema(
     {
-        "key": pa.uint64(),  # position in the shuffled order: the high half of the text's hash under the seed
+        "key": pa.uint64(),  # position in the shuffled order: see `position`; else the high half of the text's hash
         "key_low": pa.uint64(),  # the low half, which tells apart texts of equal position
         "index": pa.uint64(),  # position in the order of reading
         "id_hash": pa.uint64(),  # of the record's id
@@ -53,6 +54,7 @@ class ShuffleWriteTask:
         directory: where the chunks go.
         index: of the file in the order of reading.
         heldout: whether its documents are given to be held out.
+        unique: whether its documents are named unique; None where none are.
         buckets: of the shuffled order.
         chunk_bytes: the document that brings a chunk to this closes it; DOCUMENT_BYTES are counted for each.
         limit: documents to read at most; None for all.
@@ -62,6 +64,7 @@ class ShuffleWriteTask:
     file: InputFile
     index: int
     heldout: bool
+    unique: bool | None
     config: CorpusConfig
     seed: int
     buckets: int
@@ -81,6 +84,20 @@ class ShufflePartition:
 def hash_name(name: str, seed: int) -> int:
     """Return 64 bits that stand for the name of a document or an original."""
     return xxhash.xxh3_64_intdigest(name.encode(), seed)
+
+
+def position(digest: int, unique: bool | None) -> tuple[int, int]:
+    """Return the halves of a 128-bit hash, of which the high one is made the position of a document.
+
+    Where documents are named unique, their positions are in the first half of the order, and those of the others in the second.
+    """
+    high, low = digest >> KEY_BITS, digest & (1 << KEY_BITS) - 1
+    return (high if unique is None else high >> 1 | (not unique) << KEY_BITS - 1), low
+
+
+def in_first_half(keys: np.ndarray) -> np.ndarray:
+    """Return which positions, uint64 [documents], are in the first half of the order. bool [documents]."""
+    return keys < np.uint64(1 << KEY_BITS - 1)
 
 
 def bucket_starts(buckets: int) -> list[int]:
@@ -198,8 +215,8 @@ class _ChunkWriter:
 
     def _add_row(self, id: str, text: str, passage: int, common: dict[str, Any]) -> None:
         content = text.encode()
-        digest = xxhash.xxh3_128_intdigest(content, self.task.seed)
-        key, key_low = digest >> KEY_BITS, digest & (1 << KEY_BITS) - 1
+        hashed = id.encode() + b"\0" + content if self.task.config.deduplicate == "none" else content
+        key, key_low = position(xxhash.xxh3_128_intdigest(hashed, self.task.seed), self.task.unique)
         self.counts["rows"] += 1
         index = self.task.index << INDEX_BITS | self.total["rows"] + self.counts["rows"]
         row = {**common, "key": key, "key_low": key_low, "index": index, "passage": passage, "id": id, "text": text}

@@ -205,15 +205,20 @@ class _Builder:
             self.add(source.stitch, corpus | {"synthetic": source.filter}, steps.stitch, costs.stitch, config=config)
 
     def add_related(self, source: Source) -> None:
-        """Add the stages that find related pairs."""
-        self.add(EMBED, {"corpus": PREPARE}, steps.embed, costs.embed)
-        self.add(source.related, {"corpus": PREPARE, "vectors": EMBED}, steps.pair, costs.pair, config=source.config)
+        """Add the stages that find related pairs, or the one that reads known pairs."""
+        inputs = {"corpus": PREPARE}
+        if not source.config.pair.file:
+            self.add(EMBED, inputs, steps.embed, costs.embed)
+            inputs = inputs | {"vectors": EMBED}
+        self.add(source.related, inputs, steps.pair, costs.pair, config=source.config)
 
     def add_quality(self, source: Source) -> None:
         """Add what measures the synthesizer of a source, and its documents."""
         if source.synthesizer:
             documents = {"synthetic": source.synthesize, "filtered": source.filter, "pairs": source.related}
-            self.add(quality_stage(source), {"corpus": PREPARE} | documents, steps.quality, costs.quality, config=source.config)
+            if not source.config.pair.file:  # known pairs have no band of similarity to measure documents by
+                inputs = {"corpus": PREPARE} | documents
+                self.add(quality_stage(source), inputs, steps.quality, costs.quality, config=source.config)
             inputs = {"corpus": PREPARE, "pairs": source.related, "model": source.synthesizer}
             self.add(relation_stage(source), inputs, steps.relation, costs.relation, config=source.config)
 

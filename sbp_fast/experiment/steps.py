@@ -32,7 +32,7 @@ def pair(step: Step) -> Any:
     """Run the stage `pair`."""
     from sbp_fast.stages.pair import pair
 
-    corpus, vectors = step.inputs["corpus"], step.inputs["vectors"]
+    corpus, vectors = step.inputs["corpus"], step.inputs.get("vectors")
     return pair(step.config, corpus, vectors, step.out, workers=step.workers, **step.options)
 
 

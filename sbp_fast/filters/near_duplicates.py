@@ -28,11 +28,13 @@ def find_duplicates(synthetic: Corpus, keys: Sequence[Path], width: int, similar
         synthetic: all documents.
         keys: files as `candidate_pairs` takes them.
         width: tokens of a shingle; a shorter document is one shingle.
-        similarity: least Jaccard similarity of duplicates.
+        similarity: least Jaccard similarity of duplicates; above 1 there are none.
 
     Returns:
         int64 [duplicates], sorted indices of documents; and float64 [duplicates], their similarity to the earlier document.
     """
+    if similarity > 1:
+        return np.zeros(0, np.int64), np.zeros(0)
 
     @lru_cache(CACHED_DOCUMENTS)
     def shingles(position: int) -> np.ndarray:

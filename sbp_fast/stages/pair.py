@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from sbp_fast.config import RunConfig
+from sbp_fast.data.documents import fingerprint_sources
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import TransientError, UserError
 from sbp_fast.neighbors.backends import check_backend
@@ -14,6 +15,7 @@ from sbp_fast.neighbors.vectors import Vectors
 from sbp_fast.pairs.document_statistics import DistinctDocuments
 from sbp_fast.pairs.find import find_pairs
 from sbp_fast.pairs.find_heldout import find_heldout_pairs
+from sbp_fast.pairs.imported import import_pairs
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.manifest import Manifest
@@ -24,7 +26,7 @@ from sbp_fast.pipeline.stage import StageContext, run_stage
 def pair(
     config: RunConfig,
     corpus: Path,
-    vectors: Path,
+    vectors: Path | None,
     out: Path,
     *,
     console: Console,
@@ -38,14 +40,21 @@ def pair(
     `pair.near_duplicate_containment` of its shingles in the other; then the degree caps apply. Every pair is taken in both
     directions (Yang et al., 2025, section 2: all ordered pairs above a threshold).
 
+    With `pair.file`, the pairs are those of a file instead, `vectors` is None, and nothing but the first two files is written.
+
     Writes `pairs.parquet`, `heldout-pairs.parquet`, `duplicates.parquet`, `examples.json` and, where an index is saved,
     `index/` and `members.json`. In the manifest, `candidates`, `pairs` and `dropped` count ordered pairs, `duplicates`
     documents; `heldout` has the counts of `find_heldout_pairs`.
 
     Raises:
         UserError: `pair.backend` is unknown, the vectors belong to another corpus, there are too few documents or no pair in
-            the band, or `pair.target_recall` is not reached.
+            the band, or `pair.target_recall` is not reached; what `import_pairs` refuses; vectors beside `pair.file`, or none
+            without it.
     """
+    if config.pair.file:
+        return _import(config, corpus, vectors, out, console=console, force=force)
+    if vectors is None:
+        raise UserError("pair", "needs --vectors", "give the output of embed, --pairs to shuffle, or known pairs in pair.file")
     check_backend(config.pair)
 
     def body(context: StageContext) -> None:
@@ -67,6 +76,18 @@ def pair(
         console=console,
         force=force,
     )
+
+
+def _import(config: RunConfig, corpus: Path, vectors: Path | None, out: Path, *, console: Console, force: bool) -> Manifest:
+    if vectors is not None:
+        raise UserError("pair", "does not read --vectors with pair.file", "leave out one of them")
+
+    def body(context: StageContext) -> None:
+        context.record(**import_pairs(config, PreparedCorpus(corpus), context.directory))
+        context.console.say(f"{context.counts['pairs']} known pairs, {context.counts['seeds']} documents have a partner")
+
+    inputs: dict[str, Path | str] = {"corpus": corpus, "pairs": fingerprint_sources(config.pair.file)}
+    return run_stage("pair", out, config={"seed": config.seed}, inputs=inputs, body=body, console=console, force=force)
 
 
 def _pair(config: RunConfig, corpus: Path, vectors: Path, context: StageContext, workers: Workers) -> None:

@@ -34,6 +34,8 @@ def prepare(config: RunConfig, out: Path, *, console: Console, force: bool = Fal
         import_gigatoken()  # a missing package is reported before the documents are read
     heldout = heldout_path(corpus)
     inputs = {"documents": fingerprint_sources(corpus.path)}
+    if corpus.unique:
+        inputs["unique"] = fingerprint_sources(corpus.unique)
     if heldout is not None:
         inputs["heldout"] = fingerprint_sources(heldout)
     if corpus.tokenizer != "train":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from sbp_fast.config import ModelConfig, TrainConfig
@@ -47,20 +48,28 @@ def make_adamw(model: nn.Module, recipe: TrainConfig) -> Optimizers:
     return [_adamw([parameter for parameter in model.parameters() if parameter.requires_grad], recipe)]
 
 
-def make_muon(model: nn.Module, recipe: TrainConfig) -> Optimizers:
+def make_muon(model: nn.Module, recipe: TrainConfig, *, float32: bool = False) -> Optimizers:
     """Return Muon (Jordan et al. 2024) for the matrices of the layers and AdamW for all other parameters.
 
     Muon's updates are scaled to the size of AdamW's (Liu et al. 2025, section 2.2), so that one learning rate and one
     weight decay serve both.
+
+    Args:
+        model: its parameters are optimized.
+        recipe: learning rate and weight decay.
+        float32: orthogonalise in float32, not in bfloat16.
     """
     import torch
+
+    from sbp_fast.train.muon import Float32Muon
 
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     matrices = [parameter for name, parameter in trained if _is_layer_matrix(name, parameter)]
     others = [parameter for name, parameter in trained if not _is_layer_matrix(name, parameter)]
     if not matrices:
         return [_adamw(others, recipe)]
-    muon = torch.optim.Muon(matrices, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
+    kind = Float32Muon if float32 else torch.optim.Muon
+    muon = kind(matrices, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
     return [muon, _adamw(others, recipe)]
 
 
@@ -91,3 +100,4 @@ def _adamw(trained: list[nn.Parameter], recipe: TrainConfig) -> torch.optim.Opti
 
 OPTIMIZERS.register("adamw", OptimizerEntry(make_adamw, adamw_state_bytes))
 OPTIMIZERS.register("muon", OptimizerEntry(make_muon, muon_state_bytes))
+OPTIMIZERS.register("muon-float32", OptimizerEntry(partial(make_muon, float32=True), muon_state_bytes))

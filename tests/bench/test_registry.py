@@ -60,5 +60,6 @@ def test_list_and_set_up_without_the_packages_of_sbp_fast() -> None:
         "pairs 2 pairs",
         "plan 10 plan",
         "order needs sbp_fast",
+        "short-documents needs sbp_fast",
         "corpus needs sbp_fast",
     ]

@@ -256,3 +256,42 @@ def test_prepare_of_the_embedded_corpus_uses_its_own_heldout_documents(tmp_path:
     corpus = run(config, tmp_path / "out")
     assert corpus.embedded and len(corpus.heldout) == 471 and len(corpus.unique) == 400
     assert set(corpus.heldout.sources) == {"sotu", "factbook"}
+
+
+def test_named_unique_documents_are_the_unique_ones_and_the_oracle_reads_both(tmp_path: Path) -> None:
+    unique, others = letters(40), [(f"other-{id}", text) for id, text in letters(400)]
+    heldout = [(f"heldout-{id}", text) for id, text in letters(12)]
+    files = {name: write_jsonl(tmp_path / f"{name}.jsonl", documents) for name, documents in
+             [("unique", unique), ("others", others), ("heldout", heldout)]}  # fmt: skip
+    config = configure(
+        files["others"], unique=str(files["unique"]), heldout=str(files["heldout"]), unique_share=0.2, deduplicate="none"
+    )
+    corpus = run(config, tmp_path / "out")
+    assert texts(corpus, corpus.unique) == dict(unique)
+    assert texts(corpus, corpus.train) == dict(unique + others)  # every text stands in both, and in the holdout split
+    assert texts(corpus, corpus.heldout) == dict(heldout)
+    changed = write_jsonl(tmp_path / "unique.jsonl", unique[1:])
+    with pytest.raises(UserError, match="unique"):
+        run(config.model_copy(update={"corpus": config.corpus.model_copy(update={"unique": str(changed)})}), tmp_path / "out")
+
+
+def test_deduplicate_none_keeps_equal_texts(tmp_path: Path) -> None:
+    documents = [(f"{copy}-{id}", text) for copy in "ab" for id, text in letters(100)]
+    config = configure(write_jsonl(tmp_path / "c.jsonl", documents), deduplicate="none", group_separator="")
+    corpus = run(config, tmp_path / "out")
+    assert texts(corpus, corpus.train) | texts(corpus, corpus.heldout) == dict(documents)
+    assert corpus.counts["duplicates_dropped"] == corpus.counts["heldout_duplicates_dropped"] == 0
+
+
+@pytest.mark.parametrize(
+    "settings", [{"unique_share": 0.5, "deduplicate": "none"}, {"deduplicate": "exact"}, {"deduplicate": "near"}]
+)
+def test_named_unique_documents_with_settings_that_they_exclude_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="unique"):
+        CorpusConfig(unique="unique.jsonl", **settings)
+
+
+def test_too_few_named_unique_documents_are_refused(tmp_path: Path) -> None:
+    unique, others = write_jsonl(tmp_path / "u.jsonl", letters(5)), write_jsonl(tmp_path / "o.jsonl", letters(400)[5:])
+    with pytest.raises(UserError, match=r"corpus\.unique leaves 5"):
+        run(configure(others, unique=str(unique), unique_share=0.2, deduplicate="none", heldout_share=0.1), tmp_path / "out")

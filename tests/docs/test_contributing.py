@@ -82,7 +82,7 @@ def test_module_of_the_page_gives_the_command_line_what_it_registers(tmp_path: P
     shown = subprocess.run([sys.executable, mine, "plan", "demo", "pretrain.optimizer=sgd"], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     refused = subprocess.run([sys.executable, mine, "plan", "demo", "pretrain.optimizer=sgdd"], capture_output=True, text=True)
-    assert refused.returncode == 2 and "known: adamw, muon, sgd" in refused.stderr
+    assert refused.returncode == 2 and "known: adamw, muon, muon-float32, sgd" in refused.stderr
 
 
 def test_optimizer_of_the_page_trains_a_model_and_is_planned(tmp_path: Path) -> None:

@@ -30,6 +30,12 @@ def test_default_arms_have_one_source() -> None:
     ]  # fmt: skip
 
 
+def test_known_pairs_need_no_vectors() -> None:
+    stages = stages_of(load_config(["demo"], ["pair.file=pairs.jsonl"]))
+    assert names() - set(stages) == {"embed", "quality/related"}
+    assert stages["pair/related"].inputs == {"corpus": "prepare"}
+
+
 def test_without_synthetic_arms_nothing_is_paired() -> None:
     assert names("arms.sbp.enabled=false") == {
         "prepare", "train/baseline", "train/oracle", "evaluate/baseline", "evaluate/oracle", "compare",

@@ -232,6 +232,11 @@ def test_equal_documents_are_found_with_another_between_them() -> None:
     assert duplicates_of(bodies, 0.8) == ([2, 3], [1, 1])
 
 
+def test_above_a_similarity_of_one_equal_documents_stay() -> None:
+    bodies = [np.concatenate([[0], np.arange(200), [1]])] * 3
+    assert duplicates_of(bodies, 1.0) == ([1, 2], [1, 1]) and duplicates_of(bodies, 1.01) == ([], [])
+
+
 def test_candidate_that_is_a_duplicate_is_replaced_by_what_it_duplicates() -> None:
     first, second, third = np.arange(122), np.arange(122), np.arange(122)
     second[50], third[[50, 90]] = 900, (900, 901)

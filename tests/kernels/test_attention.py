@@ -133,8 +133,18 @@ def test_torch_equals_the_definition_in_float64(layout: PackedLayout, heads: tup
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_torch_errs_no_more_than_twice_its_own_operation(dtype: torch.dtype) -> None:
-    layout = PackedLayout.from_tree([150, 90, 70, 200, 33], [-1, 0, 0, -1, 3])
+@pytest.mark.parametrize(
+    "forest",
+    [
+        ([150, 90, 70, 200, 33], [-1, 0, 0, -1, 3]),
+        ([8] * 60, [-1] * 60),
+        ([7, 8, 9] * 20, [-1] * 60),
+        ([8, 8, 9, 4, 8] * 12, [parent for root in range(0, 60, 5) for parent in (-1, root, root, root + 2, -1)]),
+    ],
+    ids=["segments of their own shapes", "documents of one length", "documents of three lengths", "equal trees"],
+)
+def test_torch_errs_no_more_than_twice_its_own_operation(forest: tuple[list[int], list[int]], dtype: torch.dtype) -> None:
+    layout = PackedLayout.from_tree(*forest)
     assert_accurate(layout, inputs(len(layout), (4, 2), dtype, width=32), "torch")
 
 
