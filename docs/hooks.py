@@ -88,9 +88,7 @@ def _configuration() -> str:
     fields = RunConfig.model_fields.items()
     sections = {name: field.default for name, field in fields if isinstance(field.default, Section)}
     tables = {"arms.NAME": ArmConfig(), "sources.NAME": SourceConfig()}
-    return "\n\n".join(
-        _section(name, section) for name, section in {"": RunConfig(), **sections, **tables}.items()
-    )
+    return "\n\n".join(_section(name, section) for name, section in {"": RunConfig(), **sections, **tables}.items())
 
 
 def _section(name: str, section: Any) -> str:

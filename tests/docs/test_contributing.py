@@ -1,6 +1,5 @@
 """CONTRIBUTING.md as a user follows it: its snippets are taken from the page and run, without a change of the package."""
 
-import json
 import re
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from sbp_fast.filters.rules import FILTER_RULES
 from sbp_fast.model.flops import parameters
 from sbp_fast.neighbors.backends import BACKENDS
 from sbp_fast.stages.filter import filter_documents
+from sbp_fast.train.log import read_curve
 from sbp_fast.train.memory import optimizer_bytes
 from sbp_fast.train.optimizer import OPTIMIZERS
 
@@ -90,7 +90,7 @@ def test_optimizer_of_the_page_trains_a_model_and_is_planned(tmp_path: Path) -> 
     corpus = make_corpus(tmp_path)
     config = configure(tmp_path, "pretrain.optimizer=sgd", "pretrain.learning_rate=0.5")
     train_arm(config, tmp_path / "baseline", corpus=corpus)
-    losses = [json.loads(line)["train/loss"] for line in (tmp_path / "baseline" / "metrics.jsonl").read_text().splitlines()]
+    losses = [loss for _, loss in read_curve(tmp_path / "baseline" / "metrics.jsonl", "train/loss")]
     assert losses[-1] < losses[0]
     assert optimizer_bytes(config.model, 300, "sgd") == 4 * parameters(config.model, 300)
 

@@ -21,6 +21,7 @@ from sbp_fast.experiment.graph import stages_of
 from sbp_fast.experiment.run import run
 from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
+from sbp_fast.train.log import read_curve
 
 STAGES = tuple(stages_of(load_config(["demo"], TINY)))
 QUIET = Console(quiet=True)
@@ -54,8 +55,7 @@ def test_run_finishes_every_stage_with_matched_arms(tiny_run: Path) -> None:
 
 def test_run_lowers_the_training_loss_of_every_model(tiny_run: Path) -> None:
     for stage in ("train/baseline", "train/sbp", "train/oracle", "tune/related"):
-        lines = (tiny_run / stage / "metrics.jsonl").read_text().splitlines()
-        losses = [json.loads(line)["train/loss"] for line in lines]
+        losses = [loss for _, loss in read_curve(tiny_run / stage / "metrics.jsonl", "train/loss")]
         assert losses[-1] < losses[0]
 
 
