@@ -79,7 +79,7 @@ def collect(run_directory: str | Path) -> dict[str, Any]:
 
 def _source(source: Source, counts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the counts of the stages that make the documents of a source; quality only where documents have seeds."""
-    quality = counts[quality_stage(source)] if source.synthesizer else {}
+    quality = counts.get(quality_stage(source), {})  # none without seeds, and for known pairs
     results = {
         "pairs_kind": source.settings.pairs,
         "start": source.start,

@@ -63,7 +63,8 @@ def outcomes(draw: Any) -> dict[str, Any]:
         "oracle_ratio": 5.23,
         "corpus": {"embedded": draw(st.booleans())},
         "sources": {
-            name: {"pairs_kind": name, "start": "baseline", "stitched": draw(st.booleans())} for name in ("related", "random")
+            name: {"pairs_kind": name, "start": "baseline", "stitched": draw(st.booleans()), "synthetic_quality": {}}
+            for name in ("related", "random")
         },
         "recovered_share_of_oracle": {"oracle": shares},
     }

@@ -97,8 +97,8 @@ def outcomes(results: Results, metric: str, arms: Iterable[str]) -> Outcomes:
 
 
 def shown_source(results: Mapping[str, Any]) -> str | None:
-    """Return the source of synthetic documents that the report describes in detail: the first whose documents have seeds."""
-    return next((name for name, source in results["sources"].items() if "pairs" in source), None)
+    """Return the source of synthetic documents that the report describes in detail: the first whose quality was measured."""
+    return next((name for name, source in results["sources"].items() if "quality" in source["synthetic_quality"]), None)
 
 
 def verdict(results: Results) -> str:
