@@ -98,7 +98,7 @@ def _section(name: str, section: Any) -> str:
     lines = [f"## {f'[{name}]' if name else 'The run'}", "", _plain(model.__doc__ or ""), ""]
     lines += ["| setting | values | default | meaning |", "|---|---|---|---|"]
     for key, field in model.model_fields.items():
-        if not isinstance(field.default, Section) and key not in ("arms", "sources"):
+        if not isinstance(field.default, Section) and (name or key not in ("arms", "sources")):
             default, meaning = json.dumps(getattr(section, key)), _plain(field.description or "")
             lines.append(f"| `{key}` | {_values(field)} | `{default}` | {meaning} |")
     return "\n".join(lines)

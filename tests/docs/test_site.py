@@ -10,7 +10,7 @@ import pytest
 from typer.main import get_command
 
 from sbp_fast.cli import app
-from sbp_fast.config import ArmConfig, RunConfig, Section
+from sbp_fast.config import ArmConfig, RunConfig, Section, SourceConfig
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -49,7 +49,7 @@ def test_reference_of_commands_has_every_command_with_its_options(hooks: ModuleT
 def test_reference_of_the_configuration_has_every_setting_with_its_default(hooks: ModuleType) -> None:
     text = hooks._configuration()
     sections = {name: field.default for name, field in RunConfig.model_fields.items() if isinstance(field.default, Section)}
-    for name, section in {**sections, "arms.NAME": ArmConfig()}.items():
+    for name, section in {**sections, "arms.NAME": ArmConfig(), "sources.NAME": SourceConfig()}.items():
         table = text[text.index(f"## [{name}]\n") :].partition("\n## ")[0]
         assert all(f"| `{key}` |" in table for key in type(section).model_fields), name
     tuning = text[text.index("## [synthesizer]\n") :].partition("\n## ")[0]
