@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -21,6 +19,7 @@ from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
 from sbp_fast.evaluate.likelihood import document_trees, log_likelihoods
 from sbp_fast.model.saved import load_model
+from sbp_fast.pairs.heldout_pairs import NO_SEED, HeldoutPairs
 from sbp_fast.pairs.pairset import write_pairs
 from sbp_fast.pipeline.distributed import Stopped
 from sbp_fast.pipeline.manifest import Manifest
@@ -242,8 +241,10 @@ def make_heldout_pairs(corpus: Path, out: Path, split: str = "validation") -> Pa
 
     def body(work: StageContext) -> None:
         write_pairs(work.directory, [(seeds, seeds + 1, seeds / 100)])
-        columns = {"seed": documents[:-1], "partner": documents[1:], "split": [split] * (len(documents) - 1)}
-        pq.write_table(pa.table(columns), work.directory / "heldout-pairs.parquet")
+        count = len(documents) - 1
+        similarities, other_seeds = np.full(count, 0.7, np.float32), np.full(count, NO_SEED)
+        pairs = HeldoutPairs(documents[:-1], documents[1:], similarities, np.array([split] * count), other_seeds)
+        pairs.write(work.directory)
 
     return make_stage("pair", corpus, out, body)
 
