@@ -79,5 +79,5 @@ def test_index_on_a_full_disk_is_refused_in_one_line_and_leaves_no_file(tiny_run
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (
         done.returncode == 0
-        and (tmp_path / "pairs/pairs.parquet").read_bytes() == (tiny_run / "pair/pairs.parquet").read_bytes()
+        and (tmp_path / "pairs/pairs.parquet").read_bytes() == (tiny_run / "pair/related/pairs.parquet").read_bytes()
     )
