@@ -231,22 +231,32 @@ def two_arms(draw: Any) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def difference(arms: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Return value, low end and high end, of an interval that is no point: NaN and zero would equal themselves below."""
     interval = difference_interval(ArmScores.from_sums(*arms[0]), ArmScores.from_sums(*arms[1]), 0.95)
-    return np.array([interval["value"], interval["low"], interval["high"]])
+    ends = np.array([interval["value"], interval["low"], interval["high"]])
+    assert ends[1] < ends[0] < ends[2]
+    return ends
+
+
+def assert_equal_but_for_rounding(ends: np.ndarray, expected: np.ndarray, largest: float) -> None:
+    """Assert that ends differ by rounding errors of sums whose terms are at most `largest`, however wide the interval."""
+    width = expected[2] - expected[1]
+    assert np.abs(ends - expected).max() <= 1e3 * np.finfo(float).eps * (largest + width)
 
 
 @settings(deadline=None)
 @given(two_arms())
 def test_swapped_arms_flip_the_interval(arms: list[tuple[np.ndarray, np.ndarray]]) -> None:
     value, low, high = difference(arms)
-    np.testing.assert_allclose(difference(arms[::-1]), [-value, -high, -low], rtol=1e-9, atol=1e-12)
+    assert difference(arms[::-1]).tolist() == [-value, -high, -low]  # sums of two terms commute exactly
 
 
 @settings(deadline=None)
-@given(two_arms(), st.floats(0.01, 100))
-def test_scaled_numerators_scale_the_interval(arms: list[tuple[np.ndarray, np.ndarray]], scale: float) -> None:
+@given(two_arms(), st.integers(-20, 20))
+def test_scaled_numerators_scale_the_interval(arms: list[tuple[np.ndarray, np.ndarray]], exponent: int) -> None:
+    scale = 2.0**exponent  # without rounding
     scaled = [(numerators * scale, denominators) for numerators, denominators in arms]
-    np.testing.assert_allclose(difference(scaled), scale * difference(arms), rtol=1e-9, atol=1e-12)
+    assert difference(scaled).tolist() == (scale * difference(arms)).tolist()
 
 
 @settings(deadline=None)
@@ -256,7 +266,7 @@ def test_constant_added_to_one_arms_ratios_moves_the_interval(
 ) -> None:
     (numerators, denominators), other = arms
     moved = difference([(numerators + constant * denominators, denominators), other])
-    np.testing.assert_allclose(moved, difference(arms) + constant, rtol=1e-9, atol=1e-9)
+    assert_equal_but_for_rounding(moved, difference(arms) + constant, largest=20)
 
 
 @settings(deadline=None)
@@ -268,4 +278,4 @@ def test_order_of_runs_and_documents_does_not_change_the_interval(arms: list[tup
     for numerators, denominators in arms:
         rows = generator.permutation(len(numerators))[:, None]
         shuffled.append((numerators[rows, documents], denominators[rows, documents]))
-    np.testing.assert_allclose(difference(shuffled), difference(arms), rtol=1e-9, atol=1e-12)
+    assert_equal_but_for_rounding(difference(shuffled), difference(arms), largest=10)
