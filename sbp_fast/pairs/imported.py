@@ -14,9 +14,9 @@ from sbp_fast.config import RunConfig
 from sbp_fast.data.documents import find_files
 from sbp_fast.data.filesystem import user_errors
 from sbp_fast.data.prepared import PreparedCorpus
-from sbp_fast.data.readers import Fields, Record
+from sbp_fast.data.readers import Fields, InputFile, Record
 from sbp_fast.data.shuffle import hash_name
-from sbp_fast.errors import UserError
+from sbp_fast.errors import TransientError, UserError
 from sbp_fast.pairs.heldout_pairs import MINIMUM_PAIRS, NO_SEED, HeldoutPairs, PairSplit, assign_other_seeds
 from sbp_fast.pairs.pairset import write_pairs
 
@@ -73,17 +73,23 @@ def read_pairs(path: str | tuple[str, ...]) -> Iterator[NamedPair]:
         UserError: a file that cannot be read, or a record that is no pair.
     """
     for file in find_files(path):
-        try:
-            with user_errors(file.system, file.shown):
-                for record in file.reader.read(file, FIELDS):
-                    yield _named(record, f"{file.shown}, {file.reader.record_name} ")
-        except UserError as error:
-            raise UserError(error.where, error.what, REMEDY) from None
+        for record in _records(file):
+            yield _named(record, f"{file.shown}, {file.reader.record_name} ")
+
+
+def _records(file: InputFile) -> Iterator[Record | UserError]:
+    try:
+        with user_errors(file.system, file.shown):
+            yield from file.reader.read(file, FIELDS)
+    except TransientError:
+        raise
+    except UserError as error:  # whose remedy is about documents
+        raise UserError(error.where, error.what, REMEDY) from None
 
 
 def _named(record: Record | UserError, where: str) -> NamedPair:
     if isinstance(record, UserError):
-        raise record
+        raise UserError(record.where, record.what, REMEDY)
     where = f"{where}{record.index}"
     similarity = record.values.get(FIELDS.source)
     for name in (FIELDS.id, FIELDS.text):

@@ -35,7 +35,8 @@ def choose(
         force: replace an output that was made from other settings or inputs.
 
     Raises:
-        UserError: a model without a held-out loss; another number of models than the arm has recipes.
+        UserError: a model without a held-out loss, or with one of other validation tokens than the first; another number of
+            models than the arm has recipes.
     """
     recipes = config.arms[arm].recipes()
     if len(recipes) != len(models):
@@ -46,6 +47,7 @@ def choose(
     def body(context: StageContext) -> None:
         manifests = {name: Manifest.load(directory, "train", hashed=False) for name, directory in models.items()}
         losses = {name: _validation_loss(models[name], manifest) for name, manifest in manifests.items()}
+        _require_the_same_tokens(models, manifests)
         best = min(losses, key=lambda name: losses[name])  # the first of equal ones
         recipe = recipes[list(models).index(best)]
         for file in manifests[best].files:
@@ -74,6 +76,16 @@ def _validation_loss(directory: Path, manifest: Manifest) -> float:
     if loss is None:
         raise UserError(directory, "has no held-out loss to choose by", "train with validation.points of 1 or more")
     return float(loss)
+
+
+def _require_the_same_tokens(models: Mapping[str, Path], manifests: Mapping[str, Manifest]) -> None:
+    """Refuse losses that were measured on other text: what is measured makes no model stale."""
+    measured = {name: manifest.counts["validation_tokens"] for name, manifest in manifests.items()}
+    first, tokens = next(iter(measured.items()))
+    for name, other in measured.items():
+        if other != tokens:
+            problem = f"its held-out loss is of {other} validation tokens, that of {first} of {tokens}"
+            raise UserError(models[name], problem, "train both with the same [validation]: remove one and run again")
 
 
 def _describe(recipe: Mapping[str, Any]) -> str:

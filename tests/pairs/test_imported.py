@@ -101,7 +101,7 @@ GOOD = {"seed": "u-1", "partner": "u-2"}
         ({"seed": "o-1", "partner": "u-1"}, "has the id 'o-1'"),
         ({"seed": "u-1", "partner": "h-0/0"}, "held-out document 'h-0/0' with the unique document 'u-1'"),
         ({"seed": "u-0", "partner": "u-1"}, "a unique and a held-out document have the id 'u-0'"),
-        ({"seed": "u-1", "partner": "u-1"}, "'u-1' with itself"),
+        ({"seed": "u-1", "partner": "u-1"}, "'u-1' with itself; remove it"),
         ({"seed": "u-1"}, "without a partner"),
         ({"partner": "u-1"}, "without a seed"),
         ({**GOOD, "similarity": "high"}, "no number: 'high'"),

@@ -16,13 +16,14 @@ def config() -> RunConfig:
     return load_config(["demo"], ["arms.tuned.recipe.weight_decay=[0.1, 1.0, 4.0]"])
 
 
-def make_model(directory: Path, loss: float | None) -> Path:
+def make_model(directory: Path, loss: float | None, validation_tokens: int = 500) -> Path:
     """Write what stands for the output of `train`, with a held-out loss."""
 
     def body(context: StageContext) -> None:
         (context.directory / "weights").write_text(f"weights of loss {loss}")
         context.flops = 7.0
-        context.record(**({} if loss is None else {"validation_loss": loss}), tokens=1000)
+        losses = {} if loss is None else {"validation_loss": loss, "validation_tokens": validation_tokens}
+        context.record(**losses, tokens=1000)
 
     run_stage("train", directory, config={"loss": loss}, inputs={}, body=body, console=QUIET)
     return directory
@@ -63,3 +64,9 @@ def test_a_model_without_a_held_out_loss_is_refused_by_name(config: RunConfig, t
 def test_another_number_of_models_than_recipes_is_refused(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has 3 recipes, and 2 models were given"):
         choose(config, tmp_path / "choose", arm="tuned", models=make_models(tmp_path, [2.0, 3.0]), console=QUIET)
+
+
+def test_losses_of_other_validation_tokens_are_not_compared(config: RunConfig, tmp_path: Path) -> None:
+    models = make_models(tmp_path, [2.0, 3.0]) | {"other": make_model(tmp_path / "other", 1.0, validation_tokens=400)}
+    with pytest.raises(UserError, match="other: its held-out loss is of 400 validation tokens, that of model-0 of 500"):
+        choose(config, tmp_path / "choose", arm="tuned", models=models, console=QUIET)
