@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -72,15 +72,11 @@ def train(
     Under torchrun, on any number of machines, all processes train together.
     """
     config = load_settings(settings)
-    from sbp_fast.pipeline.distributed import run_in_processes
-    from sbp_fast.stages.train import train as work
     from sbp_fast.train.task import TrainTask
 
     task = TrainTask.of_arm(config, arm or config.baseline, seed)
     inputs = {"corpus": corpus, "synthetic": synthetic, "stitched": stitched}
-    options = {"force": force, "profile_steps": profile}
-    with stoppable() as console:
-        run_in_processes(work, config, task, out, gpus=gpus, console=console, **inputs, **options)
+    _train(config, task, out, inputs, gpus=gpus, force=force, profile_steps=profile)
 
 
 @app.command(epilog="Example: sbp-fast tune demo --corpus mine/prepare --pairs mine/pair --start mine/train --out mine/tune")
@@ -101,13 +97,17 @@ def tune(
     Under torchrun, on any number of machines, all processes train together.
     """
     config, tuned = load_source(settings, source)
-    from sbp_fast.pipeline.distributed import run_in_processes
-    from sbp_fast.stages.train import train as work
     from sbp_fast.train.task import TrainTask
 
     task = TrainTask.of_synthesizer(config, from_scratch=tuned.from_scratch)
     inputs = {"corpus": corpus, "pairs": pairs, "start": start}
-    options = {"force": force, "profile_steps": profile}
+    _train(config, task, out, inputs, gpus=gpus, force=force, profile_steps=profile)
+
+
+def _train(config: RunConfig, task: Any, out: Path, inputs: dict[str, Path | None], *, gpus: int, **options: Any) -> None:
+    from sbp_fast.pipeline.distributed import run_in_processes
+    from sbp_fast.stages.train import train as work
+
     with stoppable() as console:
         run_in_processes(work, config, task, out, gpus=gpus, console=console, **inputs, **options)
 
