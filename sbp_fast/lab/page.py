@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from sbp_fast.experiment.report.templates import page_environment
 from sbp_fast.lab.results import sentences
 from sbp_fast.pipeline.files import atomic_open, read_json
 
@@ -21,13 +20,7 @@ TITLES = {"two-names": "Two names: the relation must pay", "shared-name": "A sha
 def write_page(directory: Path) -> Path:
     """Write `report.html` from the `results.json` in a directory; returns its path."""
     results = read_json(directory / RESULTS)
-    environment = Environment(
-        loader=PackageLoader("sbp_fast.lab", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("sbp_fast.lab")
     environment.filters |= {
         "nats": lambda value: f"{value:.3f}",
         "percent": lambda value: "none" if value is None else f"{value:.1%}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,10 @@ def test_every_control_has_scores_and_its_own_documents(experiment: Experiment) 
     assert results["sources"]["random"]["pairs"] == results["sources"]["related"]["pairs"]
     assert results["arms"]["baseline-tuned"]["recipes_tried"] == results["arms"]["sbp-tuned"]["recipes_tried"] == 3
     assert results["arms"]["related-order"]["order"] == "related"
+    page = (experiment.directory / "report.html").read_text()
+    table = page[page.index("Sources of synthetic documents") : page.index("Related pairs")]
+    assert re.findall(r'<tr><th>([^<]+)<span class="note">new documents', table) == list(results["sources"])
+    assert table.count("no synthesizer") == 1 and "it starts from the model of SBP" in table
 
 
 def test_a_changed_arm_recomputes_itself_and_the_comparison(experiment: Experiment) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated_run import CONFIG, HOSTILE, METRICS, comparison, judge_counts, prose, relation, write_run
+from fabricated_counts import METRICS, comparison, judge_counts, relation
+from fabricated_run import CONFIG, write_run
+from fabricated_texts import HOSTILE, prose
 from rich.console import Console
 
 from sbp_fast.config import ArmConfig

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated_run import CONFIG, METRICS, comparison, write_run
+from fabricated_counts import METRICS, comparison
+from fabricated_run import CONFIG, write_run
 
 from sbp_fast.errors import UserError
 from sbp_fast.experiment.report import wording

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from fabricated_run import METRICS
+from fabricated_counts import METRICS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

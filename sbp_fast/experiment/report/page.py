@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sbp_fast.config import RunConfig
@@ -16,6 +15,7 @@ from sbp_fast.experiment.graph import model_stage, stages_of
 from sbp_fast.experiment.report import plots, wording
 from sbp_fast.experiment.report.examples import collect_triples
 from sbp_fast.experiment.report.relation import NATS, relation_sentences
+from sbp_fast.experiment.report.templates import page_environment
 from sbp_fast.experiment.results import write_results
 from sbp_fast.experiment.sources import sources_of
 from sbp_fast.pairs.examples import EXAMPLES
@@ -73,13 +73,7 @@ def render(
     pair_examples: Sequence[Mapping[str, Any]],
 ) -> str:
     """Return the page as HTML that needs no other file and no network."""
-    environment = Environment(
-        loader=PackageLoader("sbp_fast.experiment.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("sbp_fast.experiment.report")
     environment.filters |= {
         "count": count,
         "flops": flops,
@@ -101,6 +95,9 @@ def render(
     return environment.get_template("report.html.jinja").render(
         results=results,
         shown=shown,
+        shown_name=name,
+        shown_start=wording.start_of(results, name) if name else "",
+        source_descriptions=wording.source_descriptions(results),
         verdict=wording.verdict(results),
         headline=wording.headline(results),
         secondary=wording.secondary_sentences(results),

@@ -184,7 +184,7 @@ def loss_plot(name: str, title: str, curves: Sequence[LossCurve]) -> str:
         axes.set_ylabel("loss, nats a token")
         axes.set_title(title)
         if len(axes.get_legend_handles_labels()[0]) > 1 and len(curves) <= LEGEND_INSIDE:
-            axes.legend(loc="upper right", labelcolor=COLORS["ink"])
+            axes.legend(loc="best", labelcolor=COLORS["ink"])
         elif len(curves) > LEGEND_INSIDE:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3, labelcolor=COLORS["ink"])
 

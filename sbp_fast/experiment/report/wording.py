@@ -245,13 +245,22 @@ def _arm_description(results: Results, name: str) -> str:
     return text
 
 
+def start_of(results: Results, name: str) -> str:
+    """Return what the synthesizer of a source starts from."""
+    start = results["sources"][name]["start"]
+    return "random weights" if start == SCRATCH else f"the model of {results['arms'][start]['label']}"
+
+
+def source_descriptions(results: Results) -> dict[str, str]:
+    """Return what the documents of each source are."""
+    return {name: _source_description(results, name) for name in results["sources"]}
+
+
 def _source_description(results: Results, name: str) -> str:
     source = results["sources"][name]
     text = WRITERS[source["pairs_kind"]]
-    if source["start"] not in (results["baseline"], SCRATCH):
-        text += f"; it starts from the model of {results['arms'][source['start']]['label']}"
-    elif source["start"] == SCRATCH:
-        text += "; it starts from random weights"
+    if source["start"] != results["baseline"]:
+        text += f"; it starts from {start_of(results, name)}"
     return f"{text}; those of one seed are joined" if source["stitched"] else text
 
 
