@@ -74,11 +74,15 @@ def lab(
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings of the configuration `lab`: key.path=value.")] = None,
     out: Annotated[Path, typer.Option(help="Directory of all worlds and seeds.")] = Path("runs/lab"),
     seeds: Annotated[list[int] | None, typer.Option(min=0, help="Seeds, each a world of its own (default: 0, 1, 2).")] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option(help="A setting of the world of two names and its values: linked=0.3,0.9.")
+    ] = None,
 ) -> None:
     """Run worlds whose truth is known, one in which relation must pay and one in which it must not; a stopped run resumes."""
     from sbp_fast.lab.run import run_lab
+    from sbp_fast.lab.sweeps import Sweep
 
-    report = run_lab(out, seeds or (0, 1, 2), overrides or ())
+    report = run_lab(out, seeds or (0, 1, 2), overrides or (), sweeps=[Sweep.parse(text) for text in sweep or ()])
     print(f"report: {report}")
 
 

@@ -21,18 +21,19 @@ WITHIN = 0.1
 Figures = Sequence[Mapping[str, Any]]
 
 
-def summarize(figures: Figures, config: RunConfig) -> dict[str, Any]:
+def summarize(figures: Figures, config: RunConfig, sweeps: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the results of the lab.
 
     Args:
         figures: of each world and seed, as `run_world` returns them.
         config: of the runs, for the labels of the arms and the confidence of the intervals.
+        sweeps: the points of each swept setting, as `Sweep.points` returns them.
 
     Returns:
         `worlds` -> kind -> `bounds` in nats a value over the entropy, `arms` -> arm -> `label`, `excess` and `excess_linked`,
         `differences` of SBP to each control, `synthesizer` and `random_synthesizer` with `conditional`, `exact` and whether
         the gate is `passed`, `samples` of each source, and `ahead`, the controls whose interval lies above that of SBP. An
-        interval is {value, low, high, seeds}; `low` and `high` are None for a single seed.
+        interval is {value, low, high, seeds}; `low` and `high` are None for a single seed. `sweeps` as given.
     """
     kinds = dict.fromkeys(figure["world"]["kind"] for figure in figures)
     labels = {arm.name: arm.label for arm in arms_of(config).values()} | {TUNED: "Tuned repetition"}
@@ -41,7 +42,7 @@ def summarize(figures: Figures, config: RunConfig) -> dict[str, Any]:
         kind: _summarize_world([figure for figure in figures if figure["world"]["kind"] == kind], labels, confidence)
         for kind in kinds
     }
-    return {"worlds": worlds, "confidence": confidence, "seconds": sum(figure["seconds"] for figure in figures)}
+    return {"worlds": worlds, "sweeps": dict(sweeps or {}), "confidence": confidence}
 
 
 def _summarize_world(figures: Figures, labels: Mapping[str, str], confidence: float) -> dict[str, Any]:

@@ -6,73 +6,31 @@ over seeds are therefore about the method in such worlds, not about one corpus.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-import pyarrow.parquet as pq
-
-from sbp_fast.config import RunConfig
-from sbp_fast.config.files import load_config
-from sbp_fast.data.prepared import PreparedCorpus
-from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.errors import UserError
-from sbp_fast.experiment.arms import arms_of
-from sbp_fast.experiment.graph import PREPARE, Stage, Step, evaluate_stage, needed_stages, stages_of
-from sbp_fast.experiment.run import claim_directory
-from sbp_fast.experiment.sources import Source, used_sources
-from sbp_fast.lab import metrics
-from sbp_fast.lab.files import corpus_settings, write_world
-from sbp_fast.lab.gates import conditional_loss, sample_figures
 from sbp_fast.lab.page import RESULTS, write_page
 from sbp_fast.lab.results import summarize
-from sbp_fast.lab.worlds import Kind, World, WorldSettings
-from sbp_fast.model.saved import load_model
-from sbp_fast.pairs.heldout_pairs import HeldoutPairs, PairSplit
+from sbp_fast.lab.sweeps import KIND, Sweep
+from sbp_fast.lab.world_run import LabRun, run_world
+from sbp_fast.lab.worlds import Kind, WorldSettings
 from sbp_fast.pipeline.executors.local import LOCAL
-from sbp_fast.pipeline.files import read_json, write_json
-from sbp_fast.pipeline.progress import Console
-from sbp_fast.stages.evaluate import SCORES
+from sbp_fast.pipeline.files import write_json
 
-CONFIG = "lab"
-FIGURES = "figures.json"
 CORES = 2
 """Worlds that run side by side, each on one core."""
 
 
-@dataclass(frozen=True)
-class LabRun:
-    """One world with one seed.
-
-    Attributes:
-        world: its settings.
-        directory: of its files and stages.
-        overrides: settings that replace those of the shipped configuration `lab`, as on the command line.
-        quiet: whether to print nothing.
-    """
-
-    world: WorldSettings
-    directory: Path
-    overrides: tuple[str, ...] = ()
-    quiet: bool = False
-
-    @property
-    def config(self) -> RunConfig:
-        """The configuration of its stages."""
-        shipped = load_config([CONFIG], self.overrides).model_dump()
-        for section, settings in corpus_settings(self.directory / "world").items():
-            shipped[section] |= settings
-        return RunConfig.model_validate(shipped | {"seed": self.world.seed, "seeds": (self.world.seed,)})
-
-
 def lab_runs(
-    out: Path, seeds: Sequence[int], overrides: Sequence[str] = (), world: dict[str, Any] | None = None, *, quiet: bool = False
+    out: Path, seeds: Sequence[int], overrides: Sequence[str] = (), world: dict[str, Any] | None = None
 ) -> list[LabRun]:
     """Return the runs of all kinds of worlds with all seeds; `world` replaces settings of the worlds."""
     return [
-        LabRun(WorldSettings(kind=kind, seed=seed, **(world or {})), out / kind / f"seed-{seed}", tuple(overrides), quiet)
+        LabRun(WorldSettings(kind=kind, seed=seed, **(world or {})), out / kind / f"seed-{seed}", tuple(overrides))
         for seed in seeds
         for kind in get_args(Kind)
     ]
@@ -84,6 +42,7 @@ def run_lab(
     overrides: Sequence[str] = (),
     world: dict[str, Any] | None = None,
     *,
+    sweeps: Sequence[Sweep] = (),
     processes: int = CORES,
     quiet: bool = False,
 ) -> Path:
@@ -94,6 +53,7 @@ def run_lab(
         seeds: each of which is a world of its own.
         overrides: settings that replace those of the configuration `lab`.
         world: settings that replace those of the worlds.
+        sweeps: settings to change, each in worlds of its own beside the others.
         processes: that run worlds.
         quiet: print nothing.
 
@@ -105,77 +65,24 @@ def run_lab(
     """
     if len(set(seeds)) < len(seeds):
         raise UserError("--seeds", f"{', '.join(map(str, seeds))}: one stands twice", "give each seed once")
-    runs = lab_runs(out, seeds, overrides, world, quiet=quiet)
-    figures = list(LOCAL.run(run_world, runs, processes))
-    write_json(out / RESULTS, summarize(figures, runs[0].config))
+    if len({sweep.setting for sweep in sweeps}) < len(sweeps):
+        raise UserError("--sweep", "a setting is swept twice", "give all its values at once")
+    worlds = lab_runs(out, seeds, overrides, world)
+    swept = [sweep.runs(out, seeds, overrides, world or {}) for sweep in sweeps]
+    runs = [*worlds, *itertools.chain.from_iterable(swept)]
+    figures = dict(zip(runs, LOCAL.run(run_world, [replace(run, quiet=quiet) for run in runs], processes), strict=True))
+    confidence = worlds[0].config.compare.confidence
+    points = {
+        sweep.setting: _points(sweep, [*worlds, *own], figures, confidence) for sweep, own in zip(sweeps, swept, strict=True)
+    }
+    results = summarize([figures[run] for run in worlds], worlds[0].config, points)
+    results["seconds"] = sum(figure["seconds"] for figure in figures.values())
+    write_json(out / RESULTS, results)
     return write_page(out)
 
 
-def run_world(run: LabRun) -> dict[str, Any]:
-    """Run every stage that the figures of a world need, and return these; a run that was stopped resumes.
-
-    Returns:
-        `world`, its settings; `bounds` in nats a value; of each arm its excess over the entropy, by metric and split; of each
-        source with a synthesizer the figures of `conditional_loss`, and of every source those of `sample_figures`.
-    """
-    world, config, console = World(run.world), run.config, Console(quiet=True)
-    claim_directory(config, run.directory, force=False)
-    write_world(world, run.directory / "world")
-    stages = stages_of(config)
-    scores = {evaluate_stage(name) for arm in arms_of(config).values() for name in arm.runs}
-    needed = set().union(*(needed_stages(stages, name) for name in scores))
-    shown = Console(quiet=run.quiet)
-    for name, stage in stages.items():
-        if name in needed:
-            shown.say(f"{run.world.kind}, seed {run.world.seed}: {name}")
-            _run_stage(stage, run.directory, console)
-    figures = _figures(world, config, run.directory)
-    write_json(run.directory / FIGURES, figures)
-    return figures
-
-
-def _run_stage(stage: Stage, directory: Path, console: Console) -> None:
-    inputs = {name: directory / source for name, source in stage.inputs.items()}
-    stage.run(Step(stage.config, directory / stage.name, inputs, console, gpus=1, force=False, workers=LOCAL))
-
-
-def _figures(world: World, config: RunConfig, directory: Path) -> dict[str, Any]:
-    prepared, sources = PreparedCorpus(directory / PREPARE), used_sources(config)
-    return {
-        "world": asdict(world.settings),
-        "bounds": {
-            "entropy": world.entropy,
-            "knowing_nothing": world.uniform - world.entropy,
-            "one_telling": world.expected_loss(1) - world.entropy,
-            "two_tellings": world.expected_loss(2) - world.entropy,
-        },
-        "arms": {
-            arm.name: _excess(directory / evaluate_stage(name), prepared)
-            for arm in arms_of(config).values()
-            for name in arm.runs
-        },
-        "synthesizers": {
-            name: _conditional(world, prepared, directory, source) for name, source in sources.items() if source.synthesizer
-        },
-        "samples": {
-            name: sample_figures(world, prepared, Corpus(directory / source.synthesize)) for name, source in sources.items()
-        },
-        "seconds": sum(read_json(path)["seconds"] for path in directory.rglob("manifest.json")),
-    }
-
-
-def _excess(scores: Path, prepared: PreparedCorpus) -> dict[str, dict[str, float]]:
-    """Return each of the lab's metrics on the validation and on the test documents."""
-    table, excess = pq.read_table(scores / SCORES), dict[str, dict[str, float]]()
-    names, ids, numerators, denominators = (table[column].to_numpy() for column in ("metric", "id", "numerator", "denominator"))
-    for metric in (metrics.EXCESS, metrics.EXCESS_LINKED):
-        excess[metric] = {}
-        for split in get_args(PairSplit):
-            rows = (names == metric) & np.isin(ids, prepared.heldout.ids[getattr(prepared, split)])
-            excess[metric][split] = float(numerators[rows].sum() / denominators[rows].sum())
-    return excess
-
-
-def _conditional(world: World, prepared: PreparedCorpus, directory: Path, source: Source) -> dict[str, Any]:
-    model = load_model(directory / source.synthesizer, "cpu")
-    return conditional_loss(world, model, prepared, HeldoutPairs.load(directory / source.related).of_split("test"))
+def _points(
+    sweep: Sweep, runs: Sequence[LabRun], figures: Mapping[LabRun, Mapping[str, Any]], confidence: float
+) -> list[dict[str, Any]]:
+    chosen = [run for run in runs if run.world.kind == KIND]
+    return sweep.points(chosen, [figures[run] for run in chosen], confidence)

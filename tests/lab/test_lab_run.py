@@ -1,6 +1,7 @@
 """The lab from worlds to page, with models that learn nothing in a few steps, and what its intervals say."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from sbp_fast.errors import UserError
 from sbp_fast.lab.metrics import EXCESS, EXCESS_LINKED
 from sbp_fast.lab.page import write_page
 from sbp_fast.lab.results import CONTROLS, interval, sentences, summarize
-from sbp_fast.lab.run import FIGURES, lab_runs, run_lab, run_world
+from sbp_fast.lab.run import lab_runs, run_lab
+from sbp_fast.lab.sweeps import Sweep
+from sbp_fast.lab.world_run import FIGURES, run_world
 
 STEPS = ("pretrain.tokens=4608", "synthesizer.tokens=9216")
 SMALL = {"concepts": 48, "oracle_ratio": 3}
@@ -21,7 +24,7 @@ SMALL = {"concepts": 48, "oracle_ratio": 3}
 def test_a_world_goes_through_the_stages_and_its_figures_are_theirs(tmp_path: Path) -> None:
     left_out = [f"arms.{arm}.enabled=false" for arm in ("oracle", "random-pairs", "unconditional", "repetition-decay-1",
                                                         "repetition-decay-3")]  # fmt: skip
-    run = lab_runs(tmp_path, [3], (*STEPS, *left_out), SMALL, quiet=True)[0]
+    run = replace(lab_runs(tmp_path, [3], (*STEPS, *left_out), SMALL)[0], quiet=True)
     figures = run_world(run)
     assert set(figures["arms"]) == {"baseline", "sbp"} and figures["world"]["seed"] == 3
     manifests = {path.parent.relative_to(run.directory).as_posix() for path in run.directory.rglob("manifest.json")}
@@ -123,3 +126,44 @@ def test_page_draws_every_arm_with_its_interval(tmp_path: Path) -> None:
     page = write_page(tmp_path).read_text()
     assert page.count('class="interval"') == page.count('class="value"') == 6  # and the tuned repetition
     assert "0.600 [" in page and "told once" in page
+
+
+def test_page_draws_every_value_of_a_sweep_with_the_bounds_that_do_not_change(tmp_path: Path) -> None:
+    results = results_of("two-names", sbp=[0.5, 0.6, 0.7])
+    bounds = results["worlds"]["two-names"]["bounds"]
+    results["sweeps"] = {
+        "linked": [{"value": value, "excess": interval([0.5, 0.6, 0.7], 0.95), "bounds": bounds} for value in (0.3, 0.6)],
+        "noise": [
+            {"value": value, "excess": interval([0.5], 0.95), "bounds": {**bounds, "knowing_nothing": 1.8 - value}}
+            for value in (0.0, 0.2)
+        ],
+    }
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    page = write_page(tmp_path).read_text()
+    linked, noise = page.split('<section id="sweep-')[1:]
+    assert linked.count('class="value"') == linked.count('class="interval"') == 2 and linked.count('class="bound"') == 3
+    assert noise.count('class="value"') == 2 and 'class="interval"' not in noise and noise.count('class="bound"') == 2
+    assert "<td>1.600</td>" in noise and 'href="#sweep-noise"' in page
+
+
+@pytest.mark.parametrize("text", ["kind=1", "linked", "linked=1.0", "noise=0.1,0.1", "share=a", "share=nan"])
+def test_an_unusable_sweep_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--sweep"):
+        Sweep.parse(text)
+
+
+def test_a_sweep_runs_a_world_for_each_value_and_seed_and_shares_documents_among_shares(tmp_path: Path) -> None:
+    linked = Sweep.parse("linked=0.9,0.3").runs(tmp_path, [0, 1], STEPS, SMALL)
+    assert [run.label for run in linked] == ["linked-0.3/seed-0", "linked-0.3/seed-1", "linked-0.9/seed-0", "linked-0.9/seed-1"]
+    assert {run.world.linked for run in linked} == {0.3, 0.9} and {run.world.concepts for run in linked} == {48}
+    share = Sweep.parse("share=0.35,0.9")
+    runs = share.runs(tmp_path, [0, 1], STEPS, SMALL)
+    assert [run.label for run in runs] == ["share/seed-0", "share/seed-1"]
+    assert [name for name, arm in runs[0].config.arms.items() if arm.enabled] == ["sbp-share-35", "sbp-share-90", "oracle"]
+    names = ("sbp-share-35", "sbp-share-90")
+    measured = [
+        {"arms": {name: {EXCESS: {"test": seed + index}} for index, name in enumerate(names)}, "bounds": {"entropy": 0.2}}
+        for seed in (1.0, 2.0)
+    ]
+    points = share.points(runs, measured, 0.95)
+    assert [(point["value"], point["excess"]["seeds"]) for point in points] == [(0.35, [1.0, 2.0]), (0.9, [2.0, 3.0])]

@@ -1,0 +1,104 @@
+"""Sweeps: what SBP reaches in the world of two names as one setting changes.
+
+A setting is one of the world's, such as the share of linked concepts, or `share`, the synthetic share of what SBP reads. Each
+value has its own worlds, one a seed; the values of `share` have their documents in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sbp_fast.errors import UserError
+from sbp_fast.lab.metrics import EXCESS
+from sbp_fast.lab.results import SBP, interval
+from sbp_fast.lab.world_run import LabRun, lab_config
+from sbp_fast.lab.worlds import Kind, WorldSettings
+
+KIND: Kind = "two-names"
+SHARE, ORACLE = "share", "oracle"
+LABELS = {"linked": "linked share of the concepts", "noise": "noise", SHARE: "synthetic share"}
+"""Settings that may be swept, with their names on the page; all are shares."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A setting and the values that it takes.
+
+    Attributes:
+        setting: a key of `LABELS`.
+        values: rising, beside the one that the worlds of the lab have anyway.
+    """
+
+    setting: str
+    values: tuple[float, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Sweep:
+        """Read `linked=0.3,0.9`.
+
+        Raises:
+            UserError: another form, an unknown setting, or a value that is not from 0 to below 1 or that stands twice.
+        """
+        setting, _, listed = text.partition("=")
+        if setting not in LABELS:
+            raise UserError(f"--sweep {text}", "names no setting that can be swept", f"known: {', '.join(LABELS)}")
+        try:
+            values = tuple(sorted(float(value) for value in listed.split(",")))
+        except ValueError:
+            raise UserError(f"--sweep {text}", "is not SETTING=VALUE,VALUE", f"write {setting}=0.3,0.9, say") from None
+        if not all(0 <= value < 1 for value in values) or len(set(values)) < len(values):
+            raise UserError(f"--sweep {text}", "a value is not from 0 to below 1, or stands twice", "correct the values")
+        return cls(setting, values)
+
+    def runs(self, out: Path, seeds: Sequence[int], overrides: Sequence[str], world: Mapping[str, Any]) -> list[LabRun]:
+        """Return the runs of the sweep: of each seed and value, or of each seed where `share` is swept."""
+        directory, only = out / "sweeps", (*overrides, *_only_sbp(overrides))
+        if self.setting == SHARE:
+            only = (*only, f"arms.{SBP}.share={list(self.values)}")
+            return [
+                LabRun(WorldSettings(kind=KIND, seed=seed, **world), directory / SHARE / f"seed-{seed}", only) for seed in seeds
+            ]
+        return [
+            LabRun(
+                WorldSettings(kind=KIND, seed=seed, **{**world, self.setting: value}),
+                directory / f"{self.setting}-{value:g}" / f"seed-{seed}",
+                only,
+            )
+            for value in self.values
+            for seed in seeds
+        ]
+
+    def points(self, runs: Sequence[LabRun], figures: Sequence[Mapping[str, Any]], confidence: float) -> list[dict[str, Any]]:
+        """Return each value with SBP's excess over the runs of its seeds and the exact bounds of its worlds.
+
+        Args:
+            runs: of the sweep, and of the lab's own worlds of the same kind, whose value is a point as well.
+            figures: of each of these runs, as `run_world` returns them.
+            confidence: of the intervals.
+        """
+        measured: dict[float, list[tuple[float, Mapping[str, float]]]] = {}
+        for run, figure in zip(runs, figures, strict=True):
+            for name, arm in run.config.arms.items():
+                if name.startswith(SBP) and arm.enabled:
+                    value = arm.share if self.setting == SHARE else getattr(run.world, self.setting)
+                    measured.setdefault(value, []).append((figure["arms"][name][EXCESS]["test"], figure["bounds"]))
+        return [
+            {
+                "value": value,
+                "excess": interval([excess for excess, _ in measured[value]], confidence),
+                "bounds": dict(measured[value][0][1]),
+            }
+            for value in sorted(measured)
+        ]
+
+
+def _only_sbp(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that leave SBP, and the oracle as the baseline that every run has."""
+    arms = lab_config(overrides).arms
+    return [f"baseline={ORACLE}", *(f"arms.{name}.enabled=false" for name in arms if name not in (SBP, ORACLE))]
+
+
+assert {name for name in LABELS if name != SHARE} <= {field.name for field in fields(WorldSettings)}
