@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,17 @@ def sample_figures(world: World, prepared: PreparedCorpus, synthetic: Corpus) ->
         "missing_right_values": _share(right[missing]),
         "chance": 1 / world.settings.values,
     }
+
+
+def gate_sentence(source: str, conditional: Mapping[str, Any] | None, samples: Mapping[str, Any]) -> str:
+    """Return a line with the figures of a source: of its synthesizer, if it has one, and of its samples."""
+    learnt = ""
+    if conditional:
+        learnt = f"conditional loss {conditional['conditional']:.3f} nats a value (exact {conditional['exact']:.3f}), "
+    right, chance = samples["missing_right_values"], f"{samples['chance']:.1%} by chance"
+    told = "no sample of the missing kind" if right is None else f"{right:.1%} of the missing kind's values right ({chance})"
+    kept = "" if samples["kept_name"] is None else f"name kept in {samples['kept_name']:.1%}, "
+    return f"gate of {source}: {learnt}{kept}{told}"
 
 
 def _share(values: np.ndarray) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +20,7 @@ from sbp_fast.experiment.run import claim_directory
 from sbp_fast.experiment.sources import Source, used_sources
 from sbp_fast.lab import metrics
 from sbp_fast.lab.files import corpus_settings, write_world
-from sbp_fast.lab.gates import conditional_loss, sample_figures
+from sbp_fast.lab.gates import conditional_loss, gate_sentence, sample_figures
 from sbp_fast.lab.worlds import World, WorldSettings
 from sbp_fast.model.saved import load_model
 from sbp_fast.pairs.heldout_pairs import HeldoutPairs, PairSplit
@@ -82,13 +82,33 @@ def run_world(run: LabRun) -> dict[str, Any]:
     scores = {evaluate_stage(name) for arm in arms_of(config).values() for name in arm.runs}
     needed = set().union(*(needed_stages(stages, name) for name in scores))
     shown = Console(quiet=run.quiet)
-    for name, stage in stages.items():
-        if name in needed:
-            shown.say(f"{run.label}: {name}")
-            _run_stage(stage, run.directory, console)
-    figures = _figures(world, config, run.directory)
+
+    def run_stages(names: Collection[str]) -> None:
+        for name, stage in stages.items():
+            if name in names:
+                shown.say(f"{run.label}: {name}")
+                _run_stage(stage, run.directory, console)
+
+    run_stages(needed - scores)
+    gates = _gates(world, config, run.directory)
+    for name, samples in gates["samples"].items():  # before any arm is scored
+        shown.say(f"{run.label}: {gate_sentence(name, gates['synthesizers'].get(name), samples)}")
+    run_stages(scores)
+    figures = {**_figures(world, config, run.directory), **gates}
     write_json(run.directory / FIGURES, figures)
     return figures
+
+
+def _gates(world: World, config: RunConfig, directory: Path) -> dict[str, Any]:
+    prepared, sources = PreparedCorpus(directory / PREPARE), used_sources(config)
+    return {
+        "synthesizers": {
+            name: _conditional(world, prepared, directory, source) for name, source in sources.items() if source.synthesizer
+        },
+        "samples": {
+            name: sample_figures(world, prepared, Corpus(directory / source.synthesize)) for name, source in sources.items()
+        },
+    }
 
 
 def _run_stage(stage: Stage, directory: Path, console: Console) -> None:
@@ -97,7 +117,7 @@ def _run_stage(stage: Stage, directory: Path, console: Console) -> None:
 
 
 def _figures(world: World, config: RunConfig, directory: Path) -> dict[str, Any]:
-    prepared, sources = PreparedCorpus(directory / PREPARE), used_sources(config)
+    prepared = PreparedCorpus(directory / PREPARE)
     return {
         "world": asdict(world.settings),
         "bounds": {
@@ -110,12 +130,6 @@ def _figures(world: World, config: RunConfig, directory: Path) -> dict[str, Any]
             arm.name: _excess(directory / evaluate_stage(name), prepared)
             for arm in arms_of(config).values()
             for name in arm.runs
-        },
-        "synthesizers": {
-            name: _conditional(world, prepared, directory, source) for name, source in sources.items() if source.synthesizer
-        },
-        "samples": {
-            name: sample_figures(world, prepared, Corpus(directory / source.synthesize)) for name, source in sources.items()
         },
         "seconds": sum(read_json(path)["seconds"] for path in directory.rglob("manifest.json")),
     }

@@ -15,7 +15,7 @@ from sbp_fast.data.tokenizer import join_ids
 from sbp_fast.evaluate.metrics import all_metrics
 from sbp_fast.evaluate.scoring import score_model
 from sbp_fast.lab.files import corpus_settings, write_world
-from sbp_fast.lab.gates import conditional_loss, sample_figures
+from sbp_fast.lab.gates import conditional_loss, gate_sentence, sample_figures
 from sbp_fast.lab.metrics import EXCESS, EXCESS_LINKED, read_corpus, value_tree
 from sbp_fast.lab.worlds import FACTS, GENRES, JOINED, Documents, World, WorldSettings
 from sbp_fast.model.transformer import Transformer
@@ -116,3 +116,14 @@ def test_shares_of_samples_are_counted(folder: Path, tmp_path: Path) -> None:
     }
     alone = sample_figures(WORLD, prepared, write_samples(tmp_path / "alone", prepared, texts, [-1] * 6))
     assert alone == figures | {"kept_name": None, "missing_kept_name": None}
+
+
+def test_gate_sentence_has_the_figures_of_synthesizer_and_samples() -> None:
+    samples = {"kept_name": 0.98, "missing_right_values": 0.63, "chance": 0.125}
+    conditional = {"conditional": 0.51, "exact": 0.48}
+    assert gate_sentence("related", conditional, samples) == (
+        "gate of related: conditional loss 0.510 nats a value (exact 0.480), name kept in 98.0%, "
+        "63.0% of the missing kind's values right (12.5% by chance)"
+    )
+    unseeded = {"kept_name": None, "missing_right_values": None, "chance": 0.125}
+    assert gate_sentence("unconditional", None, unseeded) == "gate of unconditional: no sample of the missing kind"
