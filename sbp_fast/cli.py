@@ -55,6 +55,7 @@ def run(
     engine: EngineName = "local",
     address: Address = None,
     force: Annotated[bool, typer.Option("--force", help="Rerun the stages that a changed setting or input affects.")] = False,
+    until: Annotated[str, typer.Option(help="Run this stage and those that it needs, such as embed, and no more.")] = "",
 ) -> None:
     """Run the whole experiment, from documents to report; a stopped run resumes."""
     config = load_settings(settings)
@@ -64,7 +65,9 @@ def run(
 
     directory = out or Path("runs") / config.name
     with stoppable() as console, open_workers(engine, address) as workers:
-        report = run_experiment(config, directory, console=console, gpus=gpus, force=force, workers=workers)
+        report = run_experiment(config, directory, console=console, gpus=gpus, force=force, workers=workers, until=until)
+    if report is None:
+        return
     console.rich.print(summary_table(collect(directory)))
     console.say(f"report: {report}")
 

@@ -11,7 +11,7 @@ from sbp_fast.errors import UserError
 from sbp_fast.evaluate.judge import check_judge
 from sbp_fast.evaluate.multiple_choice import read_question_files
 from sbp_fast.experiment.arms import arms_of
-from sbp_fast.experiment.graph import Step, stages_of
+from sbp_fast.experiment.graph import Step, needed_stages, stages_of
 from sbp_fast.experiment.report.page import write_report
 from sbp_fast.experiment.sources import used_sources
 from sbp_fast.generate.synthesis import check_names
@@ -28,8 +28,15 @@ CONFIG = "config.toml"
 
 
 def run(
-    config: RunConfig, out: Path, *, console: Console, gpus: int = 1, force: bool = False, workers: Workers = LOCAL
-) -> Path:
+    config: RunConfig,
+    out: Path,
+    *,
+    console: Console,
+    gpus: int = 1,
+    force: bool = False,
+    workers: Workers = LOCAL,
+    until: str = "",
+) -> Path | None:
     """Run every unfinished stage of an experiment in `out` and write its report.
 
     Args:
@@ -39,24 +46,31 @@ def run(
         gpus: train and synthesize with this many processes on this machine.
         force: with a changed configuration, rerun the stages that the change affects.
         workers: runs the tasks of the data stages; if they are not local, they synthesize too.
+        until: run this stage and those that it needs, and no report ("": all).
 
     Returns:
-        The path of `report.html`; `results.json` lies beside it.
+        The path of `report.html`, beside which `results.json` lies; None with `until`.
 
     Raises:
-        UserError: `out` holds another run or something else, or a stage refuses its input.
+        UserError: `out` holds another run or something else, `until` is no stage of it, or a stage refuses its input.
         SystemExit: one of several processes of a stage failed, and has printed the reason.
     """
     if config.evaluate.choices != "auto":  # read here too, so that a mistake shows before hours of training
         read_question_files(config.evaluate.choices)
     check_judge(config.quality)
     check_registered_names(config)
+    stages = stages_of(config)
+    if until and until not in stages:
+        raise UserError(f"--until {until}", "is no stage of this run", f"its stages: {', '.join(stages)}")
     claim_directory(config, out, force)
-    started, stages = time.monotonic(), stages_of(config)
+    started, chosen = time.monotonic(), needed_stages(stages, until) if until else stages
     for number, stage in enumerate(stages.values(), start=1):
-        with console.stage(f"{number}/{len(stages) + 1} {stage.name}"):
-            inputs = {name: out / source for name, source in stage.inputs.items()}
-            stage.run(Step(stage.config, out / stage.name, inputs, console, gpus, force, workers))
+        if stage.name in chosen:
+            with console.stage(f"{number}/{len(stages) + 1} {stage.name}"):
+                inputs = {name: out / source for name, source in stage.inputs.items()}
+                stage.run(Step(stage.config, out / stage.name, inputs, console, gpus, force, workers))
+    if until:
+        return None
     with console.stage(f"{len(stages) + 1}/{len(stages) + 1} report"), out_of_space_is_a_user_error(out):
         report = write_report(out)
         console.say(f"all stages in {duration(time.monotonic() - started)}")

@@ -53,6 +53,17 @@ def test_run_finishes_every_stage_with_matched_arms(tiny_run: Path) -> None:
     assert "<html" in (tiny_run / "report.html").read_text()
 
 
+def test_run_until_a_stage_runs_what_it_needs_and_a_later_run_the_rest(tmp_path: Path) -> None:
+    config = load_config(["demo"], TINY)
+    assert run(config, tmp_path / "run", console=QUIET, until="prepare") is None
+    assert [path.parent.name for path in (tmp_path / "run").rglob("manifest.json")] == ["prepare"]
+    with pytest.raises(UserError, match=r"--until pear is no stage of this run; its stages: prepare, train/baseline"):
+        run(config, tmp_path / "other", console=QUIET, until="pear")
+    assert not (tmp_path / "other").exists()
+    run(config, tmp_path / "run", console=QUIET, until="pair/related")
+    assert (tmp_path / "run" / "pair" / "related").is_dir() and not (tmp_path / "run" / "train").exists()
+
+
 def test_run_lowers_the_training_loss_of_every_model(tiny_run: Path) -> None:
     for stage in ("train/baseline", "train/sbp", "train/oracle", "tune/related"):
         losses = [loss for _, loss in read_curve(tiny_run / stage / "metrics.jsonl", "train/loss")]
