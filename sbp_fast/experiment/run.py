@@ -61,7 +61,7 @@ def run(
     check_registered_names(config)
     stages = stages_of(config)
     if until and until not in stages:
-        raise UserError(f"--until {until}", "is no stage of this run", f"its stages: {', '.join(stages)}")
+        raise UserError(f"--until {until}", "no stage of this run", f"its stages: {', '.join(stages)}")
     claim_directory(config, out, force)
     started, chosen = time.monotonic(), needed_stages(stages, until) if until else stages
     for number, stage in enumerate(stages.values(), start=1):

@@ -57,7 +57,7 @@ def test_run_until_a_stage_runs_what_it_needs_and_a_later_run_the_rest(tmp_path:
     config = load_config(["demo"], TINY)
     assert run(config, tmp_path / "run", console=QUIET, until="prepare") is None
     assert [path.parent.name for path in (tmp_path / "run").rglob("manifest.json")] == ["prepare"]
-    with pytest.raises(UserError, match=r"--until pear is no stage of this run; its stages: prepare, train/baseline"):
+    with pytest.raises(UserError, match=r"--until pear: no stage of this run; its stages: prepare, train/baseline"):
         run(config, tmp_path / "other", console=QUIET, until="pear")
     assert not (tmp_path / "other").exists()
     run(config, tmp_path / "run", console=QUIET, until="pair/related")
