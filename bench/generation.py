@@ -2,7 +2,7 @@
 
 Weights are random, and a document ends with the same probability at every token, so that lengths are as uneven as real ones.
 Every provider samples its own documents from the same seeds; the time of reading the seeds counts. The roofline is that of
-reading memory, or of arithmetic where that is slower. Without a GPU the models are those of the demo and the miniature, and
+reading memory, or of arithmetic where that is slower. Without a GPU the models are those of `small` and `mini`, and
 every provider has all cores.
 """
 
@@ -85,7 +85,7 @@ def workloads() -> Iterator[Workload]:
             yield Workload("3B", shape, config.corpus.vocabulary_size, 2048 // samples, samples, 512, 2048, 512, 1)
             continue
         threads = torch.get_num_threads()
-        for name, documents, rows in (("demo", 192, 32), ("mini", 64, 16)):
+        for name, documents, rows in (("small", 192, 32), ("mini", 64, 16)):
             config = load_config([name])
             shape, size = config.model, config.corpus.vocabulary_size
             mean = shape.context // 4

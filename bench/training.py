@@ -1,8 +1,8 @@
 """Whole training steps on one device: ours beside the same model without our kernels.
 
 On a GPU the model is the 3B of `configs/3b-200b.toml`. Two of them do not fit on one card, so variants run one after the other,
-each from its own start; ours runs first and again last, which shows how far the clocks drifted. Without a GPU it is the demo's
-model, which shows that the benchmark works and says nothing about a GPU.
+each from its own start; ours runs first and again last, which shows how far the clocks drifted. Without a GPU it is
+the model of `small`, which shows that the benchmark works and says nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Step = Callable[[], tuple[Tensor, Tensor, Counts]]
 def training() -> Iterator[Case]:
     """Steps on documents, then on seeds with partners, packed once or repeated for each partner."""
     cuda = torch.cuda.is_available()
-    config = load_config(["3b-200b"] if cuda else ["demo"], ["parallel.shard_processes=0"])
+    config = load_config(["3b-200b"] if cuda else ["small"], ["parallel.shard_processes=0"])
     tokens = 8192 if cuda else 2048
     packed, trees = documents("lognormal, mean 821", tokens), shared_seeds(PARTNERS, tokens)
     ours, plain = partial(_provider, config, packed, "auto"), partial(_provider, config, packed, "varlen" if cuda else "sdpa")

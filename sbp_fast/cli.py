@@ -47,7 +47,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-@app.command(epilog="Example: sbp-fast run demo corpus.path='mine/*.jsonl.zst' --out runs/mine")
+@app.command(epilog="Example: sbp-fast run small corpus.path='mine/*.jsonl.zst' --out runs/mine")
 def run(
     settings: Settings,
     out: Annotated[Path | None, typer.Option(help="The run's directory (default: runs/NAME).")] = None,

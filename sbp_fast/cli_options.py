@@ -21,7 +21,7 @@ Settings = Annotated[
     list[str],
     typer.Argument(
         metavar="CONFIG... [KEY.PATH=VALUE]...",
-        help="TOML files, or shipped names such as demo, composed left to right; then single settings.",
+        help="TOML files, or shipped names such as small, composed left to right; then single settings.",
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Directory to write; it must not hold anything else.")]
@@ -76,6 +76,6 @@ def load_settings(settings: list[str]) -> RunConfig:
     files = [setting for setting in settings if "=" not in setting]
     if not files:
         raise UserError(
-            "command line", "names no configuration", "put a TOML file or a shipped name such as demo before the settings"
+            "command line", "names no configuration", "put a TOML file or a shipped name such as small before the settings"
         )
     return load_config(files, [setting for setting in settings if "=" in setting])

@@ -29,7 +29,7 @@ from sbp_fast.pipeline.progress import Console
 app = typer.Typer()
 
 
-@app.command(epilog="Example: sbp-fast prepare demo corpus.path=mine.jsonl --out mine/prepare")
+@app.command(epilog="Example: sbp-fast prepare small corpus.path=mine.jsonl --out mine/prepare")
 def prepare(
     settings: Settings,
     *,
@@ -49,7 +49,7 @@ def prepare(
         work(config, out, console=Console(), force=force, workers=workers)
 
 
-@app.command(epilog="Example: sbp-fast train demo pretrain.tokens=200000 --arm baseline --corpus mine/prepare --out mine/train")
+@app.command(epilog="Example: sbp-fast train small pretrain.tokens=99000 --arm baseline --corpus mine/prepare --out mine/train")
 def train(
     settings: Settings,
     *,
@@ -79,7 +79,7 @@ def train(
     _train(config, task, out, inputs, gpus=gpus, force=force, profile_steps=profile)
 
 
-@app.command(epilog="Example: sbp-fast tune demo --corpus mine/prepare --pairs mine/pair --start mine/train --out mine/tune")
+@app.command(epilog="Example: sbp-fast tune small --corpus mine/prepare --pairs mine/pair --start mine/train --out mine/tune")
 def tune(
     settings: Settings,
     *,
@@ -112,7 +112,7 @@ def _train(config: RunConfig, task: Any, out: Path, inputs: dict[str, Path | Non
         run_in_processes(work, config, task, out, gpus=gpus, console=console, **inputs, **options)
 
 
-@app.command(epilog="Example: sbp-fast embed demo embed.model=Qwen/Qwen3-Embedding-0.6B --corpus mine/prepare --out mine/embed")
+@app.command(epilog="Example: sbp-fast embed small embed.model=Qwen/Qwen3-Embedding-0.6B --corpus C --out mine/embed")
 def embed(
     settings: Settings,
     *,
@@ -131,7 +131,7 @@ def embed(
 
 
 @app.command(
-    epilog="Example: sbp-fast pair demo pair.similarity_low=0.6 --corpus mine/prepare --vectors mine/embed --out mine/pair"
+    epilog="Example: sbp-fast pair small pair.similarity_low=0.6 --corpus mine/prepare --vectors mine/embed --out mine/pair"
 )
 def pair(
     settings: Settings,
@@ -159,7 +159,7 @@ def pair(
         work(config, corpus, vectors, out, console=Console(), force=force, workers=workers)
 
 
-@app.command(epilog="Example: sbp-fast index demo --to mine/pair --corpus more/prepare --vectors more/embed --out more/index")
+@app.command(epilog="Example: sbp-fast index small --to mine/pair --corpus more/prepare --vectors more/embed --out more/index")
 def index(
     settings: Settings,
     *,
@@ -197,7 +197,7 @@ def neighbors(
         print(f"{neighbor.similarity:.4f}  {neighbor.id}{directory}  {' '.join(neighbor.text.split())[:100]}")
 
 
-@app.command(epilog="Example: sbp-fast stitch demo --corpus mine/prepare --synthetic mine/filter --out mine/stitch")
+@app.command(epilog="Example: sbp-fast stitch small --corpus mine/prepare --synthetic mine/filter --out mine/stitch")
 def stitch(
     settings: Settings,
     *,
@@ -234,7 +234,7 @@ def choose(
     work(config, out, arm=arm, models={str(model): model for model in models}, console=Console(), force=force)
 
 
-@app.command(epilog="Example: sbp-fast synthesize demo --corpus mine/prepare --model mine/synthesizer --out mine/synthesize")
+@app.command(epilog="Example: sbp-fast synthesize small --corpus mine/prepare --model mine/synthesizer --out mine/synthesize")
 def synthesize(
     settings: Settings,
     *,
@@ -267,7 +267,7 @@ def synthesize(
 
 @app.command(
     name="filter",
-    epilog="Example: sbp-fast filter demo --corpus mine/prepare --synthetic mine/synthesize --out mine/filter",
+    epilog="Example: sbp-fast filter small --corpus mine/prepare --synthetic mine/synthesize --out mine/filter",
 )
 def filter_command(
     settings: Settings,
@@ -288,7 +288,7 @@ def filter_command(
         work(config, out, corpus=corpus, synthetic=synthetic, console=Console(), force=force, workers=workers)
 
 
-@app.command(epilog="Example: sbp-fast quality demo --corpus C --synthetic S --filtered F --pairs P --out mine/quality")
+@app.command(epilog="Example: sbp-fast quality small --corpus C --synthetic S --filtered F --pairs P --out mine/quality")
 def quality(
     settings: Settings,
     *,
@@ -309,7 +309,7 @@ def quality(
 
 
 @app.command(
-    epilog="Example: sbp-fast relation demo --corpus mine/prepare --pairs mine/pair --model mine/synthesizer --out mine/rel"
+    epilog="Example: sbp-fast relation small --corpus mine/prepare --pairs mine/pair --model mine/synthesizer --out mine/rel"
 )
 def relation(
     settings: Settings,
@@ -328,7 +328,7 @@ def relation(
     measure_relation(config, out, corpus=corpus, pairs=pairs, model=model, console=Console(), force=force)
 
 
-@app.command(epilog="Example: sbp-fast evaluate demo --corpus mine/prepare --model mine/train --out mine/evaluate")
+@app.command(epilog="Example: sbp-fast evaluate small --corpus mine/prepare --model mine/train --out mine/evaluate")
 def evaluate(
     settings: Settings,
     *,
@@ -344,7 +344,7 @@ def evaluate(
     work(config, out, corpus=corpus, model=model, console=Console(), force=force)
 
 
-@app.command(epilog="Example: sbp-fast compare demo --scores baseline=mine/a --scores sbp=mine/b --out mine/compare")
+@app.command(epilog="Example: sbp-fast compare small --scores baseline=mine/a --scores sbp=mine/b --out mine/compare")
 def compare(
     settings: Settings,
     *,

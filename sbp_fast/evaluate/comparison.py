@@ -21,7 +21,7 @@ Scores = Mapping[str, Sequence[pa.Table]]
 def compare_scores(
     scores: Scores, metrics: Mapping[str, Mapping[str, Any]], oracles: Sequence[str], confidence: float
 ) -> dict[str, Any]:
-    """Return each arm's metrics, its differences to the first arm, and its share of each oracle's gain.
+    """Return each arm's metrics, its differences to the first arm and to each other arm, and its share of each oracle's gain.
 
     Args:
         scores: arm -> score tables of its training runs; the first arm is the baseline.
@@ -35,6 +35,7 @@ def compare_scores(
     baseline, *others = scores
     arms: dict[str, dict[str, Any]] = {arm: {} for arm in scores}
     differences: dict[str, dict[str, Any]] = {arm: {} for arm in others}
+    pairwise: dict[str, Any] = {arm: {other: {} for other in others if other != arm} for arm in others}
     recovered: dict[str, Any] = {oracle: {arm: {} for arm in others if arm not in oracles} for oracle in oracles}
     for metric, description in metrics.items():
         sums = _run_sums(scores, metric)
@@ -47,6 +48,8 @@ def compare_scores(
                 arms[arm][metric]["chance"] = description["chance"]
         for arm in others:
             differences[arm][metric] = difference_interval(measured[arm], measured[baseline], confidence)
+            for other, by_metric in pairwise[arm].items():
+                by_metric[metric] = difference_interval(measured[arm], measured[other], confidence)
         for oracle, by_arm in recovered.items():
             for arm, by_metric in by_arm.items():
                 three = (measured[arm], measured[oracle], measured[baseline])
@@ -55,6 +58,7 @@ def compare_scores(
         "metrics": {name: dict(description) for name, description in metrics.items()},
         "arms": arms,
         "differences": differences,
+        "pairwise": pairwise,
         "recovered_share_of_oracle": recovered,
         "confidence": confidence,
     }

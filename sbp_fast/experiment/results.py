@@ -154,6 +154,7 @@ def _arm(config: RunConfig, arm: Arm, manifests: dict[str, Manifest]) -> dict[st
         "total_seconds": sum(manifests[stage].seconds for stage in needed),
         **comparison["arms"][arm.name],
         "difference_to_baseline": comparison["differences"].get(arm.name, {}),
+        "difference_to": comparison["pairwise"].get(arm.name, {}),
     }
 
 

@@ -47,7 +47,7 @@ def test_shipped_configurations_load_by_name_and_round_trip(name: str, tmp_path:
 )
 def test_wrong_setting_is_refused_in_one_line(override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
-        load_config(["demo"], [override])
+        load_config(["small"], [override])
     assert message.lower() in str(caught.value).lower()
     assert "\n" not in str(caught.value)
 
@@ -66,7 +66,7 @@ def test_assigning_to_a_configuration_raises() -> None:
 
 def test_diff_names_each_changed_leaf() -> None:
     old = RunConfig().model_dump(mode="json")
-    new = load_config(["demo"], ["pretrain.tokens=5", "name=run"]).model_dump(mode="json")
+    new = load_config(["small"], ["pretrain.tokens=5", "name=run"]).model_dump(mode="json")
     assert "pretrain.tokens: 1000000 -> 5" in diff_config(old, new)
     assert diff_config(old, old) == []
 
@@ -79,7 +79,7 @@ def test_renamed_key_is_refused_with_the_new_name(tmp_path: Path) -> None:
 
 def test_removed_key_is_refused_with_the_remedy() -> None:
     with pytest.raises(UserError, match=r"compare.bootstrap_samples is no longer a setting; remove it"):
-        load_config(["demo"], ["compare.bootstrap_samples=5"])
+        load_config(["small"], ["compare.bootstrap_samples=5"])
 
 
 def test_settings_omit_the_fields_without_effect() -> None:

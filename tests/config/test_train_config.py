@@ -17,7 +17,7 @@ def test_renamed_key_of_training_is_refused_with_an_existing_new_key(old: str) -
     section, name = RENAMED[old].split(".")
     assert name in type(getattr(RunConfig(), section)).model_fields
     with pytest.raises(UserError, match=f"{old} has a new name; write it as {RENAMED[old]}"):
-        load_config(["demo"], [f"{old}=1"])
+        load_config(["small"], [f"{old}=1"])
 
 
 def test_patience_without_selection_and_selection_without_points_are_refused(tmp_path: Path) -> None:

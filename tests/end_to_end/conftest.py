@@ -42,7 +42,7 @@ TINY = (
 
 @pytest.fixture(scope="session")
 def tiny_config() -> RunConfig:
-    return load_config(["demo"], TINY)
+    return load_config(["small"], TINY)
 
 
 @pytest.fixture(scope="session")

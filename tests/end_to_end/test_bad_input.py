@@ -54,7 +54,7 @@ def test_bad_corpus_is_refused_in_one_line(
 ) -> None:
     make, words = CORPORA[case]
     out = tmp_path / "run"
-    code, error = sbp_fast(capsys, monkeypatch, "run", "demo", *TINY, f"corpus.path={make(tmp_path)}", "--out", str(out))
+    code, error = sbp_fast(capsys, monkeypatch, "run", "small", *TINY, f"corpus.path={make(tmp_path)}", "--out", str(out))
     assert (code, error.count("\n")) == (2, 1), error
     assert all(word in error for word in words), error
     assert not (out / "corpus").exists()
@@ -65,7 +65,7 @@ def test_bad_records_with_skip_are_listed_and_left_out(
 ) -> None:
     path = tmp_path / "input.jsonl"
     path.write_text("not JSON\n" + "".join(json.dumps({"text": f"Text {number}."}) + "\n" for number in range(200)))
-    arguments = ["prepare", "demo", *TINY, f"corpus.path={path}", "--out", str(tmp_path / "corpus")]
+    arguments = ["prepare", "small", *TINY, f"corpus.path={path}", "--out", str(tmp_path / "corpus")]
     code, error = sbp_fast(capsys, monkeypatch, *arguments, "--on-error", "ignore")
     assert (code, error.count("\n")) == (2, 1) and "corpus.on_error = ignore" in error
     assert sbp_fast(capsys, monkeypatch, *arguments)[0] == 2
@@ -96,7 +96,7 @@ def test_bad_setting_is_refused_in_one_line(
     setting: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    code, error = sbp_fast(capsys, monkeypatch, "run", "demo", *TINY, setting, "--out", str(out))
+    code, error = sbp_fast(capsys, monkeypatch, "run", "small", *TINY, setting, "--out", str(out))
     assert (code, error.count("\n")) == (2, 1), error
     assert all(word in error for word in words), error
     assert not (out / "results.json").exists()
@@ -108,7 +108,7 @@ def test_unreadable_tokenizer_is_refused_in_one_line(
     path = tmp_path / "tokenizer.json"
     path.write_text('{"model": ')
     settings = [*TINY, f"corpus.tokenizer={path}"]
-    code, error = sbp_fast(capsys, monkeypatch, "run", "demo", *settings, "--out", str(tmp_path / "run"))
+    code, error = sbp_fast(capsys, monkeypatch, "run", "small", *settings, "--out", str(tmp_path / "run"))
     assert (code, error.count("\n")) == (2, 1), error
     assert str(path) in error
 
@@ -116,11 +116,11 @@ def test_unreadable_tokenizer_is_refused_in_one_line(
 def test_directory_of_another_run_is_refused_in_one_line(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, error = sbp_fast(capsys, monkeypatch, "run", "demo", *TINY, "seed=5", "--out", str(tiny_run))
+    code, error = sbp_fast(capsys, monkeypatch, "run", "small", *TINY, "seed=5", "--out", str(tiny_run))
     assert (code, error.count("\n")) == (2, 1), error
     assert "seed: 0 -> 5" in error
     (tmp_path / "letter.txt").write_text("mine")
-    code, error = sbp_fast(capsys, monkeypatch, "run", "demo", *TINY, "--out", str(tmp_path))
+    code, error = sbp_fast(capsys, monkeypatch, "run", "small", *TINY, "--out", str(tmp_path))
     assert (code, error.count("\n")) == (2, 1), error
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
@@ -132,7 +132,7 @@ def test_full_disk_is_reported_in_one_line(tmp_path: Path) -> None:
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    command = [sys.executable, "-m", "sbp_fast", "prepare", "demo", *TINY, "--out", str(tmp_path / "corpus")]
+    command = [sys.executable, "-m", "sbp_fast", "prepare", "small", *TINY, "--out", str(tmp_path / "corpus")]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, preexec_fn=small_files, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

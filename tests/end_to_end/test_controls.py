@@ -28,7 +28,7 @@ class Experiment:
     settings: list[str] = field(default_factory=list)
 
     def config(self, *more: str) -> RunConfig:
-        return load_config(["demo", "controls"], [*self.settings, *more])
+        return load_config(["small", "controls"], [*self.settings, *more])
 
     @property
     def results(self) -> dict[str, Any]:

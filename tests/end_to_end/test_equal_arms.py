@@ -21,7 +21,7 @@ EQUAL_ARMS = (
 
 
 def test_equal_arms_of_three_runs_each_get_no_verdict(tmp_path: Path) -> None:
-    run(load_config(["demo"], [*TINY, *EQUAL_ARMS]), tmp_path / "run", console=Console(quiet=True))
+    run(load_config(["small"], [*TINY, *EQUAL_ARMS]), tmp_path / "run", console=Console(quiet=True))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     values = results["arms"]["again"]["heldout_bits_per_byte"]["run_values"]
     assert len(set(values)) == 3  # the runs differ

@@ -76,9 +76,9 @@ def test_corpus_added_to_an_index_is_queried_together_with_the_first(
     more, settings = tmp_path / "more", [*TINY, f"corpus.path={tmp_path / 'more.jsonl'}", "corpus.unique_share=1"]
     inputs = ["--corpus", more / "corpus", "--vectors", more / "vectors"]
     for arguments in (
-        ["prepare", "demo", *settings, "--out", more / "corpus"],
-        ["embed", "demo", *settings, *inputs[:2], "--out", more / "vectors"],
-        ["index", "demo", "--to", tiny_run / "pair/related", *inputs, "--out", more / "index"],
+        ["prepare", "small", *settings, "--out", more / "corpus"],
+        ["embed", "small", *settings, *inputs[:2], "--out", more / "vectors"],
+        ["index", "small", "--to", tiny_run / "pair/related", *inputs, "--out", more / "index"],
     ):
         code, lines, error = command(capsys, monkeypatch, *arguments)
         assert code == 0, error
@@ -98,5 +98,7 @@ def test_corpus_added_to_an_index_is_queried_together_with_the_first(
     text = ["--corpus", tiny_run / "prepare", *inputs[:2], "--text", second.text(second.unique, 7), "--count", 1]
     code, (line,), _ = command(capsys, monkeypatch, "neighbors", more / "index", *text)  # no vectors: a text needs none
     assert code == 0 and line.split()[1:3] == [second.unique.ids[7], str(more / "corpus")]
-    code, _, error = command(capsys, monkeypatch, "index", "demo", "--to", more / "index", *inputs, "--out", tmp_path / "again")
+    code, _, error = command(
+        capsys, monkeypatch, "index", "small", "--to", more / "index", *inputs, "--out", tmp_path / "again"
+    )
     assert (code, error.count("\n")) == (2, 1) and "more/corpus: is already in the index" in error

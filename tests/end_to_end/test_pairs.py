@@ -70,7 +70,7 @@ def test_index_on_a_full_disk_is_refused_in_one_line_and_leaves_no_file(tiny_run
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     inputs = ["--corpus", str(tiny_run / "prepare"), "--vectors", str(tiny_run / "embed"), "--out", str(tmp_path / "pairs")]
-    command = [sys.executable, "-m", "sbp_fast", "pair", "demo", *TINY, *inputs]
+    command = [sys.executable, "-m", "sbp_fast", "pair", "small", *TINY, *inputs]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, preexec_fn=small_files, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

@@ -16,14 +16,16 @@ from conftest import TINY
 
 from sbp_fast.config import RunConfig
 from sbp_fast.config.files import load_config
+from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
 from sbp_fast.experiment.graph import stages_of
 from sbp_fast.experiment.run import run
+from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.train.log import read_curve
 
-STAGES = tuple(stages_of(load_config(["demo"], TINY)))
+STAGES = tuple(stages_of(load_config(["small"], TINY)))
 QUIET = Console(quiet=True)
 
 
@@ -54,7 +56,7 @@ def test_run_finishes_every_stage_with_matched_arms(tiny_run: Path) -> None:
 
 
 def test_run_until_a_stage_runs_what_it_needs_and_a_later_run_the_rest(tmp_path: Path) -> None:
-    config = load_config(["demo"], TINY)
+    config = load_config(["small"], TINY)
     assert run(config, tmp_path / "run", console=QUIET, until="prepare") is None
     assert [path.parent.name for path in (tmp_path / "run").rglob("manifest.json")] == ["prepare"]
     with pytest.raises(UserError, match=r"--until pear: no stage of this run; its stages: prepare, train/baseline"):
@@ -82,7 +84,7 @@ def test_changed_configuration_is_refused_and_force_reruns_only_affected_stages(
     out = tmp_path / "copy"
     shutil.copytree(tiny_run, out)
     before = fingerprints(out)
-    changed = load_config(["demo"], [*TINY, "arms.sbp.share=0.1"])
+    changed = load_config(["small"], [*TINY, "arms.sbp.share=0.1"])
     with pytest.raises(UserError, match=r"arms.sbp.share: 0.375 -> 0.1.*--out"):
         run(changed, out, console=QUIET)
     assert fingerprints(out) == before
@@ -93,6 +95,24 @@ def test_changed_configuration_is_refused_and_force_reruns_only_affected_stages(
         *("prepare", "embed", "pair/related", "synthesize/related", "filter/related", "quality/related"),
         *("train/baseline", "train/oracle", "tune/related", "evaluate/baseline", "evaluate/oracle"),
     }
+
+
+def test_run_with_known_pairs_searches_none_and_writes_its_report(tiny_run: Path, tmp_path: Path) -> None:
+    pairs, ids = PairSet(tiny_run / "pair/related"), PreparedCorpus(tiny_run / "prepare").unique.ids
+    lines = [
+        json.dumps({"seed": ids[seed], "partner": ids[partner]})
+        for seed, partner in zip(pairs.seeds, pairs.partners, strict=True)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    out = tmp_path / "run"
+    for stage in ("prepare", "train/baseline", "train/oracle"):
+        shutil.copytree(tiny_run / stage, out / stage)
+    shutil.copy(tiny_run / "config.toml", out)
+    run(load_config(["small"], [*TINY, f"pair.file={tmp_path / 'pairs.jsonl'}"]), out, console=QUIET, force=True)
+    assert not (out / "embed").exists() and not (out / "quality").exists()
+    assert len(PairSet(out / "pair/related")) == len(pairs)
+    page = (out / "report.html").read_text()
+    assert "Sources of synthetic documents" in page and "Related pairs" not in page
 
 
 def test_two_uninterrupted_runs_give_the_same_results(tiny_config: RunConfig, tiny_run: Path, tmp_path: Path) -> None:
@@ -106,7 +126,7 @@ def test_two_uninterrupted_runs_give_the_same_results(tiny_config: RunConfig, ti
 )
 def test_run_killed_at_random_ends_with_the_same_results(kills: int, seed: int, tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "sbp_fast", "run", "demo", *TINY, "--out", str(out)]
+    command = [sys.executable, "-m", "sbp_fast", "run", "small", *TINY, "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     moments = random.Random(seed)
     for _ in range(kills):

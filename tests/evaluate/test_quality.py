@@ -278,5 +278,5 @@ def test_quality_command_writes_the_stage(inputs: dict[str, Path], tmp_path: Pat
     monkeypatch.setattr(relevance, "SentenceEncoder", FakeEncoder)
     options = [text for name in ("corpus", "synthetic", "filtered", "pairs") for text in (f"--{name}", str(inputs[name]))]
     settings = [f"corpus.path={inputs['directory']}/documents.jsonl", *OVERRIDES, "threads=1"]
-    result = CliRunner().invoke(app, ["quality", "demo", *settings, *options, "--out", str(tmp_path / "out")])
+    result = CliRunner().invoke(app, ["quality", "small", *settings, *options, "--out", str(tmp_path / "out")])
     assert result.exit_code == 0 and Manifest.load(tmp_path / "out", "quality").counts["quality"]

@@ -147,7 +147,7 @@ def experiment(_registered: None, tmp_path_factory: pytest.TempPathFactory) -> E
     lines = [f"{id}\t{text}" for id, text in make_documents().items()]
     (folder / "documents.tabs").write_text("\n".join(lines), encoding="utf-8")
     (folder / "arm.toml").write_text(ARM, encoding="utf-8")
-    files, overrides = ["demo", folder / "arm.toml"], [f"corpus.path='{folder / 'documents.tabs'}'", *OWN_SETTINGS]
+    files, overrides = ["small", folder / "arm.toml"], [f"corpus.path='{folder / 'documents.tabs'}'", *OWN_SETTINGS]
     config = load_config(files, overrides)
     run(config, folder / "run", console=Console(quiet=True))
     results = json.loads((folder / "run" / "results.json").read_text(encoding="utf-8"))

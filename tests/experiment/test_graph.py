@@ -19,7 +19,7 @@ CONTROLS = (
 
 
 def names(*overrides: str) -> set[str]:
-    return set(stages_of(load_config(["demo"], overrides)))
+    return set(stages_of(load_config(["small"], overrides)))
 
 
 def test_default_arms_have_one_source() -> None:
@@ -31,7 +31,7 @@ def test_default_arms_have_one_source() -> None:
 
 
 def test_known_pairs_need_no_vectors() -> None:
-    stages = stages_of(load_config(["demo"], ["pair.file=pairs.jsonl"]))
+    stages = stages_of(load_config(["small"], ["pair.file=pairs.jsonl"]))
     assert names() - set(stages) == {"embed", "quality/related"}
     assert stages["pair/related"].inputs == {"corpus": "prepare"}
 
@@ -65,7 +65,7 @@ def test_another_seed_adds_a_training_run_and_its_scores_for_each_arm() -> None:
 
 
 def test_a_sweep_of_shares_generates_once() -> None:
-    stages = stages_of(load_config(["demo"], ["arms.sbp.share=[0.1, 0.25, 0.5]"]))
+    stages = stages_of(load_config(["small"], ["arms.sbp.share=[0.1, 0.25, 0.5]"]))
     assert [name for name in stages if name.startswith(("synthesize", "filter"))] == ["synthesize/related", "filter/related"]
     readers = [name for name, stage in stages.items() if "synthetic" in stage.inputs and name.startswith("train")]
     assert readers == ["train/sbp-share-10", "train/sbp-share-25", "train/sbp-share-50"]
@@ -84,7 +84,7 @@ def test_names_of_stages_do_not_depend_on_the_arms_that_read_a_source() -> None:
 
 
 def test_what_is_generated_follows_from_the_arms_of_the_same_generation() -> None:
-    stages = stages_of(load_config(["demo"], ["arms.big.synthetic=random", "arms.big.share=0.9"]))
+    stages = stages_of(load_config(["small"], ["arms.big.synthetic=random", "arms.big.share=0.9"]))
     arms = stages["synthesize/related"].config.enabled_arms
     assert set(arms) == {"baseline", "sbp"}
     assert set(stages["synthesize/random"].config.enabled_arms) == {"baseline", "big"}
@@ -99,12 +99,12 @@ def test_what_is_generated_follows_from_the_arms_of_the_same_generation() -> Non
 )
 def test_a_source_that_starts_from_no_earlier_arm_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        stages_of(load_config(["demo"], overrides))
+        stages_of(load_config(["small"], overrides))
 
 
 @given(st.sets(st.sampled_from(CONTROLS)))
 def test_every_stage_comes_after_its_inputs_and_leads_to_the_comparison(chosen: set[str]) -> None:
-    stages = stages_of(load_config(["demo"], sorted(chosen)))
+    stages = stages_of(load_config(["small"], sorted(chosen)))
     seen: set[str] = set()
     for name, stage in stages.items():
         assert name == stage.name and set(stage.inputs.values()) <= seen

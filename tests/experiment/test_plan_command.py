@@ -71,7 +71,7 @@ def test_plan_of_impossible_settings_is_refused(arguments: list[str], message: s
 
 
 def test_plan_of_an_added_arm_has_a_line_for_each_of_its_stages() -> None:
-    config = load_config(["demo"], ["arms.decayed={recipe={tokens=2_000_000}, seeds=[0, 1]}"])
+    config = load_config(["small"], ["arms.decayed={recipe={tokens=2_000_000}, seeds=[0, 1]}"])
     costs = plan.stage_costs(config)
     assert {"train/decayed", "train/decayed-seed-1", "evaluate/decayed", "evaluate/decayed-seed-1"} < costs.keys()
     assert costs["train/decayed"].flops == pytest.approx(2 * costs["train/baseline"].flops, rel=0.01)
@@ -95,11 +95,11 @@ def test_configurations_of_the_paper_have_its_token_budgets(
 
 def test_corpus_estimate_follows_the_configuration() -> None:
     guess = CorpusEstimate.guess(
-        load_config(["demo"], ["corpus.passage_characters=1000", "pretrain.tokens=102400", "model.context=256"])
+        load_config(["small"], ["corpus.passage_characters=1000", "pretrain.tokens=102400", "model.context=256"])
     )
     assert (guess.document_tokens, guess.visible) == (250, 128)  # four characters a token; half a context at most
     assert guess.tokens == pytest.approx(102_400 / 20 / 0.2, rel=0.02)  # a whole number of steps
-    assert CorpusEstimate.guess(load_config(["demo"], ["corpus.maximum_documents=10"])).tokens == 10 * 512
+    assert CorpusEstimate.guess(load_config(["small"], ["corpus.maximum_documents=10"])).tokens == 10 * 512
     assert guess.heldout_tokens == 0.04 * guess.tokens
 
 
@@ -147,7 +147,7 @@ def test_costs_of_embed_and_pair_are_proportional_to_documents() -> None:
 
 
 def test_cost_of_relation_is_that_of_its_forward_passes() -> None:
-    for name, documents in (("demo", None), ("3b-200b", 4096)):
+    for name, documents in (("small", None), ("3b-200b", 4096)):
         config = load_config([name])
         corpus = CorpusEstimate.guess(config)
         count, length = documents or corpus.heldout_documents / 2, corpus.document_tokens
@@ -198,7 +198,7 @@ def test_overhead_counts_the_stages_that_only_sbp_needs() -> None:
         ),
         ("6b-1t", 1, [], ["parallel.activation_checkpointing=full", "--gpus 2"]),
         ("6b-1t", 1, ["parallel.shard_processes=1"], None),
-        ("demo", 8, SMALL, ["--gpus 2"]),
+        ("small", 8, SMALL, ["--gpus 2"]),
     ],
 )
 def test_smallest_change_makes_training_fit(name: str, gpus: int, settings: list[str], changes: list[str] | None) -> None:
@@ -219,7 +219,7 @@ def test_smallest_change_makes_training_fit(name: str, gpus: int, settings: list
 
 
 def test_plan_with_fewer_microbatches_than_gpus_names_them() -> None:
-    verdict = plan.verdict(load_config(["demo"], SMALL), 4, "h100")
+    verdict = plan.verdict(load_config(["small"], SMALL), 4, "h100")
     assert "pretrain has 2 microbatches a step for 4 GPUs" in verdict
 
 

@@ -32,6 +32,7 @@ def test_collect_copies_the_arms_numbers_from_the_manifests(run: Path) -> None:
         for metric, score in measured["arms"][arm].items():
             assert arms[arm][metric] == score
         assert arms[arm]["difference_to_baseline"] == measured["differences"].get(arm, {})
+        assert arms[arm]["difference_to"] == measured["pairwise"].get(arm, {})
     assert arms["sbp"]["synthetic_tokens"] == 300_000 and arms["baseline"]["synthetic_tokens"] == 0
     corpus = results["corpus"]
     assert arms["oracle"]["unique_tokens"] == corpus["tokens"] > corpus["unique_tokens"] == arms["sbp"]["unique_tokens"]

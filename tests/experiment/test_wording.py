@@ -18,6 +18,7 @@ ARMS = {
     "baseline-tuned": {"label": "Tuned repeater", "data": "unique", "synthetic": ""},
     "oracle": {"label": "Oracle", "data": "all", "synthetic": ""},
 }
+CONTROLS = "Beside the controls, SBP "
 CLAIMS = re.compile(r"better|worse|improv|gain:", re.IGNORECASE)
 
 
@@ -30,14 +31,8 @@ def outcomes(draw: Any) -> dict[str, Any]:
     for name, table in ARMS.items():
         runs, differences = draw(st.integers(1, 3)), {}
         for metric in METRICS:
-            value, half = draw(values), draw(halves)
-            known = min(runs, arms["baseline"]["training_runs"] if arms else runs) > 1
-            differences[metric] = {
-                "value": value,
-                "low": value - half if known else None,
-                "high": value + half if known else None,
-                "runs": [runs, arms["baseline"]["training_runs"] if arms else runs],
-            }
+            own = {"training_runs": runs}
+            differences[metric] = _difference(draw(values), draw(halves), own, arms.get("baseline", own))
         scores = {metric: draw(st.floats(0.1, 0.5)) for metric in METRICS}
         arms[name] = (
             table
@@ -54,6 +49,12 @@ def outcomes(draw: Any) -> dict[str, Any]:
                 **{metric: {"value": score, "low": score - 0.04, "high": score + 0.04} for metric, score in scores.items()},
             }
         )
+    for name, arm in arms.items():
+        arm["difference_to"] = {
+            other: {metric: _difference(draw(values), draw(halves), arm, arms[other]) for metric in METRICS}
+            for other in arms
+            if "baseline" not in (name, other) and other != name
+        }
     shares = {arm: {metric: _share(draw, arms, arm, metric) for metric in METRICS} for arm in ("sbp", "random-pairs")}
     return {
         "metrics": METRICS,
@@ -68,6 +69,12 @@ def outcomes(draw: Any) -> dict[str, Any]:
         },
         "recovered_share_of_oracle": {"oracle": shares},
     }
+
+
+def _difference(value: float, half: float, arm: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    runs = [arm["training_runs"], other["training_runs"]]
+    known = min(runs) > 1
+    return {"value": value, "low": value - half if known else None, "high": value + half if known else None, "runs": runs}
 
 
 def _share(draw: Any, arms: dict[str, Any], arm: str, metric: str) -> dict[str, Any]:
@@ -113,7 +120,7 @@ def metric_of(sentence: str) -> str:
 @given(outcomes())
 def test_every_claim_is_about_an_interval_over_runs_that_excludes_zero(results: dict[str, Any]) -> None:
     for sentence in all_sentences(results):
-        if not CLAIMS.search(sentence):
+        if not CLAIMS.search(sentence) or sentence.startswith(CONTROLS):
             continue
         name = metric_of(sentence)
         claimed = [arm for arm, table in ARMS.items() if table["label"] in sentence and arm != "baseline"]
@@ -177,3 +184,16 @@ def test_an_arm_is_described_by_what_it_reads_and_how_its_recipe_was_chosen() ->
     again = description({"synthetic": "mine"}, {"start": "sbp", "stitched": True})
     assert again.startswith(f"{reads}written by a synthesizer that learnt")
     assert again.endswith("to another; it starts from the model of SBP; those of one seed are joined")
+
+
+@settings(deadline=None, max_examples=150)
+@given(outcomes())
+def test_every_control_is_named_with_what_the_interval_between_it_and_sbp_shows(results: dict[str, Any]) -> None:
+    (sentence,) = [sentence for sentence in wording.headline(results) if sentence.startswith(CONTROLS)]
+    clauses = sentence.removeprefix(CONTROLS).split("; it ")
+    for control in ("random-pairs", "baseline-tuned"):
+        difference = results["arms"]["sbp"]["difference_to"][control]["heldout_bits_per_byte"]
+        (clause,) = [clause for clause in clauses if ARMS[control]["label"] in clause]
+        shown = {"better": "is better than", "worse": "is worse than"}.get(shown_by(difference, "heldout_bits_per_byte"))
+        assert clause.startswith(shown or ("allows no" if min(difference["runs"]) == 1 else "is not told apart from"))
+    assert "Oracle" not in sentence

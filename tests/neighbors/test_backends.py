@@ -59,9 +59,9 @@ def test_backend_registered_from_outside_finds_the_pairs_of_the_exact_one(sort_b
 
 def test_plan_counts_the_core_seconds_of_a_backend_registered_from_outside(sort_backend: str) -> None:
     def pair_seconds(backend: str) -> float:
-        return costs.pair(load_config(["demo"], [f"pair.backend={backend}"]), corpus).core_seconds
+        return costs.pair(load_config(["small"], [f"pair.backend={backend}"]), corpus).core_seconds
 
-    corpus = costs.CorpusEstimate.guess(load_config(["demo"]))
+    corpus = costs.CorpusEstimate.guess(load_config(["small"]))
     documents = corpus.unique_documents
     difference = 7.0 - BACKENDS["hnsw"].core_seconds(documents, 384)
     assert pair_seconds(sort_backend) - pair_seconds("hnsw") == pytest.approx(documents * difference)
@@ -74,7 +74,7 @@ def test_backend_registered_twice_is_refused(sort_backend: str) -> None:
 
 def test_unknown_backend_is_one_error_that_lists_the_known_and_leaves_no_output(tmp_path: Path) -> None:
     words = r"pair.backend 'hsnw': is unknown; did you mean hnsw\? known: exact, ivf, hnsw"
-    config = load_config(["demo"], ["pair.backend=hsnw"])
+    config = load_config(["small"], ["pair.backend=hsnw"])
     with pytest.raises(UserError, match=words):
         choose_backend(config.pair, 100)
     with pytest.raises(UserError, match=words):
@@ -87,10 +87,10 @@ def test_unknown_backend_is_one_error_that_lists_the_known_and_leaves_no_output(
 @pytest.mark.parametrize(("old", "new"), [("bucket", "ivf"), ("hnswlib", "hnsw")])
 def test_renamed_backend_is_refused_with_its_new_name(old: str, new: str) -> None:
     with pytest.raises(UserError, match=rf"pair.backend = {old} is not usable: it has a new name, {new}; correct the value"):
-        load_config(["demo"], [f"pair.backend={old}"])
+        load_config(["small"], [f"pair.backend={old}"])
 
 
 def test_renamed_keys_are_refused_with_the_new_ones() -> None:
     for old, new in (("bucket_probes", "nprobe"), ("cell_documents", "partition_documents"), ("keep_index", "save_index")):
         with pytest.raises(UserError, match=rf"pair.{old} has a new name; write it as pair.{new}"):
-            load_config(["demo"], [f"pair.{old}=1"])
+            load_config(["small"], [f"pair.{old}=1"])

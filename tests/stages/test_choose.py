@@ -13,7 +13,7 @@ from sbp_fast.stages.choose import choose
 
 @pytest.fixture
 def config() -> RunConfig:
-    return load_config(["demo"], ["arms.tuned.recipe.weight_decay=[0.1, 1.0, 4.0]"])
+    return load_config(["small"], ["arms.tuned.recipe.weight_decay=[0.1, 1.0, 4.0]"])
 
 
 def make_model(directory: Path, loss: float | None, validation_tokens: int = 500) -> Path:

@@ -79,6 +79,18 @@ def comparison(half: float = 0.012, runs: int = 3, **changes: float) -> dict[str
         }
         for arm, value in changes.items()
     }
+    pairwise = {
+        arm: {
+            other: {
+                "heldout_bits_per_byte": change(value - changes[other], half, runs),
+                "continuation_accuracy": change(changes[other] - value, 0.04, runs),
+                "capital_accuracy": change((changes[other] - value) / 2, 0.05, runs),
+            }
+            for other in changes
+            if other != arm
+        }
+        for arm, value in changes.items()
+    }
     blind = no_share("the oracle's own gain is not distinguishable from zero")
 
     def shares(change: float) -> dict[str, Any]:
@@ -89,6 +101,7 @@ def comparison(half: float = 0.012, runs: int = 3, **changes: float) -> dict[str
         "metrics": METRICS,
         "arms": arms,
         "differences": differences,
+        "pairwise": pairwise,
         "recovered_share_of_oracle": {"oracle": {arm: shares(change) for arm, change in changes.items() if arm != "oracle"}},
         "confidence": 0.95,
     }

@@ -84,7 +84,7 @@ def test_optimizer_schedule_and_tracker_registered_outside_train_a_model(tmp_pat
 )
 def test_unknown_name_in_the_configuration_is_refused_in_one_line(setting: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        check_registered_names(load_config(["demo"], [setting]))
+        check_registered_names(load_config(["small"], [setting]))
     assert "\n" not in str(caught.value)
 
 
@@ -99,7 +99,7 @@ def test_configuration_and_optimizer_bytes_need_no_torch() -> None:
         import sys
         from sbp_fast.config.files import load_config
         from sbp_fast.train.memory import optimizer_bytes
-        config = load_config(["demo"], ["pretrain.optimizer=muon", "pretrain.schedule=constant", "log.trackers=['wandb']"])
+        config = load_config(["small"], ["pretrain.optimizer=muon", "pretrain.schedule=constant", "log.trackers=['wandb']"])
         assert optimizer_bytes(config.model, 300, config.pretrain.optimizer) > 0
         assert "torch" not in sys.modules, "torch was imported"
     """

@@ -127,9 +127,43 @@ def headline(results: Results) -> list[str]:
         sentences.append(f"{_sentence_start(kind, reason)} in {_in_a_sentence(metric['label'])}: {figures}.")
     if sentences:
         sentences[0] = f"{sentences[0].removesuffix('.')}, against the {baseline_name(results)} {budget(results)}."
+        sentences += control_sentences(results, name)
         sentences += _shares(results, name)
         sentences.append(_replication(results, name))
     return sentences
+
+
+def related_arms(results: Results) -> list[str]:
+    """Return the arms that read documents which a synthesizer of related pairs wrote."""
+    sources = results["sources"]
+    return [arm for arm in synthetic_arms(results) if sources[results["arms"][arm]["synthetic"]]["pairs_kind"] == "related"]
+
+
+def control_sentences(results: Results, metric: str) -> list[str]:
+    """Return how the arms that use the relation compare with those that lack it, by intervals that exclude zero or not.
+
+    The baseline has sentences of its own, and more real text is no control.
+    """
+    sentences, related = [], related_arms(results)
+    controls = [arm for arm in other_arms(results) if arm not in related and results["arms"][arm]["data"] == "unique"]
+    for arm in related:
+        differences = {control: results["arms"][arm]["difference_to"][control][metric] for control in controls}
+        groups: dict[str, list[str]] = {}
+        for control, difference in differences.items():
+            shown = f"{results['arms'][control]['label']} ({shown_difference(difference, results['metrics'][metric])})"
+            groups.setdefault(outcome(difference, results["metrics"][metric]), []).append(shown)
+        clauses = [CONTROL_CLAUSES[kind].format(_enumerate(shown)) for kind, shown in groups.items()]
+        if clauses:
+            sentences.append(f"Beside the controls, {results['arms'][arm]['label']} {'; it '.join(clauses)}.")
+    return sentences
+
+
+CONTROL_CLAUSES = {
+    "better": "is better than {}",
+    "worse": "is worse than {}",
+    "unclear": "is not told apart from {}",
+    "unreplicated": "allows no conclusion about {}",
+}
 
 
 def _sentence_start(kind: str, reason: str) -> str:
