@@ -32,7 +32,7 @@ from sbp_fast.lab.worlds import Kind, World, WorldSettings
 from sbp_fast.model.saved import load_model
 from sbp_fast.pairs.heldout_pairs import HeldoutPairs, PairSplit
 from sbp_fast.pipeline.executors.local import LOCAL
-from sbp_fast.pipeline.files import read_json, write_json
+from sbp_fast.pipeline.files import write_json
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.stages.evaluate import SCORES
 
@@ -160,7 +160,7 @@ def _figures(world: World, config: RunConfig, directory: Path) -> dict[str, Any]
         "samples": {
             name: sample_figures(world, prepared, Corpus(directory / source.synthesize)) for name, source in sources.items()
         },
-        "seconds": sum(read_json(path)["seconds"] for path in directory.rglob("manifest.json")),
+        "seconds": sum(Manifest.read(path.parent).seconds for path in directory.rglob(MANIFEST)),
     }
 
 

@@ -17,6 +17,7 @@ from sbp_fast.neighbors.vectors import Split, shard_folder, write_vectors
 from sbp_fast.pipeline.executors.executor import Advance, Placement, Workers
 from sbp_fast.pipeline.files import save_array
 from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.seals import is_sealed, seal
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def embed_documents(
         for split in get_args(Split)
         for shard in make_shards(directory, split, len(getattr(prepared, split)), config.embed)
     ]
-    missing = [shard for shard in shards if not shard.vectors.exists()]
+    missing = [shard for shard in shards if not is_sealed(shard.vectors)]
     documents = sum(len(shard.rows) for shard in shards)
     done = documents - sum(len(shard.rows) for shard in missing)
     with workers.hold(partial(_open_encoder, config.embed, corpus, console), config) as encoders:
@@ -123,7 +124,8 @@ def _embed_shard(opened: tuple[SentenceEncoder, PreparedCorpus], shard: Shard, a
     lengths = encoder.count_tokens(texts)
     vectors = encoder.encode(texts, advance, lengths=lengths)
     save_array(shard.lengths, lengths)
-    write_vectors(shard.vectors, vectors, shard.config.storage)  # last: it marks the shard as finished
+    write_vectors(shard.vectors, vectors, shard.config.storage)
+    seal(shard.vectors, shard.lengths)  # last: it marks the shard as finished
 
 
 def _summarize(

@@ -101,7 +101,7 @@ def write_json(path: Path, value: Any) -> None:
         UserError: it holds a number that is not finite; the message names the key.
     """
     with atomic_open(path) as file:
-        file.write((dump_json(value, path, indent=2) + "\n").encode())
+        file.write((dump_json(value, path, ensure_ascii=False, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -116,19 +116,20 @@ def read_json(path: Path) -> Any:
         raise UserError(path, f"is not JSON: {error}", "make it again") from None
 
 
-def dump_json(value: Any, where: object, **options: Any) -> str:
+def dump_json(value: Any, where: object, *, ensure_ascii: bool = True, **options: Any) -> str:
     """Return `value` as JSON text.
 
     Args:
         value: representable in JSON.
         where: what is written, for the message.
+        ensure_ascii: whether other characters are escaped; a lone surrogate can be written in no other way.
         options: of `json.dumps`.
 
     Raises:
         UserError: it holds a number that is not finite.
     """
     require_finite(value, where)
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, **options)
+    return json.dumps(value, ensure_ascii=ensure_ascii, allow_nan=False, **options)
 
 
 def parse_json(content: bytes | str) -> Any:
@@ -138,7 +139,7 @@ def parse_json(content: bytes | str) -> Any:
         ValueError: it is none, or holds NaN or an infinity.
     """
     try:
-        return json.loads(content if isinstance(content, str) else content.decode(), parse_constant=_refuse, parse_float=_float)
+        return DECODER.decode(content if isinstance(content, str) else content.decode())
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -152,12 +153,16 @@ def _float(text: str) -> float:
     return value if math.isfinite(value) else _refuse(text)
 
 
-def hash_file(path: Path) -> str:
-    """Return the xxh3-128 hash of a file's bytes, as hex."""
-    digest = xxhash.xxh3_128()
+DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_float)
+
+
+def hash_file(path: Path, size: int | None = None) -> str:
+    """Return the xxh3-128 hash of a file's bytes, or of the first `size` of them, as hex."""
+    digest, left = xxhash.xxh3_128(), math.inf if size is None else size
     with open(path, "rb") as file:
-        while block := file.read(1 << 22):
+        while block := file.read(int(min(left, 1 << 22))):
             digest.update(block)
+            left -= len(block)
     return digest.hexdigest()
 
 

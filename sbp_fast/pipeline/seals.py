@@ -55,6 +55,12 @@ def is_whole(path: Path, expected: Mapping[str, Any], *, hashed: bool = True) ->
     return same_size and (not hashed or hash_file(path) == expected[HASH])
 
 
+def begins_whole(path: Path, expected: Mapping[str, Any]) -> bool:
+    """Return whether a file that grows still begins with the bytes that `fingerprint_file` was called on."""
+    size = expected["bytes"]
+    return path.is_file() and path.stat().st_size >= size and hash_file(path, size) == expected[HASH]
+
+
 def write_marker(path: Path, files: Iterable[Path] = (), **values: Any) -> None:
     """Mark files as finished, with values that belong to them."""
     fingerprints = {os.path.relpath(file, path.parent): fingerprint_file(file) for file in files}
@@ -96,6 +102,12 @@ def seal(path: Path, *others: Path) -> None:
 def is_sealed(path: Path) -> bool:
     """Return whether an earlier attempt sealed a file, and it and those sealed with it are as they were written."""
     return read_marker(_seal_path(path)) is not None
+
+
+def remove_sealed(path: Path) -> None:
+    """Remove a file and its seal, where they are."""
+    for file in (path, _seal_path(path)):
+        file.unlink(missing_ok=True)
 
 
 def _seal_path(path: Path) -> Path:

@@ -12,9 +12,9 @@ import pytest
 
 from sbp_fast.errors import TransientError, UserError
 from sbp_fast.pipeline.files import atomic_open, link, read_json, write_json
-from sbp_fast.pipeline.seals import write_sealed_json
 from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.seals import write_sealed_json
 from sbp_fast.pipeline.stage import StageContext, run_stage
 
 QUIET = Console(quiet=True)
