@@ -245,10 +245,8 @@ class Preparation:
 
     def _shard_files(self, written: dict[str, Any]) -> list[Path]:
         """Return the files of a partition's shards."""
-        splits = ("train", "heldout")
-        return [
-            self.directory / split / name for split in splits for entry in written[split] for name in shard_files(entry["name"])
-        ]
+        shards = [(self.directory / split, entry["name"]) for split in ("train", "heldout") for entry in written[split]]
+        return [folder / name for folder, shard in shards for name in shard_files(shard)]
 
     def _tokenize(self, partitions: list[ShufflePartition], decisions: Decisions, encoder: EncoderName) -> None:
         decisions.save(self.scratch)

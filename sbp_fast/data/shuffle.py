@@ -170,7 +170,7 @@ class _ChunkWriter:
         self._clear()
 
     def accept_chunks(self) -> None:
-        """Accept the chunks that an earlier attempt sealed, and remove those from the first on that is not as it was written."""
+        """Accept the chunks that an earlier attempt sealed, up to the first that is damaged; it and later ones are removed."""
         paths = sorted(self.task.directory.glob(f"chunk-{self.task.index:06d}-*.arrow"))
         self.chunks = list(takewhile(is_sealed, paths))
         for path in self.chunks:

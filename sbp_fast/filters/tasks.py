@@ -135,7 +135,8 @@ def judge_shard(task: FilterTask) -> None:
     offsets = np.concatenate([[0], np.cumsum(table["tokens"].to_numpy())])
     bodies = [tokens[offsets[i] + 1 : offsets[i + 1] - 1] for i in range(len(table))]
     features = _load_features(task, prepared, table["stop"].to_numpy(zero_copy_only=False), bodies)
-    reasons, values = judge_documents(features, task.rules, task.config)
+    ids = table["id"]
+    reasons, values = judge_documents(features, task.rules, task.config, lambda row: f"synthetic document {ids[row]}")
     with atomic_open(task.file("reasons")) as file:
         np.savez(file, reasons=reasons, values=values)
     passing = np.flatnonzero((reasons == "") & (features.tokens > 0))

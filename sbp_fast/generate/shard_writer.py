@@ -15,6 +15,7 @@ from sbp_fast.data.token_shards.writer import shard_files, write_index, write_sh
 from sbp_fast.generate.engine import GenerationResult, Seed
 from sbp_fast.generate.journal import Journal
 from sbp_fast.generate.seeds import NO_SEED, SeedPlan
+from sbp_fast.pipeline.finite import require_finite_rows
 from sbp_fast.pipeline.seals import marker_values, read_marker, write_marker
 
 PARTS = "parts"
@@ -114,16 +115,19 @@ class ShardWriter:
 
     def _columns(self, results: list[GenerationResult], lengths: np.ndarray) -> dict[str, Any]:
         seeds = [int(self.plan.documents[result.seed]) for result in results]
+        log_probabilities = [result.log_probability / result.generated_tokens for result in results]
         names = ["none" if seed == NO_SEED else str(seed) for seed in seeds]
+        ids = [f"synthetic/{name}/{result.sample}" for name, result in zip(names, results, strict=True)]
+        require_finite_rows(np.array(log_probabilities), "log-probability", lambda row: f"document {ids[row]}")
         return {
-            "id": [f"synthetic/{name}/{result.sample}" for name, result in zip(names, results, strict=True)],
+            "id": ids,
             "source": ["synthetic"] * len(results),
             "text_bytes": [len(self.prepared.tokenizer.decode(result.tokens).encode()) for result in results],
             "tokens": lengths,
             "seed": seeds,
             "sample": [result.sample for result in results],
             "stop": [result.stop for result in results],
-            "mean_log_probability": [result.log_probability / result.generated_tokens for result in results],
+            "mean_log_probability": log_probabilities,
         }
 
     def _journal_path(self, shard: int) -> Path:

@@ -33,6 +33,7 @@ from sbp_fast.model.saved import load_model
 from sbp_fast.pairs.heldout_pairs import HeldoutPairs, PairSplit
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.files import write_json
+from sbp_fast.pipeline.manifest import MANIFEST, Manifest
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.stages.evaluate import SCORES
 

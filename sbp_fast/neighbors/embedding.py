@@ -122,7 +122,7 @@ def _embed_shard(opened: tuple[SentenceEncoder, PreparedCorpus], shard: Shard, a
     corpus = getattr(prepared, shard.split)
     texts = [prepared.text(corpus, row) for row in shard.rows]
     lengths = encoder.count_tokens(texts)
-    vectors = encoder.encode(texts, advance, lengths=lengths)
+    vectors = encoder.encode(texts, advance, lengths=lengths, name=lambda row: f"document {corpus.id(shard.rows[row])}")
     save_array(shard.lengths, lengths)
     write_vectors(shard.vectors, vectors, shard.config.storage)
     seal(shard.vectors, shard.lengths)  # last: it marks the shard as finished

@@ -33,6 +33,7 @@ from sbp_fast.pairs.score import (
 )
 from sbp_fast.pairs.tasks import Pairing
 from sbp_fast.pipeline.executors.executor import Advance, Holders, Workers
+from sbp_fast.pipeline.finite import require_finite
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.seals import is_sealed, read_marker, remove_sealed
 
@@ -84,6 +85,7 @@ def find_pairs(
     console.say(f"{len(documents)} documents, after {left_out}")
     random = similarities(documents.vectors, *random_pairs(documents.groups, np.random.default_rng(config.seed)))
     low, origin = _low(config.pair, random, console)
+    require_finite({"low": low, "high": config.pair.similarity_high}, "similarity band of pair")
     with workers.hold(partial(Pairing, config, documents, low, directory, scratch, console), config) as holders:
         pairing = Pairing(config, documents, low, directory, scratch, console, holders.placement)
         search = search_partitions(pairing, holders, checkpoint)
@@ -180,7 +182,7 @@ def _low(config: PairConfig, random: np.ndarray, console: Console) -> tuple[floa
 
 
 def _check_recall(recall: dict[str, Any], partitions: int, config: PairConfig) -> None:
-    if recall["recall"] < config.target_recall:
+    if not recall["recall"] >= config.target_recall:
         remedy = "raise pair.partition_overlap or pair.partition_documents, or " if partitions > 1 else ""
         raise UserError(
             "pair",

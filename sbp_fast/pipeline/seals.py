@@ -71,16 +71,17 @@ def read_marker(path: Path) -> dict[str, Any] | None:
     """Return the values of a marker if it and all its files are as they were written; None if not, or if there is none."""
     if not path.is_file():
         return None
+    damaged: Path | None = path
     try:
         marker = read_sealed_json(path, "")
     except UserError:
-        damaged = path
-    else:
-        files = (path.parent / name for name, expected in marker["files"].items() if not is_whole(path.parent / name, expected))
-        damaged = next(files, None)
+        marker = None
+    if marker is not None:
+        files = {path.parent / name: expected for name, expected in marker["files"].items()}
+        damaged = next((file for file, expected in files.items() if not is_whole(file, expected)), None)
         if damaged is None:
             return marker["values"]
-    Console().say(f"{os.path.normpath(damaged)}: missing or damaged since it was written, and so made again")
+    Console().say(f"{os.path.normpath(damaged or path)}: missing or damaged since it was written, and so made again")
     path.unlink()
     return None
 

@@ -1,9 +1,10 @@
 """The contract of a stage: it reads directories and writes one directory with a manifest; it is done, resumable or stale.
 
 While a stage runs, its output lies in `NAME.partial`, which holds only whole files (see `files.py`) and the plan that it was
-started with. What a later attempt accepts has a checksum (see `seals.py`). When the work is done, the counts are saved, scratch space is removed, the manifest is written and the directory
-is renamed. A killed stage resumes in its partial directory. A directory made from other inputs or settings is refused with a
-list of what changed. With several processes, rank 0 owns the directory and the others are called with its path.
+started with. What a later attempt accepts has a checksum (see `seals.py`). When the work is done, the counts are saved, scratch
+space is removed, the manifest is written and the directory is renamed. A killed stage resumes in its partial directory. A
+directory made from other inputs or settings is refused with a list of what changed. With several processes, rank 0 owns the
+directory and the others are called with its path.
 """
 
 from __future__ import annotations

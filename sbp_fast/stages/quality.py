@@ -143,7 +143,6 @@ def _lengths(samples: Samples, context: int) -> dict[str, list[int]]:
 def _log_probabilities(samples: Samples) -> dict[str, Any]:
     """Return the mean and a histogram of the generated documents' mean log-probabilities, in nats a token."""
     values = samples.written.column("mean_log_probability")[samples.measured]
-    values = values[np.isfinite(values)]
     counts, edges = np.histogram(values, PROBABILITY_BINS)
     return {"mean": float(values.mean()) if len(values) else None, "edges": edges.tolist(), "generated": counts.tolist()}
 
