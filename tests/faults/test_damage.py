@@ -11,15 +11,14 @@ from typing import Any
 
 import pytest
 from damage import damage
-from finished_run import FinishedRun
+from finished_run import FinishedRun, output
 from killed_stage import Killed, count_writes
 
 from sbp_fast.errors import UserError
 from sbp_fast.experiment.graph import PREPARE, stages_of
 from sbp_fast.experiment.report.page import write_report
 from sbp_fast.experiment.run import run
-from sbp_fast.neighbors.query import find_neighbors
-from sbp_fast.pipeline.manifest import LOGS, MANIFEST, Manifest
+from sbp_fast.pipeline.manifest import MANIFEST
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.stages.huggingface import export_hugging_face
 
@@ -44,13 +43,6 @@ def outcome_of(command: Callable[[], Any], unchanged: Callable[[Any], bool]) -> 
     return Outcome(unchanged=unchanged(result))
 
 
-def output(directory: Path) -> tuple[Any, Any]:
-    """Return the files and the counts of a finished stage, without what differs from one time to the next."""
-    manifest = Manifest.load(directory)
-    files = {name: entry for name, entry in manifest.files.items() if Path(name).name not in LOGS}
-    return files, {name: value for name, value in manifest.counts.items() if not name.endswith("_seconds")}
-
-
 def files_of(directory: Path, dice: random.Random) -> Path:
     return dice.choice(sorted(path for path in directory.rglob("*") if path.is_file()))
 
@@ -69,8 +61,7 @@ def read_by_a_later_stage(finished: FinishedRun, name: str, out: Path, dice: ran
     """Run a stage that reads the output of another."""
     stages = stages_of(finished.config)
     later = dice.choice([reader for reader, stage in stages.items() if name in stage.inputs.values()])
-    expected = output_of_undamaged(finished, later)
-    return outcome_of(lambda: stages[later].run(finished.step(later, out)), lambda _: output(out) == expected)
+    return outcome_of(lambda: stages[later].run(finished.step(later, out)), lambda _: output(out) == finished.outputs[later])
 
 
 def read_by_the_report(finished: FinishedRun, name: str, out: Path, dice: random.Random) -> Outcome:
@@ -85,7 +76,7 @@ def read_by_the_whole_run(finished: FinishedRun, name: str, out: Path, dice: ran
     copy = Path(shutil.copytree(finished.directory, out))
 
     def unchanged(_: Path) -> bool:  # a stage of which nothing was left has run again
-        return all(output(copy / stage) == output_of_undamaged(finished, stage) for stage in finished.writes)
+        return all(output(copy / stage) == expected for stage, expected in finished.outputs.items())
 
     return outcome_of(lambda: run(finished.config, copy, console=Console(quiet=True)), unchanged)
 
@@ -93,22 +84,13 @@ def read_by_the_whole_run(finished: FinishedRun, name: str, out: Path, dice: ran
 def read_by_export(finished: FinishedRun, name: str, out: Path, dice: random.Random) -> Outcome:
     """Export a model with the tokenizer."""
     model, tokenizer = finished.directory / "train/baseline", finished.directory / PREPARE / "tokenizer.json"
-    return outcome_of(lambda: export_hugging_face(model, tokenizer, out), lambda _: name not in ("train/baseline", PREPARE))
+    command = lambda: export_hugging_face(model, tokenizer, out)  # noqa: E731
+    return outcome_of(command, lambda _: output(out)[0] == finished.exported)
 
 
 def read_by_a_query(finished: FinishedRun, name: str, out: Path, dice: random.Random) -> Outcome:
     """Look for the documents nearest to one."""
-
-    def query() -> Any:
-        root = finished.directory
-        index, corpora, vectors = root / "pair/related", [root / PREPARE], [root / "embed"]
-        return find_neighbors(finished.config, index, corpora=corpora, vectors=vectors, document="sea-0")
-
-    return outcome_of(query, lambda neighbors: neighbors[0].id.startswith("sea"))
-
-
-def output_of_undamaged(finished: FinishedRun, name: str) -> tuple[Any, Any]:
-    return output(finished.directory / name)
+    return outcome_of(finished.query, lambda neighbors: neighbors == finished.neighbors)
 
 
 def damage_finished(finished: FinishedRun, folder: Path, count: int, seed: int) -> dict[str, int]:
@@ -120,6 +102,7 @@ def damage_finished(finished: FinishedRun, folder: Path, count: int, seed: int) 
         name = dice.choice(stages)
         readers = [read_by_the_report, read_by_the_whole_run, *[read_by_a_later_stage] * 3 * (name in inputs)]
         readers += [read_by_export] * (name in ("train/baseline", PREPARE))
+        readers += [read_by_a_query] * (name in ("pair/related", "embed", PREPARE))
         reader, directory = dice.choice(readers), finished.directory / name
         file = files_of(directory, dice)
         before = file.read_bytes()
@@ -165,7 +148,7 @@ def damage_begun(finished: FinishedRun, folder: Path, count: int, seed: int, sta
         copy = Path(shutil.copytree(begun, out.with_name("out.partial")))
         file = files_of(copy, dice)
         what = f"begun {name}/{file.relative_to(copy)} {damage(file, dice)}"
-        expected, stage = output(finished.directory / name), stages_of(finished.config)[name]
+        expected, stage = finished.outputs[name], stages_of(finished.config)[name]
         step = finished.step(name, out)
         outcome = outcome_of(lambda stage=stage, step=step: stage.run(step), lambda _, o=out, e=expected: output(o) == e)
         check(outcome, file, copy, what)
