@@ -7,7 +7,6 @@ texts, and while it runs, on a sample of the documents.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import version
@@ -19,6 +18,7 @@ import pyarrow as pa
 
 from sbp_fast.data.tokenizer import Tokenizer, join_ids
 from sbp_fast.errors import TransientError, UserError
+from sbp_fast.pipeline.files import dump_json, parse_json
 
 EncoderName = Literal["tokenizers", "gigatoken"]
 SETTING, OTHERWISE = "corpus.encoder", 'set it to "tokenizers"'
@@ -170,10 +170,10 @@ class GigatokenEncoder:
 
 def _text_only(tokenizer: Tokenizer) -> str:
     """Return the tokenizer's file without special tokens, so that a text that spells one is encoded as characters."""
-    content = json.loads(tokenizer.to_json())
+    content = parse_json(tokenizer.to_json())
     content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
     content["post_processor"] = None
-    return json.dumps(content)
+    return dump_json(content, "tokenizer.json")
 
 
 def _odd_characters() -> Iterator[str]:
@@ -185,7 +185,7 @@ def _odd_characters() -> Iterator[str]:
 
 def _spellings(tokenizer: Tokenizer) -> Iterator[str]:
     """Yield texts that spell the added tokens of a tokenizer."""
-    for token in json.loads(tokenizer.to_json())["added_tokens"]:
+    for token in parse_json(tokenizer.to_json())["added_tokens"]:
         yield from (token["content"], f"a {token['content']} b", f"a{token['content']}b")
 
 

@@ -8,7 +8,6 @@ bounded memory; a task that an earlier attempt finished is not done again. No ou
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections import Counter
@@ -39,13 +38,14 @@ from sbp_fast.data.shuffle import (
 )
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.token_shards.tokenize import TokenizeTask, write_partition
-from sbp_fast.data.token_shards.writer import write_index
+from sbp_fast.data.token_shards.writer import shard_files, write_index
 from sbp_fast.data.tokenizer import Tokenizer, train_tokenizer
 from sbp_fast.dedup.near_duplicates import NearDuplicates, find_near_duplicates
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.executors.executor import Workers
-from sbp_fast.pipeline.files import atomic_open, atomic_path, hash_file, read_json, save_array, write_json
+from sbp_fast.pipeline.files import atomic_open, atomic_path, dump_json, hash_file, save_array
 from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.seals import is_sealed, marker_values, read_marker, seal, write_marker
 
 MINIMUM_UNIQUE = 16
 PARTITION_BYTES = 256 << 20  # of text and its columns, held by a process at once; its memory is about four times this
@@ -117,7 +117,7 @@ class Preparation:
         save_array(self.directory / VALIDATION, validation)
         if self.corpus.on_error == "skip":
             with atomic_open(self.directory / SKIPPED) as file:
-                file.writelines((json.dumps(entry, ensure_ascii=False) + "\n").encode() for entry in shuffled.skipped())
+                file.writelines((dump_json(entry, SKIPPED, ensure_ascii=False) + "\n").encode() for entry in shuffled.skipped())
         if near_duplicates is not None:
             self._list_near_duplicates(near_duplicates)
         tokenizer = self._load_or_train_tokenizer(shuffled, partitions, decisions, unique)
@@ -126,7 +126,7 @@ class Preparation:
         self.console.say(f"tokenizing with {description}")
         self.record(encoder=description)
         self._tokenize(partitions, decisions, encoder)
-        written = [read_json(self._written_path(index)) for index in range(len(partitions))]
+        written = [marker_values(self._written_path(index)) for index in range(len(partitions))]
         self._finish(read, selected, unique, len(validation), tokenizer, written)
 
     def _read(self) -> dict[str, Any]:
@@ -226,7 +226,7 @@ class Preparation:
         self, shuffled: ShuffleReader, partitions: list[ShufflePartition], decisions: Decisions, unique: int
     ) -> Tokenizer:
         path = self.directory / "tokenizer.json"
-        if path.is_file():
+        if is_sealed(path):
             return Tokenizer(path)
         if self.corpus.tokenizer == "train":
             # on the unique documents alone: the arms may not learn from the others, not even which words are common
@@ -236,11 +236,17 @@ class Preparation:
         else:
             tokenizer = Tokenizer(self.corpus.tokenizer)
         tokenizer.save(path)
+        seal(path)
         return tokenizer
 
     def _written_path(self, index: int) -> Path:
         """Return the file that says that a partition is written, and what it holds."""
         return self.scratch / f"partition-{index:05d}.json"
+
+    def _shard_files(self, written: dict[str, Any]) -> list[Path]:
+        """Return the files of a partition's shards."""
+        shards = [(self.directory / split, entry["name"]) for split in ("train", "heldout") for entry in written[split]]
+        return [folder / name for folder, shard in shards for name in shard_files(shard)]
 
     def _tokenize(self, partitions: list[ShufflePartition], decisions: Decisions, encoder: EncoderName) -> None:
         decisions.save(self.scratch)
@@ -248,14 +254,14 @@ class Preparation:
         tasks = [
             TokenizeTask(self.directory, self.scratch, index, partition, *settings)
             for index, partition in enumerate(partitions)
-            if not self._written_path(index).is_file()
+            if read_marker(self._written_path(index)) is None
         ]
         finished = len(partitions) - len(tasks)
         try:
             with self.console.task("tokenizing", len(partitions), "partitions", done=finished) as progress:
                 results = self.workers.run(write_partition, tasks, self.processes)
                 for task, written in zip(tasks, results, strict=True):
-                    write_json(self._written_path(task.index), written)
+                    write_marker(self._written_path(task.index), self._shard_files(written), **written)
                     self.save_clock()
                     progress.advance(1)
         except IdsDiffer:

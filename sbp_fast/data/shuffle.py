@@ -8,11 +8,10 @@ one process in bounded memory. Shuffle-read: a partition of the order is its buc
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice, pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,8 @@ from sbp_fast.data.documents import Document, head_of, read_file
 from sbp_fast.data.passages import split_passages
 from sbp_fast.data.readers import InputFile
 from sbp_fast.errors import TransientError, UserError
-from sbp_fast.pipeline.files import atomic_open, read_json, write_json
+from sbp_fast.pipeline.files import atomic_open, dump_json, parse_json
+from sbp_fast.pipeline.seals import is_sealed, read_marker, remove_sealed, seal, write_marker
 
 DOCUMENT_BYTES = 256  # that a document takes in memory beside its text
 KEY_BITS = 64
@@ -133,18 +133,17 @@ def shuffle_write(task: ShuffleWriteTask) -> dict[str, Any]:
         UserError: the first record that cannot be used, unless `on_error` is "skip"; a store that fails, always.
     """
     finished = task.directory / f"file-{task.index:06d}.json"
-    if finished.is_file():
-        return _nest_counts(read_json(finished))
-    paths = sorted(task.directory.glob(f"chunk-{task.index:06d}-*.arrow"))
-    writer = _ChunkWriter(task, len(paths), Counter())
-    for path in paths:
-        writer.total.update(_read_counts(path))
+    counts = read_marker(finished)
+    if counts is not None:
+        return _nest_counts(counts)
+    writer = _ChunkWriter(task)
+    writer.accept_chunks()
     items = islice(read_file(task.file, task.config), writer.total["items"], None)
     limit = task.limit if task.limit is not None else float("inf")
     while writer.total["documents"] + writer.counts["documents"] < limit and (item := next(items, None)) is not None:
         writer.add(item)
     writer.close_chunk()
-    write_json(finished, writer.total)
+    write_marker(finished, writer.chunks, **writer.total)
     return _nest_counts(writer.total)
 
 
@@ -160,14 +159,24 @@ class _ChunkWriter:
     """Collects rows and writes one chunk after another.
 
     Attributes:
-        chunks: finished ones.
+        chunks: paths of the finished ones.
         total: counts of the finished chunks.
         counts: of the chunk that is being filled.
     """
 
-    def __init__(self, task: ShuffleWriteTask, chunks: int, total: Counter[str]) -> None:
-        self.task, self.chunks, self.total = task, chunks, total
+    def __init__(self, task: ShuffleWriteTask) -> None:
+        self.task, self.total = task, Counter[str]()
+        self.chunks: list[Path] = []
         self._clear()
+
+    def accept_chunks(self) -> None:
+        """Accept the chunks that an earlier attempt sealed, up to the first that is damaged; it and later ones are removed."""
+        paths = sorted(self.task.directory.glob(f"chunk-{self.task.index:06d}-*.arrow"))
+        self.chunks = list(takewhile(is_sealed, paths))
+        for path in self.chunks:
+            self.total.update(_read_counts(path))
+        for path in paths[len(self.chunks) :]:
+            remove_sealed(path)
 
     def _clear(self) -> None:
         self.rows: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
@@ -184,6 +193,7 @@ class _ChunkWriter:
             self._add_document(item)
         if self.bytes >= self.task.chunk_bytes:
             self.close_chunk()
+            seal(self.chunks[-1])
 
     def _skip(self, error: UserError) -> None:
         if self.task.config.on_error == "stop" or isinstance(error, TransientError):
@@ -229,17 +239,17 @@ class _ChunkWriter:
     def close_chunk(self) -> None:
         if not self.counts["items"]:
             return
-        path = self.task.directory / f"chunk-{self.task.index:06d}-{self.chunks:06d}.arrow"
+        path = self.task.directory / f"chunk-{self.task.index:06d}-{len(self.chunks):06d}.arrow"
         table = pa.table(self.rows, SCHEMA)
         keys = table["key"].to_numpy()
         order = np.argsort(keys, kind="stable")
         bounds = np.searchsorted(keys[order], np.array(bucket_starts(self.task.buckets)[:-1], np.uint64)).tolist()
-        metadata = {"counts": json.dumps(self.counts), "skipped": json.dumps(self.skipped)}
+        metadata = {"counts": dump_json(self.counts, path), "skipped": dump_json(self.skipped, path)}
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         with atomic_open(path) as file, pa.ipc.new_file(file, SCHEMA.with_metadata(metadata), options=options) as writer:
             for start, stop in zip(bounds, [*bounds[1:], len(order)], strict=True):
                 writer.write_batch(_as_batch(table.take(order[start:stop])))
-        self.chunks += 1
+        self.chunks.append(path)
         self.total.update(self.counts)
         self._clear()
 
@@ -253,7 +263,7 @@ def _as_batch(table: pa.Table) -> pa.RecordBatch:
 
 def _read_counts(path: Path) -> dict[str, int]:
     with pa.memory_map(str(path)) as source:
-        return json.loads(pa.ipc.open_file(source).schema.metadata[b"counts"])
+        return parse_json(pa.ipc.open_file(source).schema.metadata[b"counts"])
 
 
 class ShuffleReader:
@@ -266,7 +276,7 @@ class ShuffleReader:
         """Yield the records that were skipped, in the order of reading."""
         for path in self.chunks:
             with pa.memory_map(str(path)) as source:
-                yield from json.loads(pa.ipc.open_file(source).schema.metadata[b"skipped"])
+                yield from parse_json(pa.ipc.open_file(source).schema.metadata[b"skipped"])
 
     def columns(self, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         """Yield the named columns of each chunk as arrays."""

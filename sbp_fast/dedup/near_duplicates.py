@@ -22,6 +22,7 @@ from sbp_fast.dedup.minhash import BANDS, ROWS, SHINGLE_WORDS, band_keys, jaccar
 from sbp_fast.dedup.shingles import ShingleTable
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.files import atomic_open, save_array
+from sbp_fast.pipeline.seals import is_sealed, seal
 
 TRAIN_BIT = np.uint64(1 << 63)  # set in the rank of a document that is not held out
 CANDIDATES = "candidates.npy"
@@ -103,17 +104,18 @@ def _text_buffers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 def _write_keys(task: DedupTask) -> None:
     """Write ranks and keys for `candidate_pairs`."""
     path = task.file("keys")
-    if path.is_file():
+    if is_sealed(path):
         return
     table, ranks = _distinct_rows(task, ["text"])
     keys, words = band_keys(*_text_buffers(table["text"]), SHINGLE_WORDS, BANDS, ROWS)
     save_array(path, np.concatenate([ranks[None], keys])[:, words > 0])
+    seal(path)
 
 
 def _write_shingles(task: DedupTask) -> None:
     """Write the shingles of the partition's candidates, to be memory-mapped."""
     path = task.file("shingles")
-    if path.is_file():
+    if is_sealed(path):
         return
     table, ranks = _distinct_rows(task, ["id", "text"])
     rows = np.flatnonzero(np.isin(ranks, np.load(task.directory / CANDIDATES)))
@@ -125,6 +127,7 @@ def _write_shingles(task: DedupTask) -> None:
     ids = pa.array(candidates["id"].to_pylist(), pa.string())
     with atomic_open(path) as file, pa.ipc.new_file(file, SHINGLES) as writer:
         writer.write_table(pa.table([pa.array(ranks[rows]), ids, lists], schema=SHINGLES))
+    seal(path)
 
 
 class _CandidateShingles:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import time
 import urllib.error
@@ -16,7 +15,7 @@ from urllib.parse import urlsplit
 
 from sbp_fast.config import QualityConfig
 from sbp_fast.errors import TransientError, UserError
-from sbp_fast.pipeline.files import hash_file, hash_value
+from sbp_fast.pipeline.files import dump_json, hash_file, hash_value, parse_json
 
 ANSWER_TOKENS = 1024  # limit for a server's model, which may reason before it answers
 VERDICT_TOKENS = 16  # limit for a local model, which may not stop by itself
@@ -138,7 +137,7 @@ class Endpoint:
             "temperature": 0,
             "max_tokens": ANSWER_TOKENS,
         }
-        request = urllib.request.Request(self._url, json.dumps(body).encode(), self._headers)
+        request = urllib.request.Request(self._url, dump_json(body, self._url).encode(), self._headers)
         with urllib.request.urlopen(request, timeout=self._config.judge_timeout_seconds) as response:
             return bytes(response.read())
 
@@ -154,7 +153,7 @@ def _reason(error: urllib.error.HTTPError) -> str:
 
 def _content(response: bytes) -> str:
     """Return the text of a chat completion; ValueError if the response is none."""
-    answer = json.loads(response)
+    answer = parse_json(response)
     try:
         content = answer["choices"][0]["message"]["content"]
     except (LookupError, TypeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from sbp_fast.errors import UserError
 from sbp_fast.evaluate.judge import Judge
 from sbp_fast.evaluate.quality import rate
 from sbp_fast.evaluate.relevance import Judged
+from sbp_fast.pipeline.files import atomic_open, dump_json, hash_value, parse_json
 from sbp_fast.pipeline.progress import Console
 
 ANSWERS = "answers.jsonl"
@@ -109,7 +109,7 @@ def collect_answers(
         try:
             for number, answer in judge.ask([question.prompt for question in waiting]):
                 answers[waiting[number].key] = answer
-                file.write(json.dumps({"key": waiting[number].key, "answer": answer}).encode() + b"\n")
+                file.write(_answer_line(waiting[number].key, answer))
                 file.flush()
                 os.fsync(file.fileno())
                 task.advance(1)
@@ -122,14 +122,25 @@ def collect_answers(
 
 
 def _read_answers(path: Path) -> dict[str, str]:
-    """Return the answers of an earlier attempt; an unfinished last line is truncated from the file."""
-    if not path.is_file():
-        return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        os.truncate(path, len(whole))
-    return {line["key"]: line["answer"] for line in map(json.loads, whole.splitlines())}
+    """Return the answers of an earlier attempt; a line that is not as it was written goes from the file, and is asked again."""
+    answers = {}
+    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
+        try:
+            entry = parse_json(line)
+            if line == _answer_line(entry["key"], entry["answer"]):
+                answers[entry["key"]] = entry["answer"]
+        except (ValueError, KeyError, TypeError):
+            continue
+    if path.is_file():
+        with atomic_open(path) as file:
+            file.writelines(_answer_line(key, answer) for key, answer in answers.items())
+    return answers
+
+
+def _answer_line(key: str, answer: str) -> bytes:
+    """Return the line of an answer, with the hash of both."""
+    entry = {"key": key, "answer": answer}
+    return (dump_json(entry | {"xxh3": hash_value(entry)}, ANSWERS) + "\n").encode()
 
 
 def verdict_counts(judge: Judge, asked: Sequence[JudgeQuestion], answers: dict[str, str]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.resources
-import json
 import re
 import zlib
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import numpy as np
 from sbp_fast.config import EvaluateConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
-from sbp_fast.pipeline.files import hash_value
+from sbp_fast.pipeline.files import hash_value, parse_json
 from sbp_fast.pipeline.progress import Console
 
 EMBEDDED = "embedded:"
@@ -139,9 +138,9 @@ def _read_lines(path: str) -> list[str]:
 def _question(path: str, number: int, line: str) -> Question:
     where = f"{path}, line {number}"
     try:
-        record: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(where, f"not valid JSON: {error.msg}", "correct or remove the line") from None
+        record: Any = parse_json(line)
+    except ValueError as error:
+        raise UserError(where, f"not valid JSON: {error}", "correct or remove the line") from None
     if not isinstance(record, dict):
         raise UserError(where, "not a JSON object", "write an object with prompt, choices and answer")
     prompt, choices, answer = record.get("prompt_in_style") or record.get("prompt"), record.get("choices"), record.get("answer")

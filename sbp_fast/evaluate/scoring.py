@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import pyarrow as pa
 
@@ -12,6 +13,7 @@ from sbp_fast.evaluate.likelihood import log_likelihoods
 from sbp_fast.evaluate.metrics import Metric
 from sbp_fast.model.flops import forward_flops
 from sbp_fast.model.transformer import Transformer
+from sbp_fast.pipeline.finite import require_finite_rows
 from sbp_fast.pipeline.progress import Console
 
 
@@ -21,14 +23,15 @@ def score_model(
     """Return the score rows of all metrics (see `score_rows`) and the FLOPs of the forward passes.
 
     Raises:
-        UserError: the model's vocabulary is not the corpus's.
+        UserError: the model's vocabulary is not the corpus's, or it gives likelihoods that are not finite.
     """
     check_vocabulary(model, prepared, name)
     items = [metric.items(prepared, model.config.context) for metric in metrics]
     tables, flops = [], 0.0
     with console.task(f"scoring {name}", sum(len(tree) for group in items for tree in group.trees), "tokens") as task:
-        for group in items:
+        for metric, group in zip(metrics, items, strict=True):
             nats, extent = log_likelihoods(model, group.trees, group.sequences, advance=task.advance)
+            require_finite_rows(nats, "log-likelihood", partial("model {}, {}, sequence {}".format, name, metric.name))
             tables.append(group.to_rows(nats))
             flops += forward_flops(model.config, model.vocabulary_size, extent.tokens, extent.visible_pairs, extent.predictions)
     return pa.concat_tables(tables), flops

@@ -26,7 +26,7 @@ from sbp_fast.experiment.graph import (
 )
 from sbp_fast.experiment.ledger import ledger, matched_compute, stages_of_arm, totals, training_flops
 from sbp_fast.experiment.sources import Source, used_sources
-from sbp_fast.pipeline.files import read_json, write_json
+from sbp_fast.pipeline.files import write_json
 from sbp_fast.pipeline.manifest import MANIFEST, Manifest
 
 RESULTS = "results.json"
@@ -112,7 +112,7 @@ def _shares_of_gain(comparison: dict[str, Any], baseline: dict[str, Any]) -> dic
 def _manifest(directory: Path, stage: str) -> Manifest:
     if not (directory / MANIFEST).is_file():
         raise UserError(directory, f"the stage {stage} is not finished", "rerun `sbp-fast run`: it resumes where it stopped")
-    return Manifest(**read_json(directory / MANIFEST))
+    return Manifest.load(directory)
 
 
 def _versions() -> dict[str, str]:

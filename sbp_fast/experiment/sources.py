@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from sbp_fast.config import RunConfig, SourceConfig
 from sbp_fast.config.sources import SCRATCH
+from sbp_fast.pipeline.files import dump_json
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def sources_of(config: RunConfig) -> dict[str, Source]:
 
     def stage(command: str, name: str, *depends: Any) -> str:
         """Return the name of a stage: the first source in the configuration that depends on the same things names it."""
-        return owners.setdefault(json.dumps([command, *depends]), f"{command}{name}")
+        return owners.setdefault(dump_json([command, *depends], name), f"{command}{name}")
 
     return {name: _source(config, name, stage) for name in config.sources}
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from sbp_fast.config import FilterConfig
 from sbp_fast.filters.features import Features
+from sbp_fast.pipeline.finite import require_finite_rows
 from sbp_fast.registry import Registry
 
 Judgement: TypeAlias = tuple[np.ndarray, np.ndarray]
@@ -145,19 +146,30 @@ def document_rules() -> dict[str, FilterRule]:
     return {name: rule for name, rule in FILTER_RULES.items() if rule.judge is not None}
 
 
-def judge_documents(features: Features, rules: Mapping[str, FilterRule], config: FilterConfig) -> tuple[np.ndarray, np.ndarray]:
+def judge_documents(
+    features: Features,
+    rules: Mapping[str, FilterRule],
+    config: FilterConfig,
+    name: Callable[[int], str] = lambda row: f"document {row}",
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the reject reason of each document, "" where no rule rejects it, and the value that the rule compared.
 
     Args:
         features: of the documents.
         rules: as `document_rules` returns them.
         config: thresholds.
+        name: returns what a document is, for messages.
 
     Returns:
         str [documents], and float64 [documents], NaN where no rule rejects.
+
+    Raises:
+        UserError: a value that a rule compares is not finite, which no threshold would reject.
     """
     judgements = [rule.judge(features, config) for rule in rules.values() if rule.judge is not None]
     values = [value.astype(np.float64) for value, _ in judgements]
+    for rule, value in zip(rules, values, strict=True):
+        require_finite_rows(value, f"value of the rule {rule}", name)
     rejected: Sequence[np.ndarray] = [rejects for _, rejects in judgements]
     return np.select(rejected, list(rules), default=""), np.select(rejected, values, default=np.nan)
 

@@ -19,6 +19,7 @@ from sbp_fast.filters.contamination import QuestionFinder, evaluation_batches
 from sbp_fast.filters.features import Features, standalone_features
 from sbp_fast.filters.rules import FilterRule, judge_documents
 from sbp_fast.pipeline.files import atomic_open, read_json, save_array
+from sbp_fast.pipeline.seals import is_sealed, seal
 
 QUESTIONS = "questions.json"
 REAL, EVALUATION = 0, 1  # where a shingle occurs; one that occurs in both counts as real
@@ -63,12 +64,13 @@ def _question_finder(corpus: Path, questions: Path, width: int, fingerprint: str
 
 def compute_features(task: FilterTask) -> None:
     """Compute the features that need no other text than each document's own and its seed's."""
-    if task.file("standalone").is_file():
+    if is_sealed(task.file("standalone")):
         return
     prepared, synthetic = _open(task.corpus, task.synthetic, task.fingerprint)
     features = standalone_features(prepared, *synthetic.shard(task.number), task.config.shingle_tokens)
     with atomic_open(task.file("standalone")) as file:
         np.savez(file, **features)  # type: ignore[arg-type]
+    seal(task.file("standalone"))
 
 
 def count_shingles(
@@ -103,7 +105,7 @@ def count_shingles(
 
 
 def _finished_passes(task: FilterTask) -> int:
-    if not task.file("shingles").is_file():
+    if not is_sealed(task.file("shingles")):
         return 0
     with np.load(task.file("shingles")) as saved:
         return int(saved["passes"])
@@ -120,19 +122,21 @@ def _count_shard(task: FilterTask, index: ShingleIndex) -> int:
             counts += saved["counts"]
     with atomic_open(task.file("shingles")) as file:
         np.savez(file, counts=counts, passes=passes + 1)
+    seal(task.file("shingles"))
     return len(table)
 
 
 def judge_shard(task: FilterTask) -> None:
     """Judge each document by itself, and write the LSH keys of those that pass."""
-    if task.file("keys").is_file():
+    if is_sealed(task.file("keys")):
         return
     prepared, synthetic = _open(task.corpus, task.synthetic, task.fingerprint)
     table, tokens = synthetic.shard(task.number)
     offsets = np.concatenate([[0], np.cumsum(table["tokens"].to_numpy())])
     bodies = [tokens[offsets[i] + 1 : offsets[i + 1] - 1] for i in range(len(table))]
     features = _load_features(task, prepared, table["stop"].to_numpy(zero_copy_only=False), bodies)
-    reasons, values = judge_documents(features, task.rules, task.config)
+    ids = table["id"]
+    reasons, values = judge_documents(features, task.rules, task.config, lambda row: f"synthetic document {ids[row]}")
     with atomic_open(task.file("reasons")) as file:
         np.savez(file, reasons=reasons, values=values)
     passing = np.flatnonzero((reasons == "") & (features.tokens > 0))
@@ -141,6 +145,7 @@ def judge_shard(task: FilterTask) -> None:
     keys = token_band_keys(joined, np.cumsum([0, *map(len, passing_bodies)]), task.config.shingle_tokens, BANDS, ROWS)
     numbers = (synthetic.shard_starts[task.number] + passing).astype(np.uint64)
     save_array(task.file("keys"), np.concatenate([numbers[None], keys]))
+    seal(task.file("keys"), task.file("reasons"))
 
 
 def _load_features(task: FilterTask, prepared: PreparedCorpus, stop: np.ndarray, bodies: list[np.ndarray]) -> Features:

@@ -7,8 +7,7 @@ from pathlib import Path
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.errors import UserError
-from sbp_fast.pipeline.files import read_json
-from sbp_fast.pipeline.manifest import MANIFEST
+from sbp_fast.pipeline.manifest import Manifest
 
 COLUMNS = frozenset({"seed", "sample", "stop", "mean_log_probability"})
 """Columns that a synthetic corpus has beside those of any corpus."""
@@ -20,7 +19,7 @@ def open_synthetic(directory: Path, prepared: PreparedCorpus) -> Corpus:
     Raises:
         UserError: they were made from something else, or by a version that did not record how each was made.
     """
-    made_from = read_json(directory / MANIFEST)["inputs"].get("corpus")
+    made_from = Manifest.read(directory).inputs.get("corpus")
     if made_from != prepared.fingerprint:
         raise UserError(directory, f"was not made from {prepared.directory}", "give the corpus that it was made from")
     synthetic = Corpus(directory)

@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from sbp_fast.data.prepared import PreparedCorpus
-from sbp_fast.data.token_shards.writer import write_index, write_shard
+from sbp_fast.data.token_shards.writer import shard_files, write_index, write_shard
 from sbp_fast.generate.engine import GenerationResult, Seed
 from sbp_fast.generate.journal import Journal
 from sbp_fast.generate.seeds import NO_SEED, SeedPlan
-from sbp_fast.pipeline.files import read_json, write_json
+from sbp_fast.pipeline.finite import require_finite_rows
+from sbp_fast.pipeline.seals import marker_values, read_marker, write_marker
 
 PARTS = "parts"
 """Directory of the journals, and of one file for each finished shard, inside that of the corpus."""
@@ -39,7 +40,7 @@ class ShardWriter:
     def missing(self, among: Iterable[int] | None = None) -> list[int]:
         """Return the numbers of the unfinished shards, of all shards or of those in `among`."""
         shards = range(len(self.plan.shards)) if among is None else among
-        return [shard for shard in shards if not self._entry_path(shard).is_file()]
+        return [shard for shard in shards if read_marker(self._entry_path(shard)) is None]
 
     def seeds(self, shards: Iterable[int]) -> Iterator[Seed]:
         """Yield the seeds of these shards with the samples still to be generated; not safe for concurrent iteration."""
@@ -93,7 +94,7 @@ class ShardWriter:
         Raises:
             FileNotFoundError: a shard is missing.
         """
-        entries = [read_json(self._entry_path(shard)) for shard in range(len(self.plan.shards))]
+        entries = [marker_values(self._entry_path(shard)) for shard in range(len(self.plan.shards))]
         write_index(self.directory, entries, vocabulary_size=self.prepared.tokenizer.vocabulary_size)
 
     def _is_complete(self, shard: int) -> bool:
@@ -108,22 +109,25 @@ class ShardWriter:
         tokens, lengths = tokenizer.enclose(np.concatenate([result.tokens for result in results]), lengths)
         table, size = pa.table(self._columns(results, lengths)), tokenizer.vocabulary_size
         entry = write_shard(self.directory, f"{shard:05d}", [tokens], table, vocabulary_size=size)
-        write_json(self._entry_path(shard), entry)
+        write_marker(self._entry_path(shard), (self.directory / name for name in shard_files(entry["name"])), **entry)
         journal.close()
         self._journal_path(shard).unlink()
 
     def _columns(self, results: list[GenerationResult], lengths: np.ndarray) -> dict[str, Any]:
         seeds = [int(self.plan.documents[result.seed]) for result in results]
+        log_probabilities = [result.log_probability / result.generated_tokens for result in results]
         names = ["none" if seed == NO_SEED else str(seed) for seed in seeds]
+        ids = [f"synthetic/{name}/{result.sample}" for name, result in zip(names, results, strict=True)]
+        require_finite_rows(np.array(log_probabilities), "log-probability", lambda row: f"document {ids[row]}")
         return {
-            "id": [f"synthetic/{name}/{result.sample}" for name, result in zip(names, results, strict=True)],
+            "id": ids,
             "source": ["synthetic"] * len(results),
             "text_bytes": [len(self.prepared.tokenizer.decode(result.tokens).encode()) for result in results],
             "tokens": lengths,
             "seed": seeds,
             "sample": [result.sample for result in results],
             "stop": [result.stop for result in results],
-            "mean_log_probability": [result.log_probability / result.generated_tokens for result in results],
+            "mean_log_probability": log_probabilities,
         }
 
     def _journal_path(self, shard: int) -> Path:

@@ -70,7 +70,7 @@ def generate_corpus(
     device = str(processes.device)
     plan = SeedPlan.make(config, prepared.unique, shape.context)
     # with an index, a killed attempt only had to remove its journals
-    if not processes.broadcast((directory / INDEX).is_file()):
+    if not processes.broadcast(processes.is_rank0 and _is_written(directory)):
         if workers.local:
             BACKENDS[config.synthesize.backend].check(config.synthesize, processes.device)  # every process refuses
         writer = ShardWriter(directory, plan, prepared, shape.context)
@@ -85,6 +85,18 @@ def generate_corpus(
     if processes.is_rank0:
         shutil.rmtree(directory / PARTS, ignore_errors=True)
     return device
+
+
+def _is_written(directory: Path) -> bool:
+    """Return whether an earlier attempt wrote the whole corpus, and its files are as they were written."""
+    if not (directory / INDEX).is_file():
+        return False
+    try:
+        Corpus(directory).verify()
+    except UserError as error:
+        Console().say(f"{error.where}: {error.what}, and so made again")
+        return False
+    return True
 
 
 def corpus_counts(

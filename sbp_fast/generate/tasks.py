@@ -25,6 +25,7 @@ from sbp_fast.pipeline.distributed import Processes
 from sbp_fast.pipeline.executors.executor import Advance, Placement, Workers
 from sbp_fast.pipeline.files import read_json, write_json
 from sbp_fast.pipeline.progress import Console, Task, short
+from sbp_fast.pipeline.seals import is_sealed, seal
 
 CLOCK_SECONDS = 5.0
 MAXIMUM_SHARDS = 32  # of one chunk: at the end of each, a worker's batch runs empty
@@ -196,9 +197,10 @@ def _save_versions(directory: Path, versions: dict[str, str]) -> None:
     known = read_versions(directory)
     if versions and versions not in known:
         write_json(directory / VERSIONS, [*known, versions])
+        seal(directory / VERSIONS)
 
 
 def read_versions(directory: Path) -> list[dict[str, str]]:
     """Return the versions of the packages that generated the documents in a directory; none if it was this package."""
     path = directory / VERSIONS
-    return read_json(path) if path.is_file() else []
+    return read_json(path) if is_sealed(path) else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from tokenizers import models, pre_tokenizers
 
 from sbp_fast.config import RunConfig
 from sbp_fast.lab.worlds import GENRES, Documents, World, WorldSettings
-from sbp_fast.pipeline.files import atomic_open, read_json, write_json
+from sbp_fast.pipeline.files import atomic_open, dump_json, read_json, write_json
 
 UNIQUE, OTHERS, HELDOUT, PAIRS, TOKENIZER = "unique.jsonl", "others.jsonl", "heldout.jsonl", "pairs.jsonl", "tokenizer.json"
 WORLD = "world.json"
@@ -74,4 +73,4 @@ def word_tokenizer(words: list[str]) -> str:
 
 def _write_lines(path: Path, records: list[dict[str, str]]) -> None:
     with atomic_open(path) as file:
-        file.writelines((json.dumps(record) + "\n").encode() for record in records)
+        file.writelines((dump_json(record, path) + "\n").encode() for record in records)

@@ -25,7 +25,8 @@ from sbp_fast.lab.worlds import World, WorldSettings
 from sbp_fast.model.saved import load_model
 from sbp_fast.pairs.heldout_pairs import HeldoutPairs, PairSplit
 from sbp_fast.pipeline.executors.local import LOCAL
-from sbp_fast.pipeline.files import read_json, write_json
+from sbp_fast.pipeline.files import write_json
+from sbp_fast.pipeline.manifest import MANIFEST, Manifest
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.stages.evaluate import SCORES
 
@@ -131,7 +132,7 @@ def _figures(world: World, config: RunConfig, directory: Path) -> dict[str, Any]
             for arm in arms_of(config).values()
             for name in arm.runs
         },
-        "seconds": sum(read_json(path)["seconds"] for path in directory.rglob("manifest.json")),
+        "seconds": sum(Manifest.read(path.parent).seconds for path in directory.rglob(MANIFEST)),
     }
 
 

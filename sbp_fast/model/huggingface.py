@@ -5,7 +5,6 @@ The weights are those of a Qwen3ForCausalLM or, for a model without norms of que
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from sbp_fast.data.tokenizer import BEGIN, END, Tokenizer
 from sbp_fast.errors import UserError
 from sbp_fast.model.saved import fill, load_model, read_weights
 from sbp_fast.model.transformer import Transformer
-from sbp_fast.pipeline.files import atomic_open, atomic_path, read_json, write_json
+from sbp_fast.pipeline.files import atomic_open, atomic_path, dump_json, parse_json, write_json
 
 SHARD_BYTES = 5 * 10**9
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -120,9 +119,12 @@ def weight_files(directory: Path) -> list[Path]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return read_json(path)
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise UserError(path, f"cannot be read: {error}", "give a Hugging Face model's directory on this machine") from None
+    if not isinstance(content, dict):
+        raise UserError(path, "is no JSON object", "give a Hugging Face model's directory on this machine")
+    return content
 
 
 def hugging_face_config(config: ModelConfig, vocabulary_size: int, where: Path) -> dict[str, Any]:
@@ -273,7 +275,7 @@ def _full_name(name: str) -> str:
 
 def with_begin(tokenizer: Tokenizer) -> str:
     """Return the `tokenizer.json` of a tokenizer that puts the begin token first."""
-    content = json.loads(tokenizer.to_json())
+    content = parse_json(tokenizer.to_json())
     begin = {"SpecialToken": {"id": BEGIN, "type_id": 0}}
     content["post_processor"] = {
         "type": "TemplateProcessing",
@@ -281,4 +283,4 @@ def with_begin(tokenizer: Tokenizer) -> str:
         "pair": [begin, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
         "special_tokens": {BEGIN: {"id": BEGIN, "ids": [tokenizer.begin], "tokens": [BEGIN]}},
     }
-    return json.dumps(content, ensure_ascii=False, indent=2)
+    return dump_json(content, "tokenizer.json", ensure_ascii=False, indent=2)

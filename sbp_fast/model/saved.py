@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -68,12 +67,12 @@ def read_description(directory: str | Path) -> tuple[ModelConfig, int]:
     path = Path(directory) / MODEL
     if not path.is_file():
         raise UserError(directory, "holds no saved model", "give the output of `sbp-fast train` or `sbp-fast import`")
+    description = read_json(path)
     try:
-        description = read_json(path)
         if description["format"] != FORMAT:
             raise UserError(path, f"format {description['format']} is not {FORMAT}", "train or import the model again")
         return ModelConfig(**description["model"]), int(description["vocabulary_size"])
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError, KeyError, TypeError, AttributeError) as error:
+    except (ValidationError, KeyError, TypeError, AttributeError) as error:
         raise UserError(path, f"is not a model's description: {error!r}", "train or import the model again") from None
 
 

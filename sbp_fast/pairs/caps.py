@@ -16,6 +16,7 @@ from sbp_fast.pairs.criteria import PARTNER_FULL, SEED_FULL, TAKEN, apply_caps, 
 from sbp_fast.pairs.score import DIRECTED
 from sbp_fast.pairs.tasks import NEIGHBOR_BYTES, Pairing
 from sbp_fast.pipeline.executors.executor import Advance
+from sbp_fast.pipeline.seals import seal
 
 RANKED = np.dtype([("rank", "<i8"), *DIRECTED.descr])
 
@@ -29,7 +30,8 @@ def write_ranks(pairing: Pairing, number: int, advance: Advance) -> None:
     columns = {name: rows[name][order] for name in DIRECTED.names or ()}
     write_rows(pairing.file("ranked", number), RANKED, rank=rank[order], **columns)
     sizes = np.bincount(rank)
-    write_rows(pairing.file("sizes", number), np.dtype([("pairs", "<i8")]), pairs=sizes)  # last: it marks the range as done
+    write_rows(pairing.file("sizes", number), np.dtype([("pairs", "<i8")]), pairs=sizes)
+    seal(pairing.file("sizes", number), pairing.file("ranked", number))  # last: it marks the range as done
 
 
 def cap_degrees(pairing: Pairing) -> dict[str, int]:

@@ -40,7 +40,8 @@ def reject_reasons(
     Returns:
         int8 [candidates], index into `REJECT_REASONS`; `ACCEPTED` where there is none.
     """
-    applies = [scores < low, scores > config.similarity_high, same_group, containment >= config.near_duplicate_containment]
+    in_band, limit = (scores >= low, scores <= config.similarity_high), config.near_duplicate_containment
+    applies = [~in_band[0], ~in_band[1], same_group, ~(containment < limit)]  # so that a NaN is rejected
     return np.select(applies, [np.int8(reason) for reason in range(len(REJECT_REASONS))], np.int8(ACCEPTED))
 
 

@@ -111,7 +111,7 @@ def _reopen(
     prepared = PreparedCorpus(directory)
     corpus: Corpus = getattr(prepared, split)
     shingles = DocumentShingles(len(rows), lambda row: corpus[int(rows[row])][1:-1], shingle_tokens)
-    view = Vectors(vectors, rows, hashed=False, split=split)
+    view = Vectors(vectors, rows, hashed=False, split=split, corpus=corpus)
     return DistinctDocuments(rows, view, groups, shingles, DuplicateClusters(0), prepared)
 
 

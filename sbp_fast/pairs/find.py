@@ -22,10 +22,20 @@ from sbp_fast.pairs.examples import write_examples
 from sbp_fast.pairs.gather import gather
 from sbp_fast.pairs.pairset import write_pairs
 from sbp_fast.pairs.partitioned_self_join import search_partitions
-from sbp_fast.pairs.score import counts_path, measure_recall, nearest_eligible, score_range, total_counts, write_recall_sample
+from sbp_fast.pairs.score import (
+    counts_path,
+    measure_recall,
+    nearest_eligible,
+    sample_path,
+    score_range,
+    total_counts,
+    write_recall_sample,
+)
 from sbp_fast.pairs.tasks import Pairing
 from sbp_fast.pipeline.executors.executor import Advance, Holders, Workers
+from sbp_fast.pipeline.finite import require_finite
 from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.seals import is_sealed, read_marker, remove_sealed
 
 SIMILARITY_EDGES = np.linspace(-0.2, 1.0, 61).round(2)
 CONTAINMENT_EDGES = np.linspace(0.0, 1.0, 21).round(2)
@@ -75,6 +85,7 @@ def find_pairs(
     console.say(f"{len(documents)} documents, after {left_out}")
     random = similarities(documents.vectors, *random_pairs(documents.groups, np.random.default_rng(config.seed)))
     low, origin = _low(config.pair, random, console)
+    require_finite({"low": low, "high": config.pair.similarity_high}, "similarity band of pair")
     with workers.hold(partial(Pairing, config, documents, low, directory, scratch, console), config) as holders:
         pairing = Pairing(config, documents, low, directory, scratch, console, holders.placement)
         search = search_partitions(pairing, holders, checkpoint)
@@ -84,7 +95,7 @@ def find_pairs(
             raise _no_pairs(counts, nearest, low, config.pair)
         recall = measure_recall(pairing, counts)
         _check_recall(recall, search["partitions"], config.pair)
-        _run(write_ranks, pairing.files("sizes"), holders, checkpoint)
+        _run(write_ranks, _unsealed(pairing.files("sizes")), holders, checkpoint)
         device = holders.placement.device if BACKENDS[search["backend"]].uses_device else "cpu"
     capped = cap_degrees(pairing)
     taken = _write_pairs(pairing)
@@ -116,27 +127,32 @@ def _score(pairing: Pairing, holders: Holders[Pairing], checkpoint: Checkpoint) 
     """Gather and score the candidates of all ranges; return the sums of their counts."""
     edges, scored = pairing.files("edges"), [counts_path(pairing, number) for number in range(len(pairing.ranges))]
     edges[0].parent.mkdir(exist_ok=True)
-    if not all(path.is_file() for path in scored):
-        _run(gather, edges, holders, checkpoint)
+    unscored = [number for number, marker in enumerate(scored) if read_marker(marker) is None]
+    if unscored or not is_sealed(sample_path(pairing)):
+        _run(gather, _unsealed(edges), holders, checkpoint)
         write_recall_sample(pairing)
         with pairing.console.task("candidates scored", len(pairing.documents), "documents") as task:
-            _run(score_range, scored, holders, checkpoint, task.advance)
+            _run(score_range, unscored, holders, checkpoint, task.advance)
     for path in edges:  # as large as the scored candidates
-        path.unlink(missing_ok=True)
+        remove_sealed(path)
     return total_counts(pairing)
 
 
 def _run(
     function: Callable[[Pairing, int, Advance], None],
-    markers: Sequence[Path],
+    missing: Sequence[int],
     holders: Holders[Pairing],
     checkpoint: Checkpoint,
     advance: Advance = lambda amount: None,
 ) -> None:
-    """Do the task of every range whose marker does not exist yet."""
-    missing = [number for number, marker in enumerate(markers) if not marker.is_file()]
+    """Do the task of every range that misses its result."""
     for _ in holders.run(function, missing, advance):
         checkpoint()
+
+
+def _unsealed(files: Sequence[Path]) -> list[int]:
+    """Return the ranges whose last file is not there, or not as it was written."""
+    return [number for number, file in enumerate(files) if not is_sealed(file)]
 
 
 def _write_pairs(pairing: Pairing) -> dict[str, Any]:
@@ -166,7 +182,7 @@ def _low(config: PairConfig, random: np.ndarray, console: Console) -> tuple[floa
 
 
 def _check_recall(recall: dict[str, Any], partitions: int, config: PairConfig) -> None:
-    if recall["recall"] < config.target_recall:
+    if not recall["recall"] >= config.target_recall:
         remedy = "raise pair.partition_overlap or pair.partition_documents, or " if partitions > 1 else ""
         raise UserError(
             "pair",

@@ -66,7 +66,7 @@ def _find(
     if len(rows) < 2:
         empty = np.zeros(0, np.int64)
         return HeldoutPairs(empty, empty, empty.astype(np.float32), empty.astype(str), empty)
-    vectors = Vectors(directory, hashed=False, split="heldout")
+    vectors = Vectors(directory, hashed=False, split="heldout", corpus=prepared.heldout)
     documents = DistinctDocuments.among(prepared, vectors, rows, config.pair, folder)
     seeds, partners, scores = _qualifying(documents, low, config.pair, resolve_threads(config))
     taken = _capped(seeds, partners, scores, len(documents), config.pair)

@@ -15,6 +15,7 @@ from sbp_fast.pairs.partitioned_self_join import members_path, neighbors_path, p
 from sbp_fast.pairs.tasks import Pairing
 from sbp_fast.pipeline.executors.executor import Advance
 from sbp_fast.pipeline.files import save_array
+from sbp_fast.pipeline.seals import seal
 
 EDGE = np.dtype([("first", "<i8"), ("second", "<i8"), ("similarity", "<f4")])
 
@@ -38,6 +39,7 @@ def gather(pairing: Pairing, number: int, advance: Advance) -> None:
     first, second, indices = _deduplicate(own, merged.ids.reshape(-1)[present], len(pairing.documents))
     scores = merged.similarities.reshape(-1)[present][indices]
     write_rows(pairing.file("edges", number), EDGE, first=first, second=second, similarity=scores)
+    seal(pairing.file("edges", number), pairing.file("reach", number))
 
 
 def read_edges(pairing: Pairing, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from sbp_fast.pairs.pairset import write_pairs
 
 FIELDS = Fields("partner", "seed", "similarity")
 REMEDY = "give JSON lines or Parquet with the ids seed and partner, and perhaps a similarity"
+LARGEST_SIMILARITY = float(np.finfo(np.float32).max)  # as it is stored
 KNOWN_SIMILARITY = 1.0
 """Similarity of a pair of which the file gives none."""
 
@@ -95,7 +95,7 @@ def _named(record: Record | UserError, where: str) -> NamedPair:
     for name in (FIELDS.id, FIELDS.text):
         if record.values.get(name) in (None, ""):
             raise UserError(where, f"a pair without a {name}", REMEDY)
-    if similarity is not None and not (isinstance(similarity, int | float) and math.isfinite(similarity)):
+    if similarity is not None and not (isinstance(similarity, int | float) and abs(similarity) <= LARGEST_SIMILARITY):
         raise UserError(where, f"a similarity that is no number: {similarity!r}", REMEDY)
     seed, partner = str(record.values[FIELDS.id]), str(record.values[FIELDS.text])
     if seed == partner:

@@ -12,13 +12,14 @@ import numpy as np
 from sbp_fast.config import resolve_threads
 from sbp_fast.data.external_sort import write_rows
 from sbp_fast.neighbors.backends import AUTO, choose_backend
-from sbp_fast.neighbors.hnsw import HnswIndex
+from sbp_fast.neighbors.hnsw import HnswIndex, metadata_path
 from sbp_fast.neighbors.partition import assign_partitions
 from sbp_fast.neighbors.saved_index import index_path
 from sbp_fast.neighbors.self_join import SelfJoinResult, self_join
 from sbp_fast.pairs.tasks import Pairing
 from sbp_fast.pipeline.executors.executor import Advance, Holders
-from sbp_fast.pipeline.files import read_json, save_array, write_json
+from sbp_fast.pipeline.files import save_array
+from sbp_fast.pipeline.seals import marker_values, read_marker, write_marker
 
 SEARCH_LOSS_SHARE = 0.5  # of the pairs that may be missed, where there are several partitions; the others lose the rest
 NEIGHBOR = np.dtype([("member", "<i4"), ("similarity", "<f4")])  # a neighbor's index in the partition; -1 for none
@@ -57,10 +58,10 @@ def search_partitions(pairing: Pairing, holders: Holders[Pairing], checkpoint: C
     # partitioning misses some pairs, too
     target = settings.target_recall if len(sizes) == 1 else 1 - (1 - settings.target_recall) * SEARCH_LOSS_SHARE
     results = [_result_path(pairing, number) for number in range(len(sizes))]
-    missing = [Partition(number, backend, target) for number, path in enumerate(results) if not path.is_file()]
+    missing = [Partition(number, backend, target) for number, path in enumerate(results) if read_marker(path) is None]
     for _ in holders.run(search_partition, missing, lambda amount: None):
         checkpoint()
-    searched = [read_json(path) for path in results]
+    searched = [marker_values(path) for path in results]
     return {
         "backend": backend,
         "partitions": len(sizes),
@@ -72,7 +73,7 @@ def search_partitions(pairing: Pairing, holders: Holders[Pairing], checkpoint: C
 
 def partition_sizes(pairing: Pairing) -> list[int]:
     """Return the number of documents in each partition."""
-    return read_json(_sizes_path(pairing))
+    return marker_values(_sizes_path(pairing))["sizes"]
 
 
 def members_path(pairing: Pairing, partition: int) -> Path:
@@ -87,7 +88,7 @@ def neighbors_path(pairing: Pairing, partition: int) -> Path:
 
 def _assign(pairing: Pairing) -> None:
     """Write the documents of every partition, and the sizes."""
-    if _sizes_path(pairing).is_file():
+    if read_marker(_sizes_path(pairing)) is not None:
         return
     pairing.partitions.mkdir(exist_ok=True)
     settings = pairing.settings
@@ -100,7 +101,8 @@ def _assign(pairing: Pairing) -> None:
     )
     for number, members in enumerate(partitions):
         save_array(members_path(pairing, number), members)
-    write_json(_sizes_path(pairing), list(map(len, partitions)))  # last: it marks the assignment as finished
+    files = [members_path(pairing, number) for number in range(len(partitions))]
+    write_marker(_sizes_path(pairing), files, sizes=list(map(len, partitions)))  # last: the assignment is finished
 
 
 def _sizes_path(pairing: Pairing) -> Path:
@@ -129,19 +131,22 @@ def search_partition(pairing: Pairing, partition: Partition, advance: Advance) -
     pairing.console.say(
         f"{result.recall:.4f} of the pairs in the band found from sampled documents, search budget {result.search_budget}"
     )
-    _save_index(pairing, result, vectors, ids, index_path(pairing.directory, partition.number))
+    index_files = _save_index(pairing, result, vectors, ids, index_path(pairing.directory, partition.number))
     path = neighbors_path(pairing, partition.number)
     write_rows(path, NEIGHBOR, member=result.ids, similarity=result.similarities)
     summary = {"search_budget": result.search_budget, "recall": result.recall}
-    write_json(_result_path(pairing, partition.number), summary)  # last: it marks the partition as finished
+    write_marker(_result_path(pairing, partition.number), [path, *index_files], **summary)  # last: the partition is finished
 
 
-def _save_index(pairing: Pairing, result: SelfJoinResult, vectors: np.ndarray, ids: np.ndarray, path: Path) -> None:
+def _save_index(pairing: Pairing, result: SelfJoinResult, vectors: np.ndarray, ids: np.ndarray, path: Path) -> tuple[Path, ...]:
+    """Save the index where one is wanted; return its files."""
     index, settings, seed = result.index, pairing.settings, pairing.config.seed
     if index is None and settings.save_index:
         m, ef_construction = settings.hnsw_m, settings.hnsw_ef_construction
         with pairing.console.task("documents indexed", len(ids), "documents") as task:
             index = HnswIndex.build(vectors, ids, m=m, ef_construction=ef_construction, seed=seed, task=task)
-    if index is not None:
-        path.parent.mkdir(exist_ok=True)
-        index.save(path)
+    if index is None:
+        return ()
+    path.parent.mkdir(exist_ok=True)
+    index.save(path)
+    return path, metadata_path(path)

@@ -15,7 +15,7 @@ from sbp_fast.pairs.criteria import ACCEPTED, REJECT_REASONS
 from sbp_fast.pairs.gather import canonical_order, read_edges, read_reach
 from sbp_fast.pairs.tasks import Pairing
 from sbp_fast.pipeline.executors.executor import Advance
-from sbp_fast.pipeline.files import read_json, write_json
+from sbp_fast.pipeline.seals import marker_values, seal, write_marker
 
 SCORED = np.dtype([("first", "<i8"), ("second", "<i8"), ("score", "<f4"), ("reject_reason", "i1")])
 DIRECTED = np.dtype([("seed", "<i8"), ("partner", "<i8"), ("score", "<f4"), ("containment", "<f8")])
@@ -29,10 +29,12 @@ def write_recall_sample(pairing: Pairing) -> None:
     weight = sampling_weight(sample.similarities, read_reach(pairing, sample.second))
     first, second = canonical_order(sample.first, sample.second)
     order = np.argsort(first, kind="stable")
-    write_rows(_sample_path(pairing), SAMPLED, first=first[order], second=second[order], weight=weight[order])
+    write_rows(sample_path(pairing), SAMPLED, first=first[order], second=second[order], weight=weight[order])
+    seal(sample_path(pairing))
 
 
-def _sample_path(pairing: Pairing) -> Path:
+def sample_path(pairing: Pairing) -> Path:
+    """Return the path of the sampled pairs."""
     return pairing.scratch / "sampled.npy"
 
 
@@ -55,13 +57,14 @@ def score_range(pairing: Pairing, number: int, advance: Advance) -> None:
     _write_directed(pairing, number, *(part[accepted] for part in (first, second, scores, candidates.containment)))
     documents, nearest = candidates.nearest_eligible(pairing.settings)
     write_rows(pairing.file("nearest", number), NEAREST, document=documents, similarity=nearest)
-    sampled = read_between(_sample_path(pairing), "first", *pairing.ranges[number])
+    sampled = read_between(sample_path(pairing), "first", *pairing.ranges[number])
     pairs = first * len(pairing.documents) + second
     found = np.isin(sampled["first"] * len(pairing.documents) + sampled["second"], pairs)
     counts: dict[str, float] = {"candidates": len(first), "found": int(found.sum())}
     counts["weight_found"] = float(sampled["weight"][found].sum())
     counts |= {name: int((reason == index).sum()) for index, name in enumerate(REJECT_REASONS)}
-    write_json(counts_path(pairing, number), counts)  # last: it marks the range as scored
+    files = [pairing.file(kind, number) for kind in ("scored", "directed", "nearest")]
+    write_marker(counts_path(pairing, number), files, **counts)  # last: the range is scored
     advance(np.diff(pairing.ranges[number]).item())
 
 
@@ -74,13 +77,13 @@ def total_counts(pairing: Pairing) -> Counter[str]:
     """
     total: Counter[str] = Counter()
     for number in range(len(pairing.ranges)):
-        total.update(read_json(counts_path(pairing, number)))
+        total.update(marker_values(counts_path(pairing, number)))
     return total
 
 
 def measure_recall(pairing: Pairing, counts: Counter[str]) -> dict[str, Any]:
     """Count the sampled pairs among the candidates, and estimate the share of all pairs that was found."""
-    sampled = np.load(_sample_path(pairing))
+    sampled = np.load(sample_path(pairing))
     queries = min(pairing.settings.recall_queries, len(pairing.documents))
     share = counts["weight_found"] / float(sampled["weight"].sum()) if len(sampled) else 1.0
     return {"queries": queries, "pairs": len(sampled), "found": counts["found"], "recall": share}

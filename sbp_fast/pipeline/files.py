@@ -1,8 +1,9 @@
-"""Writing files so that a reader never sees half of one: temporary name, sync, rename."""
+"""Writing files so that a reader never sees half of one: temporary name, sync, rename. JSON holds finite numbers only."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
+
+from sbp_fast.errors import UserError
+from sbp_fast.pipeline.finite import require_finite
 
 TEMPORARY_SUFFIX = ".tmp"
 _writer = ""
@@ -91,30 +95,78 @@ def link(source: Path, path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; floats round-trip exactly."""
+    """Write `value` as indented JSON, atomically; floats round-trip exactly.
+
+    Raises:
+        UserError: it holds a number that is not finite; the message names the key.
+    """
     with atomic_open(path) as file:
-        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+        file.write((dump_json(value, path, ensure_ascii=False, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
-    """Return the value of a JSON file; ValueError if it holds none."""
-    return parse_json(path.read_bytes())
+    """Return the value of a JSON file.
+
+    Raises:
+        UserError: it holds no JSON, or a number that is not finite.
+    """
+    try:
+        return parse_json(path.read_bytes())
+    except ValueError as error:
+        raise UserError(path, f"is not JSON: {error}", "make it again") from None
 
 
-def parse_json(content: bytes) -> Any:
-    """Return the value of a JSON text in UTF-8; ValueError if it is none."""
-    return json.loads(content.decode())
+def dump_json(value: Any, where: object, *, ensure_ascii: bool = True, **options: Any) -> str:
+    """Return `value` as JSON text.
+
+    Args:
+        value: representable in JSON.
+        where: what is written, for the message.
+        ensure_ascii: whether other characters are escaped; a lone surrogate can be written in no other way.
+        options: of `json.dumps`.
+
+    Raises:
+        UserError: it holds a number that is not finite.
+    """
+    require_finite(value, where)
+    return json.dumps(value, ensure_ascii=ensure_ascii, allow_nan=False, **options)
 
 
-def hash_file(path: Path) -> str:
-    """Return the xxh3-128 hash of a file's bytes, as hex."""
-    digest = xxhash.xxh3_128()
+def parse_json(content: bytes | str) -> Any:
+    """Return the value of a JSON text in UTF-8.
+
+    Raises:
+        ValueError: it is none, or holds NaN or an infinity.
+    """
+    try:
+        return DECODER.decode(content if isinstance(content, str) else content.decode())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no finite number")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse(text)
+
+
+DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_float)
+
+
+def hash_file(path: Path, size: int | None = None) -> str:
+    """Return the xxh3-128 hash of a file's bytes, or of the first `size` of them, as hex."""
+    digest, left = xxhash.xxh3_128(), math.inf if size is None else size
     with open(path, "rb") as file:
-        while block := file.read(1 << 22):
+        while block := file.read(int(min(left, 1 << 22))):
             digest.update(block)
+            left -= len(block)
     return digest.hexdigest()
 
 
 def hash_value(value: Any) -> str:
     """Return the xxh3-128 hash of a JSON-representable value in canonical form, as hex."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return xxhash.xxh3_128_hexdigest(canonical.encode())

@@ -1,9 +1,10 @@
 """The contract of a stage: it reads directories and writes one directory with a manifest; it is done, resumable or stale.
 
 While a stage runs, its output lies in `NAME.partial`, which holds only whole files (see `files.py`) and the plan that it was
-started with. When the work is done, the counts are saved, scratch space is removed, the manifest is written and the directory
-is renamed. A killed stage resumes in its partial directory. A directory made from other inputs or settings is refused with a
-list of what changed. With several processes, rank 0 owns the directory and the others are called with its path.
+started with. What a later attempt accepts has a checksum (see `seals.py`). When the work is done, the counts are saved, scratch
+space is removed, the manifest is written and the directory is renamed. A killed stage resumes in its partial directory. A
+directory made from other inputs or settings is refused with a list of what changed. With several processes, rank 0 owns the
+directory and the others are called with its path.
 """
 
 from __future__ import annotations
@@ -16,21 +17,33 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sbp_fast.config.files import diff_config
 from sbp_fast.errors import TransientError, UserError
-from sbp_fast.pipeline.files import TEMPORARY_SUFFIX, hash_file, hash_value, read_json, sync_directory, write_json
-from sbp_fast.pipeline.manifest import LOGS, MANIFEST, Manifest
+from sbp_fast.pipeline.files import TEMPORARY_SUFFIX, hash_value, sync_directory
+from sbp_fast.pipeline.finite import require_finite
+from sbp_fast.pipeline.manifest import (
+    CLOCK,
+    COMPLETE,
+    LOGS,
+    MANIFEST,
+    PLAN,
+    SCRATCH,
+    Manifest,
+    damaged_files,
+    output_files,
+    refuse_unlisted_files,
+)
 from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.seals import SEAL_SUFFIX, fingerprint_file, read_sealed_json, write_sealed_json
 
 if TYPE_CHECKING:
     from sbp_fast.pipeline.distributed import Processes
 
-PLAN, CLOCK = "plan.json", "clock.json"
-COMPLETE, SCRATCH = "complete.json", "scratch"
+START_AGAIN = "rerun with --force to start again"
 
 
 @dataclass
@@ -45,6 +58,7 @@ class StageContext:
         flops: floating-point operations of models, for the compute ledger.
         device: the device that did the work, for the manifest.
         counts: counts and measurements, for the manifest.
+        files: relative path -> {"bytes", "xxh3"} of each file of the output, once the body has finished.
     """
 
     directory: Path
@@ -54,11 +68,17 @@ class StageContext:
     flops: float = 0.0
     device: str = "cpu"
     counts: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
     _earlier_seconds: float = 0.0
 
     def record(self, **counts: Any) -> None:
-        """Add to the manifest's counts."""
+        """Add to the manifest's counts.
+
+        Raises:
+            UserError: a number among them is not finite.
+        """
+        require_finite(counts, self.out)
         self.counts.update(counts)
 
     @property
@@ -69,16 +89,19 @@ class StageContext:
         return path
 
     def mark_complete(self) -> None:
-        """Save the counts; a later attempt then skips the body and only cleans up."""
-        write_json(self.directory / COMPLETE, {"counts": self.counts, "flops": self.flops, "device": self.device})
+        """Save the counts and the checksums of the output; a later attempt then skips the body and only cleans up."""
+        paths = sorted(output_files(self.directory))
+        self.files = {str(path.relative_to(self.directory)): fingerprint_file(path) for path in paths}
+        saved = {"counts": self.counts, "flops": self.flops, "device": self.device, "files": self.files}
+        write_sealed_json(self.directory / COMPLETE, saved)
 
     def restore_complete(self) -> bool:
         """Return whether an earlier attempt finished the body; its counts are then restored."""
         path = self.directory / COMPLETE
         if not path.is_file():
             return False
-        saved = read_json(path)
-        self.counts, self.flops, self.device = saved["counts"], saved["flops"], saved["device"]
+        saved = read_sealed_json(path, START_AGAIN)
+        self.counts, self.flops, self.device, self.files = (saved[key] for key in ("counts", "flops", "device", "files"))
         return True
 
     @property
@@ -92,7 +115,7 @@ class StageContext:
 
     def save_clock(self) -> None:
         """Save the seconds so far; called after each durable step, so that a killed attempt's time counts."""
-        write_json(self.directory / CLOCK, {"seconds": self.seconds})
+        write_sealed_json(self.directory / CLOCK, {"seconds": self.seconds})
 
 
 def run_stage(
@@ -114,11 +137,11 @@ def run_stage(
         inputs: name -> directory of a finished stage, or the fingerprint of another input.
         body: writes into `context.directory`, resuming from the files there.
         console: for progress.
-        force: replace a finished or unfinished output that was made from other settings or inputs.
+        force: replace a finished or unfinished output that was made from other settings or inputs, or is damaged.
 
     Raises:
-        UserError: an input is not finished, the output was made from other settings or inputs (unless `force`), or the disk is
-            full.
+        UserError: an input is not finished, the output was made from other settings or inputs or is damaged (unless `force`),
+            or the disk is full.
     """
     fingerprints = {
         name: value if isinstance(value, str) else Manifest.load(value).fingerprint for name, value in inputs.items()
@@ -134,9 +157,7 @@ def run_stage(
                     console.say("done before")
                     return manifest
             _open_partial(partial, plan, force)
-            clock = partial / CLOCK
-            earlier = read_json(clock)["seconds"] if clock.exists() else 0.0
-            context = StageContext(partial, out, _directories(inputs), console, _earlier_seconds=earlier)
+            context = StageContext(partial, out, _directories(inputs), console, _earlier_seconds=_read_clock(partial, console))
             if not context.restore_complete():
                 try:
                     body(context)
@@ -192,8 +213,9 @@ def _finished(out: Path, plan: dict[str, Any], force: bool) -> Manifest | None:
             raise UserError(out, "already exists and is no stage's output", "choose another output directory")
         out.rmdir()
         return None
-    changes = _changes(read_json(out / MANIFEST), plan)
-    if not changes:
+    manifest = Manifest.read(out)
+    changes = _changes(vars(manifest), plan)
+    if not changes and not (force and any(damaged_files(out, manifest.files))):
         return Manifest.load(out)
     if not force:
         raise UserError(
@@ -206,26 +228,50 @@ def _finished(out: Path, plan: dict[str, Any], force: bool) -> Manifest | None:
 
 
 def _open_partial(partial: Path, plan: dict[str, Any], force: bool) -> None:
-    if (partial / PLAN).is_file():
-        changes = _changes(read_json(partial / PLAN), plan)
-        if changes and not force:
-            raise UserError(
-                partial,
-                f"was begun with other settings or inputs: {'; '.join(changes)}",
-                "rerun with --force to start again, or choose another --out",
-            )
-        if changes:
+    """Make the directory of a new attempt, or accept that of an earlier one."""
+    if partial.exists():
+        try:
+            _check_partial(partial, plan)
+        except UserError:
+            if not force:
+                raise
             shutil.rmtree(partial)
-    elif partial.exists():
-        shutil.rmtree(partial)  # killed before its plan was written, so it holds no work
-    partial.mkdir(exist_ok=True)
-    if not (partial / PLAN).is_file():
-        write_json(partial / PLAN, plan)
-    _clear_temporaries(partial)
+    if not partial.exists():
+        partial.mkdir()
+        write_sealed_json(partial / PLAN, plan)
+    _clear(partial, TEMPORARY_SUFFIX)
 
 
-def _clear_temporaries(partial: Path) -> None:
-    for leftover in partial.rglob(f"*{TEMPORARY_SUFFIX}"):
+def _check_partial(partial: Path, plan: dict[str, Any]) -> None:
+    """Refuse an earlier attempt that was begun otherwise, or whose plan or finished output is damaged."""
+    if not (partial / PLAN).is_file() and all(path.name.endswith(TEMPORARY_SUFFIX) for path in partial.iterdir()):
+        write_sealed_json(partial / PLAN, plan)  # killed before its plan was written
+    changes = _changes(read_sealed_json(partial / PLAN, START_AGAIN), plan)
+    if changes:
+        raise UserError(
+            partial,
+            f"was begun with other settings or inputs: {'; '.join(changes)}",
+            "rerun with --force to start again, or choose another --out",
+        )
+    if (partial / COMPLETE).is_file():
+        for file in damaged_files(partial, read_sealed_json(partial / COMPLETE, START_AGAIN)["files"]):
+            raise UserError(file, "missing or damaged since it was written", START_AGAIN)
+
+
+def _read_clock(partial: Path, console: Console) -> float:
+    """Return the seconds of earlier attempts."""
+    if not (partial / CLOCK).is_file():
+        return 0.0
+    try:
+        return float(read_sealed_json(partial / CLOCK, START_AGAIN)["seconds"])
+    except UserError as error:
+        console.say(f"{error.where}: {error.what}, so the seconds of earlier attempts are not counted")
+        return 0.0
+
+
+def _clear(partial: Path, suffix: str) -> None:
+    """Remove the files whose names end so."""
+    for leftover in partial.rglob(f"*{suffix}"):
         leftover.unlink(missing_ok=True)
 
 
@@ -244,23 +290,20 @@ def _changes(earlier: dict[str, Any], plan: dict[str, Any]) -> list[str]:
 
 
 def _finish(context: StageContext, plan: dict[str, Any], out: Path) -> Manifest:
-    _clear_temporaries(context.directory)  # left by a killed worker, whose task another one ran
-    bookkeeping = {context.directory / name for name in (MANIFEST, PLAN, CLOCK, COMPLETE)}
-    paths = sorted(path for path in context.directory.rglob("*") if path.is_file() and path not in bookkeeping)
-    files = {
-        str(path.relative_to(context.directory)): {"bytes": path.stat().st_size, "xxh3": hash_file(path)} for path in paths
-    }
-    content = {name: entry for name, entry in files.items() if Path(name).name not in LOGS}
+    for suffix in (TEMPORARY_SUFFIX, SEAL_SUFFIX):  # temporary files are left by a killed worker, whose task another one ran
+        _clear(context.directory, suffix)
+    refuse_unlisted_files(context.directory, context.files)
+    content = {name: entry for name, entry in context.files.items() if Path(name).name not in LOGS}
     manifest = Manifest(
         **plan,
-        files=files,
+        files=context.files,
         counts=context.counts,
         flops=context.flops,
         seconds=round(context.seconds, 3),
         device=context.device if context.device != "cpu" else f"cpu ({platform.machine()})",
         fingerprint=hash_value([plan, content]),
     )
-    write_json(context.directory / MANIFEST, asdict(manifest))
+    manifest.write(context.directory)
     os.replace(context.directory, out)  # after a kill before this line, the next attempt only repeats `_finish`
     sync_directory(out.parent)
     for name in (PLAN, CLOCK, COMPLETE):

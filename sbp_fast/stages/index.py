@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sbp_fast.config import RunConfig
+from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.neighbors.extend_index import check_extension, extend_index
 from sbp_fast.neighbors.saved_index import SavedIndex
 from sbp_fast.neighbors.vectors import Vectors
@@ -49,7 +50,7 @@ def index(
     """
 
     def body(context: StageContext) -> None:
-        saved, new = SavedIndex(to, hashed=False), Vectors(vectors, hashed=False)
+        saved, new = SavedIndex(to, hashed=False), Vectors(vectors, hashed=False, corpus=PreparedCorpus(corpus).unique)
         check_extension(saved, new, corpus, Manifest.load(corpus, "prepare", hashed=False).fingerprint)
         context.record(**extend_index(config, saved, new, context.directory, console=console, checkpoint=context.save_clock))
 

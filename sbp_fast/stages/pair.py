@@ -91,8 +91,8 @@ def _import(config: RunConfig, corpus: Path, vectors: Path | None, out: Path, *,
 
 
 def _pair(config: RunConfig, corpus: Path, vectors: Path, context: StageContext, workers: Workers) -> None:
-    embedded = Vectors(vectors, hashed=False)
     prepared = PreparedCorpus(corpus)
+    embedded = Vectors(vectors, hashed=False, corpus=prepared.unique)
     documents = DistinctDocuments.load(prepared, embedded, config.pair, context.scratch)
     result = find_pairs(
         config,

@@ -25,8 +25,8 @@ from sbp_fast.evaluate.quality_samples import Samples, measure_copying
 from sbp_fast.evaluate.relevance import Judged, similarities, summarize_similarity
 from sbp_fast.generate.saved import open_synthetic
 from sbp_fast.pairs.pairset import PairSet
-from sbp_fast.pipeline.files import atomic_path, hash_value, read_json
-from sbp_fast.pipeline.manifest import MANIFEST, Manifest
+from sbp_fast.pipeline.files import atomic_path, hash_value
+from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.stage import StageContext, run_stage
 
@@ -67,7 +67,7 @@ def measure_quality(
         context.device = resolve_device(config)
         judge = open_judge(config.quality, context.device)
         samples = Samples.sample(config, prepared, open_synthetic(synthetic, prepared), Corpus(filtered))
-        low = read_json(pairs / MANIFEST)["counts"]["band"]["low"]
+        low = Manifest.read(pairs, "pair").counts["band"]["low"]
         _measure(config, prepared, samples, PairSet(pairs), low, judge, context)
 
     inputs: dict[str, Path | str] = {"corpus": corpus, "synthetic": synthetic, "filtered": filtered, "pairs": pairs}
@@ -92,7 +92,7 @@ def measure_quality(
 
 def _check_match(corpus: Path, synthetic: Path, filtered: Path, pairs: Path) -> None:
     for directory, stage, name, source in ((filtered, "filter", "synthetic", synthetic), (pairs, "pair", "corpus", corpus)):
-        if Manifest.load(directory, stage, hashed=False).inputs[name] != read_json(source / MANIFEST)["fingerprint"]:
+        if Manifest.read(directory, stage).inputs.get(name) != Manifest.read(source).fingerprint:
             raise UserError(directory, f"was not made from {source}", f"give the output of {stage} on it")
 
 
@@ -143,7 +143,6 @@ def _lengths(samples: Samples, context: int) -> dict[str, list[int]]:
 def _log_probabilities(samples: Samples) -> dict[str, Any]:
     """Return the mean and a histogram of the generated documents' mean log-probabilities, in nats a token."""
     values = samples.written.column("mean_log_probability")[samples.measured]
-    values = values[np.isfinite(values)]
     counts, edges = np.histogram(values, PROBABILITY_BINS)
     return {"mean": float(values.mean()) if len(values) else None, "edges": edges.tolist(), "generated": counts.tolist()}
 

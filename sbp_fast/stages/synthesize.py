@@ -13,7 +13,6 @@ from sbp_fast.generate.synthesis import check_names, corpus_counts, generate_cor
 from sbp_fast.pipeline.distributed import join_processes, world_size
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
-from sbp_fast.pipeline.files import read_json
 from sbp_fast.pipeline.manifest import MANIFEST, Manifest
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.stage import StageContext, run_stage_together
@@ -102,9 +101,7 @@ def _settings_of_enough(settings: dict[str, Any], out: Path, inputs: dict[str, P
     """Return the settings that a finished output was made with if it differs only by holding more tokens than are wanted."""
     if not (out / MANIFEST).is_file():
         return settings
-    manifest = read_json(out / MANIFEST)
-    enough = settings | {"wanted_tokens": max(settings["wanted_tokens"], manifest["config"].get("wanted_tokens", 0))}
-    fingerprints = {
-        name: read_json(path / MANIFEST)["fingerprint"] for name, path in inputs.items() if (path / MANIFEST).is_file()
-    }
-    return enough if manifest["config"] == enough and manifest["inputs"] == fingerprints else settings
+    manifest = Manifest.read(out)
+    enough = settings | {"wanted_tokens": max(settings["wanted_tokens"], manifest.config.get("wanted_tokens", 0))}
+    fingerprints = {name: Manifest.read(path).fingerprint for name, path in inputs.items() if (path / MANIFEST).is_file()}
+    return enough if manifest.config == enough and manifest.inputs == fingerprints else settings

@@ -23,8 +23,7 @@ from sbp_fast.model.transformer import Transformer
 from sbp_fast.pairs.heldout_pairs import HELDOUT_PAIRS, HeldoutPairs
 from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pipeline.distributed import Processes, join_processes
-from sbp_fast.pipeline.files import read_json
-from sbp_fast.pipeline.manifest import MANIFEST, Manifest
+from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.stage import StageContext, run_stage_together
 from sbp_fast.train.data.batches import Batches
@@ -240,7 +239,7 @@ def _validate_on_pairs(run: Run, context: int) -> Validation:
     if not settings.points:
         return Validation(points=0)
     measured = None
-    if HELDOUT_PAIRS in read_json(pairs / MANIFEST)["files"]:
+    if HELDOUT_PAIRS in Manifest.read(pairs).files:
         heldout_pairs = HeldoutPairs.load(pairs).of_split("validation")
         measured = pair_set(
             prepared.heldout,
@@ -363,8 +362,8 @@ def _record(run: Run, model: Transformer, totals: Totals) -> None:
 
 def _require_this_corpus(context: StageContext, name: str) -> None:
     """Refuse an input made from another corpus: its document indices would silently mean other documents."""
-    manifest, corpus = (read_json(context.inputs[key] / MANIFEST) for key in (name, "corpus"))
-    if manifest["inputs"].get("corpus") != corpus["fingerprint"]:
+    manifest, corpus = (Manifest.read(context.inputs[key]) for key in (name, "corpus"))
+    if manifest.inputs.get("corpus") != corpus.fingerprint:
         raise UserError(
             context.inputs[name], f"was not made from {context.inputs['corpus']}", "give the corpus that it was made from"
         )

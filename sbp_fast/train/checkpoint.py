@@ -1,10 +1,11 @@
 """Sharded checkpoints, written in the background, from which a killed run resumes.
 
     checkpoints/step-00000120/__0_0.distcp ...  .metadata     written by torch.distributed.checkpoint
-    checkpoints/step-00000120/complete.json                   written last: the checksum of every file, and the running totals
+    checkpoints/step-00000120/complete.json                   written last: the checksum of every file, and of the logs so far,
+                                                              and the running totals
 
 A checkpoint without its marker, complete.json, is unfinished and ignored. A checkpoint whose files do not match the marker is
-damaged, and the one before it is loaded. Checkpoints can be read by any number of processes in any mesh.
+damaged: it is removed, and the one before it is loaded. Checkpoints can be read by any number of processes in any mesh.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import shutil
 import time
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,14 +28,15 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from sbp_fast.config import CheckpointConfig
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.distributed import Processes
-from sbp_fast.pipeline.files import hash_file, read_json, write_json
 from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.seals import begins_whole, fingerprint_file, is_whole, read_sealed_json, write_sealed_json
 from sbp_fast.train.optimizer import Optimizers
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # raised by every single-process run
 
 CHECKPOINTS, MARKER = "checkpoints", "complete.json"
-FORMAT = 2  # 1: before validation points
+FORMAT = 3  # 1: before validation points; 2: before the hash of the marker
+TRAIN_AGAIN = "remove the .partial directory and train again"
 
 
 class Checkpoints:
@@ -54,15 +57,16 @@ class Checkpoints:
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
         """Return the newest sound checkpoint and the content of its marker; None if there is none.
 
-        Damaged checkpoints are reported on the console and skipped.
+        Damaged checkpoints are reported on the console and removed, so that they do not count among those to keep.
         """
         for path in map(Path, reversed(self.processes.broadcast([str(path) for path in self._finished()]))):
-            marker = read_json(path / MARKER)
-            damaged = self._damaged(path, marker)
-            if not damaged:
+            marker, damaged = self._read(path)
+            if marker is not None and not damaged:
                 return path, marker
             if self.processes.is_rank0:
                 self.console.say(f"checkpoint {path.name} is damaged ({', '.join(damaged)}): going back to the one before")
+                (path / MARKER).unlink(missing_ok=True)
+                shutil.rmtree(path, ignore_errors=True)
         return None
 
     def find(self, step: int) -> Path:
@@ -74,8 +78,8 @@ class Checkpoints:
         self.wait()
         path = self._path(step)
         is_whole = self.processes.broadcast((path / MARKER).is_file())  # of rank 0, which has written it by now
-        if not is_whole or self._damaged(path, read_json(path / MARKER)):
-            raise UserError(path, "the checkpoint of the selected weights is missing or damaged", "train again with --force")
+        if not is_whole or self._read(path)[1]:
+            raise UserError(path, "the checkpoint of the selected weights is missing or damaged", TRAIN_AGAIN)
         return path
 
     def load(self, path: Path, model: nn.Module, optimizers: Optimizers) -> None:
@@ -84,14 +88,22 @@ class Checkpoints:
         Random number generators are restored too where the number of processes is that of the checkpoint.
         """
         state = self._state(model, optimizers)
-        if read_json(path / MARKER)["processes"] != self.processes.world:
+        if read_sealed_json(path / MARKER, TRAIN_AGAIN)["processes"] != self.processes.world:
             del state["random"]
         dcp.load(state, checkpoint_id=path, process_group=self.processes.group, no_dist=self.processes.world == 1)
         set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         for name, value in state.get("random", {}).items():
             (torch.cuda if name.endswith("cuda") else torch).set_rng_state(value)
 
-    def save(self, step: int, model: nn.Module, optimizers: Optimizers, totals: dict[str, Any], selected: int) -> float:
+    def save(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizers: Optimizers,
+        totals: dict[str, Any],
+        selected: int,
+        logs: Mapping[str, dict[str, Any]] | None = None,
+    ) -> float:
         """Begin a checkpoint of the state after `step` steps; it is written in the background.
 
         Args:
@@ -100,6 +112,7 @@ class Checkpoints:
             optimizers: its optimizers.
             totals: stored in the marker.
             selected: the checkpoint after this many steps, if there is one, stays as long as this one.
+            logs: checksums of the files beside the directory of checkpoints that a resumed run goes on writing.
 
         Returns:
             Seconds that training waited for an earlier checkpoint to be finished and for the state to be copied.
@@ -116,7 +129,8 @@ class Checkpoints:
         saving = dcp.async_save(self._state(model, optimizers), checkpoint_id=path, process_group=group, no_dist=single)
         assert isinstance(saving, Future)
         world = self.processes.world
-        marker = {"format": FORMAT, "step": step, "processes": world, "totals": totals, "selected": selected}
+        marker: dict[str, Any] = {"format": FORMAT, "step": step, "processes": world, "totals": totals, "selected": selected}
+        marker["logs"] = dict(logs or {})
         self._pending = self._pool.submit(self._finish, saving, path, marker)
         return time.monotonic() - started
 
@@ -156,14 +170,14 @@ class Checkpoints:
         except dcp.CheckpointException as failed:  # raise its cause, such as a full disk
             raise next(iter(failed.failures.values()))[0] from failed
         own_files = path.glob(f"__{self.processes.rank}_*")
-        files = {file.name: _fingerprint(file) for file in own_files}
+        files = {file.name: fingerprint_file(file) for file in own_files}
         if self.processes.world > 1:
             files_by_rank: list[Any] = [None] * self.processes.world
             dist.all_gather_object(files_by_rank, files, group=self.processes.checkpoint_group)
             files = {name: fingerprint for files in files_by_rank for name, fingerprint in files.items()}
         if self.processes.is_rank0:
-            files[".metadata"] = _fingerprint(path / ".metadata")
-            write_json(path / MARKER, {**marker, "files": files})
+            files[".metadata"] = fingerprint_file(path / ".metadata")
+            write_sealed_json(path / MARKER, {**marker, "files": files})
             for old in self._superseded():
                 (old / MARKER).unlink()  # first, so that a half-deleted checkpoint counts as unfinished, not as damaged
                 shutil.rmtree(old)
@@ -175,7 +189,8 @@ class Checkpoints:
         """Return the old checkpoints that nothing needs: neither the setting of how many stay, nor a younger one's choice."""
         finished = self._finished()
         old = [path for path in finished if not self._stays(path)][: -self.config.keep]
-        selected = {self._path(read_json(path / MARKER)["selected"]) for path in finished if path not in old}
+        needing = [_read_marker(path) for path in finished if path not in old]
+        selected = {self._path(marker["selected"]) for marker in needing if marker is not None}
         return [path for path in old if path not in selected]
 
     def _path(self, step: int) -> Path:
@@ -185,14 +200,22 @@ class Checkpoints:
         every = self.config.keep_every_steps
         return every > 0 and int(re.sub(r"\D", "", path.name)) % every == 0
 
-    def _damaged(self, path: Path, marker: dict[str, Any]) -> list[str]:
-        """Return the files that differ from what was written; each process checks its share of them."""
-        if marker.get("format") != FORMAT:
-            return [f"format {marker.get('format')} is not {FORMAT}"]
+    def _read(self, path: Path) -> tuple[dict[str, Any] | None, list[str]]:
+        """Return the marker, and the files that differ from what was written; each process checks its share of them."""
+        marker = _read_marker(path)
+        if marker is None:
+            return None, [MARKER]
+        if marker["format"] != FORMAT:
+            return marker, [f"format {marker['format']} is not {FORMAT}"]
         share = sorted(marker["files"].items())[self.processes.rank :: self.processes.world]
-        damaged = [name for name, expected in share if not (path / name).is_file() or _fingerprint(path / name) != expected]
-        return [name for names in self.processes.gather(damaged) for name in names]
+        damaged = [name for name, expected in share if not is_whole(path / name, expected)]
+        damaged += [name for name, begin in marker["logs"].items() if not begins_whole(self.directory.parent / name, begin)]
+        return marker, [name for names in self.processes.gather(damaged) for name in names]
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "xxh3": hash_file(path)}
+def _read_marker(path: Path) -> dict[str, Any] | None:
+    """Return the content of a checkpoint's marker; None if it is not as it was written."""
+    try:
+        return read_sealed_json(path / MARKER, TRAIN_AGAIN)
+    except UserError:
+        return None

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from sbp_fast.config import RunConfig
-from sbp_fast.pipeline.files import atomic_open
+from sbp_fast.pipeline.files import dump_json, parse_json
 from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.seals import fingerprint_file
 from sbp_fast.train.trackers import Tracker, open_trackers
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
@@ -25,7 +25,7 @@ class Log:
     Args:
         directory: the directory that metrics.jsonl and samples.jsonl are written to.
         out: final path of the run's output; its name is the name of the run, and `out` + ".tracking" is for trackers.
-        steps: number of steps that earlier attempts have done and saved.
+        sizes: name of a file -> bytes that earlier attempts wrote of the steps that are done and saved; 0 of others.
         tokens: number of tokens of those steps.
         total_tokens: number of tokens of the whole run.
         writes: whether this process writes; true on rank 0 alone.
@@ -38,15 +38,15 @@ class Log:
         config: RunConfig,
         console: Console,
         *,
-        steps: int,
+        sizes: Mapping[str, int],
         tokens: int,
         total_tokens: int,
         writes: bool,
     ) -> None:
         self.out, self.config, self.console = out, config, console
         self.tokens, self.total_tokens = tokens, total_tokens
-        self.metrics = LinesFile(directory / METRICS, steps) if writes else None
-        self.samples = LinesFile(directory / SAMPLES, steps) if writes else None
+        self.metrics = LinesFile(directory / METRICS, sizes.get(METRICS, 0)) if writes else None
+        self.samples = LinesFile(directory / SAMPLES, sizes.get(SAMPLES, 0)) if writes else None
         self._stack = ExitStack()
 
     def __enter__(self) -> Log:
@@ -89,34 +89,33 @@ class Log:
         for tracker in self._trackers:
             tracker.log({key: value for key, value in line.items() if value is not None and key != "step"}, line["step"])
 
-    def sync(self) -> None:
-        """Make the lines written so far durable; called before a checkpoint, which counts on them."""
-        if self.metrics is not None and self.samples is not None:
-            self.metrics.sync()
-            self.samples.sync()
+    def sync(self) -> dict[str, dict[str, Any]]:
+        """Make the lines written so far durable, for a checkpoint that counts on them; return the checksum of each file."""
+        files = [file for file in (self.metrics, self.samples) if file is not None]
+        for file in files:
+            file.sync()
+        return {file.path.name: fingerprint_file(file.path) for file in files}
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
 
 class LinesFile:
-    """A file of JSON lines with a "step", opened for appending after the lines that earlier attempts wrote of the first steps.
+    """A file of JSON lines, opened for appending after those that stay of earlier attempts.
 
     Args:
         path: of the file.
-        steps: number of the steps whose lines stay.
+        size: bytes at its beginning that stay.
     """
 
-    def __init__(self, path: Path, steps: int) -> None:
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
-        saved = [line for line in lines[:-1] if json.loads(line)["step"] < steps]  # a kill may have cut the last one
-        with atomic_open(path) as file:
-            file.writelines(line.encode() + b"\n" for line in saved)
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        self._file.truncate(size)
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line."""
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(dump_json(line, self.path) + "\n")
 
     def sync(self) -> None:
         """Make the lines written so far durable."""
@@ -136,5 +135,5 @@ def read_curve(path: Path, figure: str) -> list[tuple[int, float]]:
         path: of the file.
         figure: a key of the lines, such as "train/loss" or "validation/loss".
     """
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [parse_json(line) for line in path.read_bytes().splitlines()]
     return [(line["train/tokens"], line[figure]) for line in lines if line.get(figure) is not None]

@@ -121,6 +121,7 @@ class Training:
         self.checkpoints = Checkpoints(directory / CHECKPOINTS, config.checkpoint, processes, console)
         self.profile = Profile(profile_steps, out.with_name(out.name + ".profile"), processes.device)
         self.totals, self.unread, self.figures, self.clock = Totals(), Counts(), DeviceFigures(), Clock()
+        self.log_sizes: dict[str, int] = {}
 
     def run(self) -> Totals:
         """Train on all steps that are left, or until `patience` ends the run, and leave the selected weights in the model.
@@ -166,7 +167,7 @@ class Training:
                     self.read()
                 if last or (step + 1) % self.config.log.every_steps == 0:
                     log.write(self.line(step))
-                    self.go_back_from_a_spike()
+                    self.go_back_from_a_spike(log)
                 if is_point:
                     self.validate(step, log)
                     if not last and self.is_out_of_patience():
@@ -179,8 +180,7 @@ class Training:
                 if last:
                     return
                 if self.is_time_to_save(step, stop):
-                    log.sync()
-                    self.save()
+                    self.save(log)
                     if stop.agreed_signal:
                         self.checkpoints.wait()
                         raise Stopped(stop.agreed_signal, self.totals.steps)
@@ -192,6 +192,7 @@ class Training:
             path, marker = newest
             self.checkpoints.load(path, self.model, self.optimizers)
             self.totals = Totals.of(marker["totals"])
+            self.log_sizes = {name: begin["bytes"] for name, begin in marker["logs"].items()}
             self.console.say(f"going on from {path.name}")
 
     def open_log(self) -> Log:
@@ -201,7 +202,7 @@ class Training:
             self.out,
             self.config,
             self.console,
-            steps=self.totals.steps,
+            sizes=self.log_sizes,
             tokens=self.totals.tokens,
             total_tokens=self.batches.steps * self.batches.sequences_per_step * self.batches.sequence_tokens,
             writes=self.processes.is_rank0,
@@ -296,16 +297,17 @@ class Training:
         best = best_point(self.totals.validations) if self.recipe.select == "best" else None
         return bool(stop.agreed_signal or due or (every and (step + 1) % every == 0) or (best and best[0] == step + 1))
 
-    def save(self) -> None:
-        """Begin a checkpoint of all steps so far; it is written in the background."""
+    def save(self, log: Log) -> None:
+        """Begin a checkpoint of all steps so far, which counts on the lines of the log; it is written in the background."""
         self.read()
         selected, totals = self.selected_step, asdict(self.totals)
-        self.clock.stalled += self.checkpoints.save(self.totals.steps, self.model, self.optimizers, totals, selected)
+        state = self.totals.steps, self.model, self.optimizers
+        self.clock.stalled += self.checkpoints.save(*state, totals, selected, log.sync())
         if self.processes.is_rank0:
             self.on_save()
         self.saved = time.monotonic()
 
-    def go_back_from_a_spike(self) -> None:
+    def go_back_from_a_spike(self, log: Log) -> None:
         """Where the last loss is a spike, load the last checkpoint and go on with the next batch."""
         if not is_spike(self.totals.recent, self.recipe.spike_deviations):
             return
@@ -320,7 +322,7 @@ class Training:
         self.totals.rolled_back_steps += self.totals.steps - marker["step"]
         self.console.say(f"loss spike at step {self.totals.steps - 1}: weights of {path.name}, the batches since left out")
         if self.totals.steps < self.batches.steps:
-            self.save()  # or a resumed run would learn from those batches after all
+            self.save(log)  # or a resumed run would learn from those batches after all
 
     def give_up(self) -> None:
         """Write the documents of the bad steps to bad-steps.json, and end the run.

@@ -105,7 +105,7 @@ GOOD = {"seed": "u-1", "partner": "u-2"}
         ({"seed": "u-1"}, "without a partner"),
         ({"partner": "u-1"}, "without a seed"),
         ({**GOOD, "similarity": "high"}, "no number: 'high'"),
-        ({**GOOD, "similarity": float("nan")}, "no number: nan"),
+        ({**GOOD, "similarity": float("nan")}, "NaN is no finite number"),
         (["u-1", "u-2"], "line 2"),
     ],
 )

@@ -14,6 +14,7 @@ from sbp_fast.errors import TransientError, UserError
 from sbp_fast.pipeline.files import atomic_open, link, read_json, write_json
 from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.seals import write_sealed_json
 from sbp_fast.pipeline.stage import StageContext, run_stage
 
 QUIET = Console(quiet=True)
@@ -145,7 +146,7 @@ def test_logs_are_listed_without_changing_the_fingerprint(tmp_path: Path) -> Non
 def test_seconds_are_summed_over_attempts(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         stage(tmp_path / "out", Counting(die_after=1))
-    write_json(tmp_path / "out.partial" / "clock.json", {"seconds": 1000.0})
+    write_sealed_json(tmp_path / "out.partial" / "clock.json", {"seconds": 1000.0})
     assert stage(tmp_path / "out", Counting()).seconds >= 1000
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from sbp_fast.data.filesystem import user_errors
 from sbp_fast.data.readers.reader import Fields, InputFile, InputSplit, Reader, Record, decode_utf8, register_reader
 from sbp_fast.errors import UserError
+from sbp_fast.pipeline.files import parse_json
 
 CODECS = {".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}
 BUFFER_BYTES = 1 << 20
@@ -92,8 +93,8 @@ def _number_lines(stream: IO[bytes], split: InputSplit | None) -> Iterator[tuple
 def _parse(line: bytes, number: int, file: InputFile) -> dict[str, Any]:
     where = f"{file.shown}, line {number}"
     try:
-        record = json.loads(decode_utf8(line, file.shown, number))
-    except (ValueError, RecursionError) as error:
+        record = parse_json(decode_utf8(line, file.shown, number))
+    except ValueError as error:
         reason = (
             f"{error.msg.removesuffix(' at')} at column {error.colno}"
             if isinstance(error, json.JSONDecodeError)

@@ -5,7 +5,6 @@ Documents keep their order and their <begin> and <end>. All blocks and tables ar
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.errors import UserError
-from sbp_fast.pipeline.files import atomic_open, atomic_path, write_json
+from sbp_fast.pipeline.files import atomic_open, atomic_path, dump_json, write_json
 
 MEGATRON_MAGIC, MEGATRON_VERSION = b"MMIDIDX\x00\x00", 1
 MEGATRON_TYPES = {"uint16": 8, "uint32": 4}  # the format has no uint32; 4 is int32, whose bits are the same below 2^31
@@ -84,7 +83,7 @@ def write_mds(corpus: Corpus, directory: Path) -> None:
 
 def _write_mds(path: Path, samples: list[bytes], common: dict[str, Any]) -> int:
     """Write the number of samples, where each starts and the last ends, the settings, the samples; returns the file's size."""
-    settings = json.dumps(common, sort_keys=True).encode()
+    settings = dump_json(common, path, sort_keys=True).encode()
     starts = np.cumsum([0, *map(len, samples)]) + 4 * (len(samples) + 2) + len(settings)
     with atomic_open(path) as file:
         file.write(struct.pack("<I", len(samples)) + starts.astype("<u4").tobytes() + settings)

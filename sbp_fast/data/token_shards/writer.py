@@ -61,6 +61,11 @@ def write_shard(
     }
 
 
+def shard_files(name: str) -> list[str]:
+    """Return the names of the files of one shard."""
+    return [f"tokens-{name}.bin", f"blocks-{name}.bin", f"documents-{name}.parquet"]
+
+
 def _blocks(parts: Sequence[np.ndarray], block_tokens: int, vocabulary_size: int) -> Iterator[np.ndarray]:
     dtype = token_dtype(vocabulary_size)
     for block in split_blocks(parts, block_tokens):

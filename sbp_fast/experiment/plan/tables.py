@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from sbp_fast.experiment.costs import CorpusEstimate, Cost
 from sbp_fast.experiment.graph import PREPARE, model_stage, needed_stages, stages_of
 from sbp_fast.experiment.plan.fit import Need, needs, smallest_change, with_checkpointing
 from sbp_fast.model.flops import DEVICE_NAMES, PEAK_FLOPS, parameters_by_part
+from sbp_fast.pipeline.files import read_json
 from sbp_fast.pipeline.progress import short
 from sbp_fast.train.memory import CARD_MEMORY, CHECKPOINTING, RESERVED_BYTES, RESERVED_SHARE, usable_memory
 
@@ -136,7 +136,7 @@ def _measured(config: RunConfig, need: Need, card: str, folder: Path = MEASURED)
         "gpus": need.gpus,
     }
     for path in sorted(folder.glob("*/training.json")):
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = read_json(path)
         if DEVICE_NAMES.get(record["environment"]["device"]) == card:
             for case in record["cases"]:
                 if case["shape"] == asked and "peak_memory_bytes" in case:
