@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.records import RESULTS, load, third_party, title
 from bench.registry import BENCHMARKS
+from sbp_fast.experiment.report.wording import main_metrics
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "docs" / "demo" / "results.json"
@@ -47,7 +48,7 @@ def _between(text: str, marks: tuple[str, str], table: str) -> str:
 
 def demo_table(results: dict[str, Any]) -> str:
     """Return the arms side by side, each figure with its interval, as a Markdown table with a line on where it comes from."""
-    metrics = results["metrics"]
+    metrics = main_metrics(results["metrics"])
     heads = [f"{metric['label']} ({metric['better']} is better)" for metric in metrics.values()]
     lines = ["| arm | training tokens | " + " | ".join(heads) + " |", "|---|---|" + "---|" * len(metrics)]
     for arm in results["arms"].values():

@@ -8,9 +8,7 @@ import pyarrow as pa
 
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
-from sbp_fast.evaluate.likelihood import log_likelihoods
 from sbp_fast.evaluate.metrics import Metric
-from sbp_fast.model.flops import forward_flops
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.pipeline.progress import Console
 
@@ -18,20 +16,17 @@ from sbp_fast.pipeline.progress import Console
 def score_model(
     model: Transformer, prepared: PreparedCorpus, metrics: Sequence[Metric], console: Console, name: str
 ) -> tuple[pa.Table, float]:
-    """Return the score rows of all metrics (see `score_rows`) and the FLOPs of the forward passes.
+    """Return the score rows of all metrics (see `score_rows`) and the FLOPs that computing them took.
 
     Raises:
         UserError: the model's vocabulary is not the corpus's.
     """
     check_vocabulary(model, prepared, name)
-    items = [metric.items(prepared, model.config.context) for metric in metrics]
-    tables, flops = [], 0.0
-    with console.task(f"scoring {name}", sum(len(tree) for group in items for tree in group.trees), "tokens") as task:
-        for group in items:
-            nats, extent = log_likelihoods(model, group.trees, group.sequences, advance=task.advance)
-            tables.append(group.to_rows(nats))
-            flops += forward_flops(model.config, model.vocabulary_size, extent.tokens, extent.visible_pairs, extent.predictions)
-    return pa.concat_tables(tables), flops
+    shared = dict.fromkeys(metric.items for metric in metrics)  # each once, though several metrics may ask for it
+    groups = [items(prepared, model.config.context) for items in shared]
+    with console.task(f"scoring {name}", sum(group.tokens for group in groups), "tokens") as task:
+        tables, flops = zip(*(group.score(model, task.advance) for group in groups), strict=True)
+    return pa.concat_tables(tables), sum(flops)
 
 
 def check_vocabulary(model: Transformer, prepared: PreparedCorpus, name: str) -> None:
