@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def _rows(record: dict[str, Any]) -> Iterator[str]:
         yield f"| {device} | {name} | {title(case)} | {_rate(case)} | {fastest} | {middle:.2f} ({low:.2f} to {high:.2f}) |"
 
 
-def _figure(interval: dict[str, Any], metric: dict[str, Any]) -> str:
+def _figure(interval: dict[str, Any], metric: Mapping[str, Any]) -> str:
     scale, unit = (100, "%") if metric["percent"] else (1, "")
     value, low, high = (f"{interval[key] * scale:.{metric['digits']}f}{unit}" for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"

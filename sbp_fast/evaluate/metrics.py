@@ -19,8 +19,12 @@ import pyarrow as pa
 
 from sbp_fast.config import RunConfig
 from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.errors import UserError
 from sbp_fast.evaluate.likelihood import Advance, Tree, choice_trees, document_trees, log_likelihoods
 from sbp_fast.evaluate.multiple_choice import QuestionSet, question_sets
+from sbp_fast.evaluate.open_questions import OpenQuestionSet, best_f1, exact_match, first_line, open_question_sets
+from sbp_fast.generate.continuations import continue_prompts
+from sbp_fast.generate.decoder import SamplingParams
 from sbp_fast.model.flops import forward_flops
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.pipeline.progress import Console
@@ -120,9 +124,15 @@ def all_metrics(config: RunConfig, prepared: PreparedCorpus, console: Console) -
 
 
 def score_rows(
-    metric: str, ids: Any, sources: Any, numerators: Any, denominators: Any, choice_scores: Sequence[Any] | None = None
+    metric: str,
+    ids: Any,
+    sources: Any,
+    numerators: Any,
+    denominators: Any,
+    choice_scores: Sequence[Any] | None = None,
+    answers: Sequence[str] | None = None,
 ) -> pa.Table:
-    """Return score rows: metric, id, source, numerator, denominator, and for questions the score of each choice."""
+    """Return score rows: metric, id, source, numerator, denominator; for questions the choices' scores or the answer."""
     return pa.table(
         {
             "metric": pa.array([metric] * len(ids), pa.string()),
@@ -131,6 +141,7 @@ def score_rows(
             "numerator": pa.array(np.asarray(numerators, np.float64)),
             "denominator": pa.array(np.asarray(denominators, np.float64)),
             "scores": pa.array([None] * len(ids) if choice_scores is None else choice_scores, pa.list_(pa.float64())),
+            "answer": pa.array([None] * len(ids) if answers is None else answers, pa.string()),
         }
     )
 
@@ -184,7 +195,7 @@ def accuracies(config: RunConfig, prepared: PreparedCorpus, console: Console) ->
 
 
 def _accuracies(questions: QuestionSet) -> list[Metric]:
-    label = f"{questions.metric.removesuffix('_accuracy').replace('_', ' ').capitalize()} accuracy"
+    label = f"{questions.name.replace('_', ' ').capitalize()} accuracy"
     items = partial(_question_items, questions)
     return [
         Metric(
@@ -238,5 +249,93 @@ def _joined(choice: str) -> str:
     return f" {choice.strip()}"
 
 
+@dataclass(frozen=True)
+class AnswerItems:
+    """Prompts that a model continues, and the function that turns its answers into scores.
+
+    Attributes:
+        prompts: int64 [tokens] each.
+        sampling: how answers are generated.
+        to_rows: maps the continuations' token ids to the rows of the score table (see `score_rows`).
+    """
+
+    prompts: list[np.ndarray]
+    sampling: SamplingParams
+    to_rows: Callable[[list[np.ndarray]], pa.Table]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of the prompts and of answers of full length."""
+        return sum(len(prompt) + self.sampling.maximum_tokens for prompt in self.prompts)
+
+    def score(self, model: Transformer, advance: Advance) -> tuple[pa.Table, float]:
+        """Return the score rows, and the FLOPs of reading the prompts and generating the answers."""
+        results = continue_prompts(model, self.prompts, self.sampling, advance)
+        generated = np.array([result.generated_tokens for result in results])
+        read = np.array([len(prompt) - 1 for prompt in self.prompts]) + generated
+        sizes = float(read.sum()), float((read * (read + 1) // 2).sum()), float(generated.sum())
+        rows = self.to_rows([result.tokens for result in results])
+        return rows, forward_flops(model.config, model.vocabulary_size, *sizes)
+
+
+ANSWER_SCORES = {"exact_match": ("exact match", exact_match), "f1": ("F1", best_f1)}
+"""Scores of open questions: end of the metric's name -> end of its label, and the score of an answer. The first is shown."""
+
+
+def open_answers(config: RunConfig, prepared: PreparedCorpus, console: Console) -> list[Metric]:
+    """Return exact match and F1 of generated answers to each set of open questions."""
+    metrics = []
+    for questions in open_question_sets(config.evaluate.open_questions):
+        items = partial(_open_question_items, questions, config.evaluate.answer_tokens)
+        name, label = questions.name, questions.name.replace("_", " ").capitalize()
+        first = next(iter(ANSWER_SCORES))
+        metrics += [
+            Metric(
+                f"{name}_{key}",
+                f"{label} {words}",
+                "higher",
+                "questions",
+                1,
+                items,
+                percent=True,
+                fingerprint=questions.fingerprint,
+                variant_of="" if key == first else f"{name}_{first}",
+            )
+            for key, (words, _) in ANSWER_SCORES.items()
+        ]
+    return metrics
+
+
+def _open_question_items(
+    question_set: OpenQuestionSet, answer_tokens: int, prepared: PreparedCorpus, context: int
+) -> AnswerItems:
+    """Return the items of open questions; a prompt that is too long is truncated at its beginning.
+
+    Raises:
+        UserError: the context has no space for a prompt.
+    """
+    tokenizer, questions = prepared.tokenizer, question_set.questions
+    space = context - answer_tokens
+    if space < 2:
+        problem = f"leaves no space for a prompt in the model's context of {context} tokens"
+        raise UserError(f"evaluate.answer_tokens = {answer_tokens}", problem, "lower it")
+    encoded = tokenizer.encode_batch([question.prompt for question in questions])
+    prompts = [np.array([tokenizer.begin, *prompt], np.int64)[-space:] for prompt in encoded]
+    forbidden = tokenizer.begin, tokenizer.partner
+    sampling = SamplingParams(tokenizer.begin, tokenizer.end, forbidden, answer_tokens, temperature=0.0)
+
+    def to_rows(continuations: list[np.ndarray]) -> pa.Table:
+        answers = [first_line(text) for text in tokenizer.decode_batch(continuations)]
+        ids, sources = [question.id for question in questions], [question.source for question in questions]
+        tables = []
+        for key, (_, score) in ANSWER_SCORES.items():
+            values = [score(answer, question.answers) for answer, question in zip(answers, questions, strict=True)]
+            tables.append(score_rows(f"{question_set.name}_{key}", ids, sources, values, np.ones(len(ids)), answers=answers))
+        return pa.concat_tables(tables)
+
+    return AnswerItems(prompts, sampling, to_rows)
+
+
 METRICS.register("heldout_bits_per_byte", bits_per_byte)
 METRICS.register("accuracy", accuracies)
+METRICS.register("open answers", open_answers)

@@ -202,7 +202,11 @@ def test_variant_of_a_metric_is_shown_in_a_table_of_its_own_and_nowhere_else(run
     assert variants.count("Capital accuracy, raw") == 1 and "43.2" in variants.partition("</section>")[0]
     assert "Capital accuracy, raw" not in before and "arms-capital_accuracy_raw" not in text
     columns = summary_table(json.loads((run / "results.json").read_text())).columns
-    assert [column.header for column in columns[2:]] == ["Held-out bits per byte", "Continuation accuracy, %", "Capital accuracy, %"]
+    assert [column.header for column in columns[2:]] == [
+        "Held-out bits per byte",
+        "Continuation accuracy, %",
+        "Capital accuracy, %",
+    ]
 
 
 def test_rates_measured_otherwise_than_in_the_paper_are_not_in_its_column(run: Path) -> None:

@@ -142,9 +142,7 @@ def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, A
     ]
     svgs: dict[str, Any] = {
         "arms": [plots.arms_plot(arms, name, metric) for name, metric in metrics.items()],
-        "differences": [
-            plots.difference_plot(arms, results["baseline"], name, metric) for name, metric in metrics.items()
-        ],
+        "differences": [plots.difference_plot(arms, results["baseline"], name, metric) for name, metric in metrics.items()],
         "losses": plots.loss_plot("pretraining", "Pretraining", pretraining),
     }
     if (name := wording.shown_source(results)) is not None:
