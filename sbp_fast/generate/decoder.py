@@ -200,7 +200,7 @@ class Decoder:
 
     @torch.inference_mode()
     def start(self, rows: Sequence[int], first: np.ndarray, uniforms: np.ndarray) -> None:
-        """Begin a document in each of `rows` with tokens `first`, int64 [rows]; `uniforms`, float64 [rows, T], sample the rest."""
+        """Begin documents in `rows` with the tokens `first`, int64 [rows], sampled by `uniforms`, float64 [rows, T]."""
         rows_B = self._send(np.array(rows, np.int64))
         self.tokens[rows_B], self.own_tokens[rows_B], self.running[rows_B] = self._send(first), 0, 1
         self.uniforms[rows_B] = self._send(uniforms)

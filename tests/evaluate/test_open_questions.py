@@ -116,7 +116,7 @@ def test_answers_of_a_model_are_scored_by_one_generation(
 def test_answers_as_long_as_the_context_are_refused(corpus: PreparedCorpus, tmp_path: Path) -> None:
     path = write(tmp_path / "quiz.jsonl", {"prompt": "Who?", "answers": ["x"]})
     config = configure(open_questions=path, answer_tokens=CONFIG.model.context - 1)
-    with pytest.raises(UserError, match="evaluate.answer_tokens = 63: leaves no space for a prompt"):
+    with pytest.raises(UserError, match=r"evaluate\.answer_tokens = 63: leaves no space for a prompt"):
         score_model(make_model(corpus), corpus, all_metrics(config, corpus, QUIET), QUIET, "model")
 
 
