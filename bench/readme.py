@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bench.records import RESULTS, load, third_party, title
 from bench.registry import BENCHMARKS
+from sbp_fast.experiment.report.wording import main_metrics
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "docs" / "demo" / "results.json"
@@ -47,7 +48,7 @@ def _between(text: str, marks: tuple[str, str], table: str) -> str:
 
 def demo_table(results: dict[str, Any]) -> str:
     """Return the arms side by side, each figure with its interval, as a Markdown table with a line on where it comes from."""
-    metrics = results["metrics"]
+    metrics = main_metrics(results["metrics"])
     heads = [f"{metric['label']} ({metric['better']} is better)" for metric in metrics.values()]
     lines = ["| arm | training tokens | " + " | ".join(heads) + " |", "|---|---|" + "---|" * len(metrics)]
     for arm in results["arms"].values():
@@ -109,7 +110,7 @@ def _rows(record: dict[str, Any]) -> Iterator[str]:
         yield f"| {device} | {name} | {title(case)} | {_rate(case)} | {fastest} | {middle:.2f} ({low:.2f} to {high:.2f}) |"
 
 
-def _figure(interval: dict[str, Any], metric: dict[str, Any]) -> str:
+def _figure(interval: dict[str, Any], metric: Mapping[str, Any]) -> str:
     scale, unit = (100, "%") if metric["percent"] else (1, "")
     value, low, high = (f"{interval[key] * scale:.{metric['digits']}f}{unit}" for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"

@@ -16,6 +16,10 @@ class EvaluateConfig(Section):
     """Multiple-choice files (JSONL: prompt, choices, answer); "auto" takes the embedded sets with the embedded corpus and
     builds continuation questions from the test documents of any other."""
     continuation_questions: Annotated[int, Field(ge=0)] = 300
+    open_questions: str | tuple[str, ...] = ()
+    """Files of open questions (JSONL: prompt, answers), answered by greedy generation and scored by exact match and F1."""
+    answer_tokens: Count = 32
+    """Most tokens of a generated answer, which also ends at a line end."""
 
 
 class CompareConfig(Section):

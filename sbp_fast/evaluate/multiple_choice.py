@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
 
-import fsspec
 import numpy as np
 
 from sbp_fast.config import EvaluateConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
-from sbp_fast.pipeline.files import hash_value, parse_json
+from sbp_fast.evaluate.question_files import QuestionRecord, read_questions_of, read_sets
+from sbp_fast.pipeline.files import hash_value
 from sbp_fast.pipeline.progress import Console
 
-EMBEDDED = "embedded:"
 EMBEDDED_SETS = ("embedded:eval_default_continuation", "embedded:eval_factbook_capital")
 CHOICES = 4
 PROMPT_CHARACTERS, CHOICE_CHARACTERS, MINIMUM_CHARACTERS = 400, 160, 40
@@ -29,26 +24,37 @@ SENTENCE_END = re.compile(r"[.!?][\"')\]]*\s+|[\u3002\uff01\uff1f]\s*|\n+")
 
 @dataclass(frozen=True)
 class Question:
-    """One question; `answer` is the index of the right choice."""
+    """One question; `answer` is the index of the right choice, `question` the prompt without its other words, or ""."""
 
     id: str
     source: str
     prompt: str
     choices: tuple[str, ...]
     answer: int
+    question: str = ""
 
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """The questions of one metric."""
+    """The questions of one task."""
 
-    metric: str
+    name: str
     questions: tuple[Question, ...]
 
     @property
+    def metric(self) -> str:
+        """Name of the accuracy that the report shows."""
+        return f"{self.name}_accuracy"
+
+    @property
     def fingerprint(self) -> str:
-        """Hash of the metric's name and the questions."""
-        return hash_value([self.metric, [asdict(question) for question in self.questions]])
+        """Hash of the metric's name and the questions; a question's empty fields count as absent."""
+        return hash_value([self.metric, [{k: v for k, v in asdict(q).items() if v != ""} for q in self.questions]])
+
+    @property
+    def texts(self) -> list[str]:
+        """Questions with their right answers."""
+        return [f"{(q.question or q.prompt).strip()} {q.choices[q.answer].strip()}" for q in self.questions]
 
     @property
     def chance(self) -> float:
@@ -75,85 +81,42 @@ def question_sets(config: EvaluateConfig, seed: int, corpus: PreparedCorpus, con
     if config.choices == "auto" and not corpus.embedded:
         questions = continuation_questions(corpus, config.continuation_questions, seed)
         console.say(f"multiple choice: {len(questions)} continuation questions made from test documents")
-        return [QuestionSet("continuation_accuracy", tuple(questions))] if questions else []
+        return [QuestionSet("continuation", tuple(questions))] if questions else []
     if config.choices == "auto":
         console.say(f"multiple choice: {', '.join(EMBEDDED_SETS)}")
     return read_question_files(EMBEDDED_SETS if config.choices == "auto" else config.choices)
 
 
 def read_question_files(choices: str | Sequence[str]) -> list[QuestionSet]:
-    """Return the question sets of one or more files, one metric for each file.
+    """Return the question sets of one or more files, one for each file.
 
     Raises:
-        UserError: a file is missing or malformed (the message names the line), or two files give one metric.
+        UserError: a file is missing or malformed (the message names the line), or two files give one task.
     """
-    sets: dict[str, QuestionSet] = {}
-    for path in [choices] if isinstance(choices, str) else choices:
-        metric = metric_name(path)
-        if metric in sets:
-            raise UserError(path, f"a second file for the metric {metric}", "rename it")
-        sets[metric] = QuestionSet(metric, tuple(read_questions(path)))
-    return list(sets.values())
+    return read_sets(choices, lambda path, name: QuestionSet(name, read_questions(path)))
 
 
-def metric_name(path: str) -> str:
-    """Return the metric of a question file: NAME_accuracy for `eval_CORPUS_NAME.jsonl`, else the file's name with _accuracy."""
-    stem = PurePosixPath(path.removeprefix(EMBEDDED)).name.partition(".")[0]
-    named = re.fullmatch(r"eval_[^_]+_(.+)", stem)
-    return f"{named[1] if named else stem}_accuracy"
-
-
-def read_questions(path: str) -> list[Question]:
-    """Return the questions of a JSONL file: a local path, `embedded:NAME` or any fsspec URL, compressed or not.
+def read_questions(path: str) -> tuple[Question, ...]:
+    """Return the questions of a JSONL file (see `read_questions_of`).
 
     A record has `prompt`, `choices` (two or more strings) and `answer` (index of the right one); optional are
-    `prompt_in_style` (the prompt in the corpus's style, used in place of `prompt`), `id` and `source`.
+    `prompt_in_style` (the prompt in the corpus's style, used in place of `prompt`), `question` (the question alone, which is
+    looked for in synthetic documents in place of the prompt), `id` and `source`.
 
     Raises:
         UserError: a file or a record is unusable; the message names the file and the line.
     """
-    lines = _read_lines(path)
-    questions = [_question(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not questions:
-        raise UserError(path, "holds no question", "give a JSONL file with prompt, choices and answer in each line")
-    return questions
+    return read_questions_of(path, "evaluate.choices", "prompt, choices and answer", _question)
 
 
-def _read_lines(path: str) -> list[str]:
-    location = path
-    if path.startswith(EMBEDDED):
-        name = path.removeprefix(EMBEDDED)
-        location = str(importlib.resources.files("sbp_fast.data") / "embedded" / f"{name}.jsonl")
-    try:
-        with fsspec.open(location, "rb", compression="infer") as file:
-            return file.read().decode("utf-8").split("\n")
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(path, "no such file", "correct evaluate.choices") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(path, f"cannot be read: {error}", "check that it is whole and that you may read it") from None
-    except UnicodeDecodeError as error:
-        raise UserError(path, f"not UTF-8 at byte {error.start}", "save it as UTF-8") from None
-
-
-def _question(path: str, number: int, line: str) -> Question:
-    where = f"{path}, line {number}"
-    try:
-        record: Any = parse_json(line)
-    except ValueError as error:
-        raise UserError(where, f"not valid JSON: {error}", "correct or remove the line") from None
-    if not isinstance(record, dict):
-        raise UserError(where, "not a JSON object", "write an object with prompt, choices and answer")
-    prompt, choices, answer = record.get("prompt_in_style") or record.get("prompt"), record.get("choices"), record.get("answer")
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise UserError(where, "has no prompt", "add a text as prompt")
-    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
-        raise UserError(where, "has no choices", "add a list of two or more texts as choices")
+def _question(record: QuestionRecord) -> Question:
+    prompt = record.text("prompt_in_style" if record.content.get("prompt_in_style") else "prompt")
+    choices, answer = record.texts("choices", least=2), record.content.get("answer")
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise UserError(
-            where, f"answer {answer!r} is not one of 0 to {len(choices) - 1}", "give the right choice's index, from 0"
+            record.where, f"answer {answer!r} is not one of 0 to {len(choices) - 1}", "give the right choice's index, from 0"
         )
-    identity, source = record.get("id", f"{Path(path).name}:{number}"), record.get("source", "questions")
-    return Question(str(identity), str(source), prompt, tuple(choices), answer)
+    return Question(record.id, record.source, prompt, choices, answer, record.bare_question())
 
 
 def continuation_questions(corpus: PreparedCorpus, count: int, seed: int) -> list[Question]:

@@ -10,16 +10,12 @@ from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.tokenizer import Tokenizer
 from sbp_fast.dedup.shingle_index import Batch
 from sbp_fast.dedup.shingles import ShingleTable, shingle_hashes
-from sbp_fast.evaluate.multiple_choice import Question, QuestionSet
+from sbp_fast.evaluate.question_files import NamedQuestions
 
 
-def question_texts(sets: Sequence[QuestionSet]) -> list[str]:
-    """Return each question with its right answer."""
-    return [_text(question) for question_set in sets for question in question_set.questions]
-
-
-def _text(question: Question) -> str:
-    return f"{question.prompt.strip()} {question.choices[question.answer].strip()}"
+def question_texts(sets: Sequence[NamedQuestions]) -> list[str]:
+    """Return each question of all sets with an accepted answer."""
+    return [text for questions in sets for text in questions.texts]
 
 
 def evaluation_batches(prepared: PreparedCorpus, questions: Sequence[str]) -> Iterator[Batch]:

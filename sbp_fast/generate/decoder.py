@@ -10,7 +10,7 @@ Tensor suffixes besides those of the model: B rows of a step, T tokens of a docu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -24,6 +24,10 @@ from sbp_fast.model.transformer import Block, Transformer
 ROW_MULTIPLE = 16
 """Products whose number of rows is a multiple of this give a row the same bits on the CPU, whatever the other rows hold
 (docs/log.md)."""
+
+PAGE_TOKENS = 64
+PREFILL_TOKENS = 8192
+"""Seeds of so many tokens are prefilled together, or a longer one alone."""
 
 RUNNING, END, LENGTH, REPETITION = range(4)
 STOPS = ("", "end", "length", "repetition")
@@ -75,6 +79,20 @@ class KVCacheConfig:
     seed_tokens: int
     prefill_tokens: int
     precision: str = "float32"
+
+    @classmethod
+    def for_rows(cls, rows: int, seed_tokens: int, maximum_tokens: int, precision: str) -> KVCacheConfig:
+        """Return sizes for documents of one sample a seed, with pages for the longest seed and document in every row.
+
+        Args:
+            rows: least number of documents generated at once.
+            seed_tokens: tokens of the longest seed.
+            maximum_tokens: most tokens of a document.
+            precision: name of the torch dtype of keys and values.
+        """
+        rows = -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
+        cache = cls(rows, 1, 0, PAGE_TOKENS, seed_tokens, max(PREFILL_TOKENS, seed_tokens), precision)
+        return replace(cache, pages=1 + rows * (cache.pages_of(seed_tokens) + cache.pages_of(maximum_tokens)))
 
     def pages_of(self, tokens: int) -> int:
         """Return how many pages hold `tokens` tokens."""
@@ -181,10 +199,10 @@ class Decoder:
             self.tables[name].copy_(self._send(values.copy()), non_blocking=True)
 
     @torch.inference_mode()
-    def start(self, rows: Sequence[int], uniforms: np.ndarray) -> None:
-        """Begin a document in each of `rows`, sampled with `uniforms` float64 [rows, T]."""
+    def start(self, rows: Sequence[int], first: np.ndarray, uniforms: np.ndarray) -> None:
+        """Begin documents in `rows` with the tokens `first`, int64 [rows], sampled by `uniforms`, float64 [rows, T]."""
         rows_B = self._send(np.array(rows, np.int64))
-        self.tokens[rows_B], self.own_tokens[rows_B], self.running[rows_B] = self.sampling.first, 0, 1
+        self.tokens[rows_B], self.own_tokens[rows_B], self.running[rows_B] = self._send(first), 0, 1
         self.uniforms[rows_B] = self._send(uniforms)
 
     @torch.inference_mode()

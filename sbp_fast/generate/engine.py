@@ -28,12 +28,14 @@ class Seed:
         document: index into the unique corpus, or NO_SEED; with a sample's number it names the stream of random numbers.
         tokens: int [tokens]; none where documents are generated after no seed.
         samples: numbers of the samples, each once.
+        first: token that its documents begin with in this engine; None for `SamplingParams.first`.
     """
 
     number: int
     document: int
     tokens: np.ndarray
     samples: tuple[int, ...]
+    first: int | None = None
 
 
 @dataclass(frozen=True)
@@ -307,11 +309,14 @@ class Engine:
         if self._freed_rows:
             self.decoder.clear(self._freed_rows)
         if self._started_rows:
-            started = [self.requests[row] for row in self._started_rows]
-            streams = [self._uniforms(request) for request in started if request is not None]
-            self.decoder.start(self._started_rows, np.stack(streams))
+            started = [request for row in self._started_rows if (request := self.requests[row]) is not None]
+            first = [self._first_token(request.group.seed) for request in started]
+            self.decoder.start(self._started_rows, np.array(first), np.stack([self._uniforms(request) for request in started]))
         self.decoder.write_tables({name: self.tables[name] for name in sorted(self._changed_tables)})
         self._freed_rows, self._started_rows, self._changed_tables = [], [], set()
+
+    def _first_token(self, seed: Seed) -> int:
+        return self.sampling.first if seed.first is None else seed.first
 
     def _uniforms(self, request: Request) -> np.ndarray:
         seed = request.group.seed

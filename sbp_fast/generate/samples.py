@@ -7,12 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from sbp_fast.generate.decoder import ROW_MULTIPLE, KVCacheConfig, SamplingParams
+from sbp_fast.generate.decoder import KVCacheConfig, SamplingParams
 from sbp_fast.generate.engine import Engine, GenerationResult, Seed
 from sbp_fast.model.transformer import Transformer
 
 SAMPLE_TOKENS = 64
-PAGE_TOKENS = 64
 
 
 def generate_samples(
@@ -28,16 +27,8 @@ def generate_samples(
     """
     sampling = replace(sampling, maximum_tokens=min(SAMPLE_TOKENS, sampling.maximum_tokens))
     longest = max(1, *map(len, seeds.values()))
-    cache = KVCacheConfig(
-        rows=-(-len(seeds) // ROW_MULTIPLE) * ROW_MULTIPLE,
-        samples_per_seed=1,
-        pages=0,
-        page_tokens=PAGE_TOKENS,
-        seed_tokens=longest,
-        prefill_tokens=len(seeds) * longest,
-        precision=str(model.embed_tokens.weight.dtype).removeprefix("torch."),
-    )
-    pages = 1 + cache.rows * (cache.pages_of(longest) + cache.pages_of(sampling.maximum_tokens))
-    engine = Engine(model, sampling, replace(cache, pages=pages), run_seed, graphs=False)
+    precision = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
+    cache = KVCacheConfig.for_rows(len(seeds), longest, sampling.maximum_tokens, precision)
+    engine = Engine(model, sampling, cache, run_seed, graphs=False)
     waiting = [Seed(number, document, tokens, (0,)) for number, (document, tokens) in enumerate(seeds.items())]
     return sorted(engine.generate(waiting), key=lambda result: result.seed)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sbp_fast.config import RunConfig, resolve_threads
 from sbp_fast.data.prepared import PreparedCorpus
-from sbp_fast.evaluate.multiple_choice import question_sets
+from sbp_fast.evaluate.question_sets import all_question_sets
 from sbp_fast.filters.contamination import question_texts
 from sbp_fast.filters.filtering import filter_corpus
 from sbp_fast.filters.rules import thresholds
@@ -46,7 +46,7 @@ def filter_documents(
         UserError: inputs that do not belong together; no document passes.
     """
     prepared = PreparedCorpus(corpus)
-    sets = question_sets(config.evaluate, config.seed, prepared, Console(quiet=True))
+    sets = all_question_sets(config.evaluate, config.seed, prepared, Console(quiet=True))
 
     def body(context: StageContext) -> None:
         written = open_synthetic(synthetic, prepared)
@@ -71,7 +71,7 @@ def filter_documents(
         inputs={
             "corpus": corpus,
             "synthetic": synthetic,
-            **{f"questions of {questions.metric}": questions.fingerprint for questions in sets},
+            **{f"questions of {questions.name}": questions.fingerprint for questions in sets},
         },
         body=body,
         console=console,

@@ -15,8 +15,9 @@ from sbp_fast.config import RunConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
 from sbp_fast.evaluate.comparison import compare_scores
-from sbp_fast.evaluate.metrics import METRICS, Metric, _heldout_items, score_rows
+from sbp_fast.evaluate.metrics import METRICS, Metric, _heldout_items, all_metrics, score_rows
 from sbp_fast.evaluate.multiple_choice import question_sets
+from sbp_fast.evaluate.scoring import score_model
 from sbp_fast.model.flops import forward_flops
 from sbp_fast.model.saved import load_model, save_model
 from sbp_fast.model.transformer import Transformer
@@ -109,6 +110,31 @@ def test_choice_score_is_its_log_probability_per_byte(inputs: tuple[Path, dict[s
     assert counts["arms"]["sbp"]["quiz_accuracy"]["value"] == pytest.approx(np.mean(right))
 
 
+def test_accuracies_of_one_forward_pass_differ_by_what_log_probabilities_are_divided_by(
+    inputs: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> None:
+    corpus, models = inputs
+    quiz = {"prompt": "In the spring", "choices": [" snøfall ", "trade of lands", "winter"], "answer": 0}
+    (tmp_path / "quiz.jsonl").write_text(json.dumps(quiz) + "\n")
+    evaluated = CONFIG.evaluate.model_copy(update={"choices": str(tmp_path / "quiz.jsonl")})
+    config = CONFIG.model_copy(update={"evaluate": evaluated})
+    read = []
+    model, prepared = load_model(models["sbp"]), PreparedCorpus(corpus)
+    model.register_forward_pre_hook(lambda module, inputs: read.append(len(inputs[0])))
+    metrics = all_metrics(config, prepared, QUIET)
+    rows, _ = score_model(model, prepared, metrics, QUIET, "sbp")
+    scores = {row["metric"]: np.array(row["scores"]) for row in rows.to_pylist() if row["metric"].startswith("quiz")}
+    raw = scores["quiz_accuracy_raw"]
+    assert (raw < 0).all() and len(scores) == 3
+    assert scores["quiz_accuracy"] == pytest.approx(raw / [9, 15, 7], rel=1e-12)  # bytes with the joining space; ø has two
+    assert scores["quiz_accuracy_characters"] == pytest.approx(raw / [7, 14, 6], rel=1e-12)
+    tokens = sum(len(prepared.tokenizer.encode(f" {choice.strip()}")) - 1 for choice in quiz["choices"])
+    assert read[-1] == 1 + len(prepared.tokenizer.encode(quiz["prompt"])) + tokens and len(read) == 2
+    described = [metric.describe() for metric in metrics[1:]]
+    assert [metric.get("variant_of") for metric in described] == [None, "quiz_accuracy", "quiz_accuracy"]
+    assert [row["numerator"] for row in rows.to_pylist()[-3:]] == [float(np.argmax(scores[name]) == 0) for name in scores]
+
+
 def test_new_arm_scores_no_other_model_again(inputs: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
     corpus, models = inputs
     two = {arm: models[arm] for arm in ("baseline", "sbp")}
@@ -176,7 +202,7 @@ def test_difference_of_single_runs_has_a_value_and_no_interval(inputs: tuple[Pat
     corpus, models = inputs
     twins = {"first": models["sbp"], "second": models["sbp"]}
     differences = compare_models(tmp_path, corpus, twins)["differences"]["second"]
-    assert len(differences) == 2
+    assert len(differences) == 4  # bits per byte and three accuracies
     assert all(difference == {"value": 0, "low": None, "high": None, "runs": [1, 1]} for difference in differences.values())
 
 

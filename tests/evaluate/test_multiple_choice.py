@@ -9,7 +9,8 @@ from fabricated_run import QUIET, write_prepared
 from sbp_fast.config import EvaluateConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
-from sbp_fast.evaluate.multiple_choice import continuation_questions, metric_name, question_sets, read_questions, split_text
+from sbp_fast.evaluate.multiple_choice import continuation_questions, question_sets, read_questions, split_text
+from sbp_fast.evaluate.question_files import task_name
 
 RECORD = {"prompt": "The sea is", "choices": ["blue", "made of tin"], "answer": 0}
 
@@ -67,16 +68,16 @@ def test_read_questions_of_missing_empty_and_undecodable_files_is_refused(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("path", "metric"),
+    ("path", "task"),
     [
-        ("embedded:eval_default_continuation", "continuation_accuracy"),
-        ("data/eval_factbook_capital.jsonl", "capital_accuracy"),
-        ("s3://bucket/my_quiz.jsonl.zst", "my_quiz_accuracy"),
-        ("eval_two.jsonl", "eval_two_accuracy"),
+        ("embedded:eval_default_continuation", "continuation"),
+        ("data/eval_factbook_capital.jsonl", "capital"),
+        ("s3://bucket/my_quiz.jsonl.zst", "my_quiz"),
+        ("eval_two.jsonl", "eval_two"),
     ],
 )
-def test_metric_name_derives_from_the_file_name(path: str, metric: str) -> None:
-    assert metric_name(path) == metric
+def test_task_name_derives_from_the_file_name(path: str, task: str) -> None:
+    assert task_name(path) == task
 
 
 def test_choices_auto_reads_the_embedded_sets_only_with_the_embedded_corpus(
@@ -98,7 +99,7 @@ def test_two_question_files_of_one_metric_are_refused(corpus: PreparedCorpus, tm
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
     paths = tuple(write(tmp_path / folder / "quiz.jsonl", RECORD) for folder in ("one", "two"))
-    with pytest.raises(UserError, match="a second file for the metric quiz_accuracy"):
+    with pytest.raises(UserError, match="a second file for the task quiz"):
         question_sets(EvaluateConfig(choices=paths), 0, corpus, QUIET)
 
 

@@ -196,6 +196,19 @@ def test_accuracy_at_chance_is_marked_in_the_table_and_absent_at_the_top(run: Pa
     assert table.count('<span class="note">at chance</span>') == 2  # the capital accuracy of the baseline and of SBP
 
 
+def test_variant_of_a_metric_is_shown_in_a_table_of_its_own_and_nowhere_else(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    before, _, variants = text.partition("The same answers, scored otherwise")
+    assert variants.count("Capital accuracy, raw") == 1 and "43.2" in variants.partition("</section>")[0]
+    assert "Capital accuracy, raw" not in before and "arms-capital_accuracy_raw" not in text
+    columns = summary_table(json.loads((run / "results.json").read_text())).columns
+    assert [column.header for column in columns[2:]] == [
+        "Held-out bits per byte",
+        "Continuation accuracy, %",
+        "Capital accuracy, %",
+    ]
+
+
 def test_rates_measured_otherwise_than_in_the_paper_are_not_in_its_column(run: Path) -> None:
     text = (run / "report.html").read_text()
     rows = text[text.index('<table class="rates">') :]
@@ -256,13 +269,13 @@ def test_report_says_what_the_own_seed_explains_as_its_interval_allows(
         )
 
 
-def test_summary_table_shows_every_metric_of_every_arm(run: Path) -> None:
+def test_summary_table_shows_every_main_metric_of_every_arm(run: Path) -> None:
     results = json.loads((run / "results.json").read_text())
     console = Console(width=90, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(summary_table(results))
     shown = console.export_text().replace(wording.MINUS, "-")
     for arm in results["arms"].values():
-        for name, metric in results["metrics"].items():
+        for name, metric in wording.main_metrics(results["metrics"]).items():
             assert wording.number(arm[name]["value"], metric).replace(wording.MINUS, "-") in shown
     assert "[-0.033, -0.009]" in shown
 

@@ -173,6 +173,27 @@ def test_values_of_rejected_documents_equal_brute_force(inputs: dict[str, Path],
         assert row["value"] == pytest.approx(expected[row["reason"]], abs=tolerance), row
 
 
+def test_document_with_an_open_question_and_one_of_its_answers_is_contaminated(inputs: dict[str, Path], tmp_path: Path) -> None:
+    question = {
+        "prompt": "Question: x\nAnswer:",
+        "question": "Where does THE small red",
+        "answers": ["cat", "house of 7 doors"],
+    }
+    (tmp_path / "open.jsonl").write_text(json.dumps(question) + "\n")
+    tokenizer = PreparedCorpus(inputs["corpus"]).tokenizer
+    rows = [
+        (1, [*fresh(60), *tokenizer.encode(f"where does the small red {answer}"), *fresh(9)], "end")
+        for answer in ("house of 7 doors", "ship of 9 lands")
+    ]
+    synthetic = make_written(inputs["corpus"], tmp_path / "synthetic", rows)
+    open_questions = f"evaluate.open_questions='{tmp_path}/open.jsonl'"
+    none = "evaluate.continuation_questions=0"
+    config = configure(inputs["directory"], *OVERRIDES, open_questions, none, "filter.evaluation_containment=0.9")
+    manifest = filter_documents(config, tmp_path / "out", corpus=inputs["corpus"], synthetic=synthetic, console=QUIET)
+    assert manifest.counts["rules"]["contaminated"]["rejected"] == 1 and manifest.counts["filtered_documents"] == 1
+    assert "questions of open" in manifest.inputs
+
+
 def test_evaluation_text_that_the_unique_documents_have_is_no_contamination(inputs: dict[str, Path], tmp_path: Path) -> None:
     prepared = PreparedCorpus(inputs["corpus"])
     body = prepared.unique[0][1:-1].tolist()

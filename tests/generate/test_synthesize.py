@@ -13,8 +13,7 @@ from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.errors import UserError
 from sbp_fast.generate import shard_writer
 from sbp_fast.generate.backends.backend import sampling_params
-from sbp_fast.generate.backends.engine import PAGE_TOKENS
-from sbp_fast.generate.decoder import KVCacheConfig
+from sbp_fast.generate.decoder import PAGE_TOKENS, KVCacheConfig
 from sbp_fast.generate.engine import Engine, Seed
 from sbp_fast.generate.seeds import SEED_SAMPLERS, SeedPlan, earlier_occurrences
 from sbp_fast.generate.shard_writer import ShardWriter

@@ -35,6 +35,8 @@ METRICS = {
         for name in ("continuation", "capital")
     },
 }
+RAW = "capital_accuracy_raw"
+METRICS[RAW] = METRICS["capital_accuracy"] | {"label": "Capital accuracy, raw", "variant_of": "capital_accuracy"}
 
 
 def score(value: float, half: float, runs: int, **more: Any) -> dict[str, Any]:
@@ -68,6 +70,7 @@ def comparison(half: float = 0.012, runs: int = 3, **changes: float) -> dict[str
             ),
             "continuation_accuracy": score(0.33 - change, 0.05, runs, questions=313, chance=0.25, by_source={}),
             "capital_accuracy": score(0.27 - change / 2, 0.055, runs, questions=216, chance=0.25, by_source={}),
+            RAW: score(0.4321 - change / 2, 0.055, runs, questions=216, chance=0.25, by_source={}),
         }
         for arm, change in {"baseline": 0.0, **changes}.items()
     }
@@ -76,6 +79,7 @@ def comparison(half: float = 0.012, runs: int = 3, **changes: float) -> dict[str
             "heldout_bits_per_byte": change(value, half, runs),
             "continuation_accuracy": change(-value, 0.04, runs),
             "capital_accuracy": change(-value / 2, 0.05, runs),
+            RAW: change(-value / 2, 0.05, runs),
         }
         for arm, value in changes.items()
     }
@@ -95,7 +99,7 @@ def comparison(half: float = 0.012, runs: int = 3, **changes: float) -> dict[str
 
     def shares(change: float) -> dict[str, Any]:
         share = interval(change / changes["oracle"], 0.08) if runs > 1 and abs(changes["oracle"]) > half else blind
-        return {"heldout_bits_per_byte": share, "continuation_accuracy": blind, "capital_accuracy": blind}
+        return {"heldout_bits_per_byte": share, "continuation_accuracy": blind, "capital_accuracy": blind, RAW: blind}
 
     return {
         "metrics": METRICS,

@@ -98,6 +98,8 @@ def render(
         shown_name=name,
         shown_start=wording.start_of(results, name) if name else "",
         source_descriptions=wording.source_descriptions(results),
+        main_metrics=wording.main_metrics(results["metrics"]),
+        metric_variants=wording.metric_variants(results["metrics"]),
         verdict=wording.verdict(results),
         headline=wording.headline(results),
         secondary=wording.secondary_sentences(results),
@@ -132,16 +134,15 @@ def _other_measures(quality: Mapping[str, Any]) -> list[str]:
 
 
 def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, Any]:
+    metrics = wording.main_metrics(results["metrics"])
     arms, config = results["arms"], RunConfig.model_validate(results["run"]["config"])
     pretraining = [
         _curve(arm.label, plots.arm_color(index), curves[model_stage(arm, arm.name)])
         for index, arm in enumerate(arms_of(config).values())
     ]
     svgs: dict[str, Any] = {
-        "arms": [plots.arms_plot(arms, name, metric) for name, metric in results["metrics"].items()],
-        "differences": [
-            plots.difference_plot(arms, results["baseline"], name, metric) for name, metric in results["metrics"].items()
-        ],
+        "arms": [plots.arms_plot(arms, name, metric) for name, metric in metrics.items()],
+        "differences": [plots.difference_plot(arms, results["baseline"], name, metric) for name, metric in metrics.items()],
         "losses": plots.loss_plot("pretraining", "Pretraining", pretraining),
     }
     if (name := wording.shown_source(results)) is not None:

@@ -15,9 +15,9 @@ STYLES = {"better": "green", "worse": "red", "unclear": "", "unreplicated": ""}
 
 
 def summary_table(results: Mapping[str, Any]) -> Table:
-    """Return a row for each arm: its tokens and FLOPs, and each metric with its interval and its change."""
+    """Return a row for each arm: its tokens and FLOPs, and each main metric with its interval and its change."""
     table = Table(title=wording.verdict(results), title_justify="left", title_style="bold", show_lines=True)
-    metrics = results["metrics"]
+    metrics = wording.main_metrics(results["metrics"])
     table.add_column("arm")
     table.add_column("training tokens,\nsynthetic,\nFLOPs in all", justify="right")
     for metric in metrics.values():

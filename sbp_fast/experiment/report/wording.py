@@ -70,6 +70,16 @@ def primary_metric(results: Results) -> str:
     return next(iter(results["metrics"]))
 
 
+def main_metrics(metrics: Mapping[str, Description]) -> dict[str, Description]:
+    """Return the metrics that are no variant of another one: those that tables, plots and sentences are about."""
+    return {name: metric for name, metric in metrics.items() if "variant_of" not in metric}
+
+
+def metric_variants(metrics: Mapping[str, Description]) -> dict[str, Description]:
+    """Return the other forms of the main metrics, which have a table of their own."""
+    return {name: metric for name, metric in metrics.items() if "variant_of" in metric}
+
+
 def synthetic_arms(results: Results) -> list[str]:
     """Return the arms that read synthetic documents."""
     return [name for name, arm in results["arms"].items() if arm["synthetic"]]
@@ -231,9 +241,9 @@ def budget(results: Results) -> str:
 
 
 def secondary_sentences(results: Results) -> list[str]:
-    """Return a sentence on the arms with synthetic documents for each metric but the first, unless all are at chance."""
+    """Return a sentence on the arms with synthetic documents for each main metric but the first, unless all are at chance."""
     sentences = []
-    for name, metric in list(results["metrics"].items())[1:]:
+    for name, metric in list(main_metrics(results["metrics"]).items())[1:]:
         arms = synthetic_arms(results)
         if not arms or all(at_chance(results["arms"][arm][name], metric) for arm in (results["baseline"], *arms)):
             continue

@@ -18,14 +18,12 @@ from sbp_fast.generate.backends.backend import (
     sampling_params,
     threads_per_process,
 )
-from sbp_fast.generate.decoder import ROW_MULTIPLE, KVCacheConfig, SamplingParams
+from sbp_fast.generate.decoder import PAGE_TOKENS, PREFILL_TOKENS, ROW_MULTIPLE, KVCacheConfig, SamplingParams
 from sbp_fast.generate.engine import Engine
 from sbp_fast.model.saved import load_model
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.pipeline.distributed import Processes
 
-PAGE_TOKENS = 64
-PREFILL_TOKENS = 8192
 GPU_SHARE = 0.85
 """Share of the memory that is free beside the weights."""
 CPU_GIB = 4.0
