@@ -13,7 +13,8 @@ class CorpusConfig(Section):
     """Where documents come from and how they become token shards."""
 
     path: Annotated[str | tuple[str, ...], NO_EFFECT] = "embedded:default"
-    """Documents: files, globs, folders or fsspec URLs, of any suffix that `sbp_fast.data.readers` has a reader for."""
+    """Documents: files, globs, folders or fsspec URLs, of any suffix that `sbp_fast.data.readers` has a reader for. In folders
+    and globs, names that begin with "." or "_", linked folders, and text files beside files of records are left out."""
     unique: Annotated[str | tuple[str, ...], NO_EFFECT] = ""
     """Documents that the baseline and SBP may read, in place of a random `unique_share`; the oracle may read these and those of
     `path` ("": `unique_share` of `path`). Needs `deduplicate = "none"`: a text may stand in both."""
@@ -24,14 +25,16 @@ class CorpusConfig(Section):
     """Share of the held-out documents on which recipes and checkpoints are chosen, whole originals together; the others, the
     test documents, are scored by `evaluate` alone."""
     text_field: str = "text"
+    """Key (column) of the text, as of id and source; "doc.text" is the key `text` of the object under `doc`."""
     id_field: str = "id"
-    """A record without it is named after its file and line."""
+    """Text or an integer. A record without it is named after its file and line."""
     source_field: str = "source"
     """Name of a record's source, by which evaluation is grouped; a record without it belongs to the source "text"."""
     sources: tuple[str, ...] = ()
     """Read only the documents of these sources (none: all), and count the others."""
-    group_separator: str = "/"
-    """Documents whose ids agree up to the last separator are parts of one original ("" turns this off)."""
+    group_separator: str = "auto"
+    """Documents whose ids agree up to the last separator, such as "/", are parts of one original; `prepare` prints how many
+    that joins. "" joins only the passages of a document; "auto" is "/" for the embedded corpus, "" for any other."""
     maximum_documents: Annotated[int, Field(ge=0)] = 0
     """Read at most this many documents, and at most as many of given held-out ones (0: all)."""
     passage_characters: Annotated[int, Field(ge=0)] = 0
@@ -47,6 +50,8 @@ class CorpusConfig(Section):
     """Size of the trained vocabulary, special tokens included."""
     unique_share: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the documents that the baseline and SBP may read; the oracle may read all of them."""
+    maximum_record_mib: Count = 256
+    """A record of more than this many MiB cannot be used; that is noticed while it is read, before it fills the memory."""
     shard_tokens: Count = 16_777_216
     """Tokens of a shard: it ends with the document that reaches this number."""
     compression: Literal["none", "zstd"] = "none"

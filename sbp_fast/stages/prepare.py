@@ -6,8 +6,9 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from sbp_fast.config import RunConfig
-from sbp_fast.data.documents import fingerprint_sources, heldout_path, is_embedded
+from sbp_fast.data.documents import heldout_path, is_embedded, resolve_separator
 from sbp_fast.data.encoder import import_gigatoken
+from sbp_fast.data.input_files import fingerprint_sources
 from sbp_fast.data.preparation import Preparation
 from sbp_fast.data.tokenizer import Tokenizer
 from sbp_fast.errors import TransientError
@@ -44,7 +45,7 @@ def prepare(config: RunConfig, out: Path, *, console: Console, force: bool = Fal
     settings = {
         "seed": config.seed,
         "embedded": is_embedded(corpus),
-        "corpus": corpus.settings(),
+        "corpus": corpus.settings() | {"group_separator": resolve_separator(corpus)},
     }
 
     def body(context: StageContext) -> None:
