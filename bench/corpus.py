@@ -26,7 +26,8 @@ import torch
 
 from bench.case import Case, Prepared, Provider, no_inputs, no_results
 from sbp_fast.config import CorpusConfig, RunConfig
-from sbp_fast.data.documents import Document, find_files, read_file
+from sbp_fast.data.documents import Document, read_file
+from sbp_fast.data.input_files import find_files
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards import blocks
 from sbp_fast.data.token_shards.blocks import Compression

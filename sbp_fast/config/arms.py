@@ -7,14 +7,26 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from sbp_fast.config.changes import change_section
-from sbp_fast.config.section import NO_EFFECT, Section, Share
+from sbp_fast.config.section import NO_EFFECT, Section, Seed, Share
 from sbp_fast.config.train import TrainConfig
 
-Seeds = tuple[Annotated[int, Field(ge=0)], ...]
+Seeds = tuple[Seed, ...]
 NAME = re.compile(r"[a-z][a-z0-9-]*")
+
+
+def check_seeds(seeds: Seeds) -> Seeds:
+    """Refuse a training seed that stands twice: two equal runs would count as two.
+
+    Raises:
+        ValueError: naming the seeds.
+    """
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"the training seeds {', '.join(map(str, seeds))} are not all different")
+    return seeds
+
 
 DEFAULT_ARMS: dict[str, dict[str, Any]] = {
     "baseline": {"label": "Baseline"},
@@ -49,6 +61,17 @@ class ArmConfig(Section):
     recipe: dict[str, Any] = Field(default_factory=dict)
     """Settings of [pretrain] that this arm changes. Every combination of listed values, such as `weight_decay = [0.1, 1]`, is
     trained with the first seed; the one with the lowest held-out loss on validation documents is the arm's recipe."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: Seeds) -> Seeds:
+        return check_seeds(seeds)
+
+    @model_validator(mode="after")
+    def _minimum_is_no_more_than_the_share(self) -> ArmConfig:
+        if self.minimum_share > self.share:
+            raise ValueError(f"minimum_share = {self.minimum_share:g} is above share = {self.share:g}")
+        return self
 
     def recipes(self) -> list[dict[str, Any]]:
         """Return the changes of [pretrain] of every recipe that the arm tries: each combination of the listed values."""

@@ -29,7 +29,7 @@ def change_section(section: S, changes: Mapping[str, Any], key: str, original: s
         return type(section).model_validate(section.model_dump() | dict(changes))
     except ValidationError as error:
         first = error.errors()[0]
-        setting = ".".join([key, *map(str, first["loc"])])
+        setting = ".".join([key, *map(str, first["loc"][:1])])  # behind it stand the members of a union
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(first["loc"][0]), type(section).model_fields, n=1, cutoff=0.5)
             hint = f": did you mean {near[0]}?" if near else ""

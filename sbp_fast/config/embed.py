@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from sbp_fast.config.section import Count, Section
+from sbp_fast.config.section import Count, CountOrZero, Section
 
 
 class EmbedConfig(Section):
@@ -18,7 +16,7 @@ class EmbedConfig(Section):
     """Only the head of a document is embedded, in tokens of the encoder."""
     prompt: str = ""
     """Instruction before every document."""
-    dimensions: Annotated[int, Field(ge=0)] = 0
+    dimensions: CountOrZero = 0
     """Components of a vector to keep, the first ones (0: all); for encoders trained so that these mean most (Matryoshka)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the encoder; "auto" is bfloat16 on CUDA, float32 elsewhere."""

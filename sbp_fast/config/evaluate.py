@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sbp_fast.config.section import NO_EFFECT, Count, Section
+from sbp_fast.config.section import NO_EFFECT, Count, CountOrZero, Section
 
 
 class EvaluateConfig(Section):
@@ -15,7 +15,7 @@ class EvaluateConfig(Section):
     choices: str | tuple[str, ...] = "auto"
     """Multiple-choice files (JSONL: prompt, choices, answer); "auto" takes the embedded sets with the embedded corpus and
     builds continuation questions from the test documents of any other."""
-    continuation_questions: Annotated[int, Field(ge=0)] = 300
+    continuation_questions: CountOrZero = 300
     open_questions: str | tuple[str, ...] = ()
     """Files of open questions (JSONL: prompt, answers), answered by greedy generation and scored by exact match and F1."""
     answer_tokens: Count = 32

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import tomli_w
 from pydantic import ValidationError
@@ -34,8 +34,14 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
             _merge(values, tomllib.loads(path.read_text(encoding="utf-8")))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(path, f"not valid TOML: {error}", "correct the file") from None
+    given: dict[str, str] = {}
     for override in overrides:
-        _merge(values, _parse_override(override))
+        parsed = _parse_override(override)
+        for key in _leaves(parsed):
+            if key in given:
+                raise UserError(override, f"{key} is given twice: {given[key]} too", "leave out one of them")
+            given[key] = override
+        _merge(values, parsed)
     _refuse_old_keys(values, " + ".join(map(str, files)) or "configuration")
     try:
         return RunConfig.model_validate(values)
@@ -81,6 +87,15 @@ def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
             into[key] = value
 
 
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted path of every value."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
 def _refuse_old_keys(values: dict[str, Any], where: str) -> None:
     renamed = {old: (f"{old} has a new name", f"write it as {new}") for old, new in RENAMED.items()}
     removed = {old: (f"{old} is no longer a setting", remedy) for old, remedy in REMOVED.items()}
@@ -108,7 +123,7 @@ def _parse_override(override: str) -> dict[str, Any]:
 
 def _explain(error: ValidationError, where: str) -> UserError:
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
+    path = _setting_path(first["loc"])
     if first["type"] == "extra_forbidden":
         known = _keys_beside(path)
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
@@ -117,8 +132,19 @@ def _explain(error: ValidationError, where: str) -> UserError:
     if isinstance(first.get("input"), dict):  # a whole section whose values contradict each other
         message = first["msg"].removeprefix("Value error, ")
         return UserError(where, f"{'.'.join(path)}: {message}" if path else message, "correct the values")
-    shown = str(first.get("input"))[:80]
-    return UserError(where, f"{'.'.join(path)} = {shown} is not usable: {first['msg']}", "correct the value")
+    shown, reason = str(first.get("input"))[:80], first["msg"].removeprefix("Value error, ")
+    remedy = f'put text in quotes: {path[-1]} = "{shown}"' if first["type"] == "string_type" else "correct the value"
+    return UserError(where, f"{'.'.join(path)} = {shown} is not usable: {reason}", remedy)
+
+
+def _setting_path(location: Sequence[str | int]) -> list[str]:
+    """Return the keys of a setting, without what pydantic puts behind them: members of its union type, indices of its items."""
+    if not location:  # the whole configuration contradicts itself
+        return []
+    field = RunConfig.model_fields.get(str(location[0]))
+    annotation = field.annotation if field is not None else None
+    depth = 2 if hasattr(annotation, "model_fields") else 3 if get_origin(annotation) is dict else 1
+    return [str(part) for part in location[:depth]]
 
 
 def _keys_beside(path: list[str]) -> list[str]:

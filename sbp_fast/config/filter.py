@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sbp_fast.config.section import NO_EFFECT, Count, Section, Share
+from sbp_fast.config.section import NO_EFFECT, Count, Gibibytes, Section, Share
 
 
 class FilterConfig(Section):
@@ -30,8 +30,8 @@ class FilterConfig(Section):
     evaluation_containment: Share = 0.1
     """Reject a document if this share of its shingles, or more, occurs in the evaluation texts and in no unique document, or if
     it contains a whole question with its answer."""
-    duplicate_similarity: Annotated[float, Field(ge=0.7)] = 0.8
+    duplicate_similarity: Annotated[float, Field(ge=0.7, le=2)] = 0.8
     """Reject a document if its shingles have this Jaccard similarity, or more, to those of an earlier filtered document; above
     1 equal documents stay too."""
-    memory_gib: Annotated[float, Field(gt=0), NO_EFFECT] = 2.0
+    memory_gib: Annotated[Gibibytes, NO_EFFECT] = 2.0
     """Memory of the table of real shingles; with less, the documents are read more often. No result depends on it."""

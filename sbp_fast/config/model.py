@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from pydantic import model_validator
+from typing import Annotated
+
+from pydantic import Field, model_validator
 
 from sbp_fast.config.section import Count, Section
+
+Size = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class ModelConfig(Section):
     """The shape of the transformer; names as in Hugging Face's config.json where it has them."""
 
-    layers: Count = 4
-    hidden_size: Count = 128
-    heads: Count = 4
+    layers: Annotated[int, Field(ge=1, le=10_000)] = 4
+    hidden_size: Size = 128
+    heads: Size = 4
     """Number of query heads."""
-    kv_heads: Count = 2
+    kv_heads: Size = 2
     """Number of key and value heads (grouped-query attention)."""
-    head_dim: Count = 32
-    intermediate_size: Count = 352
+    head_dim: Size = 32
+    intermediate_size: Size = 352
     """Size of the feed-forward layer."""
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
+    rope_theta: Annotated[float, Field(ge=1, le=1e12)] = 10_000.0
+    norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-6
     tied_embeddings: bool = True
     """Use the embedding matrix as the output projection too."""
     qk_norm: bool = True

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from sbp_fast.config.section import NO_EFFECT, Count, Section, Share
+from sbp_fast.config.section import NO_EFFECT, Count, Gibibytes, Section, Share
 
+Similarity = Annotated[float, Field(ge=-1, le=1)]
 RENAMED_BACKENDS = {"bucket": "ivf", "hnswlib": "hnsw"}
 
 
@@ -46,11 +47,11 @@ class PairConfig(Section):
     size."""
     partition_overlap: Annotated[int, Field(ge=1, le=8)] = 3
     """Partitions that each document goes to."""
-    similarity_low: float | Literal["auto"] = "auto"
+    similarity_low: Similarity | Literal["auto"] = "auto"
     """Lower end of the similarity band; "auto" is the similarity that `random_pair_rate` of random pairs exceed."""
     random_pair_rate: Annotated[float, Field(gt=0, lt=1)] = 0.002
     """Share of random pairs that exceed the lower end of the band if that is "auto"."""
-    similarity_high: float = 1.0
+    similarity_high: Similarity = 1.0
     """Upper end of the similarity band."""
     shingle_tokens: Count = 13
     """Tokens of a shingle."""
@@ -62,7 +63,7 @@ class PairConfig(Section):
     """Most partners of a document as a seed."""
     seeds_per_partner: Count = 8
     """Most seeds of a document as a partner."""
-    memory_gib: Annotated[float, Field(gt=0), NO_EFFECT] = 2.0
+    memory_gib: Annotated[Gibibytes, NO_EFFECT] = 2.0
     """Memory of each process for candidates; the pairs do not depend on it. A partition takes three times its vectors."""
 
     @field_validator("backend")
@@ -71,3 +72,11 @@ class PairConfig(Section):
         if backend in RENAMED_BACKENDS:
             raise PydanticCustomError("renamed", "it has a new name, {name}", {"name": RENAMED_BACKENDS[backend]})
         return backend
+
+    @model_validator(mode="after")
+    def _band_holds_something(self) -> PairConfig:
+        if self.similarity_low != "auto" and self.similarity_low >= self.similarity_high:
+            raise ValueError(
+                f"similarity_low = {self.similarity_low:g} is not below similarity_high = {self.similarity_high:g}"
+            )
+        return self

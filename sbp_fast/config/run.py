@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from sbp_fast.config.arms import DEFAULT_ARMS, NAME, ArmConfig, Seeds, expand_shares
+from sbp_fast.config.arms import DEFAULT_ARMS, NAME, ArmConfig, Seeds, check_seeds, expand_shares
 from sbp_fast.config.changes import change_section
 from sbp_fast.config.corpus import CorpusConfig
 from sbp_fast.config.embed import EmbedConfig
@@ -15,7 +15,7 @@ from sbp_fast.config.evaluate import CompareConfig, EvaluateConfig, QualityConfi
 from sbp_fast.config.filter import FilterConfig
 from sbp_fast.config.model import ModelConfig
 from sbp_fast.config.pair import PairConfig
-from sbp_fast.config.section import Section
+from sbp_fast.config.section import Processes, Section, Seed
 from sbp_fast.config.sources import CHANGED_SECTIONS, DEFAULT_SOURCES, SCRATCH, SourceConfig
 from sbp_fast.config.synthesize import NO_SEEDS, SynthesizeConfig
 from sbp_fast.config.train import CheckpointConfig, LogConfig, ParallelConfig, TrainConfig
@@ -26,15 +26,16 @@ from sbp_fast.errors import UserError
 class RunConfig(Section):
     """The configuration of a run."""
 
-    name: str = "run"
-    seed: Annotated[int, Field(ge=0)] = 0
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = "run"
+    """Name of the run, and of its directory in runs/: letters, digits, dots, hyphens and underscores."""
+    seed: Seed = 0
     """Seed of everything but the training of arms: which documents are unique or held out, pairs, and what is generated."""
     seeds: Annotated[Seeds, Field(min_length=1)] = (0,)
     """Training seeds of every arm that names none of its own. Arms are compared by their training runs: one run each gives
     figures, and no conclusion."""
     device: str = "auto"
     """ "auto", "cpu" or a torch device; auto takes CUDA where there is one."""
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Processes = 0
     """CPU threads (0: all cores)."""
     corpus: CorpusConfig = CorpusConfig()
     embed: EmbedConfig = EmbedConfig()
@@ -61,6 +62,11 @@ class RunConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     compare: CompareConfig = CompareConfig()
     quality: QualityConfig = QualityConfig()
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: Seeds) -> Seeds:
+        return check_seeds(seeds)
 
     @field_validator("arms", mode="before")
     @classmethod
@@ -98,7 +104,9 @@ class RunConfig(Section):
             if not NAME.fullmatch(name):
                 raise ValueError(f"sources.{name}: the name must be lower-case letters, digits and hyphens")
             try:
-                self._check_selection("synthesizer", self.with_source(name).synthesizer)
+                changed = self.with_source(name)
+                self._check_selection("synthesizer", changed.synthesizer)
+                changed._check_lengths()
             except ValueError as error:
                 raise ValueError(f"sources.{name}.{error}") from None
             if source.pairs == "none" and (source.stitched or source.start == SCRATCH or source.pair or source.synthesizer):
@@ -123,6 +131,12 @@ class RunConfig(Section):
     def seeds_of(self, arm: ArmConfig) -> Seeds:
         """Return the training seeds of an arm: its own, or those of the run."""
         return arm.seeds or self.seeds
+
+    def _check_lengths(self) -> None:
+        key = "synthesize.maximum_tokens" if self.synthesize.maximum_tokens else "model.context"
+        longest, minimum = self.synthesize.maximum_tokens or self.model.context, self.filter.minimum_tokens
+        if minimum > longest:
+            raise ValueError(f"filter.minimum_tokens = {minimum} rejects every document: {key} = {longest}")
 
     def _check_selection(self, name: str, recipe: TrainConfig) -> None:
         if recipe.select == "best" and not self.validation.points:

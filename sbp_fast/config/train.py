@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from sbp_fast.config.section import NO_EFFECT, Count, Section, Share
+from sbp_fast.config.section import NO_EFFECT, Count, CountOrZero, Section, Share
 
 
 def _check_attention_backend(name: str) -> str:
@@ -40,7 +40,7 @@ class TrainConfig(Section):
     """A name in `sbp_fast.train.optimizer.OPTIMIZERS`. "muon" orthogonalises the updates of the layers' matrices, at AdamW's
     learning rate, and leaves all other parameters to AdamW; "muon-float32" does so in float32, which is much faster on a CPU
     without fast bfloat16."""
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    learning_rate: Annotated[float, Field(gt=0, le=100)] = 3e-3
     """Peak learning rate, reached at the end of the warm-up."""
     schedule: str = "cosine"
     """A name in `sbp_fast.train.schedules.SCHEDULES`: the learning rate after the warm-up."""
@@ -50,11 +50,11 @@ class TrainConfig(Section):
     """Fraction of the steps, at the end, over which "warmup-stable-decay" falls to the final learning rate."""
     final_learning_rate_fraction: Share = 0.1
     """Learning rate of the last step, as a fraction of the peak."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, le=10_000)] = 0.1
     """Weight decay of matrices. A baseline that repeats its corpus often needs far more than the usual 0.1: tune it there."""
-    beta1: Share = 0.9
-    beta2: Share = 0.95
-    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest gradient norm; larger gradients are scaled down to it."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -67,7 +67,7 @@ class TrainConfig(Section):
     select: Literal["last", "best"] = "last"
     """Weights that are the output: those after the last step, or those with the lowest loss on validation documents among
     the points of [validation]. The learning rate may not yet have fallen there."""
-    patience: Annotated[int, Field(ge=0)] = 0
+    patience: CountOrZero = 0
     """With `select = "best"`: end the run after this many validation points without a new lowest loss (0: never)."""
     bad_steps: Annotated[Count, NO_EFFECT] = 5
     """Number of consecutive steps with a loss or gradient that is not finite after which the run ends; each such step is
@@ -82,11 +82,23 @@ class TrainConfig(Section):
             raise ValueError(
                 f"tokens_per_step = {self.tokens_per_step} is no multiple of microbatch_tokens = {self.microbatch_tokens}"
             )
+        if self.tokens < self.tokens_per_step:
+            raise ValueError(f"tokens = {self.tokens} is less than one step: tokens_per_step = {self.tokens_per_step}")
+        if self.warmup_fraction + self._decay_fraction > 1:
+            raise ValueError(
+                f"warmup_fraction = {self.warmup_fraction:g} and decay_fraction = {self.decay_fraction:g} together exceed 1"
+            )
         if self.patience and self.select != "best":
             raise ValueError(
                 f'patience = {self.patience} needs select = "best": the last weights are those after the loss rose'
             )
         return self
+
+    @property
+    def _decay_fraction(self) -> float:
+        """The fraction of the steps that is for the decay; 0 where the schedule has none and nobody asked for another."""
+        default = type(self).model_fields["decay_fraction"].default
+        return self.decay_fraction if self.schedule == "warmup-stable-decay" or self.decay_fraction != default else 0.0
 
     @property
     def sequences_per_step(self) -> int:
@@ -105,14 +117,14 @@ class ParallelConfig(Section):
     Nothing here changes a result beyond rounding, so a run may resume with other values.
     """
 
-    shard_processes: Annotated[int, Field(ge=0)] = 0
+    shard_processes: CountOrZero = 0
     """Number of processes that share one copy of the weights (0: all). With fewer, the groups replicate each other (HSDP): take
     the GPUs of a node."""
     reshard_after_forward: bool = True
     """Free a layer's gathered weights after its forward pass; false needs their memory and saves an all-gather."""
     gather_once: bool = False
     """Keep all weights gathered over the microbatches of a step; they must all fit in memory."""
-    prefetch_layers: Annotated[int, Field(ge=0)] = 1
+    prefetch_layers: CountOrZero = 1
     """Number of layers whose weights are gathered ahead of the one that computes."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """What the backward pass recomputes: nothing; all but matrix products and attention; all but each layer's input."""
@@ -127,7 +139,7 @@ class CheckpointConfig(Section):
     """Seconds between checkpoints, which are written in the background."""
     keep: Count = 2
     """Number of newest checkpoints that stay on disk during a run; a damaged one is skipped for the one before."""
-    keep_every_steps: Annotated[int, Field(ge=0)] = 0
+    keep_every_steps: CountOrZero = 0
     """Keep the first checkpoint after each this many steps for good (0: none)."""
 
 

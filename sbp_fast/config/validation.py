@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
-
-from sbp_fast.config.section import NO_EFFECT, Count, Section
+from sbp_fast.config.section import NO_EFFECT, Count, CountOrZero, Section
 
 
 class ValidationConfig(Section):
@@ -15,9 +13,9 @@ class ValidationConfig(Section):
     Only a run with `select = "best"` depends on them: they decide which of its weights are its output.
     """
 
-    points: Annotated[int, Field(ge=0)] = 10
+    points: CountOrZero = 10
     """Evenly spaced times in a run at which the held-out loss is measured, the last at the end (0: never)."""
     tokens: Count = 8192
     """Read at most this many tokens of validation documents each time, the same ones each time, and at least one document."""
-    samples: Annotated[int, Field(ge=0), NO_EFFECT] = 2
+    samples: Annotated[CountOrZero, NO_EFFECT] = 2
     """Short texts generated each time, into `samples.jsonl` (0: none)."""

@@ -1,28 +1,25 @@
 """Raw documents, file by file, local or behind an fsspec URL; `sbp_fast.data.readers` has the formats.
 
-Files come in the order of the given patterns, those of one pattern sorted by path. A record that cannot be used is returned
-in its place as a UserError that names its file and line: a corpus that silently lacked some of its documents would spoil
-every number that follows.
+A record that cannot be used is returned in its place as a UserError that names its file and line: a corpus that silently lacked
+some of its documents would spoil every number that follows.
 """
 
 from __future__ import annotations
 
-import importlib.resources
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
+from typing import Any
 
 from sbp_fast.config import CorpusConfig
-from sbp_fast.data.filesystem import open_system, user_errors
-from sbp_fast.data.readers import READERS, Fields, InputFile, Record, find_reader
+from sbp_fast.data.filesystem import user_errors
+from sbp_fast.data.input_files import EMBEDDED
+from sbp_fast.data.readers import Fields, InputFile, Record, lookup
 from sbp_fast.errors import UserError
-from sbp_fast.pipeline.files import hash_file, hash_value
 
-EMBEDDED = "embedded:"
 DEFAULT_SOURCE = "text"
+PASSAGE_MARK = "#"
+PASSAGE = re.compile(rf"{PASSAGE_MARK}\d{{4,}}$")
 
 
 @dataclass(frozen=True)
@@ -42,10 +39,10 @@ def read_file(file: InputFile, config: CorpusConfig) -> Iterator[Document | User
     itself, "letters:1862.txt". Such a name has no "/", so that no folder is taken for an original that documents share.
 
     Yields:
-        Documents, and a UserError in place of each record that cannot be used; last, if the file is damaged or holds
-        nothing, one that says so.
+        Documents, and a UserError in place of each record that cannot be used; last, if the file is damaged, or holds nothing
+        though the user named it, one that says so.
     """
-    fields = Fields(config.text_field, config.id_field, config.source_field)
+    fields = Fields(config.text_field, config.id_field, config.source_field, config.maximum_record_mib << 20)
     empty = True
     try:
         # `user_errors` encloses the reading alone: an exception of the consumer does not pass through a generator
@@ -56,45 +53,8 @@ def read_file(file: InputFile, config: CorpusConfig) -> Iterator[Document | User
     except UserError as error:
         yield error
         return
-    if empty and file.split is None:
+    if empty and file.named and file.split is None:
         yield UserError(file.shown, "holds no documents", "give a file with documents, or leave this one out")
-
-
-def find_files(path: str | tuple[str, ...]) -> list[InputFile]:
-    """Return the input files that one or several paths stand for, each once, in a stable order.
-
-    Args:
-        path: files, globs, folders (searched recursively for suffixes that have a reader), fsspec URLs, or an embedded
-            corpus such as "embedded:default".
-
-    Raises:
-        UserError: a path that is empty, does not exist, matches nothing, or has no reader.
-    """
-    files: dict[str, tuple[fsspec.AbstractFileSystem, str]] = {}
-    patterns = (path,) if isinstance(path, str) else path
-    if not all(patterns) or not patterns:
-        raise UserError("corpus", "an empty path", "name the files, folders or URLs of the documents")
-    for pattern in patterns:
-        system, paths = _expand(pattern)
-        files.update((system.unstrip_protocol(name), (system, name)) for name in paths)
-    folders = [url.split("/")[:-1] for url in files]
-    depth = next(
-        (depth for depth, names in enumerate(zip(*folders, strict=False)) if len(set(names)) > 1), min(map(len, folders))
-    )
-    return [_describe(system, name, url, depth) for url, (system, name) in files.items()]
-
-
-def fingerprint_sources(path: str | tuple[str, ...]) -> str:
-    """Hash the raw input: content, and names below the common directory. Where that directory lies does not matter.
-
-    A remote file is identified by what its store says of it (`ukey`: an etag, a revision), without reading it.
-    """
-    contents = []
-    for file in find_files(path):
-        with user_errors(file.system, file.shown):
-            content = hash_file(Path(file.path)) if file.local else str(file.system.ukey(file.path))
-        contents.append([list(file.parts), content])
-    return hash_value(contents)
 
 
 def is_embedded(corpus: CorpusConfig) -> bool:
@@ -109,12 +69,29 @@ def heldout_path(corpus: CorpusConfig) -> str | tuple[str, ...] | None:
     return f"{corpus.path}_heldout" if is_embedded(corpus) else None
 
 
+def resolve_separator(corpus: CorpusConfig) -> str:
+    """Return the separator of ids by which documents are parts of originals, "" for none.
+
+    The ids of the embedded corpus name originals; those of another corpus may be URLs, so that it has to ask for grouping.
+    """
+    if corpus.group_separator != "auto":
+        return corpus.group_separator
+    return "/" if is_embedded(corpus) else ""
+
+
+def passage_id(id: str, index: int, separator: str) -> str:
+    """Return the id of a passage of a document."""
+    return f"{id}{separator or PASSAGE_MARK}{index:04d}"
+
+
 def group_of(id: str, separator: str, sources: Collection[str]) -> str:
     """Return the original that a document is part of: its id up to the last separator.
 
     A document whose id has no separator is an original by itself, and so is one whose id merely begins with the name of its
-    source ("pubmed/3408").
+    source ("pubmed/3408"). Without a separator only the passages of a document are parts of one original.
     """
+    if not separator:
+        return PASSAGE.sub("", id)
     head = head_of(id, separator)
     return id if head in sources else head
 
@@ -125,53 +102,19 @@ def head_of(id: str, separator: str) -> str:
     return head if separated else id
 
 
-def _expand(pattern: str) -> tuple[fsspec.AbstractFileSystem, list[str]]:
-    if pattern.startswith(EMBEDDED):
-        pattern = _embedded_file(pattern)
-    system, path = open_system(pattern)
-    with user_errors(system, pattern):
-        if system.isfile(path):
-            if find_reader(path) is None:
-                raise UserError(pattern, "not a kind of file that can be read", f"give one of {', '.join(READERS)}")
-            return system, [path]
-        if system.isdir(path):
-            paths = [name for name in system.find(path) if find_reader(name)]
-            problem = "the folder holds no documents"
-        elif any(character in path for character in "*?["):
-            paths = [name for name in system.glob(path) if find_reader(name) and system.isfile(name)]
-            problem = "nothing matches"
-        else:
-            raise UserError(pattern, "no such file or folder", "correct the path")
-    if not paths:
-        raise UserError(pattern, problem, f"correct the path; files that can be read end in {', '.join(READERS)}")
-    return system, sorted(paths)
-
-
-def _describe(system: fsspec.AbstractFileSystem, path: str, url: str, depth: int) -> InputFile:
-    reader = find_reader(path)
-    assert reader is not None
-    shown = path if isinstance(system, LocalFileSystem) else url
-    return InputFile(system, path, shown, tuple(url.split("/")[depth:]), reader)
-
-
-def _embedded_file(pattern: str) -> str:
-    folder = importlib.resources.files("sbp_fast.data") / "embedded"
-    file = folder / f"{pattern.removeprefix(EMBEDDED)}.jsonl.zst"
-    if not file.is_file():
-        names = sorted(item.name.removesuffix(".jsonl.zst") for item in folder.iterdir() if item.name.endswith(".jsonl.zst"))
-        raise UserError(pattern, "no such embedded corpus", f"the embedded ones are {', '.join(names)}")
-    return str(file)
-
-
 def _make_document(record: Record, file: InputFile, fields: Fields) -> Document | UserError:
     where = file.shown if record.index is None else f"{file.shown}, {file.reader.record_name} {record.index}"
-    text = record.values.get(fields.text)
+    text = lookup(record.values, fields.text)
     if not isinstance(text, str) or not text.strip():
         problem = "an empty text" if isinstance(text, str) else "no text" if text is None else "a text that is no string"
         remedy = "correct or remove it, or set corpus.text_field"
         return UserError(where, f"a record with {problem} ({fields.text!r})", remedy)
     name = ":".join(file.parts) if record.index is None else ":".join([*file.parts, str(record.index)])
-    id, source = record.values.get(fields.id), record.values.get(fields.source)
+    id, source = lookup(record.values, fields.id), lookup(record.values, fields.source)
+    for value, kind, field in ((id, "id", fields.id), (source, "source", fields.source)):
+        if not is_name(value):
+            problem = f"its {kind} ({field!r}) is of type {type(value).__name__}, neither text nor an integer"
+            return UserError(where, problem, f"convert it, or set corpus.{kind}_field to another field")
     id = name if id is None or id == "" else str(id)
     source = DEFAULT_SOURCE if source is None or source == "" else str(source)
     for value, kind in ((text, "text"), (id, "id"), (source, "source")):
@@ -180,6 +123,11 @@ def _make_document(record: Record, file: InputFile, fields: Fields) -> Document 
             problem = f"half a surrogate pair at character {position} of its {kind} stands for nothing"
             return UserError(where, problem, "correct or remove the record")
     return Document(id, text, source, where)
+
+
+def is_name(value: Any) -> bool:
+    """Return whether a value can name a document or a source: text, an integer, or nothing."""
+    return value is None or (isinstance(value, str | int) and not isinstance(value, bool))
 
 
 def _lone_surrogate(value: str) -> int | None:

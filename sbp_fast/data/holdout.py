@@ -116,6 +116,33 @@ class Decisions:
         return columns["heldout"] | np.isin(self.originals(columns), self.heldout)
 
 
+def count_originals(shuffled: ShuffleReader, documents: int, decisions: Decisions) -> dict[str, int]:
+    """Count what the grouping of ids joins.
+
+    Returns:
+        "joined_documents", those that share their original with another one; "joined_originals", the originals of these;
+        "largest_original", the documents of the largest.
+    """
+    counts = {"joined_documents": 0, "joined_originals": 0, "largest_original": 0}
+    for low, high in hash_ranges(documents):
+        sizes = _original_sizes(shuffled, decisions, low, high)[1]
+        joined = sizes[sizes > 1]
+        counts["joined_documents"] += int(joined.sum())
+        counts["joined_originals"] += len(joined)
+        counts["largest_original"] = max(counts["largest_original"], int(sizes.max(initial=0)))
+    return counts
+
+
+def _original_sizes(shuffled: ShuffleReader, decisions: Decisions, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the hashed names of the originals from `low` to `high`, rising, and the number of records of each."""
+    parts = [np.zeros(0, np.uint64)]
+    for columns in shuffled.columns(("id_hash", "head_hash", "passage")):
+        names = decisions.originals(columns)[columns["passage"] <= 0]
+        parts.append(names[(names >= np.uint64(low)) & (names <= np.uint64(high))])
+    names, sizes = np.unique(np.concatenate(parts), return_counts=True)
+    return names, sizes
+
+
 def choose_holdout(shuffled: ShuffleReader, documents: int, sources: Iterable[str], share: float, seed: int) -> Decisions:
     """Choose originals with about `share` of the documents for evaluation, whole originals together.
 
@@ -125,17 +152,12 @@ def choose_holdout(shuffled: ShuffleReader, documents: int, sources: Iterable[st
     Raises:
         UserError: the originals are too few or too large.
     """
-    empty = np.zeros(0, np.uint64)
     decisions = Decisions.of_sources(sources, seed)
     wanted = max(MINIMUM_HELDOUT, round(share * documents))
     chosen: list[int] = []
     missing, originals = wanted, 0
     for low, high in hash_ranges(documents):
-        parts = [empty]
-        for columns in shuffled.columns(("id_hash", "head_hash", "passage")):
-            names = decisions.originals(columns)[columns["passage"] <= 0]
-            parts.append(names[(names >= np.uint64(low)) & (names <= np.uint64(high))])
-        names, sizes = np.unique(np.concatenate(parts), return_counts=True)
+        names, sizes = _original_sizes(shuffled, decisions, low, high)
         originals += len(names)
         for name, size in zip(names.tolist(), sizes.tolist(), strict=True):
             if size <= missing:

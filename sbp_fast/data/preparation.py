@@ -22,12 +22,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sbp_fast.config import RunConfig, resolve_threads
-from sbp_fast.data.documents import find_files, heldout_path, is_embedded
+from sbp_fast.data.documents import heldout_path, is_embedded, resolve_separator
 from sbp_fast.data.encoder import EncoderName, IdsDiffer, choose_encoder
 from sbp_fast.data.filesystem import user_errors
-from sbp_fast.data.holdout import SELECTION_COLUMNS, Decisions, check_ids, choose_holdout, choose_validation, select
+from sbp_fast.data.holdout import (
+    SELECTION_COLUMNS,
+    Decisions,
+    check_ids,
+    choose_holdout,
+    choose_validation,
+    count_originals,
+    select,
+)
+from sbp_fast.data.input_files import FoundFiles, search_files, shorten
 from sbp_fast.data.input_splits import split_files
 from sbp_fast.data.prepared import VALIDATION
+from sbp_fast.data.round_trip import check_round_trips
 from sbp_fast.data.shuffle import (
     ShufflePartition,
     ShuffleReader,
@@ -72,6 +82,7 @@ class Preparation:
     Attributes:
         files: each input file, and whether its documents are given to be held out; those of named unique documents first.
         unique_files: number of files of named unique documents.
+        left_out: what lies beside the files and is not read.
         buckets: of the shuffled order.
     """
 
@@ -89,12 +100,12 @@ class Preparation:
         self.config, self.corpus, self.directory, self.scratch = config, config.corpus, directory, scratch
         self.console, self.record, self.save_clock = console, record, save_clock
         self.workers, self.processes = workers, config.corpus.workers or resolve_threads(config)
-        unique = find_files(config.corpus.unique) if config.corpus.unique else []
-        self.files = [(file, False) for file in [*unique, *find_files(config.corpus.path)]]
-        self.unique_files = len(unique)
         heldout = heldout_path(config.corpus)
-        if heldout is not None:
-            self.files += [(file, True) for file in find_files(heldout)]
+        paths = [(config.corpus.unique, False), (config.corpus.path, False), (heldout, True)]
+        found = [(search_files(path), held) if path else (FoundFiles(), held) for path, held in paths]
+        self.files = [(file, held) for part, held in found for file in part.files]
+        self.unique_files = len(found[0][0].files)
+        self.left_out = [part for part, _ in found]
         self.buckets = self._count_buckets()
 
     def run(self) -> None:
@@ -112,7 +123,7 @@ class Preparation:
             near_duplicates = self._find_near_duplicates(decisions, partitions)
             decisions = replace(decisions, near_duplicates=near_duplicates.indices)
         selected, heldout_originals = _count_selected(shuffled, partitions, decisions)
-        unique = self._count_unique(selected)
+        unique = self._count_unique(selected, len(heldout_originals))
         validation = choose_validation(heldout_originals, self.corpus.validation_share)
         save_array(self.directory / VALIDATION, validation)
         if self.corpus.on_error == "skip":
@@ -122,6 +133,10 @@ class Preparation:
             self._list_near_duplicates(near_duplicates)
         tokenizer = self._load_or_train_tokenizer(shuffled, partitions, decisions, unique)
         unique_texts = _head(shuffled, partitions, decisions, unique)
+        if self.corpus.tokenizer != "train":
+            losses = check_round_trips(tokenizer, unique_texts, lossy=self.corpus.lossy_tokenizer)
+            self.record(**losses)
+            unique_texts = _head(shuffled, partitions, decisions, unique)
         encoder, description = choose_encoder(self.corpus.encoder, tokenizer, unique_texts)
         self.console.say(f"tokenizing with {description}")
         self.record(encoder=description)
@@ -145,7 +160,7 @@ class Preparation:
             for index, (file, heldout, unique) in enumerate(inputs)
         ]
         total: dict[str, Any] = {"documents": 0, "sources": Counter(), "skipped": 0, "bucket": Counter()}
-        total |= {"passages": 0, "other_sources": 0}
+        total |= {"passages": 0, "other_sources": 0, "read": Counter()}
         unit = "files" if len(tasks) == len(self.files) else "splits of files"
         with self.console.task("reading", len(tasks), unit) as progress:
             for task, counts in zip(tasks, self._shuffle_write(tasks), strict=True):
@@ -155,8 +170,20 @@ class Preparation:
                 for kind in ("skipped", "passages", "other_sources"):
                     total[kind] += counts[kind]
                 total["bucket"].update(counts["bucket"])
+                total["read"][task.file.shown] += sum(counts[kind] for kind in ("documents", "skipped", "other_sources"))
                 self.save_clock()
                 progress.advance(1)
+        self._report_read(total)
+        return total
+
+    def _report_read(self, total: dict[str, Any]) -> None:
+        """Print what was not read, and refuse an input of which nothing was."""
+        empty = [file for file, records in total["read"].items() if not records]
+        if empty and not self.corpus.maximum_documents:
+            self.console.say(f"left out {len(empty)}: files without documents: {shorten(empty)}")
+        for found in self.left_out:
+            for line in found.describe():
+                self.console.say(line)
         if missing := set(self.corpus.sources) - total["sources"].keys():
             known = f"left out were {total['other_sources']} documents of other sources"
             raise UserError(f"corpus.sources = {min(missing)}", f"no document is of this source; {known}", "correct the name")
@@ -166,7 +193,10 @@ class Preparation:
             )
         if total["skipped"]:
             self.console.say(f"skipped {total['skipped']} records that cannot be used: see {SKIPPED}")
-        return total
+        if not total["documents"]:
+            path = self.corpus.path if isinstance(self.corpus.path, str) else ", ".join(self.corpus.path)
+            problem = f"holds no documents that can be used; {total['skipped']} records were skipped"
+            raise UserError(path, problem, "give files with documents")
 
     def _shuffle_write(self, tasks: list[ShuffleWriteTask]) -> Iterator[dict[str, Any]]:
         left = dict.fromkeys((False, True), self.corpus.maximum_documents)  # of documents, and of given held-out ones
@@ -182,15 +212,21 @@ class Preparation:
         """Return the number of buckets of the order, a function of the size of the input alone."""
         size = 0
         for file, _ in self.files:
-            compressed = file.path.endswith(file.reader.compressed_suffixes)
             with user_errors(file.system, file.shown):
                 stored = file.system.size(file.path) or 0  # a store may not tell: buckets are then divided further
-            size += stored * (COMPRESSION_RATIO if compressed else 1)
+            size += stored * (COMPRESSION_RATIO if file.compressed else 1)
         return max(1, min(MINIMUM_PARTITIONS, size // SMALL_PARTITION_BYTES), -(-size // PARTITION_BYTES))
 
     def _choose_holdout(self, shuffled: ShuffleReader, read: dict[str, Any]) -> Decisions:
         seed = self.config.seed
         check_ids(shuffled, read["documents"], self.files, self.corpus, seed)
+        if separator := resolve_separator(self.corpus):
+            originals = count_originals(shuffled, read["documents"], Decisions.of_sources(read["sources"], seed))
+            self.console.say(
+                f"ids up to the last {separator!r} join {originals['joined_documents']} documents to "
+                f"{originals['joined_originals']} originals, {originals['largest_original']} in the largest"
+            )
+            self.record(**originals)
         if any(heldout for _, heldout in self.files):
             return Decisions.of_sources(read["sources"], seed)
         return choose_holdout(shuffled, read["documents"], read["sources"], self.corpus.heldout_share, seed)
@@ -207,7 +243,7 @@ class Preparation:
             pq.write_table(pa.table(columns, NEAR_DUPLICATES_SCHEMA), path)
         self.console.say(f"left out {len(dropped.ids)} near-duplicates: see {NEAR_DUPLICATES}")
 
-    def _count_unique(self, selected: Counter[str]) -> int:
+    def _count_unique(self, selected: Counter[str], heldout: int) -> int:
         documents, share = selected["train"], self.corpus.unique_share
         if self.unique_files:
             unique, origin = selected["first_half"], "corpus.unique"
@@ -216,7 +252,9 @@ class Preparation:
         if unique < MINIMUM_UNIQUE:
             raise UserError(
                 "corpus",
-                f"{origin} leaves {unique}, too few to work with",
+                f"{origin} leaves {unique}, too few to work with ({heldout} are held out; dropped were "
+                f"{selected['duplicates']} exact duplicates, {selected['heldout_duplicates']} that are held out as well, "
+                f"{selected['near_duplicates']} near-duplicates)",
                 f"give at least {MINIMUM_UNIQUE} unique documents: more input, a larger corpus.unique_share or, for few long "
                 "documents, corpus.passage_characters",
             )
@@ -308,6 +346,8 @@ class Preparation:
             near_duplicates_dropped=selected["near_duplicates"],
             records_skipped=read["skipped"],
             other_sources=read["other_sources"],
+            empty_files=sum(not records for records in read["read"].values()),
+            left_out={reason: len(names) for found in self.left_out for reason, names in found.left_out.items()},
             vocabulary_size=tokenizer.vocabulary_size,
             bytes_per_token=text_bytes / (train.tokens - 2 * len(train)),
             sources=dict(sorted(sources.items())),

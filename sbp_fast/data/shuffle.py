@@ -20,7 +20,7 @@ import pyarrow as pa
 import xxhash
 
 from sbp_fast.config import CorpusConfig
-from sbp_fast.data.documents import Document, head_of, read_file
+from sbp_fast.data.documents import Document, head_of, passage_id, read_file, resolve_separator
 from sbp_fast.data.passages import split_passages
 from sbp_fast.data.readers import InputFile
 from sbp_fast.errors import TransientError, UserError
@@ -208,7 +208,7 @@ class _ChunkWriter:
         if config.sources and document.source not in config.sources:
             self.counts["other_sources"] += 1
             return
-        separator, limit = config.group_separator, config.passage_characters
+        separator, limit = resolve_separator(config), config.passage_characters
         common = {
             "id_hash": hash_name(document.id, seed),
             "head_hash": hash_name(head_of(document.id, separator), seed),
@@ -220,7 +220,7 @@ class _ChunkWriter:
             self._add_row(document.id, document.text, -1, common)
             return
         for index, passage in enumerate(split_passages(document.text, limit)):
-            self._add_row(f"{document.id}{separator or '/'}{index:04d}", passage, index, common)
+            self._add_row(passage_id(document.id, index, separator), passage, index, common)
             self.counts["passages"] += 1
 
     def _add_row(self, id: str, text: str, passage: int, common: dict[str, Any]) -> None:

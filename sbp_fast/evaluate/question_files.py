@@ -147,7 +147,7 @@ def _record(path: str, number: int, line: str, fields: str) -> QuestionRecord:
     try:
         content: Any = parse_json(line)
     except ValueError as error:
-        raise UserError(where, f"not valid JSON: {error.msg}", "correct or remove the line") from None
+        raise UserError(where, f"not valid JSON: {error}", "correct or remove the line") from None
     if not isinstance(content, dict):
         raise UserError(where, "not a JSON object", f"write an object with {fields}")
     identity, source = content.get("id", f"{Path(path).name}:{number}"), content.get("source", "questions")

@@ -10,8 +10,9 @@ from typing import Any, get_args
 import numpy as np
 
 from sbp_fast.config import RunConfig
-from sbp_fast.data.documents import find_files
+from sbp_fast.data.documents import is_name
 from sbp_fast.data.filesystem import user_errors
+from sbp_fast.data.input_files import find_files
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.readers import Fields, InputFile, Record
 from sbp_fast.data.shuffle import hash_name
@@ -91,16 +92,26 @@ def _named(record: Record | UserError, where: str) -> NamedPair:
     if isinstance(record, UserError):
         raise UserError(record.where, record.what, REMEDY)
     where = f"{where}{record.index}"
-    similarity = record.values.get(FIELDS.source)
+    similarity = _as_number(record.values.get(FIELDS.source))
     for name in (FIELDS.id, FIELDS.text):
         if record.values.get(name) in (None, ""):
             raise UserError(where, f"a pair without a {name}", REMEDY)
+        if not is_name(record.values[name]):
+            raise UserError(where, f"a {name} that is neither text nor an integer", REMEDY)
     if similarity is not None and not (isinstance(similarity, int | float) and abs(similarity) <= LARGEST_SIMILARITY):
         raise UserError(where, f"a similarity that is no number: {similarity!r}", REMEDY)
     seed, partner = str(record.values[FIELDS.id]), str(record.values[FIELDS.text])
     if seed == partner:
         raise UserError(where, f"pairs the document {seed!r} with itself", "remove it")
     return NamedPair(seed, partner, KNOWN_SIMILARITY if similarity is None else float(similarity), where)
+
+
+def _as_number(value: Any) -> Any:
+    """Return the number that a text spells, as in CSV; None for an empty one; any other value as it is."""
+    try:
+        return (float(value) if value else None) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 class _Numbers:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from sbp_fast.config import RunConfig
-from sbp_fast.data.documents import fingerprint_sources
+from sbp_fast.data.input_files import fingerprint_sources, search_files
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import TransientError, UserError
 from sbp_fast.neighbors.backends import check_backend
@@ -83,6 +83,8 @@ def _import(config: RunConfig, corpus: Path, vectors: Path | None, out: Path, *,
         raise UserError("pair", "does not read --vectors with pair.file", "leave out one of them")
 
     def body(context: StageContext) -> None:
+        for line in search_files(config.pair.file).describe():
+            context.console.say(line)
         context.record(**import_pairs(config, PreparedCorpus(corpus), context.directory))
         context.console.say(f"{context.counts['pairs']} known pairs, {context.counts['seeds']} documents have a partner")
 

@@ -6,9 +6,11 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from sbp_fast.config import RunConfig
-from sbp_fast.data.documents import fingerprint_sources, heldout_path, is_embedded
+from sbp_fast.data.documents import heldout_path, is_embedded, resolve_separator
 from sbp_fast.data.encoder import import_gigatoken
+from sbp_fast.data.input_files import fingerprint_sources
 from sbp_fast.data.preparation import Preparation
+from sbp_fast.data.round_trip import check_round_trips
 from sbp_fast.data.tokenizer import Tokenizer
 from sbp_fast.errors import TransientError
 from sbp_fast.pipeline.executors.executor import Workers
@@ -39,12 +41,12 @@ def prepare(config: RunConfig, out: Path, *, console: Console, force: bool = Fal
     if heldout is not None:
         inputs["heldout"] = fingerprint_sources(heldout)
     if corpus.tokenizer != "train":
-        Tokenizer(corpus.tokenizer)
+        check_round_trips(Tokenizer(corpus.tokenizer), (), lossy=corpus.lossy_tokenizer)
         inputs["tokenizer"] = hash_file(Path(corpus.tokenizer))
     settings = {
         "seed": config.seed,
         "embedded": is_embedded(corpus),
-        "corpus": corpus.settings(),
+        "corpus": corpus.settings() | {"group_separator": resolve_separator(corpus)},
     }
 
     def body(context: StageContext) -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from sbp_fast.config import CorpusConfig, RunConfig
 from sbp_fast.data import input_splits
-from sbp_fast.data.documents import Document, find_files, read_file
+from sbp_fast.data.documents import Document, read_file
+from sbp_fast.data.input_files import find_files
 from sbp_fast.data.input_splits import split_files
 from sbp_fast.data.readers import InputFile, jsonl
 from sbp_fast.pipeline.executors.local import LOCAL

@@ -30,7 +30,14 @@ def letters(count: int, parts: int = 4) -> list[tuple[str, str]]:
 
 
 def configure(path: Path, **corpus: object) -> RunConfig:
-    settings = {"path": str(path), "vocabulary_size": 270, "unique_share": 0.25, "shard_tokens": 4000, **corpus}
+    settings = {
+        "path": str(path),
+        "vocabulary_size": 270,
+        "unique_share": 0.25,
+        "shard_tokens": 4000,
+        "group_separator": "/",
+        **corpus,
+    }
     return RunConfig(corpus=CorpusConfig(**settings))
 
 

@@ -12,7 +12,8 @@ import pytest
 import zstandard
 
 from sbp_fast.config import CorpusConfig, RunConfig
-from sbp_fast.data.documents import Document, find_files, fingerprint_sources, group_of, read_file
+from sbp_fast.data.documents import Document, group_of, read_file
+from sbp_fast.data.input_files import find_files, fingerprint_sources
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.readers import READERS, Fields, InputFile, InputSplit, Reader, Record, find_reader, register_reader
 from sbp_fast.errors import UserError
@@ -132,12 +133,11 @@ def test_configured_fields_and_numeric_ids_are_read(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_read_recursively_in_sorted_order_and_names_stand_in_for_ids(tmp_path: Path) -> None:
-    write(tmp_path / "b/z.txt", b"last\n")
-    write(tmp_path / "b/a.txt", b"third")
+    write(tmp_path / "b/z.jsonl", jsonl([{"text": "last\n"}]))
+    write(tmp_path / "b/a.jsonl", jsonl([{"text": "third"}]))
     write(tmp_path / "a.jsonl", jsonl([{"text": "first"}, {"text": "second"}]))
-    write(tmp_path / "b/notes.md", b"not a kind that is read")
     documents = read(tmp_path)
-    assert [document.id for document in documents] == ["a.jsonl:1", "a.jsonl:2", "b:a.txt", "b:z.txt"]
+    assert [document.id for document in documents] == ["a.jsonl:1", "a.jsonl:2", "b:a.jsonl:1", "b:z.jsonl:1"]
     assert [document.text for document in documents] == ["first", "second", "third", "last\n"]
     assert len({group_of(document.id, "/", {"text"}) for document in documents}) == 4
 
@@ -153,12 +153,12 @@ def test_globs_and_several_paths_keep_their_order_and_read_each_file_once(tmp_pa
 def test_a_url_of_a_folder_is_read_and_fingerprinted(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe("/corpus/one.jsonl.zst", zstandard.compress(jsonl(RECORDS)))
-    memory.pipe("/corpus/two.txt", b"Fourth.")
+    memory.pipe("/corpus/two.jsonl", jsonl([{"text": "Fourth."}]))
     documents = read("memory://corpus")
-    assert described(documents) == [*EXPECTED, ("two.txt", "Fourth.", "text")]
+    assert described(documents) == [*EXPECTED, ("two.jsonl:1", "Fourth.", "text")]
     assert documents[0].where == "memory:///corpus/one.jsonl.zst, line 1"
     before = fingerprint_sources("memory://corpus")
-    memory.pipe("/corpus/two.txt", b"Fifth..")
+    memory.pipe("/corpus/two.jsonl", jsonl([{"text": "Fifth.."}]))
     assert fingerprint_sources("memory://corpus") != before
 
 
@@ -200,8 +200,8 @@ def test_a_registered_suffix_stands_in_messages_and_its_records_are_named(tmp_pa
     path = write(tmp_path / "c.paragraphs", b"1: x\nno separator\n3: \n")
     assert [type(item) for item in items(path)] == [Document, UserError, UserError]
     assert str(items(path)[2]).startswith(f"{path}, paragraph 3: a record with an empty text")
-    for unusable in (write(tmp_path / "c.csv", b"text\n"), tmp_path / "*.jsonl"):
-        assert ".jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt, .paragraphs" in refusal(str(unusable))
+    for unusable in (write(tmp_path / "c.docx", b"text\n"), tmp_path / "*.jsonl"):
+        assert re.search(r"\.jsonl, \.jsonl\.gz, .*\.parquet, .*\.txt, .*, \.paragraphs", refusal(str(unusable)))
 
 
 def test_a_suffix_registered_twice_is_refused() -> None:
@@ -218,7 +218,7 @@ def test_find_reader_takes_the_longest_suffix() -> None:
 
     register_reader(Gzip())
     try:
-        assert isinstance(find_reader("x.txt.gz"), Gzip) and find_reader("x.jsonl.gz") is READERS[".jsonl.gz"]
+        assert isinstance(find_reader("x.tar.gz"), Gzip) and find_reader("x.jsonl.gz") is READERS[".jsonl.gz"]
         assert find_reader("x.gz.part") is None
     finally:
         READERS.unregister(".gz")
@@ -280,7 +280,7 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
     assert "empty text" in refusal(write(tmp_path / "empty.txt", b""))
     (tmp_path / "folder").mkdir()
     assert "the folder holds no documents" in refusal(tmp_path / "folder")
-    assert "not a kind of file" in refusal(write(tmp_path / "c.csv", b"text\nx\n"))
+    assert "not a kind of file" in refusal(write(tmp_path / "c.docx", b"text\nx\n"))
     latin = write(tmp_path / "latin.txt", "one\ntwo\nfür\n".encode("latin-1"))
     assert f"{latin}, line 3: not UTF-8" in refusal(latin)
     assert "empty path" in refusal("") and "empty path" in refusal(())

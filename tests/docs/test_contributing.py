@@ -15,7 +15,8 @@ from tiny_training import QUIET, configure, make_corpus, train_arm
 from written_corpus import fresh_tokens, make_written
 
 from sbp_fast.config.files import load_config
-from sbp_fast.data.documents import find_files, read_file
+from sbp_fast.data.documents import read_file
+from sbp_fast.data.input_files import find_files
 from sbp_fast.data.readers import READERS
 from sbp_fast.evaluate.quality_rates import QUALITY_RATES
 from sbp_fast.experiment.arms import arms_of

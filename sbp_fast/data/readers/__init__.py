@@ -1,19 +1,19 @@
-"""Formats of raw documents, one reader each, found by file suffix.
+r"""Formats of raw documents, one reader each, found by file suffix.
 
 Another format is one object; nothing in the package needs to change:
 
-    class Csv(Reader):
-        suffixes = (".csv",)
+    class TabReader(Reader):
+        suffixes = (".tsv",)
 
         def read(self, file, fields):
             with file.open() as stream:
-                for index, values in enumerate(csv.DictReader(io.TextIOWrapper(stream)), 1):
+                for index, values in enumerate(csv.DictReader(io.TextIOWrapper(stream), delimiter="\t"), 1):
                     yield Record(values, index)
 
-    register_reader(Csv())
+    register_reader(TabReader())
 """
 
-from sbp_fast.data.readers import jsonl, parquet, text  # noqa: F401  (each registers its reader)
+from sbp_fast.data.readers import csv_rows, json_values, jsonl, parquet, text  # noqa: F401  (each registers its reader)
 from sbp_fast.data.readers.reader import (
     READERS,
     Fields,
@@ -22,7 +22,8 @@ from sbp_fast.data.readers.reader import (
     Reader,
     Record,
     find_reader,
+    lookup,
     register_reader,
 )
 
-__all__ = ["READERS", "Fields", "InputFile", "InputSplit", "Reader", "Record", "find_reader", "register_reader"]
+__all__ = ["READERS", "Fields", "InputFile", "InputSplit", "Reader", "Record", "find_reader", "lookup", "register_reader"]

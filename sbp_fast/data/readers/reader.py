@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -16,11 +16,18 @@ from sbp_fast.registry import Registry
 
 @dataclass(frozen=True)
 class Fields:
-    """Keys (columns) of a record that hold its text, its id and its source."""
+    """How records are read.
+
+    Attributes:
+        text, id, source: keys (columns) that hold the text, the id and the source; "doc.text" is the key `text` of the object
+            (struct) under `doc`, unless there is a key of that very name.
+        record_bytes: a record of more bytes is refused before the rest of it is read.
+    """
 
     text: str
     id: str
     source: str
+    record_bytes: int = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class InputFile:
         parts: components of its path below the directory that all files of the corpus share.
         reader: the reader of its format. It travels with the file, so that a worker process need not have it registered.
         split: the part to read; None for the whole file.
+        named: whether the user named this very file, not a folder or glob that it is among.
     """
 
     system: fsspec.AbstractFileSystem
@@ -70,6 +78,12 @@ class InputFile:
     parts: tuple[str, ...]
     reader: Reader
     split: InputSplit | None = None
+    named: bool = False
+
+    @property
+    def compressed(self) -> bool:
+        """Whether its content is compressed."""
+        return self.path.lower().endswith(self.reader.compressed_suffixes)
 
     @property
     def local(self) -> bool:
@@ -88,11 +102,14 @@ class Reader(ABC):
         suffixes: the file suffixes that it reads, each with its dot.
         compressed_suffixes: those of them whose files are compressed, for estimates of the size of the text.
         record_name: what a record is called in messages: "line" for "part-0.jsonl, line 17".
+        whole_files: whether a file is one record. Folders have such files beside their documents, licences for one: they are
+            left out where there are files of records.
     """
 
     suffixes: tuple[str, ...]
     compressed_suffixes: tuple[str, ...] = ()
     record_name = "record"
+    whole_files = False
 
     @abstractmethod
     def read(self, file: InputFile, fields: Fields) -> Iterator[Record | UserError]:
@@ -132,9 +149,25 @@ def register_reader(reader: Reader) -> Reader:
 
 
 def find_reader(path: str) -> Reader | None:
-    """Return the reader of the longest registered suffix that a path ends with; None where there is none."""
-    matching = [suffix for suffix in READERS if path.endswith(suffix)]
+    """Return the reader of the longest registered suffix that a path ends with, in any case; None where there is none."""
+    matching = [suffix for suffix in READERS if path.lower().endswith(suffix)]
     return READERS[max(matching, key=len)] if matching else None
+
+
+def lookup(values: Mapping[str, Any], key: str) -> Any:
+    """Return the value under a key of a record, or under a dotted path of keys; None where there is none."""
+    if key in values:
+        return values[key]
+    value: Any = values
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def missing_column(file: InputFile, fields: Fields, names: Sequence[str]) -> UserError:
+    """Return the error for a table without the column of text."""
+    remedy = f"set corpus.text_field to the one that holds the text, of {', '.join(names)}"
+    return UserError(file.shown, f"has no column {fields.text!r}", remedy)
 
 
 def decode_utf8(content: bytes, shown: str, line: int | None = None) -> str:
