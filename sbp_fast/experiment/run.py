@@ -19,8 +19,8 @@ from sbp_fast.neighbors.backends import check_backend
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.files import TEMPORARY_SUFFIX, atomic_open
+from sbp_fast.pipeline.output import disk_errors_are_user_errors, resolve_output
 from sbp_fast.pipeline.progress import Console, duration
-from sbp_fast.pipeline.stage import out_of_space_is_a_user_error
 from sbp_fast.train.task import check_recipe
 from sbp_fast.train.trackers import TRACKERS
 
@@ -71,7 +71,7 @@ def run(
                 stage.run(Step(stage.config, out / stage.name, inputs, console, gpus, force, workers))
     if until:
         return None
-    with console.stage(f"{len(stages) + 1}/{len(stages) + 1} report"), out_of_space_is_a_user_error(out):
+    with console.stage(f"{len(stages) + 1}/{len(stages) + 1} report"), disk_errors_are_user_errors(out):
         report = write_report(out)
         console.say(f"all stages in {duration(time.monotonic() - started)}")
     return report
@@ -96,8 +96,9 @@ def claim_directory(config: RunConfig, out: Path, force: bool) -> None:
     Raises:
         UserError: `out` holds files of something else, or a run with another configuration (unless `force`).
     """
-    path = out / CONFIG
-    with out_of_space_is_a_user_error(out):
+    with disk_errors_are_user_errors(out):
+        out = resolve_output(out)
+        path = out / CONFIG
         if not path.is_file():
             begun = out.is_dir() and [entry for entry in out.iterdir() if entry.name != CONFIG + TEMPORARY_SUFFIX]
             if begun or (out.exists() and not out.is_dir()):

@@ -9,14 +9,11 @@ directory and the others are called with its path.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +34,7 @@ from sbp_fast.pipeline.manifest import (
     output_files,
     refuse_unlisted_files,
 )
+from sbp_fast.pipeline.output import disk_errors_are_user_errors, locked, partial_path, resolve_output
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.seals import SEAL_SUFFIX, fingerprint_file, read_sealed_json, write_sealed_json
 
@@ -141,16 +139,17 @@ def run_stage(
 
     Raises:
         UserError: an input is not finished, the output was made from other settings or inputs or is damaged (unless `force`),
-            or the disk is full.
+            its path is unusable, another process is writing it, or the disk is full.
     """
     fingerprints = {
         name: value if isinstance(value, str) else Manifest.load(value).fingerprint for name, value in inputs.items()
     }
     plan = {"stage": stage, "config": dict(config), "inputs": fingerprints}
-    partial = out.with_name(out.name + ".partial")
-    with out_of_space_is_a_user_error(out):
+    with disk_errors_are_user_errors(out):
+        out = resolve_output(out)
+        partial = partial_path(out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(out):
+        with locked(out):
             if out.exists():
                 manifest = _finished(out, plan, force)
                 if manifest is not None:
@@ -309,37 +308,3 @@ def _finish(context: StageContext, plan: dict[str, Any], out: Path) -> Manifest:
     for name in (PLAN, CLOCK, COMPLETE):
         (out / name).unlink(missing_ok=True)
     return manifest
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Lock the output against a second process; the lock ends with this process."""
-    path = out.with_name(f".{out.name}.lock")
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(out, "another process is writing it", "wait for it, or choose another --out") from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-@contextmanager
-def out_of_space_is_a_user_error(out: Path) -> Iterator[None]:
-    """Turn the OSError of a full or write-protected disk into a UserError about `out`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(
-                out, f"cannot be written: {error.strerror}", "free some space and rerun: it resumes where it stopped"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(
-                error.filename or out,
-                f"cannot be written: {error.strerror}",
-                "choose a directory that you may write to",
-            ) from error
-        raise

@@ -62,7 +62,7 @@ def test_text_given_as_a_number_is_refused_with_the_quotes_to_write() -> None:
 def test_counts_may_be_written_short(text: str, tokens: int, tmp_path: Path) -> None:
     assert load_config(["small"], [f"pretrain.tokens={text}"]).pretrain.tokens == tokens
     (tmp_path / "short.toml").write_text(f'[pretrain]\ntokens = "{text}"\n[arms.sbp]\nrecipe.tokens = "{text}"\n')
-    config = load_config(["demo", tmp_path / "short.toml"])
+    config = load_config(["small", tmp_path / "short.toml"])
     assert config.pretrain.tokens == config.arms["sbp"].resolve_recipe(config.pretrain).tokens == tokens
 
 

@@ -82,7 +82,7 @@ def make_finished_run(folder: Path) -> FinishedRun:
     """Run all stages in `folder`, and count the durable writes of each."""
     lines = [json.dumps({"id": id, "text": text}) for id, text in make_documents().items()]
     (folder / "documents.jsonl").write_text("\n".join([*lines, "no JSON", ""]))
-    config = load_config(["demo"], [f"corpus.path='{folder / 'documents.jsonl'}'", *SETTINGS, *CHANGES])
+    config = load_config(["small"], [f"corpus.path='{folder / 'documents.jsonl'}'", *SETTINGS, *CHANGES])
     run = FinishedRun(config, folder / "run")
     claim_directory(config, run.directory, force=False)
     for name, stage in stages_of(config).items():
