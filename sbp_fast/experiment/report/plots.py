@@ -171,7 +171,7 @@ def loss_plot(name: str, title: str, curves: Sequence[LossCurve]) -> str:
     """
 
     def draw(axes: Axes) -> None:
-        unit, divisor = ("millions", 1e6) if max(curve.training[-1][0] for curve in curves) >= 1e6 else ("thousands", 1e3)
+        unit, divisor = _token_unit(max(curve.training[-1][0] for curve in curves))
         for curve in curves:
             tokens, losses = _thinned(np.array(curve.training, np.float64))
             axes.plot(tokens / divisor, losses, color=curve.color, label=curve.label)
@@ -190,6 +190,51 @@ def loss_plot(name: str, title: str, curves: Sequence[LossCurve]) -> str:
 
     below = 0.2 * -(-len(curves) // 3) if len(curves) > LEGEND_INSIDE else 0.0
     return _svg(name, title, draw, (4.9, 3.0 + below))
+
+
+@dataclass(frozen=True)
+class ArmCurves:
+    """Bits per byte of validation documents while the runs of an arm were trained.
+
+    Attributes:
+        label: of the arm.
+        color: placeholder of its color.
+        runs: points of each training run, with "step", "tokens" and "bits_per_byte", steps rising.
+    """
+
+    label: str
+    color: str
+    runs: Sequence[Sequence[Mapping[str, Any]]]
+
+    def mean(self) -> np.ndarray:
+        """Return (training tokens, bits per byte), means over the runs at each step that all have; float64 [points, 2]."""
+        by_step = [{point["step"]: (point["tokens"], point["bits_per_byte"]) for point in run} for run in self.runs]
+        common = sorted(set.intersection(*map(set, by_step)))
+        return np.array([[run[step] for run in by_step] for step in common], np.float64).reshape(len(common), -1, 2).mean(1)
+
+
+def tokens_plot(arms: Sequence[ArmCurves]) -> str:
+    """Draw bits per byte of validation documents over training tokens: the mean of each arm's runs thick, each run thin."""
+
+    def draw(axes: Axes) -> None:
+        unit, divisor = _token_unit(max(point["tokens"] for arm in arms for run in arm.runs for point in run))
+        for arm in arms:
+            for run in arm.runs if len(arm.runs) > 1 else ():
+                tokens, bits = [point["tokens"] / divisor for point in run], [point["bits_per_byte"] for point in run]
+                axes.plot(tokens, bits, color=arm.color, linewidth=0.7, alpha=0.5)
+            tokens, bits = arm.mean().T
+            axes.plot(tokens / divisor, bits, "o-", color=arm.color, markersize=3.2, label=arm.label)
+        axes.set_xlabel(f"training tokens, {unit}")
+        axes.set_ylabel("bits per byte")
+        axes.set_title("Held-out bits per byte while training")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), labelcolor=COLORS["ink"])
+
+    return _svg("tokens", "Held-out bits per byte of each arm against training tokens", draw, (8.4, 3.6))
+
+
+def _token_unit(largest: float) -> tuple[str, float]:
+    """Return the name of the unit in which tokens are shown, and the tokens in it."""
+    return ("millions", 1e6) if largest >= 1e6 else ("thousands", 1e3)
 
 
 def _thinned(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
