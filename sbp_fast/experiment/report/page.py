@@ -38,8 +38,12 @@ ARM_PALETTE = (("#5b6b82", "#9db0cb"), ("#c8480b", "#ff9154"), ("#0d7a6b", "#3fc
 
 
 def arm_palette(count: int) -> list[tuple[str, str]]:
-    """Return the CSS colors of each arm on a light and on a dark page; computed hues advance by the golden angle."""
-    computed = [(f"hsl({137.5 * i % 360:.0f} 60% 38%)", f"hsl({137.5 * i % 360:.0f} 70% 70%)") for i in range(3, 3 + count)]
+    """Return the CSS colors of each arm on a light and on a dark page; computed hues advance by the golden angle.
+
+    Colors of equal lightness in Oklch have about equal contrast to the page, whatever their hue.
+    """
+    hues = [(300 + 137.5 * index) % 360 for index in range(count)]
+    computed = [(f"oklch(50% 0.12 {hue:.0f})", f"oklch(78% 0.12 {hue:.0f})") for hue in hues]
     return [*ARM_PALETTE, *computed][:count]
 
 
