@@ -41,7 +41,10 @@ def test_arms_have_the_held_out_losses_of_their_training(run: Path, tmp_path: Pa
     loss = 8.2 - 119 / 60
     curve = [{"step": step, "tokens": 8192 * (step + 1), "bits_per_byte": 4.1 - step / 120} for step in (39, 79, 119)]
     assert collect(run)["arms"]["sbp"]["validation"] == {
-        **{"selected_step": 120, "loss": loss, "last_loss": loss, "tokens": 8100},
+        "selected_step": 120,
+        "loss": loss,
+        "last_loss": loss,
+        "tokens": 8100,
         "curves": {"sbp": curve, "sbp-seed-1": curve, "sbp-seed-2": curve},
     }
     shutil.copytree(run, tmp_path / "run")

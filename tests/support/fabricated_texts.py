@@ -2,7 +2,10 @@
 
 import numpy as np
 
-HOSTILE = '</script></div><script>alert("hostile")</script><img src="http://example.org/x.png" onerror=alert(1)> & \x1b[31m \u202egnp.exe'
+HOSTILE = (
+    '</script></div><script>alert("hostile")</script><img src="http://example.org/x.png" onerror=alert(1)> & so on'
+    " \x1b[31m \u202egnp.exe"
+)
 HOSTILE_SHOWN = HOSTILE.replace("\x1b", "⟨U+001B⟩").replace("\u202e", "⟨U+202E⟩")  # in the pages
 PROSE = "the ships of our navy sailed in the spring and came home with the trade of many lands before winter fell"
 

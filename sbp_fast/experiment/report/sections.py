@@ -16,8 +16,8 @@ class Section:
     Attributes:
         anchor: id of the element, to which links point.
         title: heading, and entry of the table of contents.
-        needs: what a run must have for the section to be shown: nothing, any source of synthetic documents, or one whose quality
-            was measured.
+        needs: what a run must have for the section to be shown: nothing, any source of synthetic documents, or one whose
+            quality was measured.
     """
 
     anchor: str
