@@ -9,8 +9,8 @@ from fabricated_counts import comparison, judge_counts
 from fabricated_run import CONFIG, write_run
 
 from sbp_fast.config import ArmConfig
+from sbp_fast.experiment.report.contents import SECTIONS
 from sbp_fast.experiment.report.page import write_report
-from sbp_fast.experiment.report.sections import SECTIONS
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python, of the extra dev")

@@ -13,9 +13,9 @@ from sbp_fast.config.files import dump_config
 from sbp_fast.experiment.arms import arms_of
 from sbp_fast.experiment.graph import model_stage, stages_of
 from sbp_fast.experiment.report import plots, wording
+from sbp_fast.experiment.report.contents import SECTIONS, sections_of
 from sbp_fast.experiment.report.examples import collect_triples
 from sbp_fast.experiment.report.relation import NATS, relation_sentences
-from sbp_fast.experiment.report.sections import SECTIONS, sections_of
 from sbp_fast.experiment.report.templates import page_environment
 from sbp_fast.experiment.results import write_results
 from sbp_fast.experiment.sources import sources_of
