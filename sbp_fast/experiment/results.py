@@ -1,4 +1,4 @@
-"""The file `results.json`: every number of a run, read from the manifests of its stages."""
+"""The file `results.json`: every number of a run, read from the manifests of its stages and the metrics of its trainings."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ from sbp_fast.experiment.ledger import ledger, matched_compute, stages_of_arm, t
 from sbp_fast.experiment.sources import Source, used_sources
 from sbp_fast.pipeline.files import write_json
 from sbp_fast.pipeline.manifest import MANIFEST, Manifest
+from sbp_fast.train.log import METRICS, read_lines
 
 RESULTS = "results.json"
+BITS_PER_BYTE = "validation/bits_per_byte"
 
 
 def write_results(run_directory: Path) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def collect(run_directory: str | Path) -> dict[str, Any]:
         "confidence": comparison["confidence"],
         "corpus": counts[PREPARE],
         "metrics": comparison["metrics"],
-        "arms": {name: _arm(config, arm, manifests) for name, arm in arms.items()},
+        "arms": {name: _arm(config, arm, manifests, run_directory) for name, arm in arms.items()},
         "sources": {name: _source(source, counts) for name, source in used_sources(config).items()},
         "oracle_ratio": counts[PREPARE]["tokens"] / counts[PREPARE]["unique_tokens"],
         "recovered_share_of_oracle": _shares_of_gain(comparison, counts[model_stage(arms[config.baseline], config.baseline)]),
@@ -124,7 +126,7 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _arm(config: RunConfig, arm: Arm, manifests: dict[str, Manifest]) -> dict[str, Any]:
+def _arm(config: RunConfig, arm: Arm, manifests: dict[str, Manifest], run_directory: Path) -> dict[str, Any]:
     """Return the tokens, compute and scores of an arm; counts are those of its first training run."""
     training, corpus = manifests[model_stage(arm, arm.name)], manifests[PREPARE].counts
     comparison = manifests[COMPARE].counts
@@ -149,7 +151,7 @@ def _arm(config: RunConfig, arm: Arm, manifests: dict[str, Manifest]) -> dict[st
         "parameters": counts["parameters"],
         "final_loss": counts["final_loss"],
         "training_flops": training_flops(training),
-        "validation": _validation(counts),
+        "validation": _validation(counts, {run: run_directory / model_stage(arm, run) / METRICS for run in arm.runs}),
         "total_flops": sum(manifests[stage].flops for stage in needed),
         "total_seconds": sum(manifests[stage].seconds for stage in needed),
         **comparison["arms"][arm.name],
@@ -158,8 +160,15 @@ def _arm(config: RunConfig, arm: Arm, manifests: dict[str, Manifest]) -> dict[st
     }
 
 
-def _validation(counts: dict[str, Any]) -> dict[str, Any]:
-    """Return the held-out losses of a training run, in nats a token; nothing where they were not measured."""
+def _validation(counts: dict[str, Any], metrics: dict[str, Path]) -> dict[str, Any]:
+    """Return the held-out losses of an arm's first training run, in nats a token, and the curves of all of its runs.
+
+    Nothing is returned where they were not measured.
+
+    Args:
+        counts: of the first training run.
+        metrics: name of each training run -> its metrics.jsonl.
+    """
     if "validation_loss" not in counts:
         return {}
     return {
@@ -167,4 +176,13 @@ def _validation(counts: dict[str, Any]) -> dict[str, Any]:
         "loss": counts["validation_loss"],
         "last_loss": counts["last_validation_loss"],
         "tokens": counts["validation_tokens"],
+        "curves": {run: _curve(path) for run, path in metrics.items()},
     }
+
+
+def _curve(metrics: Path) -> list[dict[str, Any]]:
+    """Return the bits per byte of validation documents at each point of a training run where they were finite."""
+    return [
+        {"step": line["step"], "tokens": line["train/tokens"], "bits_per_byte": line[BITS_PER_BYTE]}
+        for line in read_lines(metrics, BITS_PER_BYTE)
+    ]

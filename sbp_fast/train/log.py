@@ -135,5 +135,10 @@ def read_curve(path: Path, figure: str) -> list[tuple[int, float]]:
         path: of the file.
         figure: a key of the lines, such as "train/loss" or "validation/loss".
     """
+    return [(line["train/tokens"], line[figure]) for line in read_lines(path, figure)]
+
+
+def read_lines(path: Path, figure: str) -> list[dict[str, Any]]:
+    """Return the lines of a metrics.jsonl in which a figure has a value."""
     lines = [parse_json(line) for line in path.read_bytes().splitlines()]
-    return [(line["train/tokens"], line[figure]) for line in lines if line.get(figure) is not None]
+    return [line for line in lines if line.get(figure) is not None]

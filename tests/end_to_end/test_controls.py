@@ -73,7 +73,7 @@ def test_every_control_has_scores_and_its_own_documents(experiment: Experiment) 
     assert results["arms"]["baseline-tuned"]["recipes_tried"] == results["arms"]["sbp-tuned"]["recipes_tried"] == 3
     assert results["arms"]["related-order"]["order"] == "related"
     page = (experiment.directory / "report.html").read_text()
-    table = page[page.index("Sources of synthetic documents") : page.index("Related pairs")]
+    table = page[page.index('id="sources"') : page.index('id="examples"')]
     assert re.findall(r'<tr><th>([^<]+)<span class="note">new documents', table) == list(results["sources"])
     assert table.count("no synthesizer") == 1 and "it starts from the model of SBP" in table
 

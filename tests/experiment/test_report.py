@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from fabricated_counts import METRICS, comparison, judge_counts, relation
 from fabricated_run import CONFIG, write_run
-from fabricated_texts import HOSTILE, prose
+from fabricated_texts import HOSTILE, HOSTILE_SHOWN, prose
 from rich.console import Console
 
 from sbp_fast.config import ArmConfig
@@ -16,7 +17,9 @@ from sbp_fast.experiment.report import plots, wording
 from sbp_fast.experiment.report.examples import collect_triples
 from sbp_fast.experiment.report.page import write_report
 from sbp_fast.experiment.report.summary import summary_table
+from sbp_fast.experiment.report.templates import page_environment
 from sbp_fast.experiment.sources import sources_of
+from sbp_fast.pipeline.seals import read_sealed_json, write_sealed_json
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -131,7 +134,7 @@ def test_hostile_document_text_is_shown_and_not_executed(run: Path, page: Page) 
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     corpus = PreparedCorpus(run / "prepare")
     assert corpus.text(corpus.unique, 1) == HOSTILE
-    assert page.article_texts.count(HOSTILE) >= 3  # as a seed, as a partner and as a synthetic document
+    assert page.article_texts.count(HOSTILE_SHOWN) >= 3  # as a seed, as a partner and as a synthetic document
 
 
 def test_candidates_of_each_similarity_bin_are_shown_with_their_outcome(run: Path) -> None:
@@ -256,7 +259,7 @@ def test_report_says_what_the_own_seed_explains_as_its_interval_allows(
     gain: float | None, meaning: str, tmp_path: Path
 ) -> None:
     text = write_report(write_run(tmp_path / "run", related=relation(gain))).read_text()
-    shown = text[text.index("Did the synthesizer learn a relation?") : text.index("What the filters rejected")]
+    shown = text[text.index('<section id="relation">') : text.index('<section id="pairs">')]
     assert meaning in shown.replace(wording.MINUS, "-") and ("never saw" in shown) == (gain is not None)
     assert ("the seed of another pair<span" in shown) == (gain is not None)
     assert ("so much does the seed tell" in shown) == (gain == 0.124)
@@ -304,6 +307,60 @@ def test_loss_plots_draw_held_out_losses_where_they_were_measured() -> None:
     assert "stroke-dasharray" not in without and "held-out" not in without
 
 
+def test_tokens_plot_draws_each_seed_thin_and_the_mean_over_common_steps_thick() -> None:
+    def run(*bits: float) -> list[dict[str, Any]]:
+        return [{"step": step, "tokens": 1000 * (step + 1), "bits_per_byte": value} for step, value in enumerate(bits)]
+
+    arm = plots.ArmCurves("A", plots.arm_color(0), [run(4, 3, 2.5), run(5, 4)])  # one run ended early
+    assert arm.mean().tolist() == [[1000, 4.5], [2000, 3.5]]
+    drawn = plots.tokens_plot([arm])
+    assert drawn.count("stroke-width: 0.7") == 2 and "var(--arm-0)" in drawn
+    assert plots.tokens_plot([plots.ArmCurves("A", plots.arm_color(0), [run(4, 3)])]).count("stroke-width: 0.7") == 0
+
+
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_report_of_any_number_of_arms_draws_the_difference_of_each_to_the_baseline(count: int, tmp_path: Path) -> None:
+    others = [name for name in CONFIG.arms if name != "baseline"]
+    more = {f"arm-{index}": 0.01 * index for index in range(count - 3)}
+    arms = {name: arm.model_copy(update={"enabled": count > 1 or name == "baseline"}) for name, arm in CONFIG.arms.items()} | {
+        name: ArmConfig(recipe={"weight_decay": 1.0}, seeds=(0, 1, 2)) for name in more
+    }
+    compared = comparison(**more)
+    if count == 1:
+        for name in others:
+            del compared["arms"][name], compared["differences"][name]
+        compared["recovered_share_of_oracle"] = {}
+    text = write_report(write_run(tmp_path / "run", compared, config=CONFIG.model_copy(update={"arms": arms}))).read_text()
+    drawn = re.search(r'aria-label="Held-out bits per byte: differences to the baseline">.*?</svg>', text, re.DOTALL)
+    assert (drawn is not None) == (count > 1)
+    if drawn is not None:
+        assert len(re.findall(rf">[+{wording.MINUS}]\d\.\d{{3}}<", drawn[0])) == count - 1 and ">Baseline<" in drawn[0]
+
+
+def test_headline_names_many_arms_of_one_outcome_without_their_figures(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    results["arms"] |= {f"sbp-{index}": results["arms"]["sbp"] | {"label": f"SBP {'abcd'[index]}"} for index in range(4)}
+    (better,) = [sentence for sentence in wording.headline(results) if sentence.startswith("Better")]
+    assert "bits per byte: SBP, Oracle, SBP a, SBP b, SBP c and SBP d, against the repetition baseline" in better
+
+
+def test_report_draws_bits_per_byte_only_where_they_were_measured(run: Path, tmp_path: Path) -> None:
+    title = 'aria-label="Held-out bits per byte of each arm against training tokens"'
+    assert title in (run / "report.html").read_text()
+    shutil.copytree(run, tmp_path / "run")
+    for path in (tmp_path / "run/train").glob("*/manifest.json"):
+        manifest = read_sealed_json(path, "rerun")
+        del manifest["counts"]["validation_loss"]  # as with validation.points = 0
+        write_sealed_json(path, manifest)
+    assert title not in write_report(tmp_path / "run").read_text()
+
+
+def test_control_characters_are_shown_by_name_and_line_breaks_stay() -> None:
+    template = page_environment("sbp_fast.experiment.report").from_string("{{ text }}|{{ number }}")
+    shown = template.render(text="a\x07\u2067<\n\tb\u200f", number=3)
+    assert shown == "a⟨U+0007⟩⟨U+2067⟩&lt;\n\tb⟨U+200F⟩|3"
+
+
 def test_report_without_synthetic_arms_omits_their_sections(tmp_path: Path) -> None:
     arms = CONFIG.arms | {"sbp": CONFIG.arms["sbp"].model_copy(update={"enabled": False})}
     config = CONFIG.model_copy(update={"arms": arms})
@@ -312,4 +369,5 @@ def test_report_without_synthetic_arms_omits_their_sections(tmp_path: Path) -> N
         del compared[key]["sbp"]
     compared["recovered_share_of_oracle"] = {"oracle": {}}
     text = write_report(write_run(tmp_path / "run", compared, config=config)).read_text()
-    assert "No arm of this run reads synthetic documents" in text and "Related pairs" not in text
+    assert "No arm of this run reads synthetic documents" in text
+    assert re.findall(r'<section id="(\w+)">', text) == ["arms", "training", "ledger", "limits", "configuration"]

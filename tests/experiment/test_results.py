@@ -41,7 +41,14 @@ def test_collect_copies_the_arms_numbers_from_the_manifests(run: Path) -> None:
 
 def test_arms_have_the_held_out_losses_of_their_training(run: Path, tmp_path: Path) -> None:
     loss = 8.2 - 119 / 60
-    assert collect(run)["arms"]["sbp"]["validation"] == {"selected_step": 120, "loss": loss, "last_loss": loss, "tokens": 8100}
+    curve = [{"step": step, "tokens": 8192 * (step + 1), "bits_per_byte": 4.1 - step / 120} for step in (39, 79, 119)]
+    assert collect(run)["arms"]["sbp"]["validation"] == {
+        "selected_step": 120,
+        "loss": loss,
+        "last_loss": loss,
+        "tokens": 8100,
+        "curves": {"sbp": curve, "sbp-seed-1": curve, "sbp-seed-2": curve},
+    }
     shutil.copytree(run, tmp_path / "run")
     manifest = tmp_path / "run" / "train" / "oracle" / "manifest.json"
     values = read_sealed_json(manifest, "")

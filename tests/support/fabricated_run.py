@@ -103,7 +103,13 @@ def write_training(directory: Path, arm: str, flops: float, synthetic: int = 0, 
     """A training's manifest and curves; no weights."""
     curve = [{"step": step, "train/tokens": 8192 * (step + 1), "train/loss": 8 - step / 50} for step in range(120)]
     points = [
-        {"step": step, "train/tokens": 8192 * (step + 1), "validation/loss": 8.2 - step / 60} for step in range(39, 120, 40)
+        {
+            "step": step,
+            "train/tokens": 8192 * (step + 1),
+            "validation/loss": 8.2 - step / 60,
+            "validation/bits_per_byte": 4.1 - step / 120,
+        }
+        for step in range(39, 120, 40)
     ]
     counts = {
         "arm": arm,

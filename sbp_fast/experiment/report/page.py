@@ -13,6 +13,7 @@ from sbp_fast.config.files import dump_config
 from sbp_fast.experiment.arms import arms_of
 from sbp_fast.experiment.graph import model_stage, stages_of
 from sbp_fast.experiment.report import plots, wording
+from sbp_fast.experiment.report.contents import SECTIONS, sections_of
 from sbp_fast.experiment.report.examples import collect_triples
 from sbp_fast.experiment.report.relation import NATS, relation_sentences
 from sbp_fast.experiment.report.templates import page_environment
@@ -37,8 +38,12 @@ ARM_PALETTE = (("#5b6b82", "#9db0cb"), ("#c8480b", "#ff9154"), ("#0d7a6b", "#3fc
 
 
 def arm_palette(count: int) -> list[tuple[str, str]]:
-    """Return the CSS colors of each arm on a light and on a dark page; computed hues advance by the golden angle."""
-    computed = [(f"hsl({137.5 * i % 360:.0f} 60% 38%)", f"hsl({137.5 * i % 360:.0f} 70% 70%)") for i in range(3, 3 + count)]
+    """Return the CSS colors of each arm on a light and on a dark page; computed hues advance by the golden angle.
+
+    Colors of equal lightness in Oklch have about equal contrast to the page, whatever their hue.
+    """
+    hues = [(300 + 137.5 * index) % 360 for index in range(count)]
+    computed = [(f"oklch(50% 0.12 {hue:.0f})", f"oklch(78% 0.12 {hue:.0f})") for hue in hues]
     return [*ARM_PALETTE, *computed][:count]
 
 
@@ -94,6 +99,8 @@ def render(
     shown = None if name is None else results["sources"][name]
     return environment.get_template("report.html.jinja").render(
         results=results,
+        sections=sections_of(results),
+        titles={section.anchor: section.title for section in SECTIONS},
         shown=shown,
         shown_name=name,
         shown_start=wording.start_of(results, name) if name else "",
@@ -141,8 +148,13 @@ def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, A
         for index, arm in enumerate(arms_of(config).values())
     ]
     svgs: dict[str, Any] = {
-        "arms": [plots.arms_plot(arms, name, metric) for name, metric in metrics.items()],
-        "differences": [plots.difference_plot(arms, results["baseline"], name, metric) for name, metric in metrics.items()],
+        "tokens": _tokens_plot(arms),
+        "arms": {name: plots.arms_plot(arms, name, metric) for name, metric in metrics.items()},
+        "differences": {
+            name: plots.difference_plot(arms, results["baseline"], name, metric)
+            for name, metric in metrics.items()
+            if len(arms) > 1
+        },
         "losses": plots.loss_plot("pretraining", "Pretraining", pretraining),
     }
     if (name := wording.shown_source(results)) is not None:
@@ -155,7 +167,20 @@ def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, A
             "seed_similarity": plots.seed_similarity_plot(quality["similarity"]),
             "log_probability": plots.log_probability_plot(quality["log_probability"]),
         }
-    return {name: [Markup(each) for each in svg] if isinstance(svg, list) else Markup(svg) for name, svg in svgs.items()}
+    return {
+        name: {metric: Markup(each) for metric, each in svg.items()} if isinstance(svg, dict) else Markup(svg)
+        for name, svg in svgs.items()
+    }
+
+
+def _tokens_plot(arms: Mapping[str, Any]) -> str:
+    """Return the plot of bits per byte against training tokens; "" where no arm's validation documents were measured."""
+    curves = [
+        plots.ArmCurves(arm["label"], plots.arm_color(index), list(arm["validation"]["curves"].values()))
+        for index, arm in enumerate(arms.values())
+        if arm["validation"]
+    ]
+    return plots.tokens_plot(curves) if curves else ""
 
 
 def _curve(label: str, color: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> plots.LossCurve:

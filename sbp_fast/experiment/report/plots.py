@@ -27,6 +27,7 @@ COLORS = {
     "good": "#050505",
     "synthesizer": "#060606",
     "band": "#070707",
+    "card": "#090909",
 }
 """CSS variable -> its placeholder in the drawing; `arm_color` has the placeholders of arms."""
 
@@ -87,7 +88,7 @@ def arms_plot(arms: Mapping[str, Any], name: str, metric: Mapping[str, Any]) -> 
             _reference_line(axes, metric["chance"] * scale, "chance", len(arms))
         _label_rows(axes, [arm["label"] for arm in arms.values()], metric["label"], "percent" if metric["percent"] else "")
 
-    return _svg(f"arms-{name}", f"{metric['label']} of the arms", draw, (3.5, 0.6 + 0.5 * len(arms)))
+    return _svg(f"arms-{name}", f"{metric['label']} of the arms", draw, _rows_size(arms))
 
 
 def difference_plot(arms: Mapping[str, Any], baseline: str, name: str, metric: Mapping[str, Any]) -> str:
@@ -101,18 +102,28 @@ def difference_plot(arms: Mapping[str, Any], baseline: str, name: str, metric: M
         name: name of the metric.
         metric: description of the metric (see `Metric.describe`).
     """
-    others = [arm for arm_name, arm in arms.items() if arm_name != baseline]
     colors = {"better": COLORS["good"], "worse": COLORS["accent"], "unclear": COLORS["muted"], "unreplicated": COLORS["muted"]}
 
     def draw(axes: Axes) -> None:
-        for row, arm in enumerate(others):
-            difference = arm["difference_to_baseline"][name]
-            _interval_row(axes, row, difference, metric, colors[outcome(difference, metric)], signed=True)
-        _reference_line(axes, 0.0, arms[baseline]["label"], len(others))
+        axes.axvline(0, color=COLORS["muted"], linewidth=1, linestyle=(0, (3, 3)))
+        for row, arm in enumerate(arms.values()):
+            if difference := arm["difference_to_baseline"].get(name):
+                _interval_row(axes, row, difference, metric, colors[outcome(difference, metric)], signed=True)
+        reference = list(arms).index(baseline)
+        axes.plot([0], [reference], "|", color=COLORS["ink"], markersize=9, markeredgewidth=1.8)
         unit = "percentage points" if metric["percent"] else ""
-        _label_rows(axes, [arm["label"] for arm in others], f"Change in {metric['label'].lower()}", unit)
+        _label_rows(axes, [arm["label"] for arm in arms.values()], f"Change in {_lower(metric['label'])}", unit)
 
-    return _svg(f"differences-{name}", f"{metric['label']}: differences to the baseline", draw, (3.5, 0.6 + 0.5 * len(others)))
+    return _svg(f"differences-{name}", f"{metric['label']}: differences to the baseline", draw, _rows_size(arms))
+
+
+def _lower(label: str) -> str:
+    return f"{label[0].lower()}{label[1:]}"
+
+
+def _rows_size(rows: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the inches of a plot with a row for each arm."""
+    return 4.9, 0.8 + 0.42 * len(rows)
 
 
 def _interval_row(
@@ -124,7 +135,9 @@ def _interval_row(
     if known:
         axes.plot([interval["low"] * scale, interval["high"] * scale], [row, row], color=color, linewidth=2.2)
     axes.plot([value], [row], "o", color=color, markersize=7, fillstyle="full" if known else "none")
-    axes.annotate(number(interval["value"], metric, signed), (value, row), (0, 8), textcoords="offset points", ha="center")
+    behind = {"facecolor": COLORS["card"], "edgecolor": "none", "pad": 0.6}  # the number stays readable on a line
+    text = number(interval["value"], metric, signed)
+    axes.annotate(text, (value, row), (0, 8), textcoords="offset points", ha="center", bbox=behind)
 
 
 def _reference_line(axes: Axes, value: float, label: str, rows: int) -> None:
@@ -140,6 +153,7 @@ def _label_rows(axes: Axes, labels: Sequence[str], title: str, unit: str) -> Non
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.12)
+    axes.locator_params(axis="x", nbins=6)
     axes.set_title(title)
     axes.set_xlabel(unit)
 
@@ -171,7 +185,7 @@ def loss_plot(name: str, title: str, curves: Sequence[LossCurve]) -> str:
     """
 
     def draw(axes: Axes) -> None:
-        unit, divisor = ("millions", 1e6) if max(curve.training[-1][0] for curve in curves) >= 1e6 else ("thousands", 1e3)
+        unit, divisor = _token_unit(max(curve.training[-1][0] for curve in curves))
         for curve in curves:
             tokens, losses = _thinned(np.array(curve.training, np.float64))
             axes.plot(tokens / divisor, losses, color=curve.color, label=curve.label)
@@ -186,10 +200,61 @@ def loss_plot(name: str, title: str, curves: Sequence[LossCurve]) -> str:
         if len(axes.get_legend_handles_labels()[0]) > 1 and len(curves) <= LEGEND_INSIDE:
             axes.legend(loc="best", labelcolor=COLORS["ink"])
         elif len(curves) > LEGEND_INSIDE:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3, labelcolor=COLORS["ink"])
+            _legend_below(axes)
 
     below = 0.2 * -(-len(curves) // 3) if len(curves) > LEGEND_INSIDE else 0.0
     return _svg(name, title, draw, (4.9, 3.0 + below))
+
+
+@dataclass(frozen=True)
+class ArmCurves:
+    """Bits per byte of validation documents while the runs of an arm were trained.
+
+    Attributes:
+        label: of the arm.
+        color: placeholder of its color.
+        runs: points of each training run, with "step", "tokens" and "bits_per_byte", steps rising.
+    """
+
+    label: str
+    color: str
+    runs: Sequence[Sequence[Mapping[str, Any]]]
+
+    def mean(self) -> np.ndarray:
+        """Return (training tokens, bits per byte), means over the runs at each step that all have; float64 [points, 2]."""
+        by_step = [{point["step"]: (point["tokens"], point["bits_per_byte"]) for point in run} for run in self.runs]
+        common = sorted(set.intersection(*map(set, by_step)))
+        return np.array([[run[step] for run in by_step] for step in common], np.float64).reshape(len(common), -1, 2).mean(1)
+
+
+def tokens_plot(arms: Sequence[ArmCurves]) -> str:
+    """Draw bits per byte of validation documents over training tokens: the mean of each arm's runs thick, each run thin."""
+
+    def draw(axes: Axes) -> None:
+        unit, divisor = _token_unit(max(point["tokens"] for arm in arms for run in arm.runs for point in run))
+        for arm in arms:
+            for run in arm.runs if len(arm.runs) > 1 else ():
+                tokens, bits = [point["tokens"] / divisor for point in run], [point["bits_per_byte"] for point in run]
+                axes.plot(tokens, bits, color=arm.color, linewidth=0.7, alpha=0.5)
+            tokens, bits = arm.mean().T
+            axes.plot(tokens / divisor, bits, "o-", color=arm.color, markersize=3.2, label=arm.label)
+        axes.set_xlabel(f"training tokens, {unit}")
+        axes.set_ylabel("bits per byte")
+        axes.set_title("Held-out bits per byte while training")
+        _legend_below(axes)
+
+    return _svg(
+        "tokens", "Held-out bits per byte of each arm against training tokens", draw, (4.9, 3.2 + 0.2 * -(-len(arms) // 3))
+    )
+
+
+def _legend_below(axes: Axes) -> None:
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, labelcolor=COLORS["ink"])
+
+
+def _token_unit(largest: float) -> tuple[str, float]:
+    """Return the name of the unit in which tokens are shown, and the tokens in it."""
+    return ("millions", 1e6) if largest >= 1e6 else ("thousands", 1e3)
 
 
 def _thinned(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -229,8 +294,7 @@ def _label_similarities(axes: Axes, title: str, low: float) -> None:
     axes.annotate("band", (low, 0.94), (4, 0), xycoords=("data", "axes fraction"), textcoords="offset points")
     axes.set_xlabel("cosine similarity")
     axes.set_title(title)
-    axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # space for the legend
-    axes.legend(loc="upper left", labelcolor=COLORS["ink"])
+    _legend_below(axes)
 
 
 def log_probability_plot(histogram: Mapping[str, Any]) -> str:

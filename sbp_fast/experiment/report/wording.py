@@ -10,6 +10,7 @@ from sbp_fast.pipeline.progress import short
 
 MINUS = "\N{MINUS SIGN}"
 PAPER_RATIO = 19.5  # 20, less rounding
+MOST_FIGURES = 4  # arms whose figures a sentence of the headline lists
 MATCHED = 0.01  # training tokens of two arms count as the same up to this share
 
 Results = Mapping[str, Any]
@@ -133,8 +134,8 @@ def headline(results: Results) -> list[str]:
     metric = results["metrics"][name]
     sentences = []
     for (kind, reason), arms in outcomes(results, name, other_arms(results)).items():
-        figures = _enumerate(_figure(results, arm, name) for arm in arms)
-        sentences.append(f"{_sentence_start(kind, reason)} in {_in_a_sentence(metric['label'])}: {figures}.")
+        listed = [_figure(results, arm, name) if len(arms) <= MOST_FIGURES else results["arms"][arm]["label"] for arm in arms]
+        sentences.append(f"{_sentence_start(kind, reason)} in {_in_a_sentence(metric['label'])}: {_enumerate(listed)}.")
     if sentences:
         sentences[0] = f"{sentences[0].removesuffix('.')}, against the {baseline_name(results)} {budget(results)}."
         sentences += control_sentences(results, name)
