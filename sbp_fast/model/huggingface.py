@@ -81,7 +81,12 @@ def import_model(directory: Path) -> Transformer:
         UserError: no such directory, another architecture, or weights that do not fit the configuration.
     """
     config, vocabulary_size = read_hugging_face_config(directory)
-    weights = {name: tensor for file in weight_files(directory) for name, tensor in read_weights(file).items()}
+    weights: dict[str, Tensor] = {}
+    for file in weight_files(directory):
+        tensors = read_weights(file)
+        if repeated := sorted(weights.keys() & tensors.keys()):
+            raise UserError(file, f"holds {repeated[0]}, which another file holds too", "give each tensor once")
+        weights |= tensors
     with torch.device("meta"):
         model = Transformer(config, vocabulary_size)
     return fill(model.to_empty(device="cpu"), from_hugging_face(weights, model, where=directory), where=directory)
@@ -107,10 +112,17 @@ def weight_files(directory: Path) -> list[Path]:
         UserError: neither is there, or a file that the index names is not.
     """
     if (directory / SINGLE).is_file():
+        if (directory / INDEX).is_file():
+            raise UserError(directory, f"holds both {SINGLE} and {INDEX}", "remove the one that is not the model's")
         return [directory / SINGLE]
     if not (directory / INDEX).is_file():
         raise UserError(directory, f"holds neither {SINGLE} nor {INDEX}", "download the model's safetensors files too")
     weight_map = _read(directory / INDEX).get("weight_map", {})
+    names = weight_map.values() if isinstance(weight_map, dict) else [weight_map]
+    if outside := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+        raise UserError(
+            directory / INDEX, f"names {outside[0]!r}, which is no file of the directory", "download the index again"
+        )
     files = [directory / name for name in sorted(set(weight_map.values()))]
     if missing := [file.name for file in files if not file.is_file()]:
         raise UserError(directory / INDEX, f"names {missing[0]}, which is not there", "download all of its files")
@@ -179,7 +191,7 @@ def from_hugging_face_config(content: dict[str, Any], where: Path) -> tuple[Mode
     Raises:
         UserError: the model is not supported; the message names keys with their values.
     """
-    kind, rope = content.get("model_type"), content.get("rope_parameters") or content.get("rope_scaling") or {}
+    kind, rope = content.get("model_type"), _rope(content, where)
     if kind not in SUPPORTED or (unsupported := _unsupported(content, rope)):
         problem = f"model_type = {kind}" if kind not in SUPPORTED else ", ".join(unsupported)
         raise UserError(where, f"{problem} is not supported", "give a dense Qwen3 or Llama model with plain rotary positions")
@@ -192,7 +204,7 @@ def from_hugging_face_config(content: dict[str, Any], where: Path) -> tuple[Mode
             kv_heads=content.get("num_key_value_heads") or heads,
             head_dim=content.get("head_dim") or hidden_size // heads,
             intermediate_size=content["intermediate_size"],
-            rope_theta=rope.get("rope_theta", content.get("rope_theta", 10_000.0)),
+            rope_theta=rope.get("rope_theta", 10_000.0),
             norm_eps=content.get("rms_norm_eps", 1e-6),
             tied_embeddings=content.get("tie_word_embeddings", False),
             qk_norm=kind == "qwen3",
@@ -206,11 +218,32 @@ def from_hugging_face_config(content: dict[str, Any], where: Path) -> tuple[Mode
         raise UserError(where, problems, "give the config.json of a Qwen3 or Llama model") from None
 
 
+def _rope(content: dict[str, Any], where: Path) -> dict[str, Any]:
+    """Return the settings of the rotary positions, which `config.json` may hold in up to three places.
+
+    Raises:
+        UserError: two of them differ; which one a library believes depends on its version.
+    """
+    merged: dict[str, Any] = {"rope_theta": content["rope_theta"]} if content.get("rope_theta") is not None else {}
+    for key in ("rope_parameters", "rope_scaling"):
+        settings = dict(content.get(key) or {})
+        if "type" in settings:
+            settings.setdefault("rope_type", settings["type"])
+            if settings.pop("type") != settings["rope_type"]:
+                raise UserError(where, f"{key} has a type and another rope_type", "keep the one of the model")
+        settings.setdefault("rope_type", "default")
+        for name, value in settings.items() if content.get(key) else ():
+            if merged.setdefault(name, value) != value:
+                problem = f"{key} says {name} = {value}, and another key {merged[name]}"
+                raise UserError(where, problem, "keep the one that the model was trained with")
+    return merged
+
+
 def _unsupported(content: dict[str, Any], rope: dict[str, Any]) -> list[str]:
     """Return what `config.json` asks for and this project's model does not have, as "key = value"."""
     plain = SUPPORTED[content["model_type"]] | {"partial_rotary_factor": 1.0, "quantization_config": None}
     unsupported = {key: content[key] for key, value in plain.items() if content.get(key, value) != value}
-    if (rope_type := rope.get("rope_type", rope.get("type", "default"))) != "default":
+    if (rope_type := rope.get("rope_type", "default")) != "default":
         unsupported["rope_type"] = rope_type
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         unsupported["partial_rotary_factor"] = rope["partial_rotary_factor"]
@@ -239,10 +272,13 @@ def from_hugging_face(weights: dict[str, Tensor], model: Transformer, where: Pat
     Tensors that the model does not use are returned too, for `fill` to refuse; those that it uses are removed from `weights`.
 
     Raises:
-        UserError: a tensor is missing; the message names it.
+        UserError: a tensor is missing, or one that is said to be tied has weights of its own; the message names it.
     """
     if model.config.tied_embeddings:
-        weights.pop("lm_head.weight", None)
+        head, table = weights.pop("lm_head.weight", None), weights.get("model.embed_tokens.weight")
+        if head is not None and table is not None and not torch.equal(head, table):
+            problem = "lm_head.weight differs from model.embed_tokens.weight, and config.json says tie_word_embeddings"
+            raise UserError(where, problem, "set tie_word_embeddings to false, or remove the tensor that was not trained")
     converted: dict[str, Tensor] = {}
     try:
         for name, _ in model.named_parameters():
