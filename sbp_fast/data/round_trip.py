@@ -1,6 +1,7 @@
 """Checks that a tokenizer gives back the text that it encoded.
 
-Everything behind `prepare` takes the decoded ids of a document for its text: bits per byte, filters, seeds. A tokenizer that lowercases, normalises or drops what it does not know spoils all of them without a word.
+Everything behind `prepare` takes the decoded ids of a document for its text: bits per byte, filters, seeds.
+A tokenizer that lowercases, normalises or drops what it does not know spoils all of them without a word.
 """
 
 from __future__ import annotations
