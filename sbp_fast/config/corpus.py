@@ -46,6 +46,8 @@ class CorpusConfig(Section):
     """Jaccard similarity of the 5-word shingles of two texts from which they are near-duplicates."""
     tokenizer: Annotated[Name, NO_EFFECT] = "train"
     """ "train" trains a byte-level BPE on the unique documents; else the path of a `tokenizer.json`."""
+    lossy_tokenizer: bool = False
+    """Accept a tokenizer from a file that does not give back every text; the manifest counts the losses in a sample."""
     vocabulary_size: Annotated[int, BeforeValidator(parse_count), Field(ge=260, le=1 << 31)] = 4096
     """Size of the trained vocabulary, special tokens included."""
     unique_share: Annotated[float, Field(gt=0, le=1)] = 0.2

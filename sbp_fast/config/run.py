@@ -133,9 +133,10 @@ class RunConfig(Section):
         return arm.seeds or self.seeds
 
     def _check_lengths(self) -> None:
+        key = "synthesize.maximum_tokens" if self.synthesize.maximum_tokens else "model.context"
         longest, minimum = self.synthesize.maximum_tokens or self.model.context, self.filter.minimum_tokens
         if minimum > longest:
-            raise ValueError(f"filter.minimum_tokens = {minimum} rejects every document: none is longer than {longest} tokens")
+            raise ValueError(f"filter.minimum_tokens = {minimum} rejects every document: {key} = {longest}")
 
     def _check_selection(self, name: str, recipe: TrainConfig) -> None:
         if recipe.select == "best" and not self.validation.points:

@@ -37,6 +37,7 @@ from sbp_fast.data.holdout import (
 from sbp_fast.data.input_files import FoundFiles, search_files, shorten
 from sbp_fast.data.input_splits import split_files
 from sbp_fast.data.prepared import VALIDATION
+from sbp_fast.data.round_trip import check_round_trips
 from sbp_fast.data.shuffle import (
     ShufflePartition,
     ShuffleReader,
@@ -132,6 +133,10 @@ class Preparation:
             self._list_near_duplicates(near_duplicates)
         tokenizer = self._load_or_train_tokenizer(shuffled, partitions, decisions, unique)
         unique_texts = _head(shuffled, partitions, decisions, unique)
+        if self.corpus.tokenizer != "train":
+            losses = check_round_trips(tokenizer, unique_texts, lossy=self.corpus.lossy_tokenizer)
+            self.record(**losses)
+            unique_texts = _head(shuffled, partitions, decisions, unique)
         encoder, description = choose_encoder(self.corpus.encoder, tokenizer, unique_texts)
         self.console.say(f"tokenizing with {description}")
         self.record(encoder=description)

@@ -28,7 +28,9 @@ class Tokenizer:
         path_or_json: path of a `tokenizer.json`, or its content (which starts with a brace).
 
     Attributes:
-        begin, end, partner: ids of the special tokens, which are added to a tokenizer that lacks them.
+        begin, end, partner: ids of the special tokens, which are added to a tokenizer that lacks them, and made special in one
+            that has them as other tokens.
+        added_tokens: the added tokens of the file, special or not.
         vocabulary_size: one more than the highest id.
 
     Raises:
@@ -40,19 +42,29 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
-        absent = [token for token in SPECIAL_TOKENS if self._tokenizer.token_to_id(token) is None]
-        self._tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in absent])
+        special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+        self._tokenizer.add_special_tokens(special)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.added_tokens = tuple(token.content for token in added.values())
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.begin, self.end, self.partner = (vocabulary[token] for token in SPECIAL_TOKENS)
         self.vocabulary_size: int = max(vocabulary.values()) + 1
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without special tokens."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text, without special tokens; encoded in parallel."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """Return the ids of each text, without special tokens; encoded in parallel.
+
+        Raises:
+            UserError: the tokenizer has no token for a part of a text, and none for what is unknown.
+        """
+        try:
+            return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except Exception as error:  # noqa: BLE001  (the library raises plain Exception)
+            remedy = "take a byte-level tokenizer, or one with a token for what is unknown"
+            raise UserError("corpus.tokenizer", f"cannot encode a text: {error}", remedy) from None
 
     def enclose(self, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Add <begin> and <end> to each of some concatenated documents.

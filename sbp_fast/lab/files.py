@@ -47,7 +47,8 @@ def corpus_settings(directory: Path) -> dict[str, Any]:
     """Return the settings of `[corpus]` and `[pair]` that read a written world."""
     corpus = {"unique": UNIQUE, "path": OTHERS, "heldout": HELDOUT, "tokenizer": TOKENIZER}
     return {
-        "corpus": {name: str(directory / file) for name, file in corpus.items()} | {"deduplicate": "none"},
+        "corpus": {name: str(directory / file) for name, file in corpus.items()}
+        | {"deduplicate": "none", "group_separator": "/", "lossy_tokenizer": True},  # a world has no text but its own words
         "pair": {"file": str(directory / PAIRS)},
     }
 

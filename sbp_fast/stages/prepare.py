@@ -10,6 +10,7 @@ from sbp_fast.data.documents import heldout_path, is_embedded, resolve_separator
 from sbp_fast.data.encoder import import_gigatoken
 from sbp_fast.data.input_files import fingerprint_sources
 from sbp_fast.data.preparation import Preparation
+from sbp_fast.data.round_trip import check_round_trips
 from sbp_fast.data.tokenizer import Tokenizer
 from sbp_fast.errors import TransientError
 from sbp_fast.pipeline.executors.executor import Workers
@@ -40,7 +41,7 @@ def prepare(config: RunConfig, out: Path, *, console: Console, force: bool = Fal
     if heldout is not None:
         inputs["heldout"] = fingerprint_sources(heldout)
     if corpus.tokenizer != "train":
-        Tokenizer(corpus.tokenizer)
+        check_round_trips(Tokenizer(corpus.tokenizer), (), lossy=corpus.lossy_tokenizer)
         inputs["tokenizer"] = hash_file(Path(corpus.tokenizer))
     settings = {
         "seed": config.seed,

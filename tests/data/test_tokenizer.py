@@ -10,6 +10,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sbp_fast.data.round_trip import check_round_trips
 from sbp_fast.data.tokenizer import SPECIAL_TOKENS, Tokenizer, join_ids, train_tokenizer
 from sbp_fast.errors import UserError
 
@@ -115,3 +116,55 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
         Tokenizer(tmp_path / "nothing.json")
     with pytest.raises(UserError, match="Is a directory"):
         Tokenizer(tmp_path)
+
+
+def altered(**parts: object) -> Tokenizer:
+    """Return the trained tokenizer with parts of its file replaced."""
+    return Tokenizer(json.dumps(json.loads(TRAINED.to_json()) | parts))
+
+
+LOSSY = {
+    "lowercases": {"normalizer": {"type": "Lowercase"}},
+    "normalises": {"normalizer": {"type": "NFKC"}},
+    "strips": {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
+    "has no decoder": {"decoder": None},
+}
+
+
+@pytest.mark.parametrize("part", LOSSY)
+def test_a_tokenizer_that_changes_text_is_refused_or_its_losses_are_counted(part: str) -> None:
+    tokenizer = altered(**LOSSY[part])
+    with pytest.raises(UserError, match=r"does not give back what it encodes: .* comes back as .*corpus.lossy_tokenizer"):
+        check_round_trips(tokenizer, TEXTS, lossy=False)
+    texts = ["Changed \ufb01 by each ", " kept by most"]
+    counts = check_round_trips(tokenizer, texts, lossy=True)
+    assert counts == {"round_trips": 2, "round_trips_lost": 2 if part in ("strips", "has no decoder") else 1}
+
+
+def test_a_byte_level_tokenizer_gives_back_every_text() -> None:
+    assert check_round_trips(TRAINED, TEXTS, lossy=False) == {"round_trips": len(TEXTS), "round_trips_lost": 0}
+
+
+def test_special_tokens_that_the_file_does_not_call_special_are_made_special() -> None:
+    content = json.loads(TRAINED.to_json())
+    for token in content["added_tokens"]:
+        token["special"] = False
+    tokenizer = Tokenizer(json.dumps(content))
+    ids = tokenizer.encode("a <|end|> b <|begin|> <|partner|>")
+    assert not {tokenizer.begin, tokenizer.end, tokenizer.partner} & set(ids)
+    assert tokenizer.decode([tokenizer.begin, *ids, tokenizer.end]) == "a <|end|> b <|begin|> <|partner|>"
+
+
+def test_a_vocabulary_that_spells_special_tokens_as_words_is_refused() -> None:
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"<|begin|>": 0, "<|end|>": 1, "<|partner|>": 2, "?": 3}, unk_token="?")
+    )
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    with pytest.raises(UserError, match=r"a text that spells <\|begin\|> is encoded as that token"):
+        check_round_trips(Tokenizer(words.to_str()), (), lossy=True)
+
+
+def test_a_text_that_cannot_be_encoded_is_refused_in_one_line() -> None:
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"known": 0}, unk_token="?"))
+    with pytest.raises(UserError, match="cannot encode a text"):
+        Tokenizer(words.to_str()).encode("unknown")

@@ -141,6 +141,10 @@ def test_missing_keys_of_an_old_config_mean_what_they_mean_to_transformers(token
             "rope_type is 'default' in rope_parameters and 'linear' in rope_scaling",
         ),
         ({"rope_scaling": {"rope_theta": 5e4}}, r"rope_theta is 10000\.0 in rope_parameters and 50000\.0 in rope_scaling"),
+        (
+            {"rope_parameters": None, "rope_scaling": {"type": "default", "rope_type": "linear"}},
+            "rope_type is 'default' in rope_scaling and 'linear' in rope_scaling",
+        ),
         ({"rope_scaling": [2]}, r"rope_scaling = \[2\] is not supported"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not supported"),
         ({"hidden_size": "24"}, "hidden_size = '24' is no number from 1"),
@@ -280,6 +284,12 @@ def test_an_index_that_contradicts_its_files_is_refused(
     assert elsewhere != whole["weight_map"]
     refused({"weight_map": elsewhere}, r"model\.norm\.weight is not both there and in model\.safetensors\.index\.json")
     index.write_text(json.dumps(whole))
+    other = exported / next(file for file in files if file != whole["weight_map"]["model.norm.weight"])
+    content = load_file(other)
+    save_file({**content, "model.norm.weight": torch.ones(24)}, other)
+    with pytest.raises(UserError, match=rf"{other.name}: model\.norm\.weight is not both there and in"):
+        import_hugging_face(exported, tmp_path / "imported")
+    save_file(content, other)
     save_file({"model.norm.weight": torch.ones(24)}, exported / "model.safetensors")
     with pytest.raises(UserError, match=r"holds model\.safetensors and an index of other files"):
         import_hugging_face(exported, tmp_path / "imported")
@@ -326,3 +336,60 @@ def test_a_directory_without_a_whole_model_is_refused(tmp_path: Path) -> None:
     (saved / "model.json").write_text("{}")
     with pytest.raises(UserError, match="is not a model's description"):
         load_model(saved)
+
+
+def exported(directory: Path, tokenizer_json: Path, **changes: object) -> Path:
+    saved = make_saved(directory / "saved", Tokenizer(tokenizer_json).vocabulary_size, **changes)
+    export_hugging_face(saved, tokenizer_json, directory / "exported")
+    return directory / "exported"
+
+
+def test_a_tied_model_whose_head_differs_from_its_embedding_is_refused(tokenizer_json: Path, tmp_path: Path) -> None:
+    directory = exported(tmp_path, tokenizer_json, tied_embeddings=True)
+    weights = load_file(directory / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, directory / "model.safetensors")
+    import_hugging_face(directory, tmp_path / "same")
+    weights["lm_head.weight"][0, 0] += 1
+    save_file(weights, directory / "model.safetensors")
+    with pytest.raises(UserError, match=r"lm_head.weight differs from model.embed_tokens.weight.*tie_word_embeddings"):
+        import_hugging_face(directory, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type = linear"),
+        ({"rope_scaling": {"type": "default", "rope_type": "linear"}}, "another rope_type"),
+        ({"rope_theta": 123.0}, "rope_theta = 10000.0, and another key 123.0"),
+        ({"rope_scaling": {"rope_type": "default", "rope_theta": 77.0}}, "rope_theta = 77.0"),
+    ],
+)
+def test_rotary_settings_that_contradict_each_other_are_refused(
+    change: dict[str, object], message: str, tokenizer_json: Path, tmp_path: Path
+) -> None:
+    directory = exported(tmp_path, tokenizer_json)
+    write_json(directory / "config.json", read_json(directory / "config.json") | change)
+    with pytest.raises(UserError, match=message):
+        import_hugging_face(directory, tmp_path / "imported")
+
+
+@pytest.mark.parametrize("name", ["../saved/weights.safetensors", "/etc/passwd", 7])
+def test_an_index_that_names_files_elsewhere_is_refused(name: object, tokenizer_json: Path, tmp_path: Path) -> None:
+    directory = exported(tmp_path, tokenizer_json)
+    (directory / "model.safetensors").unlink()
+    write_json(directory / "model.safetensors.index.json", {"weight_map": {"model.norm.weight": name}})
+    with pytest.raises(UserError, match="which is no file of the directory"):
+        import_hugging_face(directory, tmp_path / "imported")
+
+
+def test_a_tensor_in_two_files_is_refused(tokenizer_json: Path, tmp_path: Path) -> None:
+    directory = exported(tmp_path, tokenizer_json)
+    weights = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    for name in ("a.safetensors", "b.safetensors"):
+        save_file(weights, directory / name)
+    files = {"x": "a.safetensors", "y": "b.safetensors"}
+    write_json(directory / "model.safetensors.index.json", {"weight_map": files})
+    with pytest.raises(UserError, match="which another file holds too"):
+        import_hugging_face(directory, tmp_path / "imported")
