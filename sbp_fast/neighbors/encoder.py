@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import tokenizers
 import torch
 
 from sbp_fast.config import EmbedConfig
@@ -22,6 +23,8 @@ CPU_BATCH, GPU_BATCH = 16, 128  # larger ones are slower on a CPU: their activat
 
 class SentenceEncoder:
     """A sentence-embedding model, with the pooling that the model itself prescribes.
+
+    A static model (StaticEmbedding of sentence-transformers, model2vec) is one too: a table of vectors of tokens.
 
     Attributes:
         dimension: components of a vector; the first `embed.dimensions` of the model's, brought to unit length again.
@@ -37,8 +40,16 @@ class SentenceEncoder:
     def __init__(self, config: EmbedConfig, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
         self.model = _load_model(config, device)
-        own_limit = self.model.max_seq_length or config.maximum_tokens
-        self.model.max_seq_length = self.maximum_tokens = min(config.maximum_tokens, own_limit)
+        own_limit = self.model.max_seq_length or config.maximum_tokens  # infinite for a static model
+        self.maximum_tokens = int(min(config.maximum_tokens, own_limit))
+        tokenizer = self.model.tokenizer
+        self._static = isinstance(tokenizer, tokenizers.Tokenizer)
+        if self._static:
+            self._whole = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+            self._whole.no_truncation()
+            tokenizer.enable_truncation(self.maximum_tokens)
+        else:
+            self.model.max_seq_length = self.maximum_tokens
         self.prompt = config.prompt
         self.precision = str(self.model.dtype).removeprefix("torch.")
         automatic = CPU_BATCH if device == "cpu" else GPU_BATCH
@@ -51,6 +62,9 @@ class SentenceEncoder:
 
     def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
         """Return the tokens of each text with its prompt, before any is cut off. int64 [texts]."""
+        if self._static:
+            encodings = self._whole.encode_batch([self.prompt + text for text in texts], add_special_tokens=False)
+            return np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
         ids = self.model.tokenizer([self.prompt + text for text in texts], truncation=False)["input_ids"]
         return np.array([len(row) for row in ids], dtype=np.int64)
 
@@ -93,9 +107,12 @@ class SentenceEncoder:
         """Return the floating-point operations of encoding texts of so many tokens each, padding not counted.
 
         2 x parameters (without embedding tables) x tokens, and 4 x layers x heads' width x tokens^2 for attention, each
-        token seeing its whole text (Kaplan et al., 2020, table 1, without the factor for a causal mask).
+        token seeing its whole text (Kaplan et al., 2020, table 1, without the factor for a causal mask). A static model adds up
+        one row of its table for each token.
         """
         tokens = np.minimum(lengths, self.maximum_tokens).astype(np.float64)
+        if self._static:
+            return float(self.dimension * tokens.sum())
         tables = (module for module in self.model.modules() if isinstance(module, torch.nn.Embedding))
         parameters = _count(self.model.parameters()) - _count(table.weight for table in tables)
         shape = self.model[0].auto_model.config.get_text_config()

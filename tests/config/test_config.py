@@ -55,6 +55,8 @@ def test_wrong_setting_is_refused_in_one_line(override: str, message: str) -> No
 def test_missing_or_malformed_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such configuration.*demo"):
         find_config(tmp_path / "none.toml")
+    with pytest.raises(UserError, match=r"did you mean demo\?"):
+        find_config("dmo")
     with pytest.raises(UserError, match="not valid TOML"):
         load_config([write(tmp_path / "bad.toml", "[model\nlayers = 2")])
 

@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from sbp_fast.config import ModelConfig
 from sbp_fast.data.tokenizer import Tokenizer, train_tokenizer
 from sbp_fast.errors import UserError
 from sbp_fast.model import huggingface
+from sbp_fast.model.huggingface import from_hugging_face_config
 from sbp_fast.model.saved import load_model, save_model
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.pipeline.files import read_json, write_json
@@ -124,7 +127,31 @@ def test_missing_keys_of_an_old_config_mean_what_they_mean_to_transformers(token
         ({"num_hidden_layers": 3}, "holds no tensor 'model.layers.2"),
         ({"num_hidden_layers": 1}, r"layers\.1.*the model has no tensor of that name"),
         ({"vocab_size": 400}, r"embed_tokens\.weight: the model has \(400, 24\)"),
-        ({"model_type": "llama"}, r"k_norm\.weight: the model has no tensor of that name"),
+        (
+            {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+            r"k_norm\.weight: the model has no tensor of that name",
+        ),
+        ({"model_type": ["qwen3"]}, r"model_type = \['qwen3'\] is not supported"),
+        ({"model_type": "llama"}, r"architectures = \['Qwen3ForCausalLM'\] is not supported"),
+        ({"layer_types": ["full_attention"]}, "num_hidden_layers = 2 differs from the number of layer_types"),
+        ({"layer_types": 5}, "layer_types = 5 is not supported"),
+        ({"rope_theta": 5e4}, r"rope_theta is 10000\.0 in rope_parameters and 50000\.0 in rope_theta"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope_type is 'default' in rope_parameters and 'linear' in rope_scaling",
+        ),
+        ({"rope_scaling": {"rope_theta": 5e4}}, r"rope_theta is 10000\.0 in rope_parameters and 50000\.0 in rope_scaling"),
+        (
+            {"rope_parameters": None, "rope_scaling": {"type": "default", "rope_type": "linear"}},
+            "rope_type is 'default' in rope_scaling and 'linear' in rope_scaling",
+        ),
+        ({"rope_scaling": [2]}, r"rope_scaling = \[2\] is not supported"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not supported"),
+        ({"hidden_size": "24"}, "hidden_size = '24' is no number from 1"),
+        ({"num_attention_heads": 0}, "num_attention_heads = 0 is no number from 1"),
+        ({"max_position_embeddings": None}, "max_position_embeddings = None is no number from 1"),
+        ({"vocab_size": True}, "vocab_size = True is no number from 1"),
+        ({"rms_norm_eps": "small"}, "norm_eps: Input should be a valid number"),
     ],
 )
 def test_unsupported_model_is_refused_with_the_reason(
@@ -136,6 +163,136 @@ def test_unsupported_model_is_refused_with_the_reason(
     write_json(tmp_path / "exported" / "config.json", {**config, **changes})
     with pytest.raises(UserError, match=message):
         import_hugging_face(tmp_path / "exported", tmp_path / "imported")
+
+
+@pytest.mark.parametrize("key", ["head_dim", "num_key_value_heads"])
+def test_a_missing_key_of_a_qwen3_config_means_the_default_of_transformers(key: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    content = {
+        "model_type": "qwen3",
+        "num_hidden_layers": 1,
+        "hidden_size": 64,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 16,
+        "intermediate_size": 40,
+        "max_position_embeddings": 128,
+        "vocab_size": 270,
+    }
+    del content[key]
+    theirs = transformers.Qwen3Config(**content)
+    ours = from_hugging_face_config(content, Path("config.json"))[0]
+    assert (ours.head_dim, ours.kv_heads) == (theirs.head_dim, theirs.num_key_value_heads)
+
+
+def change_weights(exported: Path, **changes: torch.Tensor) -> None:
+    weights = load_file(exported / "model.safetensors")
+    weights |= {name.replace("__", "."): tensor for name, tensor in changes.items()}
+    save_file(weights, exported / "model.safetensors")
+
+
+def test_a_tied_model_with_another_lm_head_is_refused_and_with_its_embeddings_imported(
+    tokenizer_json: Path, tmp_path: Path
+) -> None:
+    exported = tmp_path / "exported"
+    export_hugging_face(make_saved(tmp_path / "saved", Tokenizer(tokenizer_json).vocabulary_size), tokenizer_json, exported)
+    embeddings = load_file(exported / "model.safetensors")["model.embed_tokens.weight"]
+    change_weights(exported, lm_head__weight=embeddings.clone())
+    import_hugging_face(exported, tmp_path / "imported")
+    different = embeddings.clone()
+    different[0, 0] += 1
+    change_weights(exported, lm_head__weight=different)
+    with pytest.raises(UserError, match=r"tie_word_embeddings is true, but lm_head\.weight differs"):
+        import_hugging_face(exported, tmp_path / "refused")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.full((24,), float("nan")), r"norm\.weight holds values that are not finite"),
+        (torch.full((24,), 1e300, dtype=torch.float64), r"norm\.weight holds values that are not finite in float32"),
+        (torch.ones(24, dtype=torch.int8), r"model\.norm\.weight is of type int8; give weights that are not quantised"),
+        (torch.ones(24).to(torch.float8_e4m3fn), r"model\.norm\.weight is of type float8_e4m3fn"),
+        (torch.tensor(1.0), r"norm\.weight: the model has \(24,\), the file \(\)"),
+    ],
+    ids=["nan", "beyond float32", "int8", "float8", "scalar"],
+)
+def test_weights_that_mean_nothing_are_refused_by_name(
+    tensor: torch.Tensor, message: str, tokenizer_json: Path, tmp_path: Path
+) -> None:
+    exported = tmp_path / "exported"
+    export_hugging_face(make_saved(tmp_path / "saved", Tokenizer(tokenizer_json).vocabulary_size), tokenizer_json, exported)
+    change_weights(exported, model__norm__weight=tensor)
+    with pytest.raises(UserError, match=message):
+        import_hugging_face(exported, tmp_path / "imported")
+
+
+def test_parts_of_a_fused_projection_whose_sizes_only_add_up_are_refused(tokenizer_json: Path, tmp_path: Path) -> None:
+    exported = tmp_path / "exported"
+    export_hugging_face(make_saved(tmp_path / "saved", Tokenizer(tokenizer_json).vocabulary_size), tokenizer_json, exported)
+    parts = {
+        "model__layers__0__mlp__gate_proj__weight": torch.zeros(41, 24),
+        "model__layers__0__mlp__up_proj__weight": torch.zeros(39, 24),
+    }
+    change_weights(exported, **parts)
+    with pytest.raises(UserError, match=r"gate_proj\.weight: the model has \(40, 24\), the file \(41, 24\)"):
+        import_hugging_face(exported, tmp_path / "imported")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("../stray.safetensors", r"'\.\./stray\.safetensors', not a safetensors file of this directory"),
+        ("/stray.safetensors", r"'/stray\.safetensors', not a safetensors file of this directory"),
+        ("..", r"'\.\.', not a safetensors file of this directory"),
+        (7, "7, not a safetensors file of this directory"),
+        ("other.safetensors", r"names other\.safetensors, which is not there"),
+    ],
+)
+def test_an_index_that_names_no_file_of_its_directory_is_refused(
+    name: object, message: str, tokenizer_json: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface, "SHARD_BYTES", 8000)
+    exported, index = tmp_path / "exported", tmp_path / "exported" / "model.safetensors.index.json"
+    export_hugging_face(make_saved(tmp_path / "saved", Tokenizer(tokenizer_json).vocabulary_size), tokenizer_json, exported)
+    content = read_json(index)
+    tensor, file = next(iter(content["weight_map"].items()))
+    shutil.copy(exported / file, tmp_path / "stray.safetensors")
+    content["weight_map"][tensor] = name
+    index.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        import_hugging_face(exported, tmp_path / "imported")
+
+
+def test_an_index_that_contradicts_its_files_is_refused(
+    tokenizer_json: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface, "SHARD_BYTES", 8000)
+    exported, index = tmp_path / "exported", tmp_path / "exported" / "model.safetensors.index.json"
+    export_hugging_face(make_saved(tmp_path / "saved", Tokenizer(tokenizer_json).vocabulary_size), tokenizer_json, exported)
+    whole = read_json(index)
+
+    def refused(content: object, message: str) -> None:
+        index.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=message):
+            import_hugging_face(exported, tmp_path / "imported")
+
+    refused({"weight_map": ["model.safetensors"]}, "has no weight_map")
+    refused({}, "has no weight_map")
+    files = sorted(set(whole["weight_map"].values()))
+    elsewhere = {name: files[0] if name == "model.norm.weight" else file for name, file in whole["weight_map"].items()}
+    assert elsewhere != whole["weight_map"]
+    refused({"weight_map": elsewhere}, r"model\.norm\.weight is not both there and in model\.safetensors\.index\.json")
+    index.write_text(json.dumps(whole))
+    other = exported / next(file for file in files if file != whole["weight_map"]["model.norm.weight"])
+    content = load_file(other)
+    save_file({**content, "model.norm.weight": torch.ones(24)}, other)
+    with pytest.raises(UserError, match=rf"{other.name}: model\.norm\.weight is not both there and in"):
+        import_hugging_face(exported, tmp_path / "imported")
+    save_file(content, other)
+    save_file({"model.norm.weight": torch.ones(24)}, exported / "model.safetensors")
+    with pytest.raises(UserError, match=r"holds model\.safetensors and an index of other files"):
+        import_hugging_face(exported, tmp_path / "imported")
 
 
 def test_a_hugging_face_directory_that_is_not_whole_is_refused(

