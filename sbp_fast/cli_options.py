@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sbp_fast.config import RunConfig
-from sbp_fast.config.files import load_config
+from sbp_fast.config.files import load_config, refuse_repeated_keys
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.progress import Console
 
@@ -78,4 +78,6 @@ def load_settings(settings: list[str]) -> RunConfig:
         raise UserError(
             "command line", "names no configuration", "put a TOML file or a shipped name such as small before the settings"
         )
-    return load_config(files, [setting for setting in settings if "=" in setting])
+    overrides = [setting for setting in settings if "=" in setting]
+    refuse_repeated_keys(overrides)
+    return load_config(files, overrides)

@@ -34,19 +34,24 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
             _merge(values, tomllib.loads(path.read_text(encoding="utf-8")))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(path, f"not valid TOML: {error}", "correct the file") from None
-    given: dict[str, str] = {}
     for override in overrides:
-        parsed = _parse_override(override)
-        for key in _leaves(parsed):
-            if key in given:
-                raise UserError(override, f"{key} is given twice: {given[key]} too", "leave out one of them")
-            given[key] = override
-        _merge(values, parsed)
+        _merge(values, _parse_override(override))
     _refuse_old_keys(values, " + ".join(map(str, files)) or "configuration")
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise _explain(error, " + ".join(map(str, files)) or "configuration") from None
+
+
+def refuse_repeated_keys(overrides: Sequence[str]) -> None:
+    """Raise a UserError if two overrides give one key, unless the later one changes a key of a table that the earlier gives."""
+    given: dict[str, str] = {}
+    for override in overrides:
+        path = override.partition("=")[0].strip()
+        for key in _leaves(_parse_override(override)):
+            if key in given and not path.startswith(f"{given[key]}."):
+                raise UserError(override, f"{key} is given twice, by {given[key]} too", "leave out one of them")
+            given[key] = path
 
 
 def find_config(file: str | Path) -> Path:

@@ -53,7 +53,7 @@ def test_reference_of_the_configuration_has_every_setting_with_its_default(hooks
         table = text[text.index(f"## [{name}]\n") :].partition("\n## ")[0]
         assert all(f"| `{key}` |" in table for key in type(section).model_fields), name
     tuning = text[text.index("## [synthesizer]\n") :].partition("\n## ")[0]
-    assert "| `tokens` | integer, at least 1 | `250000` |" in tuning
+    assert "| `tokens` | integer, at least 1, at most 1000000000000000 | `250000` |" in tuning
 
 
 def test_included_pages_link_to_pages_of_the_site(hooks: ModuleType) -> None:

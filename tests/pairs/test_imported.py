@@ -37,7 +37,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: str(write_lines(folder / f"{name}.jsonl", [{"id": id, "text": f"Dear {id}, a letter."} for id in listed]))
         for name, listed in ids.items()
     }
-    settings = {"vocabulary_size": 300, "deduplicate": "none", **files}
+    settings = {"vocabulary_size": 300, "deduplicate": "none", "group_separator": "/", **files}
     prepare(RunConfig.model_validate({"threads": 1, "corpus": settings}), folder / "prepared", console=QUIET)
     return folder / "prepared"
 

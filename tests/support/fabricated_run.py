@@ -95,7 +95,8 @@ def write_prepared(directory: Path, train: int = 40, heldout: int = 12, unique: 
         "embedded": False,
         "passages_cut": 0,
     }
-    write_stage(directory, "prepare", counts, body, config={"corpus": CONFIG.corpus.model_dump(mode="json")})
+    corpus = CONFIG.corpus.model_dump(mode="json") | {"group_separator": "/"}
+    write_stage(directory, "prepare", counts, body, config={"corpus": corpus})
     return PreparedCorpus(directory)
 
 
