@@ -107,7 +107,7 @@ def test_filter_rule_of_the_page_rejects_and_is_counted(tmp_path: Path) -> None:
 
 def test_arm_of_the_page_is_an_arm_of_the_run(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(snippet("An arm", "toml"), encoding="utf-8")
-    config = load_config(["demo", tmp_path / "mine.toml"])
+    config = load_config(["small", tmp_path / "mine.toml"])
     assert list(arms_of(config)) == ["baseline", "sbp", "oracle", "decayed"]
     assert config.arms["decayed"].resolve_recipe(config.pretrain).weight_decay == 1.0
 
@@ -119,13 +119,13 @@ def test_attention_backend_of_the_page_gives_the_attention_of_the_package() -> N
     q, k, v = (torch.randn(16, heads, 8, generator=generator) for heads in (4, 2, 2))
     mine, theirs = packed_attention(q, k, v, layout, backend="dense"), packed_attention(q, k, v, layout, backend="torch")
     torch.testing.assert_close(mine, theirs)
-    assert load_config(["demo"], ["pretrain.attention=dense"]).pretrain.attention == "dense"
+    assert load_config(["small"], ["pretrain.attention=dense"]).pretrain.attention == "dense"
 
 
 def test_knn_backend_of_the_page_finds_the_nearest() -> None:
     follow("A kNN backend")
     vectors = np.array([[1, 0], [0.8, 0.6], [0, 1], [-1, 0]], np.float32)
-    searcher = BACKENDS["sorted"].open(vectors, np.arange(4), load_config(["demo"]).pair)  # type: ignore[call-arg]
+    searcher = BACKENDS["sorted"].open(vectors, np.arange(4), load_config(["small"]).pair)  # type: ignore[call-arg]
     ids, scores = searcher.search(np.arange(2), 2)
     assert ids.tolist() == [[1, 2], [0, 2]] and scores[0, 0] == pytest.approx(0.8)
 
@@ -133,7 +133,7 @@ def test_knn_backend_of_the_page_finds_the_nearest() -> None:
 def test_reader_of_the_page_reads_its_suffix(tmp_path: Path) -> None:
     follow("An input format")
     (tmp_path / "mine.csv").write_text("id,text\na,First.\nb,Second.\n", encoding="utf-8")
-    config = load_config(["demo"], [f"corpus.path='{tmp_path}'"]).corpus
+    config = load_config(["small"], [f"corpus.path='{tmp_path}'"]).corpus
     texts = [document.text for file in find_files(config.path) for document in read_file(file, config)]
     assert texts == ["First.", "Second."]
 
