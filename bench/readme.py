@@ -9,7 +9,8 @@ from typing import Any
 
 from bench.records import RESULTS, load, third_party, title
 from bench.registry import BENCHMARKS
-from sbp_fast.experiment.report.wording import main_metrics
+from sbp_fast.experiment.report.wording import headline, main_metrics
+from sbp_fast.pipeline.progress import short
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "docs" / "demo" / "results.json"
@@ -47,13 +48,15 @@ def _between(text: str, marks: tuple[str, str], table: str) -> str:
 
 
 def demo_table(results: dict[str, Any]) -> str:
-    """Return the arms side by side, each figure with its interval, as a Markdown table with a line on where it comes from."""
+    """Return the arms side by side, each figure with its interval, as Markdown, with the outcome and where it comes from."""
     metrics = main_metrics(results["metrics"])
     heads = [f"{metric['label']} ({metric['better']} is better)" for metric in metrics.values()]
-    lines = ["| arm | training tokens | " + " | ".join(heads) + " |", "|---|---|" + "---|" * len(metrics)]
+    first = ["arm", "training tokens", "real tokens it may read", "times read"]
+    lines = [f"| {' | '.join([*first, *heads])} |", "|---|" + "---|" * (len(first) + len(heads) - 1)]
     for arm in results["arms"].values():
         figures = [_figure(arm[name], metric) for name, metric in metrics.items()]
-        lines.append(f"| {arm['label']} | {arm['tokens'] / 1e6:.2f}M | " + " | ".join(figures) + " |")
+        tokens = [short(arm["tokens"]), short(arm["unique_tokens"]), f"{arm['real_epochs']:.1f}"]
+        lines.append(f"| {' | '.join([arm['label'], *tokens, *figures])} |")
     minutes = results["totals"]["seconds"] / 60
     chance = ", ".join(f"{metric['chance']:.0%} ({metric['label']})" for metric in metrics.values() if metric["chance"])
     device = results["run"]["device"]
@@ -63,7 +66,7 @@ def demo_table(results: dict[str, Any]) -> str:
     note = (
         f"{conclusion}{results['confidence']:.0%} intervals over {over}; chance is {chance}; {minutes:.1f} minutes on {device}."
     )
-    return "\n".join([*lines, "", note])
+    return "\n".join([*lines, "", *headline(results), "", note])
 
 
 def kernel_table(folder: Path) -> str:

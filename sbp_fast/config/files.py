@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -44,14 +44,14 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
 
 
 def refuse_repeated_keys(overrides: Sequence[str]) -> None:
-    """Raise a UserError if two overrides give one key, unless the later one changes a key of a table that the earlier gives."""
-    given: dict[str, str] = {}
+    """Raise a UserError if two overrides give one key; tables may be given again, and later ones change earlier ones."""
+    given: set[str] = set()
     for override in overrides:
-        path = override.partition("=")[0].strip()
-        for key in _leaves(_parse_override(override)):
-            if key in given and not path.startswith(f"{given[key]}."):
-                raise UserError(override, f"{key} is given twice, by {given[key]} too", "leave out one of them")
-            given[key] = path
+        key, _, value = (part.strip() for part in override.partition("="))
+        if key in given:
+            raise UserError(override, f"{key} is given twice", "leave out one of them")
+        if not value.startswith("{"):
+            given.add(key)
 
 
 def find_config(file: str | Path) -> Path:
@@ -94,15 +94,6 @@ def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
             _merge(into[key], value)
         else:
             into[key] = value
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted path of every value."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
 
 
 def _refuse_old_keys(values: dict[str, Any], where: str) -> None:

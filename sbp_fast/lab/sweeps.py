@@ -7,13 +7,13 @@ value has its own worlds, one a seed; the values of `share` have their documents
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sbp_fast.errors import UserError
 from sbp_fast.lab.metrics import EXCESS
-from sbp_fast.lab.results import SBP, interval
+from sbp_fast.lab.results import RELATED, SBP, interval
 from sbp_fast.lab.world_run import LabRun, lab_config
 from sbp_fast.lab.worlds import Kind, WorldSettings
 
@@ -54,7 +54,14 @@ class Sweep:
         return cls(setting, values)
 
     def runs(self, out: Path, seeds: Sequence[int], overrides: Sequence[str], world: Mapping[str, Any]) -> list[LabRun]:
-        """Return the runs of the sweep: of each seed and value, or of each seed where `share` is swept."""
+        """Return the runs of the sweep: of each seed and value, or of each seed where `share` is swept.
+
+        Raises:
+            UserError: one of the values is that of the lab's own worlds, whose runs would count twice.
+        """
+        standard = self._value(LabRun(WorldSettings(kind=KIND, **world), out, tuple(overrides)), SBP)
+        if standard in self.values:
+            raise UserError(f"--sweep {self.setting}", f"{standard:g} is what the lab's own worlds have", "leave it out")
         directory, only = out / "sweeps", (*overrides, *_only_sbp(overrides))
         if self.setting == SHARE:
             only = (*only, f"arms.{SBP}.share={list(self.values)}")
@@ -82,9 +89,9 @@ class Sweep:
         measured: dict[float, list[tuple[float, Mapping[str, float]]]] = {}
         for run, figure in zip(runs, figures, strict=True):
             for name, arm in run.config.arms.items():
-                if name.startswith(SBP) and arm.enabled:
-                    value = arm.share if self.setting == SHARE else getattr(run.world, self.setting)
-                    measured.setdefault(value, []).append((figure["arms"][name][EXCESS]["test"], figure["bounds"]))
+                if arm.synthetic == RELATED and arm.enabled:
+                    excess = figure["arms"][name][EXCESS]["test"]
+                    measured.setdefault(self._value(run, name), []).append((excess, figure["bounds"]))
         return [
             {
                 "value": value,
@@ -94,11 +101,12 @@ class Sweep:
             for value in sorted(measured)
         ]
 
+    def _value(self, run: LabRun, arm: str) -> float:
+        """Return the value of the setting for an arm of a run."""
+        return run.config.arms[arm].share if self.setting == SHARE else float(getattr(run.world, self.setting))
+
 
 def _only_sbp(overrides: Sequence[str]) -> list[str]:
     """Return the overrides that leave SBP, and the oracle as the baseline that every run has."""
     arms = lab_config(overrides).arms
     return [f"baseline={ORACLE}", *(f"arms.{name}.enabled=false" for name in arms if name not in (SBP, ORACLE))]
-
-
-assert {name for name in LABELS if name != SHARE} <= {field.name for field in fields(WorldSettings)}

@@ -187,6 +187,15 @@ def test_an_arm_is_described_by_what_it_reads_and_how_its_recipe_was_chosen() ->
     assert again.endswith("to another; it starts from the model of SBP; those of one seed are joined")
 
 
+@settings(deadline=None, max_examples=50)
+@given(outcomes())
+def test_limits_count_every_difference_with_an_interval_that_the_page_shows(results: dict[str, Any]) -> None:
+    arms = {name: arm["training_runs"] for name, arm in results["arms"].items()}
+    repeated = [name for name, runs in arms.items() if runs > 1 and name != "baseline"]
+    expected = len(METRICS) * len(repeated) * (arms["baseline"] > 1) + len(repeated) * (len(repeated) - 1) // 2
+    assert any(f"of the {expected} differences" in limit for limit in wording.limits(results)) == (expected > 0)
+
+
 @settings(deadline=None, max_examples=150)
 @given(outcomes())
 def test_every_control_is_named_with_what_the_interval_between_it_and_sbp_shows(results: dict[str, Any]) -> None:

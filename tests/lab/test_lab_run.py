@@ -1,7 +1,7 @@
 """The lab from worlds to page, with models that learn nothing in a few steps, and what its intervals say."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from sbp_fast.lab.metrics import EXCESS, EXCESS_LINKED
 from sbp_fast.lab.page import write_page
 from sbp_fast.lab.results import CONTROLS, interval, sentences, summarize
 from sbp_fast.lab.run import lab_runs, run_lab
-from sbp_fast.lab.sweeps import Sweep
+from sbp_fast.lab.sweeps import LABELS, SHARE, Sweep
 from sbp_fast.lab.world_run import FIGURES, run_world
+from sbp_fast.lab.worlds import WorldSettings
 
 STEPS = ("pretrain.tokens=4608", "synthesizer.tokens=9216")
 SMALL = {"concepts": 48, "oracle_ratio": 3}
@@ -146,10 +147,20 @@ def test_page_draws_every_value_of_a_sweep_with_the_bounds_that_do_not_change(tm
     assert "<td>1.600</td>" in noise and 'href="#sweep-noise"' in page
 
 
+def test_every_setting_that_can_be_swept_is_one_of_the_world_or_the_share_of_sbp() -> None:
+    assert {*LABELS} - {SHARE} <= {field.name for field in fields(WorldSettings)}
+
+
 @pytest.mark.parametrize("text", ["kind=1", "linked", "linked=1.0", "noise=0.1,0.1", "share=a", "share=nan"])
 def test_an_unusable_sweep_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="--sweep"):
         Sweep.parse(text)
+
+
+@pytest.mark.parametrize("text", ["linked=0.3,0.6", "noise=0.05", "share=0.7"])
+def test_a_sweep_of_a_value_that_the_worlds_have_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is what the lab's own worlds have"):
+        Sweep.parse(text).runs(tmp_path, [0], (), {})
 
 
 def test_a_sweep_runs_a_world_for_each_value_and_seed_and_shares_documents_among_shares(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ class FakeEncoder:
     def count_tokens(self, texts: list[str]) -> np.ndarray:
         return np.array([len(text.split()) for text in texts])
 
-    def encode(self, texts: list[str], progress: Callable[[int], object], *, lengths: np.ndarray) -> np.ndarray:
+    def encode(
+        self, texts: list[str], progress: Callable[[int], object], *, lengths: np.ndarray, name: Callable[[int], str]
+    ) -> np.ndarray:
         progress(len(texts))
         counts = np.array([[text.split().count(word) for word in self.words] for text in texts], np.float32) + 0.1
         return counts / np.linalg.norm(counts, axis=1, keepdims=True)

@@ -74,7 +74,9 @@ def test_each_token_is_an_input_once_an_epoch_and_a_target_unless_it_begins_a_do
         bins = PackedDocuments.pack(corpus, size, context, 0).packing.bins
         step = per_step * size
         recipe = f"pretrain={{tokens={bins * epochs * step}, tokens_per_step={step}, microbatch_tokens={size}}}"
-        batches = corpus_batches(corpus, configure(Path(directory), recipe, f"model.context={context}"))
+        batches = corpus_batches(
+            corpus, configure(Path(directory), recipe, f"model.context={context}", "filter.minimum_tokens=1")
+        )
         seen, learnt = Counter[int](), Counter[int]()
         for batch in sequences(batches):
             check_sequence(batch, size)

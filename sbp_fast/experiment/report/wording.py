@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -374,15 +375,17 @@ def _repetition_limit(epochs: float) -> str:
     )
 
 
+def _shown_differences(results: Results) -> list[Mapping[str, Any]]:
+    """Return the differences that the page shows: to the baseline by every metric, and of each two other arms by the first."""
+    arms, others, first = results["arms"], other_arms(results), primary_metric(results)
+    to_baseline = [difference for arm in others for difference in arms[arm]["difference_to_baseline"].values()]
+    return to_baseline + [arms[arm]["difference_to"][other][first] for arm, other in itertools.combinations(others, 2)]
+
+
 def _interval_limits(results: Results) -> list[str]:
     """Return what the intervals cover and what they do not."""
     confidence = f"{100 * results['confidence']:.3g}%"
-    differences = [
-        difference
-        for arm in other_arms(results)
-        for difference in results["arms"][arm]["difference_to_baseline"].values()
-        if has_interval(difference)
-    ]
+    differences = sum(map(has_interval, _shown_differences(results)))
     if not differences:
         return [
             f"Training runs: {_run_counts(results)}. A difference of two arms has an interval, and with it a conclusion, only "
@@ -392,7 +395,7 @@ def _interval_limits(results: Results) -> list[str]:
     sentences = [
         f"Training runs: {_run_counts(results)}. Brackets on differences are {confidence} intervals over training runs and "
         "documents (or questions) together, paired by document. Each is at that level by itself: of the "
-        f"{len(differences)} differences with an interval on this page, some may exclude zero by luck."
+        f"{differences} differences with an interval on this page, some may exclude zero by luck."
     ]
     if synthetic_arms(results):
         sentences.append(
