@@ -160,7 +160,7 @@ def test_report_of_a_run_without_gain_claims_none(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "run", comparison(sbp=0.003, oracle=-0.002))
     text = write_report(directory).read_text()
     assert "SBP made no measurable difference to the repetition baseline" in text
-    assert "not given: the oracle&#39;s own gain is not distinguishable from zero" in text
+    assert "Not given: the oracle&#39;s own gain is not distinguishable from zero" in text
     assert 'class="change better"' not in text and 'class="change worse"' not in text
 
 
