@@ -15,7 +15,7 @@ from sbp_fast.config import ArmConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.experiment.report import plots, wording
 from sbp_fast.experiment.report.examples import collect_triples
-from sbp_fast.experiment.report.page import write_report
+from sbp_fast.experiment.report.page import _tokens_plot, write_report
 from sbp_fast.experiment.report.summary import summary_table
 from sbp_fast.experiment.report.templates import page_environment
 from sbp_fast.experiment.sources import sources_of
@@ -160,7 +160,7 @@ def test_report_of_a_run_without_gain_claims_none(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "run", comparison(sbp=0.003, oracle=-0.002))
     text = write_report(directory).read_text()
     assert "SBP made no measurable difference to the repetition baseline" in text
-    assert "not given: the oracle&#39;s own gain is not distinguishable from zero" in text
+    assert "Not given: the oracle&#39;s own gain is not distinguishable from zero" in text
     assert 'class="change better"' not in text and 'class="change worse"' not in text
 
 
@@ -353,6 +353,19 @@ def test_report_draws_bits_per_byte_only_where_they_were_measured(run: Path, tmp
         del manifest["counts"]["validation_loss"]  # as with validation.points = 0
         write_sealed_json(path, manifest)
     assert title not in write_report(tmp_path / "run").read_text()
+
+
+def test_tokens_plot_of_runs_without_a_finite_value_is_left_out() -> None:
+    nothing = plots.ArmCurves("A", plots.arm_color(0), [[], [{"step": 0, "tokens": 1000, "bits_per_byte": 4.0}]])
+    assert nothing.mean().tolist() == []
+    arms = {"a": {"label": "A", "validation": {"curves": {"a": []}}}, "b": {"label": "B", "validation": {}}}
+    assert _tokens_plot(arms) == ""
+
+
+def test_reasons_for_missing_shares_are_given_once_and_only_if_no_arm_has_a_share() -> None:
+    missing, share = {"value": None, "reason": "a reason"}, {"value": 0.4, "low": 0.3, "high": 0.5}
+    assert wording.missing_shares({"sbp": {"m": missing}, "other": {"m": missing}}, ["m"]) == ["a reason"]
+    assert wording.missing_shares({"sbp": {"m": missing}, "other": {"m": share}}, ["m"]) == []
 
 
 def test_control_characters_are_shown_by_name_and_line_breaks_stay() -> None:

@@ -143,7 +143,7 @@ def test_every_arm_is_named_in_the_headline_with_what_it_showed(results: dict[st
         difference = arm["difference_to_baseline"]["heldout_bits_per_byte"]
         figure = f"{arm['label']} {wording.shown_difference(difference, METRICS['heldout_bits_per_byte'])}"
         (sentence,) = [sentence for sentence in sentences if figure in sentence]
-        assert ("no conclusion" in sentence) == (min(difference["runs"]) == 1)
+        assert ("no conclusion" in sentence.lower()) == (min(difference["runs"]) == 1)
 
 
 @settings(deadline=None, max_examples=100)
@@ -177,7 +177,7 @@ def description(arm: dict[str, Any], source: dict[str, Any] | None = None) -> st
 def test_an_arm_is_described_by_what_it_reads_and_how_its_recipe_was_chosen() -> None:
     assert description({"data": "all"}) == "reads a corpus with 20 times as much real text"
     assert description({"order": "related"}) == "reads the same corpus, related documents joined in one context"
-    assert description({"recipe": {"weight_decay": 1}}) == "reads the same corpus by another recipe"
+    assert description({"recipe": {"weight_decay": 1}}) == "reads the same corpus; its recipe has weight_decay = 1"
     tried = "of 3 recipes the one with the lowest loss on validation documents"
     assert description({"recipes_tried": 3}) == f"reads the same corpus; {tried}"
     reads = "reads the same corpus mixed with new documents, "

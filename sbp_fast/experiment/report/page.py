@@ -92,6 +92,7 @@ def render(
         "measure": measure,
         "change": change,
         "difference": difference,
+        "missing_shares": wording.missing_shares,
         "nats": NATS,
         "judged_groups": JUDGED_GROUPS,
     }
@@ -144,7 +145,7 @@ def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, A
     metrics = wording.main_metrics(results["metrics"])
     arms, config = results["arms"], RunConfig.model_validate(results["run"]["config"])
     pretraining = [
-        _curve(arm.label, plots.arm_color(index), curves[model_stage(arm, arm.name)])
+        plots.LossCurve(arm.label, plots.arm_color(index), curves[model_stage(arm, arm.name)][LOSS], ())
         for index, arm in enumerate(arms_of(config).values())
     ]
     svgs: dict[str, Any] = {
@@ -159,7 +160,8 @@ def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, A
     }
     if (name := wording.shown_source(results)) is not None:
         quality, pairs = results["sources"][name]["synthetic_quality"], results["sources"][name]["pairs"]
-        tuning = [_curve("Synthesizer", plots.COLORS["synthesizer"], curves[sources_of(config)[name].synthesizer])]
+        tuned = curves[sources_of(config)[name].synthesizer]
+        tuning = [plots.LossCurve("Synthesizer", plots.COLORS["synthesizer"], tuned[LOSS], tuned[HELDOUT_LOSS])]
         svgs |= {
             "synthesizer": plots.loss_plot("synthesizer", "Tuning the synthesizer", tuning),
             "similarity": plots.similarity_plot(pairs["histogram"], pairs["band"]),
@@ -174,17 +176,13 @@ def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, A
 
 
 def _tokens_plot(arms: Mapping[str, Any]) -> str:
-    """Return the plot of bits per byte against training tokens; "" where no arm's validation documents were measured."""
+    """Return the plot of bits per byte against training tokens; "" where no arm has a finite value of validation documents."""
     curves = [
         plots.ArmCurves(arm["label"], plots.arm_color(index), list(arm["validation"]["curves"].values()))
         for index, arm in enumerate(arms.values())
-        if arm["validation"]
+        if any(arm["validation"].get("curves", {}).values())
     ]
     return plots.tokens_plot(curves) if curves else ""
-
-
-def _curve(label: str, color: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> plots.LossCurve:
-    return plots.LossCurve(label, color, curves[LOSS], curves[HELDOUT_LOSS])
 
 
 def _data(value: float, text: str | Markup) -> Markup:

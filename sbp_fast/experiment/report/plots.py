@@ -37,7 +37,8 @@ def arm_color(index: int) -> str:
     return f"#08{index // 256:02x}{index % 256:02x}"
 
 
-CURVE_POINTS = 160
+CURVE_POINTS = 60
+MARKERS = "os^Dv<>P*"  # of arms in turn, so that color alone does not tell them apart
 LEGEND_INSIDE = 4  # curves whose legend has space inside the plot
 STYLE = {
     "svg.fonttype": "none",
@@ -224,7 +225,8 @@ class ArmCurves:
         """Return (training tokens, bits per byte), means over the runs at each step that all have; float64 [points, 2]."""
         by_step = [{point["step"]: (point["tokens"], point["bits_per_byte"]) for point in run} for run in self.runs]
         common = sorted(set.intersection(*map(set, by_step)))
-        return np.array([[run[step] for run in by_step] for step in common], np.float64).reshape(len(common), -1, 2).mean(1)
+        points = [[run[step] for run in by_step] for step in common]
+        return np.array(points, np.float64).reshape(len(common), len(self.runs), 2).mean(1)
 
 
 def tokens_plot(arms: Sequence[ArmCurves]) -> str:
@@ -232,12 +234,13 @@ def tokens_plot(arms: Sequence[ArmCurves]) -> str:
 
     def draw(axes: Axes) -> None:
         unit, divisor = _token_unit(max(point["tokens"] for arm in arms for run in arm.runs for point in run))
-        for arm in arms:
+        for index, arm in enumerate(arms):
             for run in arm.runs if len(arm.runs) > 1 else ():
                 tokens, bits = [point["tokens"] / divisor for point in run], [point["bits_per_byte"] for point in run]
                 axes.plot(tokens, bits, color=arm.color, linewidth=0.7, alpha=0.5)
             tokens, bits = arm.mean().T
-            axes.plot(tokens / divisor, bits, "o-", color=arm.color, markersize=3.2, label=arm.label)
+            marker = MARKERS[index % len(MARKERS)]
+            axes.plot(tokens / divisor, bits, color=arm.color, marker=marker, markersize=3.6, label=arm.label)
         axes.set_xlabel(f"training tokens, {unit}")
         axes.set_ylabel("bits per byte")
         axes.set_title("Held-out bits per byte while training")

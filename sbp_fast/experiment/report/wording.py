@@ -180,7 +180,7 @@ CONTROL_CLAUSES = {
 
 def _sentence_start(kind: str, reason: str) -> str:
     starts = {"better": "Better", "worse": "Worse", "unclear": "No measurable difference"}
-    return starts.get(kind, f"{reason.capitalize()}, no conclusion")
+    return starts.get(kind, f"No conclusion ({reason})")
 
 
 def _figure(results: Results, arm: str, metric: str) -> str:
@@ -209,6 +209,14 @@ def _shares(results: Results, metric: str) -> list[str]:
         if given:
             sentences.append(f"As a share of the {_in_a_sentence(arms[oracle]['label'])}'s gain: {_enumerate(given)}.")
     return sentences
+
+
+def missing_shares(by_arm: Mapping[str, Any], metrics: Iterable[str]) -> list[str]:
+    """Return the reasons why no arm has a share of an oracle's gain by any of some metrics; an empty list if one has."""
+    shares = [by_metric[metric] for metric in metrics for by_metric in by_arm.values()]
+    if any(share["value"] is not None for share in shares):
+        return []
+    return list(dict.fromkeys(share["reason"] for share in shares))
 
 
 def _percents(share: Mapping[str, Any]) -> str:
@@ -287,7 +295,7 @@ def _arm_description(results: Results, name: str) -> str:
     if arm["recipes_tried"] > 1:
         text += f"; of {arm['recipes_tried']} recipes the one with the lowest loss on validation documents"
     elif arm["recipe"]:
-        text += " by another recipe"
+        text += f"; its recipe has {', '.join(f'{name} = {value}' for name, value in arm['recipe'].items())}"
     return text
 
 
