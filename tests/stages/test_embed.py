@@ -5,6 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
+import torch
+from safetensors.torch import save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import BoW, StaticEmbedding
 
 from sbp_fast.config import EmbedConfig, RunConfig
 from sbp_fast.data.prepared import PreparedCorpus
@@ -209,18 +214,83 @@ def test_missing_model_is_refused_with_a_remedy(
     assert not (tmp_path / "vectors").exists()
 
 
-def test_static_model_is_an_encoder_that_counts_and_cuts_its_tokens(tmp_path: Path) -> None:
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-    from tokenizers import Tokenizer, models, pre_tokenizers
+WORDS = ["[UNK]", "the", "cat", "sees", "a", "dog", "and", "stirs", "soup"]
 
-    words = Tokenizer(models.WordLevel({"?": 0, "stir": 1, "the": 2, "soup": 3, "cold": 4}, unk_token="?"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    table = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
-    SentenceTransformer(modules=[StaticEmbedding(words, embedding_weights=table)]).save(str(tmp_path))
-    encoder = SentenceEncoder(EmbedConfig(model=str(tmp_path), maximum_tokens=2), "cpu", 1)
-    assert (encoder.dimension, encoder.maximum_tokens) == (8, 2)
-    assert encoder.count_tokens(["stir the soup", "cold"]).tolist() == [3, 1]
-    vectors, expected = encoder.encode(["stir the soup", "cold"]), np.stack([table[1] + table[2], table[4]])
-    assert np.abs(vectors - expected / np.linalg.norm(expected, axis=1, keepdims=True)).max() < 1e-6
-    assert encoder.flops(np.array([3, 1])) == 8 * 3
+
+def word_tokenizer(unknown: str | None = "[UNK]") -> tokenizers.Tokenizer:
+    model = tokenizers.models.WordLevel({word: id for id, word in enumerate(WORDS)}, unk_token=unknown)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+def write_static(folder: Path, kind: str, table: torch.Tensor, unknown: str | None = "[UNK]") -> Path:
+    """Write a static encoder as sentence-transformers or, without `modules.json`, as model2vec does."""
+    if kind == "StaticEmbedding":
+        SentenceTransformer(modules=[StaticEmbedding(word_tokenizer(unknown), embedding_weights=table)]).save(str(folder))
+        return folder
+    folder.mkdir()
+    word_tokenizer(unknown).save(str(folder / "tokenizer.json"))
+    save_file({"embeddings": table}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "model2vec", "normalize": True}))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["StaticEmbedding", "model2vec"])
+def test_static_encoder_gives_the_unit_mean_of_the_vectors_of_the_first_tokens(kind: str, tmp_path: Path) -> None:
+    table = torch.randn(len(WORDS), 8, generator=torch.Generator().manual_seed(0))
+    folder = write_static(tmp_path / "static", kind, table)
+    static = SentenceEncoder(EmbedConfig(model=str(folder), maximum_tokens=3), "cpu", 1)
+    texts = ["the cat sees a dog", "stirs"]
+    assert static.count_tokens(texts).tolist() == [5, 1]
+    assert (static.dimension, static.maximum_tokens, static.precision) == (8, 3, "float32")
+    expected = torch.stack([table[[1, 2, 3]].mean(0), table[7]])
+    expected /= expected.norm(dim=1, keepdim=True)
+    assert np.abs(static.encode(texts) - expected.numpy()).max() < 1e-6
+    assert static.flops(static.count_tokens(texts)) == 8 * (3 + 1)  # additions; tokens that are cut off cost nothing
+    prompted = SentenceEncoder(EmbedConfig(model=str(folder), maximum_tokens=3, prompt="the "), "cpu", 1)
+    assert prompted.count_tokens(["stirs"]).tolist() == [2]
+    assert np.abs(prompted.encode(["stirs"]) - static.encode(["the stirs"])).max() < 1e-6
+    half = SentenceEncoder(EmbedConfig(model=str(folder), dimensions=4, precision="bfloat16"), "cpu", 1)
+    assert (half.precision, half.dimension) == ("bfloat16", 4)
+    assert (half.encode(["soup"]) @ (table[8, :4] / table[8, :4].norm()).numpy()).item() > 0.999
+
+
+def test_a_corpus_is_embedded_by_a_static_encoder(corpus: Path, tmp_path: Path) -> None:
+    table = torch.randn(len(WORDS), 8, generator=torch.Generator().manual_seed(0))
+    folder = write_static(tmp_path / "static", "StaticEmbedding", table)
+    config = RunConfig(threads=1, device="cpu", embed=EmbedConfig(model=str(folder), maximum_tokens=32))
+    manifest = embed(config, corpus, tmp_path / "vectors", console=QUIET)
+    lengths = np.concatenate([np.load(path) for path in (tmp_path / "vectors").rglob("lengths-*.npy")])
+    assert manifest.flops == 8 * np.minimum(lengths, 32).sum() and manifest.counts["dimension"] == 8
+
+
+def test_a_text_without_tokens_has_no_vector_and_is_named(tmp_path: Path) -> None:
+    static = write_static(tmp_path / "static", "StaticEmbedding", torch.ones(len(WORDS), 8))
+    encoder = SentenceEncoder(EmbedConfig(model=str(static)), "cpu", 1)
+    with pytest.raises(UserError, match="text 1"):
+        encoder.encode(["the cat", " "])
+
+
+@pytest.mark.parametrize("damage", ["no unknown token", "integers", "no weights", "no json"])
+def test_a_static_encoder_that_cannot_be_used_is_refused_in_one_line(damage: str, tmp_path: Path) -> None:
+    table = torch.ones(len(WORDS), 8)
+    folder = write_static(
+        tmp_path / "static",
+        "model2vec",
+        table.to(torch.int8) if damage == "integers" else table,
+        None if damage == "no unknown token" else "[UNK]",
+    )
+    if damage == "no weights":
+        (folder / "model.safetensors").unlink()
+    if damage == "no json":
+        (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match=f"embed.model = {folder}: cannot be loaded: .*; give the folder") as caught:
+        SentenceEncoder(EmbedConfig(model=str(folder)), "cpu", 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_encoder_that_begins_with_another_module_is_refused_by_name(tmp_path: Path) -> None:
+    SentenceTransformer(modules=[BoW(["cat", "dog"])]).save(str(tmp_path / "words"))
+    with pytest.raises(UserError, match="begins with BoW; give a transformer or a static encoder"):
+        SentenceEncoder(EmbedConfig(model=str(tmp_path / "words")), "cpu", 1)
