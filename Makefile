@@ -61,8 +61,9 @@ $(DOCS_READY): $(READY)
 test-slow: $(READY)  ## The slow tests: random kills of the whole pipeline among them
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"
 
-test-faults: $(READY)  ## Kill training and synthesis twenty times at random, alone and as two processes; not a bit may differ
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/end_to_end/test_faults.py tests/end_to_end/test_synthesis_faults.py
+test-faults: $(READY)  ## Kill training and synthesis at random, and damage 1,000 files: not a bit may differ, or one line names the file
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/faults tests/end_to_end/test_faults.py \
+		tests/end_to_end/test_synthesis_faults.py
 
 bench: $(READY)  ## Measure side by side what this machine can measure (OP=name for one)
 	@$(BIN)/python -m bench $(OP)

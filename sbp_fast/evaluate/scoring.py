@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import pyarrow as pa
 
@@ -30,8 +31,7 @@ def score_model(
     with console.task(f"scoring {name}", sum(len(tree) for group in items for tree in group.trees), "tokens") as task:
         for metric, group in zip(metrics, items, strict=True):
             nats, extent = log_likelihoods(model, group.trees, group.sequences, advance=task.advance)
-            scored = f"model {name}, {metric.name}, sequence"
-            require_finite_rows(nats, "log-likelihood", lambda row, scored=scored: f"{scored} {row}")
+            require_finite_rows(nats, "log-likelihood", partial("model {}, {}, sequence {}".format, name, metric.name))
             tables.append(group.to_rows(nats))
             flops += forward_flops(model.config, model.vocabulary_size, extent.tokens, extent.visible_pairs, extent.predictions)
     return pa.concat_tables(tables), flops

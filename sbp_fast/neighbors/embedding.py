@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 
 from sbp_fast.config import EmbedConfig, RunConfig
 from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.errors import UserError
 from sbp_fast.neighbors.encoder import SentenceEncoder
 from sbp_fast.neighbors.vectors import Split, shard_folder, write_vectors
 from sbp_fast.pipeline.executors.executor import Advance, Placement, Workers
@@ -64,6 +65,7 @@ def embed_documents(
         for split in get_args(Split)
         for shard in make_shards(directory, split, len(getattr(prepared, split)), config.embed)
     ]
+    _refuse_others(directory, shards)
     missing = [shard for shard in shards if not is_sealed(shard.vectors)]
     documents = sum(len(shard.rows) for shard in shards)
     done = documents - sum(len(shard.rows) for shard in missing)
@@ -103,6 +105,12 @@ def make_shards(directory: Path, split: Split, documents: int, config: EmbedConf
     folder, size = shard_folder(directory, split), config.shard_documents
     ranges = [range(start, min(start + size, documents)) for start in range(0, documents, size)]
     return [Shard(folder, split, number, rows, config) for number, rows in enumerate(ranges)]
+
+
+def _refuse_others(directory: Path, shards: Sequence[Shard]) -> None:
+    """Refuse files that look like shards of this corpus and are none: they would be read as its vectors."""
+    for file in sorted({*directory.rglob("vectors-*.npy")} - {shard.vectors for shard in shards}):
+        raise UserError(file, "is none of the shards of this corpus", "move it elsewhere")
 
 
 def _open_encoder(

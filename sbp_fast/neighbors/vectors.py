@@ -51,8 +51,8 @@ class Vectors:
         corpus: these documents, which messages then name by their ids.
 
     Raises:
-        UserError: no finished `embed` stage, or a damaged one; it has no vectors of the split, or another number of them than
-            it counted. Reading a vector that is not finite or has the length 0 raises one, too.
+        UserError: no finished `embed` stage, or a damaged one; it has no vectors of the split. Reading a vector that is not
+            finite or has the length 0 raises one, too.
     """
 
     def __init__(
@@ -71,10 +71,6 @@ class Vectors:
             raise UserError(self.directory, f"has no vectors of {split} documents", "run embed again with --force")
         self._shards = [np.load(path, mmap_mode="r") for path in files]
         self._ends = np.cumsum([len(shard) for shard in self._shards])
-        counts = self.manifest.counts if split == "unique" else self.manifest.counts[split]
-        if self._ends[-1] != counts["documents"]:
-            problem = f"has {self._ends[-1]} vectors of {counts['documents']} {split} documents"
-            raise UserError(self.directory, problem, "run embed again with --force")
         self._rows = np.arange(self._ends[-1]) if rows is None else rows
         self.dimension: int = self._shards[0].shape[1]
 

@@ -88,6 +88,18 @@ class Manifest:
         return manifest
 
 
+def check_file(path: Path) -> None:
+    """Refuse a damaged file of a finished stage; a file in another directory has nothing to be compared with.
+
+    Raises:
+        UserError: the manifest beside the file is damaged, or lists another file of that name.
+    """
+    if (path.parent / MANIFEST).is_file():
+        manifest = Manifest.read(path.parent)
+        for file in damaged_files(path.parent, {path.name: manifest.files.get(path.name, {"bytes": -1})}):
+            raise UserError(file, "missing or damaged since it was written", f"rerun the {manifest.stage} stage with --force")
+
+
 def output_files(directory: Path) -> Iterator[Path]:
     """Yield the files in a stage's directory that are its output: no bookkeeping, scratch, seals or temporary files."""
     for folder, folders, names in os.walk(directory):

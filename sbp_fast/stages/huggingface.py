@@ -15,6 +15,7 @@ from sbp_fast.model.huggingface import (
 )
 from sbp_fast.model.saved import load_model, save_model
 from sbp_fast.pipeline.files import hash_file
+from sbp_fast.pipeline.manifest import check_file
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.stage import StageContext, run_stage
 
@@ -28,6 +29,7 @@ def export_hugging_face(model_directory: Path, tokenizer_json: Path, out: Path, 
         UserError: there is no saved model or no tokenizer, transformers could not load the model, or `out` holds another output
             (unless `force`).
     """
+    check_file(tokenizer_json)
     model, tokenizer = load_model(model_directory), Tokenizer(tokenizer_json)
     hugging_face_config(model.config, model.vocabulary_size, where=model_directory)  # refuses before anything is written
 

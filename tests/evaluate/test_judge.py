@@ -271,6 +271,20 @@ def test_collect_answers_after_a_kill_asks_only_the_unanswered_questions(tmp_pat
     assert len(collect_answers(judge, asked, tmp_path, QUIET, lambda: None)) == 6 and judge.asked == 0
 
 
+def test_collect_answers_asks_again_where_a_saved_line_was_changed(tmp_path: Path) -> None:
+    asked = [JudgeQuestion("non_factual", "synthetic", number, f"prompt {number}") for number in range(6)]
+    scripted = {question.prompt: "no" for question in asked}
+    whole = collect_answers(ScriptedJudge(scripted), asked, tmp_path, QUIET, lambda: None)
+    lines = (tmp_path / ANSWERS).read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"no"', b'"yes"')
+    lines[3] = b"[1]\n"
+    lines[4] = lines[4][:9] + b"\xff" + lines[4][9:]
+    (tmp_path / ANSWERS).write_bytes(b"".join(lines))
+    judge = ScriptedJudge(scripted)
+    assert collect_answers(judge, asked, tmp_path, QUIET, lambda: None) == whole and judge.asked == 3
+    assert len((tmp_path / ANSWERS).read_text().splitlines()) == 6
+
+
 def test_collect_answers_from_a_judge_that_never_answered_leaves_no_file(tmp_path: Path) -> None:
     asked = [JudgeQuestion("non_factual", "synthetic", 0, "prompt")]
     with pytest.raises(TransientError):

@@ -10,6 +10,7 @@ from fabricated_run import CONFIG, write_run
 from sbp_fast.errors import UserError
 from sbp_fast.experiment.report import wording
 from sbp_fast.experiment.results import collect, write_results
+from sbp_fast.pipeline.seals import read_sealed_json, write_sealed_json
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +43,18 @@ def test_arms_have_the_held_out_losses_of_their_training(run: Path, tmp_path: Pa
     assert collect(run)["arms"]["sbp"]["validation"] == {"selected_step": 120, "loss": loss, "last_loss": loss, "tokens": 8100}
     shutil.copytree(run, tmp_path / "run")
     manifest = tmp_path / "run" / "train" / "oracle" / "manifest.json"
-    values = json.loads(manifest.read_text())
+    values = read_sealed_json(manifest, "")
     del values["counts"]["validation_loss"]  # as with validation.points = 0
-    manifest.write_text(json.dumps(values))
+    write_sealed_json(manifest, values)
     assert collect(tmp_path / "run")["arms"]["oracle"]["validation"] == {}
 
 
 def test_unique_tokens_read_are_capped_at_the_available_ones(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     manifest = tmp_path / "run" / "train" / "oracle" / "manifest.json"
-    values = json.loads(manifest.read_text())
+    values = read_sealed_json(manifest, "")
     values["counts"]["sources"]["real"] = {"tokens": 1_000, "epochs": 0.3}
-    manifest.write_text(json.dumps(values))
+    write_sealed_json(manifest, values)
     arms = collect(tmp_path / "run")["arms"]
     assert arms["oracle"]["unique_tokens_read"] == 1_000 < arms["oracle"]["unique_tokens"]
     assert arms["baseline"]["unique_tokens_read"] == arms["baseline"]["unique_tokens"]
@@ -163,9 +164,9 @@ def test_headline_claims_only_differences_whose_intervals_exclude_zero(
 def test_shares_of_the_oracles_gain_are_null_where_the_baseline_repeats_nothing(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     manifest = tmp_path / "run" / "train" / "baseline" / "manifest.json"
-    values = json.loads(manifest.read_text())
+    values = read_sealed_json(manifest, "")
     values["counts"]["sources"]["real"]["epochs"] = 1.0
-    manifest.write_text(json.dumps(values))
+    write_sealed_json(manifest, values)
     shares = collect(tmp_path / "run")["recovered_share_of_oracle"]["oracle"]["sbp"]
     assert shares.keys() == METRICS.keys()
     assert all(share["value"] is None and "read its text once at most" in share["reason"] for share in shares.values())

@@ -138,7 +138,7 @@ def test_killed_and_rerun_gives_the_same_corpus(
         elif moment == "shard":
             patch.setattr("sbp_fast.data.token_shards.writer._parquet", kill)
         elif moment == "entry":
-            patch.setattr(shard_writer, "write_json", kill)
+            patch.setattr(shard_writer, "write_marker", kill)
         elif moment == "index":
             patch.setattr("sbp_fast.data.token_shards.writer.write_json", kill)
         elif moment == "removing":

@@ -9,6 +9,7 @@ from sbp_fast.model.transformer import Transformer
 from sbp_fast.pipeline.distributed import Processes
 from sbp_fast.pipeline.files import read_json
 from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.seals import fingerprint_file
 from sbp_fast.train.checkpoint import MARKER, Checkpoints
 from sbp_fast.train.optimizer import Optimizers, make_optimizers
 
@@ -75,13 +76,13 @@ def test_loaded_state_is_the_saved_one_and_not_a_later_one(tmp_path: Path, optim
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(state(*fresh), state(model, optimizers), strict=True))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "bit flipped", "missing", "metadata"])
+@pytest.mark.parametrize("damage", ["truncated", "bit flipped", "missing", "metadata", "marker"])
 def test_damaged_checkpoint_is_named_and_the_one_before_loaded(tmp_path: Path, damage: str) -> None:
     checkpoints = make(tmp_path)
     for step in (1, 2):
         checkpoints.save(step, *trained(step), {}, step)
     checkpoints.wait()
-    shard = tmp_path / "step-00000002" / (".metadata" if damage == "metadata" else "__0_0.distcp")
+    shard = tmp_path / "step-00000002" / {"metadata": ".metadata", "marker": MARKER}.get(damage, "__0_0.distcp")
     content = bytearray(shard.read_bytes())
     if damage == "missing":
         shard.unlink()
@@ -92,7 +93,21 @@ def test_damaged_checkpoint_is_named_and_the_one_before_loaded(tmp_path: Path, d
     newest = again.newest()
     assert newest is not None and newest[1]["step"] == 1
     assert again.console.lines == [f"checkpoint step-00000002 is damaged ({shard.name}): going back to the one before"]
+    assert steps_in(tmp_path) == ["step-00000001"]
     assert make(tmp_path / "none").newest() is None
+
+
+def test_checkpoint_whose_log_was_changed_is_damaged_and_one_whose_log_grew_is_not(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 0}\n')
+    checkpoints = make(tmp_path / "checkpoints")
+    checkpoints.save(1, *trained(1), {}, 1, {log.name: fingerprint_file(log)})
+    checkpoints.wait()
+    log.write_text('{"step": 0}\n{"step": 1}\n')
+    assert make(tmp_path / "checkpoints").newest() is not None
+    log.write_text('{"step": 9}\n{"step": 1}\n')
+    again = make(tmp_path / "checkpoints")
+    assert again.newest() is None and "metrics.jsonl" in again.console.lines[0]
 
 
 def test_unfinished_checkpoint_is_ignored_and_rewritten(tmp_path: Path) -> None:
