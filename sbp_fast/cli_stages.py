@@ -334,13 +334,21 @@ def evaluate(
     *,
     corpus: Corpus,
     model: Annotated[Path, typer.Option(help="A trained model: output of `train`.")],
+    harness: Annotated[
+        str, typer.Option(metavar="TASKS", help="Instead, run these tasks of lm-evaluation-harness, separated by commas.")
+    ] = "",
     out: Out,
     force: Force = False,
 ) -> None:
-    """Score a model on held-out text and multiple-choice questions."""
+    """Score a model on held-out text and questions, or by lm-evaluation-harness."""
     config = load_settings(settings)
     from sbp_fast.stages.evaluate import evaluate as work
+    from sbp_fast.stages.harness import evaluate_by_harness
 
+    if harness:
+        tasks = [name.strip() for name in harness.split(",")]
+        evaluate_by_harness(config, out, corpus=corpus, model=model, tasks=tasks, console=Console(), force=force)
+        return
     work(config, out, corpus=corpus, model=model, console=Console(), force=force)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -10,13 +10,6 @@ from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.tokenizer import Tokenizer
 from sbp_fast.dedup.shingle_index import Batch
 from sbp_fast.dedup.shingles import ShingleTable, shingle_hashes
-from sbp_fast.evaluate.question_files import NamedQuestions
-
-
-def question_texts(sets: Sequence[NamedQuestions]) -> list[str]:
-    """Return each question of all sets with an accepted answer."""
-    return [text for questions in sets for text in questions.texts]
-
 
 def evaluation_batches(prepared: PreparedCorpus, questions: Sequence[str]) -> Iterator[Batch]:
     """Yield the held-out documents and the questions as `ShingleIndex` takes them."""
@@ -30,15 +23,20 @@ class QuestionFinder:
     """Finds questions in documents, ignoring white space and case.
 
     Args:
-        questions: questions with their answers; those of fewer than `width` tokens are no different from a common phrase, and
-            are not looked for.
+        questions: task -> its questions with their answers; those of fewer than `width` tokens are no different from a common
+            phrase, and are not looked for.
         width: tokens of a shingle.
+
+    Attributes:
+        tasks: names of the tasks.
     """
 
-    def __init__(self, questions: Sequence[str], tokenizer: Tokenizer, width: int) -> None:
-        self._width = width
-        self._texts = [_normalize(text) for text in questions]
-        ids = tokenizer.encode_batch(questions)
+    def __init__(self, questions: Mapping[str, Sequence[str]], tokenizer: Tokenizer, width: int) -> None:
+        self._width, self.tasks = width, list(questions)
+        texts = [text for of_task in questions.values() for text in of_task]
+        self._texts = [_normalize(text) for text in texts]
+        self._tasks = np.repeat(np.arange(len(questions)), [len(of_task) for of_task in questions.values()])
+        ids = tokenizer.encode_batch(texts)
         long = [number for number, row in enumerate(ids) if len(row) >= width]
         table = ShingleTable.build([np.array(ids[number]) for number in long], width)
         order = np.argsort(table.hashes)
@@ -52,11 +50,18 @@ class QuestionFinder:
             tokens: int [tokens] of the document, without <begin> and <end>.
             text: of the document.
         """
+        normalized = _normalize(text)
+        return any(self._texts[number] in normalized for number in self._sharing(tokens))
+
+    def overlapping_tasks(self, tokens: np.ndarray) -> list[int]:
+        """Return the indices of the tasks with a question that shares a shingle with a document, in order."""
+        return sorted({int(self._tasks[number]) for number in self._sharing(tokens)})
+
+    def _sharing(self, tokens: np.ndarray) -> set[int]:
+        """Return the indices of the questions that share a shingle with a document."""
         hashes = shingle_hashes(tokens, self._width)
         ranges = np.stack([np.searchsorted(self._hashes, hashes, side) for side in ("left", "right")], 1)
-        candidates = {owner for low, high in ranges.tolist() for owner in self._owners[low:high].tolist()}
-        normalized = _normalize(text)
-        return any(self._texts[number] in normalized for number in candidates)
+        return {owner for low, high in ranges.tolist() for owner in self._owners[low:high].tolist()}
 
 
 def _normalize(text: str) -> str:

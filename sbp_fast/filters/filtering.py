@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,13 +18,14 @@ from sbp_fast.data.token_shards.writer import CorpusWriter
 from sbp_fast.errors import UserError
 from sbp_fast.filters.near_duplicates import find_duplicates
 from sbp_fast.filters.rules import DUPLICATE, document_rules, rule_counts
-from sbp_fast.filters.tasks import QUESTIONS, FilterTask, compute_features, count_shingles, judge_shard, load_reasons
+from sbp_fast.filters.tasks import QUESTIONS, FilterTask, compute_features, count_shingles, judge_shard, load_overlaps, load_reasons
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.files import atomic_path, write_json
 from sbp_fast.pipeline.progress import Console
 
 Duplicates: TypeAlias = tuple[np.ndarray, np.ndarray]
 """As `find_duplicates` returns them."""
+HELDOUT = "held-out documents alone"
 REJECTED = "rejected.parquet"
 REJECTED_SCHEMA = pa.schema(
     {
@@ -42,7 +43,7 @@ def filter_corpus(
     config: FilterConfig,
     prepared: PreparedCorpus,
     synthetic: Corpus,
-    questions: Sequence[str],
+    questions: Mapping[str, Sequence[str]],
     directory: Path,
     scratch: Path,
     *,
@@ -57,7 +58,7 @@ def filter_corpus(
         config: thresholds.
         prepared: the corpus that the seeds are in.
         synthetic: the documents to filter.
-        questions: evaluation questions with their answers.
+        questions: task -> its evaluation questions with their answers.
         directory: to write into.
         scratch: for the files of finished steps; what an earlier attempt left there is not done again.
         threads: processes or threads of this machine at a time.
@@ -90,6 +91,7 @@ def filter_corpus(
         "filtered_documents": passed,
         "filtered_tokens": tokens,
         "rules": rule_counts(rejected, len(synthetic), config),
+        "contamination": _count_contamination(tasks, prepared, questions),
     }
 
 
@@ -97,7 +99,7 @@ def _judge(
     tasks: list[FilterTask],
     prepared: PreparedCorpus,
     synthetic: Corpus,
-    questions: Sequence[str],
+    questions: Mapping[str, Sequence[str]],
     threads: int,
     workers: Workers,
     console: Console,
@@ -114,7 +116,8 @@ def _judge(
                 save_clock()
 
         run(compute_features)
-        count_shingles(tasks, prepared, questions, threads, progress.advance)
+        texts = [text for of_task in questions.values() for text in of_task]
+        count_shingles(tasks, prepared, texts, threads, progress.advance)
         save_clock()
         run(judge_shard)
 
@@ -126,6 +129,20 @@ def _count_reasons(tasks: list[FilterTask], synthetic: Corpus, duplicates: Dupli
         reasons, _ = _reject_reasons(task, synthetic, duplicates)
         rejected.update(reasons[reasons != ""].tolist())
     return rejected
+
+
+def _count_contamination(
+    tasks: list[FilterTask], prepared: PreparedCorpus, questions: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, int]]:
+    """Return the number of texts of each question task, and of the contaminated documents that share a shingle with them.
+
+    A document that overlaps with several tasks is counted for each of them. One that overlaps with no question owes its
+    rejection to held-out documents, which are the last entry.
+    """
+    overlaps = np.concatenate([load_overlaps(task) for task in tasks])
+    rejected = overlaps.sum(0).tolist()
+    counts = {name: {"texts": len(texts), "rejected": rejected[i]} for i, (name, texts) in enumerate(questions.items())}
+    return counts | {HELDOUT: {"texts": len(prepared.heldout), "rejected": int((~overlaps.any(1)).sum())}}
 
 
 def _reject_reasons(task: FilterTask, synthetic: Corpus, duplicates: Duplicates) -> tuple[np.ndarray, np.ndarray]:

@@ -118,8 +118,11 @@ def copies_corpus(features: Features, config: FilterConfig) -> Judgement:
     return features.corpus_containment, _reaches(features.corpus_containment, config.copy_containment, features, config)
 
 
+CONTAMINATED = "contaminated"
+
+
 @filter_rule(
-    "contaminated",
+    CONTAMINATED,
     threshold="evaluation_containment",
     description="this share of its shingles, or more, occurs in evaluation texts alone, or it contains a question",
 )

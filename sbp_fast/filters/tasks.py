@@ -17,7 +17,7 @@ from sbp_fast.dedup.minhash import BANDS, ROWS, token_band_keys
 from sbp_fast.dedup.shingle_index import Batch, ShingleIndex, plan_passes, shingle_positions
 from sbp_fast.filters.contamination import QuestionFinder, evaluation_batches
 from sbp_fast.filters.features import Features, standalone_features
-from sbp_fast.filters.rules import FilterRule, judge_documents
+from sbp_fast.filters.rules import CONTAMINATED, FilterRule, judge_documents
 from sbp_fast.pipeline.files import atomic_open, read_json, save_array
 from sbp_fast.pipeline.seals import is_sealed, seal
 
@@ -134,11 +134,15 @@ def judge_shard(task: FilterTask) -> None:
     table, tokens = synthetic.shard(task.number)
     offsets = np.concatenate([[0], np.cumsum(table["tokens"].to_numpy())])
     bodies = [tokens[offsets[i] + 1 : offsets[i + 1] - 1] for i in range(len(table))]
-    features = _load_features(task, prepared, table["stop"].to_numpy(zero_copy_only=False), bodies)
+    finder = _question_finder(task.corpus, task.directory / QUESTIONS, task.config.shingle_tokens, task.fingerprint)
+    features = _load_features(task, prepared, table["stop"].to_numpy(zero_copy_only=False), bodies, finder)
     ids = table["id"]
     reasons, values = judge_documents(features, task.rules, task.config, lambda row: f"synthetic document {ids[row]}")
+    overlaps = np.zeros((len(bodies), len(finder.tasks)), bool)
+    for document in np.flatnonzero(reasons == CONTAMINATED).tolist():
+        overlaps[document, finder.overlapping_tasks(bodies[document])] = True
     with atomic_open(task.file("reasons")) as file:
-        np.savez(file, reasons=reasons, values=values)
+        np.savez(file, reasons=reasons, values=values, overlaps=overlaps)
     passing = np.flatnonzero((reasons == "") & (features.tokens > 0))
     passing_bodies = [bodies[document] for document in passing]
     joined = np.concatenate([np.zeros(0, np.uint32), *passing_bodies]).astype(np.uint32)
@@ -148,7 +152,9 @@ def judge_shard(task: FilterTask) -> None:
     seal(task.file("keys"), task.file("reasons"))
 
 
-def _load_features(task: FilterTask, prepared: PreparedCorpus, stop: np.ndarray, bodies: list[np.ndarray]) -> Features:
+def _load_features(
+    task: FilterTask, prepared: PreparedCorpus, stop: np.ndarray, bodies: list[np.ndarray], finder: QuestionFinder
+) -> Features:
     """Return the features of a shard, from the files of the earlier steps and a search for questions."""
     with np.load(task.file("standalone")) as saved:
         standalone = dict(saved)
@@ -156,7 +162,6 @@ def _load_features(task: FilterTask, prepared: PreparedCorpus, stop: np.ndarray,
         shingles, *known = saved["counts"].T
     corpus_containment, evaluation_containment = (count / np.maximum(shingles, 1) for count in known)
     contains_question = np.zeros(len(bodies), bool)
-    finder = _question_finder(task.corpus, task.directory / QUESTIONS, task.config.shingle_tokens, task.fingerprint)
     for document in np.flatnonzero(evaluation_containment > 0).tolist():
         text = prepared.tokenizer.decode(bodies[document])
         contains_question[document] = finder.contains_question(bodies[document], text)
@@ -173,3 +178,9 @@ def load_reasons(task: FilterTask) -> tuple[np.ndarray, np.ndarray]:
     """Return the reject reasons (object, "" where no rule rejects) and values that `judge_shard` wrote."""
     with np.load(task.file("reasons")) as saved:
         return saved["reasons"].astype(object), saved["values"]
+
+
+def load_overlaps(task: FilterTask) -> np.ndarray:
+    """Return which question tasks each contaminated document of a shard shares a shingle with; bool [contaminated, tasks]."""
+    with np.load(task.file("reasons")) as saved:
+        return np.asarray(saved["overlaps"][saved["reasons"] == CONTAMINATED])

@@ -7,7 +7,6 @@ from pathlib import Path
 from sbp_fast.config import RunConfig, resolve_threads
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.evaluate.question_sets import all_question_sets
-from sbp_fast.filters.contamination import question_texts
 from sbp_fast.filters.filtering import filter_corpus
 from sbp_fast.filters.rules import thresholds
 from sbp_fast.generate.saved import open_synthetic
@@ -54,7 +53,7 @@ def filter_documents(
             config.filter,
             prepared,
             written,
-            question_texts(sets),
+            {questions.name: questions.texts for questions in sets},
             context.directory,
             context.scratch,
             threads=resolve_threads(config),

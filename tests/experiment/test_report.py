@@ -234,6 +234,13 @@ def test_report_shows_every_filter_rule_with_its_threshold(run: Path) -> None:
     assert '<data value="0.25">0.25</data>' in shown and "length" in shown and "5.0%" in shown
 
 
+def test_report_counts_contaminated_documents_by_evaluation_texts(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    table = text[text.index("<th>contaminated documents</th>") : text.index("New wording")]
+    assert '<tr><th>capital</th><td><data value="216">216</data></td><td><data value="3">3</data></td></tr>' in table
+    assert "<th>held-out documents alone</th>" in table
+
+
 def test_report_shows_verdicts_only_with_a_judge(run: Path, tmp_path: Path) -> None:
     assert "What the judge said" not in (run / "report.html").read_text()
     text = write_report(write_run(tmp_path / "run", judge=judge_counts())).read_text()

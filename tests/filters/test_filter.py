@@ -139,6 +139,28 @@ def test_counts_have_every_rule_with_its_threshold(filtered: dict[str, Any]) -> 
     assert (thresholds["too_short"], thresholds["unfinished"], thresholds["duplicate"]) == (10, False, 0.8)
 
 
+def test_contaminated_documents_are_counted_by_task(inputs: dict[str, Path], tmp_path: Path) -> None:
+    """Documents with both questions, with the open one, and with held-out text; a question's task is its file's name."""
+    prepared = PreparedCorpus(inputs["corpus"])
+    real = {run for i in range(len(prepared.unique)) for run in runs(prepared.unique[i][1:-1])}
+    texts = [prepared.heldout[i][1:-1] for i in range(len(prepared.heldout))]
+    held = next(text[i : i + 9] for text in texts for i in range(len(text) - 8) if not real & set(runs(text[i : i + 9])))
+    open_question = {"prompt": "How many geese fly", "answers": ["over 9 ships of lead", "under 9 ships of lead"]}
+    (tmp_path / "geese.jsonl").write_text(json.dumps(open_question) + "\n")
+    asked = prepared.tokenizer.encode("where does the small red house of 7 doors sleep")
+    geese = prepared.tokenizer.encode("How many geese fly over 9 ships of lead")
+    bodies = [[*asked, *geese], geese, [*held.tolist(), *fresh(17)], fresh(60)]
+    rows = [(1, [*fresh(30), *body, *fresh(9)] if len(body) != 26 else body, "end") for body in bodies]
+    synthetic = make_written(inputs["corpus"], tmp_path / "synthetic", rows)
+    manifest = run(inputs, synthetic, tmp_path / "out", f"evaluate.open_questions='{tmp_path}/geese.jsonl'")
+    assert manifest.counts["rules"]["contaminated"]["rejected"] == 3
+    assert manifest.counts["contamination"] == {
+        "questions": {"texts": 1, "rejected": 1},
+        "geese": {"texts": 2, "rejected": 2},
+        "held-out documents alone": {"texts": len(prepared.heldout), "rejected": 1},
+    }
+
+
 def test_values_of_rejected_documents_equal_brute_force(inputs: dict[str, Path], filtered: dict[str, Any]) -> None:
     prepared, written = PreparedCorpus(inputs["corpus"]), Corpus(filtered["synthetic"])
     unique, heldout = ([runs(corpus[i][1:-1]) for i in range(len(corpus))] for corpus in (prepared.unique, prepared.heldout))
