@@ -19,12 +19,11 @@ from sbp_fast.cli_options import (
     SourceName,
     load_settings,
     load_source,
-    stoppable,
 )
 from sbp_fast.config import RunConfig
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.executors.choose import open_workers
-from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.progress import Console, print_line
 
 app = typer.Typer()
 
@@ -105,11 +104,10 @@ def tune(
 
 
 def _train(config: RunConfig, task: Any, out: Path, inputs: dict[str, Path | None], *, gpus: int, **options: Any) -> None:
-    from sbp_fast.pipeline.distributed import run_in_processes
+    from sbp_fast.pipeline.launcher import run_in_processes
     from sbp_fast.stages.train import train as work
 
-    with stoppable() as console:
-        run_in_processes(work, config, task, out, gpus=gpus, console=console, **inputs, **options)
+    run_in_processes(work, config, task, out, gpus=gpus, console=Console(), **inputs, **options)
 
 
 @app.command(epilog="Example: sbp-fast embed demo embed.model=Qwen/Qwen3-Embedding-0.6B --corpus mine/prepare --out mine/embed")
@@ -194,7 +192,7 @@ def neighbors(
     query = {"text": text, "document": document}
     for neighbor in find_neighbors(RunConfig(), index, corpora=corpus, vectors=vectors or (), **query, count=count):
         directory = f"  {neighbor.corpus}" if len(corpus) > 1 else ""
-        print(f"{neighbor.similarity:.4f}  {neighbor.id}{directory}  {' '.join(neighbor.text.split())[:100]}")
+        print_line(f"{neighbor.similarity:.4f}  {neighbor.id}{directory}  {' '.join(neighbor.text.split())[:100]}")
 
 
 @app.command(epilog="Example: sbp-fast stitch demo --corpus mine/prepare --synthetic mine/filter --out mine/stitch")
@@ -253,7 +251,7 @@ def synthesize(
     Under torchrun, on any number of machines, the processes share the work.
     """
     config, _ = load_source([*settings, *([] if backend is None else [f"synthesize.backend={backend}"])], source)
-    from sbp_fast.pipeline.distributed import run_in_processes
+    from sbp_fast.pipeline.launcher import run_in_processes
     from sbp_fast.stages.synthesize import synthesize as work
 
     if gpus > 1 and engine != "local":
