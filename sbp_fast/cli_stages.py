@@ -20,7 +20,7 @@ from sbp_fast.cli_options import (
     load_settings,
     load_source,
 )
-from sbp_fast.config import RunConfig
+from sbp_fast.config import EmbedConfig, RunConfig
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.executors.choose import open_workers
 from sbp_fast.pipeline.progress import Console, print_line
@@ -184,13 +184,15 @@ def neighbors(
     vectors: Annotated[list[Path] | None, typer.Option(help="With --document: output of `embed` on its corpus.")] = None,
     text: Annotated[str, typer.Option(help="Text to search for.")] = "",
     document: Annotated[str, typer.Option(help="Or the id of a unique document to search for.")] = "",
+    model: Annotated[str | None, typer.Option(help="With --text: the encoder that the index was made with, as embed.model.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of documents to print.")] = 10,
 ) -> None:
     """Print the unique documents nearest to a text or a document: similarity, id, corpus if there are several, first words."""
     from sbp_fast.neighbors.query import find_neighbors
 
     query = {"text": text, "document": document}
-    for neighbor in find_neighbors(RunConfig(), index, corpora=corpus, vectors=vectors or (), **query, count=count):
+    config = RunConfig() if model is None else RunConfig(embed=EmbedConfig(model=model))
+    for neighbor in find_neighbors(config, index, corpora=corpus, vectors=vectors or (), **query, count=count):
         directory = f"  {neighbor.corpus}" if len(corpus) > 1 else ""
         print_line(f"{neighbor.similarity:.4f}  {neighbor.id}{directory}  {' '.join(neighbor.text.split())[:100]}")
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-RENDEZVOUS = "SBP_FAST_RENDEZVOUS"
-"""Environment variable: file by which the processes that `launcher.py` started find each other; torchrun has an address."""
+from sbp_fast.pipeline.launcher import RENDEZVOUS, world_size
+
 GROUP_TIMEOUT_MINUTES = 30  # compiling and the first checkpoint of a large model take long
 
 
@@ -74,16 +74,6 @@ class Processes:
         box = [None] * self.world
         dist.all_gather_object(box, message, group=self.group)
         return box
-
-
-def world_size() -> int:
-    """Return the number of processes that the environment declares: 1 outside torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_rank0() -> bool:
-    """Return whether the environment makes this process rank 0; true outside torchrun."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

@@ -15,15 +15,24 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sbp_fast.config import resolve_device
 from sbp_fast.errors import TransientError, UserError
-from sbp_fast.pipeline.distributed import RENDEZVOUS, is_rank0, world_size
 from sbp_fast.pipeline.interrupts import Interrupted, Stopped, end, end_with_parent, watch_signals, without_deadline
 from sbp_fast.pipeline.progress import Console, print_error
 
+RENDEZVOUS = "SBP_FAST_RENDEZVOUS"
+"""Environment variable: file by which the processes that `launcher.py` started find each other; torchrun has an address."""
 FAILURE_SECONDS = 10.0  # that the other processes have to end by themselves after one has failed
+
+
+def world_size() -> int:
+    """Return the number of processes that the environment declares: 1 outside torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_rank0() -> bool:
+    """Return whether the environment makes this process rank 0; true outside torchrun."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def run_in_processes(function: Callable[..., Any], *arguments: Any, gpus: int, console: Console, **options: Any) -> Any:
@@ -46,8 +55,8 @@ def run_in_processes(function: Callable[..., Any], *arguments: Any, gpus: int, c
     """
     if gpus == 1 or world_size() > 1:
         return function(*arguments, console=Console(quiet=True) if not is_rank0() else console, **options)
-    if resolve_device(arguments[0]).startswith("cuda") and gpus > torch.cuda.device_count():
-        problem = f"asks for {gpus} processes, and there are {torch.cuda.device_count()} CUDA devices"
+    if resolve_device(arguments[0]).startswith("cuda") and gpus > _cuda_devices():
+        problem = f"asks for {gpus} processes, and there are {_cuda_devices()} CUDA devices"
         raise UserError(f"--gpus {gpus}", problem, "ask for as many as there are, or set device=cpu")
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="sbp-fast-") as folder:
@@ -71,6 +80,12 @@ def run_in_processes(function: Callable[..., Any], *arguments: Any, gpus: int, c
     if code:
         raise SystemExit(code)
     return None
+
+
+def _cuda_devices() -> int:
+    import torch  # here, because it takes seconds, and this process may not need it
+
+    return torch.cuda.device_count()
 
 
 def _wait(processes: Sequence[BaseProcess]) -> int:

@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from sbp_fast.pipeline.credentials import without_credentials
+
 PLAIN_LINE_SECONDS = 5.0
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, which steer a terminal; line ends; bidirectional controls, which reorder the text; lone surrogates."""
@@ -22,12 +24,14 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u20
 def printable(text: str, *, lines: bool = False) -> str:
     """Return a text for a terminal: what `UNPRINTABLE` matches is escaped as in Python, so that it shows and does nothing.
 
+    The secrets of URLs are left out.
     For all text that others may have written: of documents, file names, settings, servers and libraries.
 
     Args:
         text: any string.
         lines: keep line feeds, for a text of several lines.
     """
+    text = without_credentials(text)
     return UNPRINTABLE.sub(lambda match: match[0] if lines and match[0] == "\n" else _escaped(match[0]), text)
 
 
