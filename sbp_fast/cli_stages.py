@@ -184,7 +184,7 @@ def neighbors(
     vectors: Annotated[list[Path] | None, typer.Option(help="With --document: output of `embed` on its corpus.")] = None,
     text: Annotated[str, typer.Option(help="Text to search for.")] = "",
     document: Annotated[str, typer.Option(help="Or the id of a unique document to search for.")] = "",
-    model: Annotated[str | None, typer.Option(help="With --text: the encoder that the index was made with, as embed.model.")] = None,
+    model: Annotated[str | None, typer.Option(help="With --text: the index's encoder, as embed.model.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of documents to print.")] = 10,
 ) -> None:
     """Print the unique documents nearest to a text or a document: similarity, id, corpus if there are several, first words."""

@@ -78,7 +78,7 @@ def check_registered_names(config: RunConfig) -> None:
 
 
 def claim_directory(config: RunConfig, out: Path, force: bool) -> None:
-    """Write the configuration, without the secrets of URLs, into a new `out`, or make sure that an existing one belongs to this run.
+    """Write the configuration, without secrets in URLs, into a new `out`, or check that an existing one belongs to this run.
 
     Raises:
         UserError: `out` holds files of something else, or a run with another configuration (unless `force`).

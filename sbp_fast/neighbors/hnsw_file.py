@@ -1,9 +1,9 @@
 """The file of an hnswlib index, checked before hnswlib reads it: hnswlib follows every number in it, out of bounds, too.
 
-    header      offset of level 0, capacity, elements, bytes of an element, offsets of its id and vector, highest level, entry,
-                edges in upper levels, edges in level 0, M, 1 / ln(M), ef_construction
-    level 0     for each element: number of edges, edges (uint32), vector (float32), id (uint64)
-    levels      for each element: bytes (uint32), then for each upper level that it is in: number of edges, edges
+header      offset of level 0, capacity, elements, bytes of an element, offsets of its id and vector, highest level, entry,
+edges in upper levels, edges in level 0, M, 1 / ln(M), ef_construction
+level 0     for each element: number of edges, edges (uint32), vector (float32), id (uint64)
+levels      for each element: bytes (uint32), then for each upper level that it is in: number of edges, edges
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def check_hnsw_file(path: Path, *, documents: int, dimension: int) -> None:
     try:
         _check(content, documents, dimension)
     except (ValueError, OverflowError) as error:
-        raise UserError(path, f"is no index that sbp-fast wrote: {error}", "make it again, with its stage and --force") from None
+        raise UserError(path, f"is no index that sbp-fast wrote: {error}", "rerun its stage with --force") from None
 
 
 def _check(content: np.ndarray, documents: int, dimension: int) -> None:
