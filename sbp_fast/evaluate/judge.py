@@ -57,7 +57,7 @@ def check_judge(config: QualityConfig) -> None:
         return
     if urlsplit(config.judge_url).scheme not in ("http", "https"):
         remedy = "give the base URL of an OpenAI-compatible server, such as http://localhost:8000/v1"
-        raise UserError(f"quality.judge_url = {config.judge_url!r}", "is no http address", remedy)
+        raise UserError(f"quality.judge_url = {without_credentials(config.judge_url)!r}", "is no http address", remedy)
     if without_credentials(config.judge_url) != config.judge_url or set(config.judge_url) & set("?#"):
         remedy = "give the base URL alone, and name the environment variable of the key in quality.judge_key_variable"
         raise UserError("quality.judge_url", "has a user, a password or parameters", remedy)
