@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sbp_fast import __version__, cli_stages
-from sbp_fast.cli_options import Address, Corpus, EngineName, Force, Gpus, Out, Settings, load_settings, stoppable
+from sbp_fast.cli_options import Address, Corpus, EngineName, Force, Gpus, Out, Settings, load_settings
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.executors.choose import open_workers
-from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.interrupts import STOPPED, Interrupted, Stopped, abandon, signal_received, watch_signals
+from sbp_fast.pipeline.progress import Console, print_error, print_line
 
 app = typer.Typer(
     help="Synthetic bootstrapped pretraining: learn how documents relate, write more of them, pretrain on both.",
@@ -27,16 +29,32 @@ app.add_typer(cli_stages.app)
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line and exit code 2."""
+    """Run the command line."""
     # Waiting threads spin, which beside another busy process costs far more than it saves (docs/log.md). The variable is read
     # when torch is first imported, which is one reason why commands import what they need themselves.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    run_command(app)
+
+
+def run_command(command: Callable[[], object]) -> None:
+    """Run a command; a user's mistake is one line and exit code 2, and SIGINT or SIGTERM ends it (see `interrupts`)."""
+    rank0 = os.environ.get("RANK", "0") == "0"  # of several processes that raise the same error, one prints it
+    watch_signals(quiet=not rank0)
     try:
-        app()
+        command()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # of several processes that raise the same error, one prints it
-            print(f"error: {error}", file=sys.stderr)
+        if number := signal_received():  # a signal to all processes ended a worker first
+            abandon(number, STOPPED)
+        if rank0:
+            print_error(error)
         sys.exit(2)
+    except Stopped as stopped:
+        if rank0:
+            print_line(str(stopped))
+        sys.exit(stopped.exit_code)
+    except Interrupted as interrupted:
+        sys.stdout.flush()
+        abandon(interrupted.signal_number, STOPPED if rank0 else "")
 
 
 @app.callback(invoke_without_command=True)
@@ -64,7 +82,8 @@ def run(
     from sbp_fast.experiment.run import run as run_experiment
 
     directory = out or Path("runs") / config.name
-    with stoppable() as console, open_workers(engine, address) as workers:
+    console = Console()
+    with open_workers(engine, address) as workers:
         report = run_experiment(config, directory, console=console, gpus=gpus, force=force, workers=workers, until=until)
     if report is None:
         return
@@ -86,7 +105,7 @@ def lab(
     from sbp_fast.lab.sweeps import Sweep
 
     report = run_lab(out, seeds or (0, 1, 2), overrides or (), sweeps=[Sweep.parse(text) for text in sweep or ()])
-    print(f"report: {report}")
+    print_line(f"report: {report}")
 
 
 @app.command(epilog="Example: sbp-fast report runs/demo")
@@ -94,7 +113,7 @@ def report(directory: Annotated[Path, typer.Argument(help="Directory of a finish
     """Rewrite report.html and results.json of a finished run."""
     from sbp_fast.experiment.report.page import write_report
 
-    print(write_report(directory))
+    print_line(str(write_report(directory)))
 
 
 @app.command(epilog="Example: sbp-fast plan 3b-200b --gpus 64 --gpu h200")
@@ -125,7 +144,7 @@ def export(model: Annotated[Path, typer.Argument(help="A trained model's directo
     from sbp_fast.stages.huggingface import export_hugging_face
 
     export_hugging_face(model, corpus / "tokenizer.json", out)
-    print(out)
+    print_line(str(out))
 
 
 @app.command(name="export-tokens", epilog="Example: sbp-fast export-tokens mine/prepare/train --to megatron --out mine/out")
@@ -150,4 +169,4 @@ def import_command(
     from sbp_fast.stages.huggingface import import_hugging_face
 
     import_hugging_face(directory, out)
-    print(out)
+    print_line(str(out))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +10,6 @@ import typer
 from sbp_fast.config import RunConfig
 from sbp_fast.config.files import load_config, refuse_repeated_keys
 from sbp_fast.errors import UserError
-from sbp_fast.pipeline.progress import Console
 
 if TYPE_CHECKING:
     from sbp_fast.experiment.sources import Source
@@ -34,22 +31,6 @@ EngineName = Annotated[str, typer.Option("--engine", help="Where tasks run: loca
 Address = Annotated[
     str | None, typer.Option(help="With --engine ray: auto (the default), HOST:PORT or ray://HOST:PORT of the cluster.")
 ]
-
-
-@contextmanager
-def stoppable() -> Iterator[Console]:
-    """Yield a console; a run that was asked to stop prints so and exits with the code of its signal."""
-    from sbp_fast.pipeline.distributed import Stopped
-
-    console = Console()
-    try:
-        yield console
-    except Stopped as stopped:
-        console.say(str(stopped))
-        raise typer.Exit(stopped.exit_code) from None
-    except KeyboardInterrupt:
-        console.say("stopped; the same command resumes from here")
-        raise typer.Exit(130) from None
 
 
 def load_source(settings: list[str], name: str) -> tuple[RunConfig, Source]:

@@ -19,12 +19,11 @@ from sbp_fast.cli_options import (
     SourceName,
     load_settings,
     load_source,
-    stoppable,
 )
-from sbp_fast.config import RunConfig
+from sbp_fast.config import EmbedConfig, RunConfig
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.executors.choose import open_workers
-from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.progress import Console, print_line
 
 app = typer.Typer()
 
@@ -105,11 +104,10 @@ def tune(
 
 
 def _train(config: RunConfig, task: Any, out: Path, inputs: dict[str, Path | None], *, gpus: int, **options: Any) -> None:
-    from sbp_fast.pipeline.distributed import run_in_processes
+    from sbp_fast.pipeline.launcher import run_in_processes
     from sbp_fast.stages.train import train as work
 
-    with stoppable() as console:
-        run_in_processes(work, config, task, out, gpus=gpus, console=console, **inputs, **options)
+    run_in_processes(work, config, task, out, gpus=gpus, console=Console(), **inputs, **options)
 
 
 @app.command(epilog="Example: sbp-fast embed small embed.model=Qwen/Qwen3-Embedding-0.6B --corpus C --out mine/embed")
@@ -186,15 +184,17 @@ def neighbors(
     vectors: Annotated[list[Path] | None, typer.Option(help="With --document: output of `embed` on its corpus.")] = None,
     text: Annotated[str, typer.Option(help="Text to search for.")] = "",
     document: Annotated[str, typer.Option(help="Or the id of a unique document to search for.")] = "",
+    model: Annotated[str | None, typer.Option(help="With --text: the index's encoder, as embed.model.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of documents to print.")] = 10,
 ) -> None:
     """Print the unique documents nearest to a text or a document: similarity, id, corpus if there are several, first words."""
     from sbp_fast.neighbors.query import find_neighbors
 
     query = {"text": text, "document": document}
-    for neighbor in find_neighbors(RunConfig(), index, corpora=corpus, vectors=vectors or (), **query, count=count):
+    config = RunConfig() if model is None else RunConfig(embed=EmbedConfig(model=model))
+    for neighbor in find_neighbors(config, index, corpora=corpus, vectors=vectors or (), **query, count=count):
         directory = f"  {neighbor.corpus}" if len(corpus) > 1 else ""
-        print(f"{neighbor.similarity:.4f}  {neighbor.id}{directory}  {' '.join(neighbor.text.split())[:100]}")
+        print_line(f"{neighbor.similarity:.4f}  {neighbor.id}{directory}  {' '.join(neighbor.text.split())[:100]}")
 
 
 @app.command(epilog="Example: sbp-fast stitch small --corpus mine/prepare --synthetic mine/filter --out mine/stitch")
@@ -253,7 +253,7 @@ def synthesize(
     Under torchrun, on any number of machines, the processes share the work.
     """
     config, _ = load_source([*settings, *([] if backend is None else [f"synthesize.backend={backend}"])], source)
-    from sbp_fast.pipeline.distributed import run_in_processes
+    from sbp_fast.pipeline.launcher import run_in_processes
     from sbp_fast.stages.synthesize import synthesize as work
 
     if gpus > 1 and engine != "local":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -15,12 +16,14 @@ from urllib.parse import urlsplit
 
 from sbp_fast.config import QualityConfig
 from sbp_fast.errors import TransientError, UserError
+from sbp_fast.pipeline.credentials import without_credentials
 from sbp_fast.pipeline.files import dump_json, hash_file, hash_value, parse_json
 
 ANSWER_TOKENS = 1024  # limit for a server's model, which may reason before it answers
 VERDICT_TOKENS = 16  # limit for a local model, which may not stop by itself
 ATTEMPTS = 6
 FIRST_WAIT_SECONDS = 1.0  # doubled after each attempt
+REDIRECTIONS = range(300, 400)
 RETRIED_STATUS_CODES = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 
 
@@ -54,11 +57,24 @@ def check_judge(config: QualityConfig) -> None:
         return
     if urlsplit(config.judge_url).scheme not in ("http", "https"):
         remedy = "give the base URL of an OpenAI-compatible server, such as http://localhost:8000/v1"
-        raise UserError(f"quality.judge_url = {config.judge_url!r}", "is no http address", remedy)
+        raise UserError(f"quality.judge_url = {without_credentials(config.judge_url)!r}", "is no http address", remedy)
+    if without_credentials(config.judge_url) != config.judge_url or set(config.judge_url) & set("?#"):
+        remedy = "give the base URL alone, and name the environment variable of the key in quality.judge_key_variable"
+        raise UserError("quality.judge_url", "has a user, a password or parameters", remedy)
+    _read_key(config)
+
+
+def _read_key(config: QualityConfig) -> str:
+    """Return the key of an endpoint, "" for none; an unusable one is refused without being shown."""
     variable = config.judge_key_variable
-    if variable and not os.environ.get(variable):
+    key = os.environ.get(variable, "") if variable else ""
+    if variable and not key:
         remedy = "put the key of the judge there, or set quality.judge_key_variable to another variable or to nothing"
         raise UserError(f"environment variable {variable}", "is not set", remedy)
+    if not re.fullmatch(r"[!-~]*", key):
+        remedy = "put the key alone there, without line ends, spaces or quotes around it"
+        raise UserError(f"environment variable {variable}", "holds a character that no key has", remedy)
+    return key
 
 
 def open_judge(config: QualityConfig, device: str) -> Judge | None:
@@ -82,10 +98,12 @@ class Endpoint:
 
     def __init__(self, config: QualityConfig) -> None:
         self._url = config.judge_url.rstrip("/") + "/chat/completions"
-        self._config, self._headers = config, {"Content-Type": "application/json"}
-        if config.judge_key_variable:
-            self._headers["Authorization"] = f"Bearer {os.environ[config.judge_key_variable]}"
-        self.identity = {"kind": "endpoint", "model": config.judge_model, "url": config.judge_url, "temperature": 0}
+        self._config, self._headers, self._key = config, {"Content-Type": "application/json"}, _read_key(config)
+        if self._key:
+            self._headers["Authorization"] = f"Bearer {self._key}"
+        self._opener = urllib.request.build_opener(_NoRedirects)
+        url = without_credentials(config.judge_url)
+        self.identity = {"kind": "endpoint", "model": config.judge_model, "url": url, "temperature": 0}
 
     def ask(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
         """Yield (index of the prompt, answer) for each prompt, in the order in which answers arrive.
@@ -120,7 +138,7 @@ class Endpoint:
             try:
                 return _content(self._post(prompt))
             except urllib.error.HTTPError as error:
-                failure = f"answers {error.code}: {_reason(error)}"
+                failure = f"answers {error.code}: {self._reason(error)}"
                 if error.code not in RETRIED_STATUS_CODES:
                     remedy = "correct quality.judge_url, judge_model or the key"
                     raise UserError(self._url, failure, remedy) from None
@@ -138,17 +156,26 @@ class Endpoint:
             "max_tokens": ANSWER_TOKENS,
         }
         request = urllib.request.Request(self._url, dump_json(body, self._url).encode(), self._headers)
-        with urllib.request.urlopen(request, timeout=self._config.judge_timeout_seconds) as response:
+        with self._opener.open(request, timeout=self._config.judge_timeout_seconds) as response:
             return bytes(response.read())
 
+    def _reason(self, error: urllib.error.HTTPError) -> str:
+        """Return the beginning of the body of an error response, without the key."""
+        if error.code in REDIRECTIONS:
+            return "a redirection, which is not followed, since the other server would get the key"
+        try:
+            body = error.read(4000).decode(errors="replace")
+        except OSError:
+            body = ""
+        body = body.replace(self._key, "(key)") if self._key else body  # before it is cut: half a key is one, too
+        return " ".join(body.split())[:200] or str(error.reason)
 
-def _reason(error: urllib.error.HTTPError) -> str:
-    """Return the beginning of the body of an error response."""
-    try:
-        body = error.read(400).decode(errors="replace")
-    except OSError:
-        body = ""
-    return " ".join(body.split())[:200] or str(error.reason)
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirection is an error: another host would get the key, and its answer would count as the judge's."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Refuse to make the request of a redirection."""
 
 
 def _content(response: bytes) -> str:
@@ -206,5 +233,6 @@ def _load(directory: str, device: str) -> tuple[Any, Any]:
     # The import takes seconds, which a run without a judge should not spend.
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True, torch_dtype="auto")
-    return model.to(device).eval(), AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    trusted = {"local_files_only": True, "trust_remote_code": False}  # or transformers would ask at the keyboard
+    model = AutoModelForCausalLM.from_pretrained(directory, torch_dtype="auto", **trusted)
+    return model.to(device).eval(), AutoTokenizer.from_pretrained(directory, **trusted)

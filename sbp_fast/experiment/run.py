@@ -16,6 +16,7 @@ from sbp_fast.experiment.report.page import write_report
 from sbp_fast.experiment.sources import used_sources
 from sbp_fast.generate.synthesis import check_names
 from sbp_fast.neighbors.backends import check_backend
+from sbp_fast.pipeline.credentials import strip_credentials
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.files import TEMPORARY_SUFFIX, atomic_open
@@ -91,11 +92,12 @@ def check_registered_names(config: RunConfig) -> None:
 
 
 def claim_directory(config: RunConfig, out: Path, force: bool) -> None:
-    """Write the configuration into a new `out`, or make sure that an existing one belongs to this run.
+    """Write the configuration, without secrets in URLs, into a new `out`, or check that an existing one belongs to this run.
 
     Raises:
         UserError: `out` holds files of something else, or a run with another configuration (unless `force`).
     """
+    config = RunConfig.model_validate(strip_credentials(config.model_dump(mode="json")))
     with disk_errors_are_user_errors(out):
         out = resolve_output(out)
         path = out / CONFIG

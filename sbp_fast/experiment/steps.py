@@ -77,7 +77,7 @@ def tune(from_scratch: bool) -> Run:
 
 
 def _train(step: Step, task: Any, inputs: Mapping[str, Any]) -> Any:
-    from sbp_fast.pipeline.distributed import run_in_processes
+    from sbp_fast.pipeline.launcher import run_in_processes
     from sbp_fast.stages.train import train
 
     return run_in_processes(train, step.config, task, step.out, gpus=step.gpus, **inputs, **step.options)
@@ -96,7 +96,7 @@ def choose(arm: str) -> Run:
 
 def synthesize(step: Step) -> Any:
     """Run the stage `synthesize`."""
-    from sbp_fast.pipeline.distributed import run_in_processes
+    from sbp_fast.pipeline.launcher import run_in_processes
     from sbp_fast.stages.synthesize import synthesize
 
     if not step.workers.local:

@@ -146,13 +146,19 @@ def _generate(writer: ShardWriter, shards: list[int], backend: LoadedBackend, pr
             for result in generator.generate(seeds):
                 writer.add(result)
                 progress(result)
+                if seeds.abandoned:
+                    return
         except BaseException:
             seeds.stop()
             raise
 
     with ThreadPoolExecutor(len(backend.generators)) as pool:
-        for future in [pool.submit(drain, generator) for generator in backend.generators]:
-            future.result()
+        try:
+            for future in [pool.submit(drain, generator) for generator in backend.generators]:
+                future.result()
+        except BaseException:
+            seeds.abandon()  # of a document half generated nothing is saved, so none is waited for
+            raise
     torch.set_num_threads(threads)  # some libraries share the number among all threads
 
 
@@ -160,7 +166,7 @@ class _SharedSeeds:
     """Seeds that several threads take from, until one of the threads fails."""
 
     def __init__(self, seeds: Iterator[Seed]) -> None:
-        self._seeds, self._lock, self._stopped = seeds, threading.Lock(), False
+        self._seeds, self._lock, self._stopped, self.abandoned = seeds, threading.Lock(), False, False
 
     def __iter__(self) -> Iterator[Seed]:
         return self
@@ -172,7 +178,12 @@ class _SharedSeeds:
             return next(self._seeds)
 
     def stop(self) -> None:
+        """Give out no more seeds; what was begun is finished."""
         self._stopped = True
+
+    def abandon(self) -> None:
+        """Have the threads return after the next document."""
+        self._stopped = self.abandoned = True
 
 
 class _Progress:

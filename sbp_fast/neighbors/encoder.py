@@ -138,7 +138,7 @@ def _load_model(config: EmbedConfig, device: str) -> Any:
         logging.getLogger(library).setLevel(logging.ERROR)
     path, local = _resolve_model(config.model)
     precision = config.precision if config.precision != "auto" else "bfloat16" if device.startswith("cuda") else "float32"
-    options = {"local_files_only": local, "truncate_dim": config.dimensions or None}
+    options = {"local_files_only": local, "truncate_dim": config.dimensions or None, "trust_remote_code": False}
     try:
         if _is_bare_model2vec(path):
             static = StaticEmbedding.load(path)

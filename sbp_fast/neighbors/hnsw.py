@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hnswlib
 import numpy as np
 
 from sbp_fast.errors import UserError
 from sbp_fast.neighbors.exact import SPARE, concatenate_blocks, growing_budgets
+from sbp_fast.neighbors.hnsw_file import check_hnsw_file
 from sbp_fast.neighbors.searcher import KnnSearcher
 from sbp_fast.neighbors.top_k import rerank
 from sbp_fast.pipeline.files import atomic_path, hash_file, read_json, write_json
@@ -140,13 +142,14 @@ class HnswIndex:
         """Read an index that `save` wrote.
 
         Raises:
-            UserError: there is no index, or it is damaged.
+            UserError: there is no index, or it is damaged, or made so that hnswlib would read out of bounds.
         """
         if not (path.is_file() and metadata_path(path).is_file()):
             raise UserError(path, "there is no index", "rerun pair with pair.save_index=true")
-        metadata = read_json(metadata_path(path))
+        metadata = read_metadata(path)
         if path.stat().st_size != metadata["bytes"] or hash_file(path) != metadata["xxh3"]:
             raise UserError(path, "damaged since it was written", "rerun the stage that wrote it with --force")
+        check_hnsw_file(path, documents=metadata["documents"], dimension=metadata["dimension"])
         index = hnswlib.Index(space="ip", dim=metadata["dimension"])
         index.load_index(str(path))
         return HnswIndex(index)
@@ -212,3 +215,16 @@ class HnswSearcher(KnnSearcher):
 def metadata_path(path: Path) -> Path:
     """Return the path of a saved index's metadata: `documents`, `dimension`, `bytes`, `xxh3`. It is written last."""
     return path.with_name(path.name + ".json")
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a saved index.
+
+    Raises:
+        UserError: it is not what `HnswIndex.save` writes.
+    """
+    metadata = read_json(metadata_path(path))
+    sizes = [metadata.get(name) for name in ("documents", "dimension", "bytes")] if isinstance(metadata, dict) else [None]
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise UserError(metadata_path(path), "is no description of an index", "rerun the stage that wrote it with --force")
+    return metadata

@@ -42,7 +42,8 @@ def find_neighbors(
     """Find the documents nearest to a text or to another document, nearest first; one document stands for its duplicates.
 
     Args:
-        config: for the device and threads alone; a text is encoded as the documents were.
+        config: for the device and threads, and the model that may be loaded, which has to be the one that the index names;
+            otherwise a text is encoded as the documents were.
         index: output of `pair` with an index, or of `index`.
         corpora: all those whose documents are in the index, in any order.
         vectors: output of `embed` on the corpus that has `document`; on others, too, if at hand.
@@ -64,6 +65,9 @@ def find_neighbors(
         own = saved.corpora[number].first + row
         query = Vectors(saved.require(vector_directories, number, "vectors"))[np.array([row])]
     else:
+        if saved.embedding.model != config.embed.model:  # a model is code and a download: the user chooses it, not a file
+            problem = f"was made with the model {saved.embedding.model}, and {config.embed.model} is to be loaded"
+            raise UserError(index, problem, f"give --model {saved.embedding.model} if you trust that model")
         query = SentenceEncoder(saved.embedding, resolve_device(config), resolve_threads(config)).encode([text])
     best: dict[int, float] = {}
     for partition in saved.partitions:

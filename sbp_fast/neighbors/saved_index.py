@@ -10,7 +10,7 @@ from typing import Literal
 
 from sbp_fast.config import EmbedConfig
 from sbp_fast.errors import UserError
-from sbp_fast.neighbors.hnsw import metadata_path
+from sbp_fast.neighbors.hnsw import read_metadata
 from sbp_fast.neighbors.vectors import Vectors
 from sbp_fast.pipeline.files import read_json, write_json
 from sbp_fast.pipeline.manifest import Manifest
@@ -66,7 +66,7 @@ class SavedIndex:
         if not self.partitions:
             remedy = "rerun pair with pair.save_index=true, or with pair.backend=hnsw"
             raise UserError(directory, "has no saved index", remedy)
-        metadata = [read_json(metadata_path(partition)) for partition in self.partitions]
+        metadata = [read_metadata(partition) for partition in self.partitions]
         self.partition_documents = [int(partition["documents"]) for partition in metadata]
         self.dimension: int = metadata[0]["dimension"]
         if not (directory / MEMBERS).is_file():

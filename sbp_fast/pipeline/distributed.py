@@ -1,28 +1,22 @@
-"""The processes of one run: how they start, join a process group, exchange values and stop together.
+"""The processes of one run: how they join a process group and exchange values.
 
-A process started by torchrun, or by `run_in_processes` here, finds its rank in the environment and joins the others; any
-other process works alone. Rank 0 writes the stage's directory, prints, and broadcasts to the others whether there is work.
+A process started by torchrun, or by `launcher.py`, finds its rank in the environment and joins the others; any other process
+works alone. Rank 0 writes the stage's directory, prints, and broadcasts to the others whether there is work.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from sbp_fast.config import resolve_device
-from sbp_fast.errors import UserError
-from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.launcher import RENDEZVOUS, world_size
 
 GROUP_TIMEOUT_MINUTES = 30  # compiling and the first checkpoint of a large model take long
 
@@ -82,16 +76,6 @@ class Processes:
         return box
 
 
-def world_size() -> int:
-    """Return the number of processes that the environment declares: 1 outside torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_rank0() -> bool:
-    """Return whether the environment makes this process rank 0; true outside torchrun."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 @contextmanager
 def join_processes(device: str, *, group_of_one: bool = False) -> Iterator[Processes]:
     """Join the process group that the environment describes; outside torchrun, work alone.
@@ -110,7 +94,10 @@ def join_processes(device: str, *, group_of_one: bool = False) -> Iterator[Proce
         return
     backend = "cpu:gloo,cuda:nccl" if torch_device.type == "cuda" else "gloo"
     timeout = timedelta(minutes=GROUP_TIMEOUT_MINUTES)
-    if "RANK" in os.environ:
+    if RENDEZVOUS in os.environ:
+        store = dist.FileStore(os.environ[RENDEZVOUS], world)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    elif "RANK" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -119,102 +106,6 @@ def join_processes(device: str, *, group_of_one: bool = False) -> Iterator[Proce
         yield Processes(rank, world, torch_device, *groups)
     finally:
         dist.destroy_process_group()
-
-
-def run_in_processes(function: Callable[..., Any], *arguments: Any, gpus: int, console: Console, **options: Any) -> Any:
-    """Call a stage's function in this process, or in `gpus` processes of this machine with torch's elastic launcher.
-
-    Args:
-        function: takes `console` besides `arguments` and `options`. All of them can be pickled.
-        arguments: positional arguments; the first is the configuration, which names the device.
-        gpus: number of processes. With 1, and under torchrun, the function is called in this process.
-        console: where this process prints; of several processes rank 0 prints.
-        options: keyword arguments.
-
-    Returns:
-        What the function returns; None where other processes ran it.
-
-    Raises:
-        UserError: there are fewer CUDA devices than processes.
-        SystemExit: a process failed, and has printed the reason; the code is that of the first one that failed.
-    """
-    if gpus == 1 or world_size() > 1:
-        return function(*arguments, console=Console(quiet=True) if not is_rank0() else console, **options)
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    if resolve_device(arguments[0]).startswith("cuda") and gpus > torch.cuda.device_count():
-        problem = f"asks for {gpus} processes, and there are {torch.cuda.device_count()} CUDA devices"
-        raise UserError(f"--gpus {gpus}", problem, "ask for as many as there are, or set device=cpu")
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its long report of a failure hides the reason
-    launch = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=gpus,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id=str(os.getpid()),
-        max_restarts=0,
-        start_method="spawn",
-    )
-    try:
-        elastic_launch(launch, _run_as_one_of_several)(function, arguments, options)
-    except ChildFailedError as failed:
-        raise SystemExit(next(iter(failed.failures.values())).exitcode) from None
-    return None
-
-
-def _run_as_one_of_several(function: Callable[..., Any], arguments: Sequence[Any], options: dict[str, Any]) -> None:
-    console = Console(quiet=not is_rank0())
-    try:
-        function(*arguments, console=console, **options)
-    except UserError as error:
-        if is_rank0():  # all processes raise the same error; one of them prints it
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
-    except Stopped as stopped:
-        console.say(str(stopped))
-        sys.exit(stopped.exit_code)
-
-
-class Stopped(Exception):
-    """Raised after SIGTERM or SIGINT, once a checkpoint of the first `steps` steps is saved."""
-
-    def __init__(self, signal_number: int, steps: int) -> None:
-        super().__init__(f"stopped after {steps} steps, which are saved: the same command resumes from here")
-        self.exit_code = 128 + signal_number
-
-
-class StopRequest:
-    """A context manager that records SIGTERM and SIGINT, so that a run can end between two steps.
-
-    A second signal raises KeyboardInterrupt at once.
-
-    Attributes:
-        signal_number: number of the signal that this process received, or 0.
-        agreed_signal: number of the signal that any process received, once all processes have exchanged it; 0 before.
-    """
-
-    def __init__(self) -> None:
-        self.signal_number = self.agreed_signal = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._before[number] = signal.signal(number, self._remember)
-            except ValueError:  # only the main thread may set handlers; in other threads the caller stops the run
-                break
-        return self
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_number:
-            raise KeyboardInterrupt
-        self.signal_number = number
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def run_on_rank0(processes: Processes, rank0: Callable[[Callable[[Any], None]], Any], others: Callable[[Any], None]) -> Any:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sbp_fast.errors import UserError
+from sbp_fast.pipeline.interrupts import Interrupted
 
 PARTIAL_SUFFIX = ".partial"
 LONGEST_SUFFIX = len(".checkpoints")  # of what is written beside an output
@@ -50,7 +51,7 @@ def partial_path(out: Path) -> Path:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Lock an output against a second process; the lock ends with this process.
+    """Lock an output against a second process; the lock ends with the block, or with this process where that is interrupted.
 
     The lock file is removed by the process that holds the lock. A lock on a file that is no longer at the path, because its
     holder has removed it, therefore counts for nothing, and the next file is locked.
@@ -76,9 +77,17 @@ def locked(out: Path) -> Iterator[None]:
         os.close(file)
     try:
         yield
-    finally:
-        path.unlink(missing_ok=True)  # while the lock is held: see above
-        os.close(file)
+    except Interrupted:  # threads may write to the end of this process, which comes now and releases the lock
+        raise
+    except BaseException:
+        _release(file, path)
+        raise
+    _release(file, path)
+
+
+def _release(file: int, path: Path) -> None:
+    path.unlink(missing_ok=True)  # while the lock is held: see `locked`
+    os.close(file)
 
 
 def _is_at(file: int, path: Path) -> bool:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from sbp_fast.config.files import diff_config
 from sbp_fast.errors import TransientError, UserError
+from sbp_fast.pipeline.credentials import strip_credentials
 from sbp_fast.pipeline.files import TEMPORARY_SUFFIX, hash_value, sync_directory
 from sbp_fast.pipeline.finite import require_finite
 from sbp_fast.pipeline.manifest import (
@@ -77,7 +78,7 @@ class StageContext:
             UserError: a number among them is not finite.
         """
         require_finite(counts, self.out)
-        self.counts.update(counts)
+        self.counts.update(strip_credentials(counts))
 
     @property
     def scratch(self) -> Path:
@@ -144,7 +145,7 @@ def run_stage(
     fingerprints = {
         name: value if isinstance(value, str) else Manifest.load(value).fingerprint for name, value in inputs.items()
     }
-    plan = {"stage": stage, "config": dict(config), "inputs": fingerprints}
+    plan = {"stage": stage, "config": strip_credentials(dict(config)), "inputs": fingerprints}
     with disk_errors_are_user_errors(out):
         out = resolve_output(out)
         partial = partial_path(out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from sbp_fast.config import RunConfig
@@ -12,7 +11,6 @@ from sbp_fast.data.input_files import fingerprint_sources
 from sbp_fast.data.preparation import Preparation
 from sbp_fast.data.round_trip import check_round_trips
 from sbp_fast.data.tokenizer import Tokenizer
-from sbp_fast.errors import TransientError
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.files import hash_file
@@ -59,13 +57,6 @@ def prepare(config: RunConfig, out: Path, *, console: Console, force: bool = Fal
             save_clock=context.save_clock,
             workers=workers,
         )
-        try:
-            preparation.run()
-        except BrokenProcessPool:
-            raise TransientError(
-                "corpus.workers",
-                "a process was killed, most likely for want of memory",
-                "rerun: it resumes where it stopped; with fewer corpus.workers if that happens again",
-            ) from None
+        preparation.run()
 
     return run_stage("prepare", out, config=settings, inputs=inputs, body=body, console=console, force=force)

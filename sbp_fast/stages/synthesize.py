@@ -10,9 +10,10 @@ from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
 from sbp_fast.generate.seeds import wanted_tokens
 from sbp_fast.generate.synthesis import check_names, corpus_counts, generate_corpus
-from sbp_fast.pipeline.distributed import join_processes, world_size
+from sbp_fast.pipeline.distributed import join_processes
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
+from sbp_fast.pipeline.launcher import world_size
 from sbp_fast.pipeline.manifest import MANIFEST, Manifest
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.stage import StageContext, run_stage_together

@@ -19,8 +19,9 @@ from sbp_fast.config import RunConfig, TrainConfig
 from sbp_fast.errors import UserError
 from sbp_fast.model.flops import training_flops
 from sbp_fast.model.transformer import Transformer
-from sbp_fast.pipeline.distributed import Processes, Stopped, StopRequest
+from sbp_fast.pipeline.distributed import Processes
 from sbp_fast.pipeline.files import write_json
+from sbp_fast.pipeline.interrupts import Stopped, StopRequest
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.train.checkpoint import CHECKPOINTS, Checkpoints
 from sbp_fast.train.data.batches import COUNTED, REAL, SYNTHETIC, Batches, Counts, PackedBatch

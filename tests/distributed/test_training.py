@@ -14,7 +14,7 @@ from tiny_training import QUIET, SETTINGS, configure, make_corpus, train_arm
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.model.saved import load_model
 from sbp_fast.model.transformer import Transformer
-from sbp_fast.pipeline.distributed import run_in_processes
+from sbp_fast.pipeline.launcher import run_in_processes
 from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.stages.train import train
 from sbp_fast.train.data.corpus_batches import CorpusBatches

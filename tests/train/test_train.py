@@ -16,8 +16,8 @@ from sbp_fast.model.flops import training_flops
 from sbp_fast.model.saved import load_model, save_model
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.pairs.pairset import PairSet
-from sbp_fast.pipeline.distributed import Stopped
 from sbp_fast.pipeline.files import read_json
+from sbp_fast.pipeline.interrupts import Stopped
 from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.stage import run_stage
 from sbp_fast.train import loop

@@ -15,7 +15,9 @@ from tiny_training import QUIET, configure, make_corpus, train_arm
 
 from sbp_fast.config import RunConfig
 from sbp_fast.errors import UserError
-from sbp_fast.pipeline.distributed import Processes, StopRequest, run_in_processes, run_on_rank0
+from sbp_fast.pipeline.distributed import Processes, run_on_rank0
+from sbp_fast.pipeline.interrupts import Interrupted, StopRequest
+from sbp_fast.pipeline.launcher import run_in_processes
 from sbp_fast.train import trackers
 from sbp_fast.train.data.batches import PackedBatch
 from sbp_fast.train.data.prefetch import AHEAD, Prefetch
@@ -106,18 +108,23 @@ def test_a_tracker_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPa
 
 def test_first_signal_is_recorded_and_a_second_one_interrupts_at_once() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with StopRequest() as stop:
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
         assert stop.signal_number == 0
         signal.raise_signal(signal.SIGTERM)
         assert stop.signal_number == signal.SIGTERM
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_signal_in_the_last_step_interrupts_after_the_block() -> None:
+    with pytest.raises(Interrupted), StopRequest() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.signal_number == signal.SIGTERM
 
 
 def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr("sbp_fast.pipeline.distributed.resolve_device", lambda config: "cuda")
+    monkeypatch.setattr("sbp_fast.pipeline.launcher.resolve_device", lambda config: "cuda")
     with pytest.raises(UserError, match="--gpus 2: asks for 2 processes, and there are 1 CUDA devices"):
         run_in_processes(print, RunConfig(), gpus=2, console=QUIET)
 

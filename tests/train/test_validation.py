@@ -21,7 +21,7 @@ from sbp_fast.evaluate.likelihood import document_trees, log_likelihoods
 from sbp_fast.model.saved import load_model
 from sbp_fast.pairs.heldout_pairs import NO_SEED, HeldoutPairs
 from sbp_fast.pairs.pairset import write_pairs
-from sbp_fast.pipeline.distributed import Stopped
+from sbp_fast.pipeline.interrupts import Stopped
 from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.stage import StageContext
 from sbp_fast.train import loop

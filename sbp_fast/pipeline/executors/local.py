@@ -5,15 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing.connection import wait
 from typing import Generic
 
 from sbp_fast.config import RunConfig, resolve_device, resolve_threads
+from sbp_fast.errors import TransientError
 from sbp_fast.pipeline.executors.executor import Advance, Holders, Placement, Result, Task, Tool
+from sbp_fast.pipeline.interrupts import end_with_parent
 
 
 class LocalWorkers:
@@ -25,7 +26,7 @@ class LocalWorkers:
         """Run tasks (see `Workers.run`); a single task, or all tasks of a single process, run in this process.
 
         Raises:
-            concurrent.futures.process.BrokenProcessPool: a worker was killed.
+            TransientError: a worker was killed.
         """
         if processes == 1 or len(tasks) <= 1:
             yield from map(function, tasks)
@@ -36,10 +37,14 @@ class LocalWorkers:
         try:
             for future in [pool.submit(function, task) for task in tasks]:
                 yield future.result()
-        except BaseException:
+        except BaseException as error:
             for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
+                process.kill()
             pool.shutdown(cancel_futures=True)  # waits for them: the caller removes their files next
+            if isinstance(error, BrokenProcessPool):
+                problem = "one was killed, most likely for want of memory"
+                remedy = "rerun: it resumes where it stopped; lower threads (for prepare, corpus.workers) if that happens again"
+                raise TransientError("worker processes", problem, remedy) from None
             raise
         pool.shutdown()
 
@@ -73,12 +78,4 @@ class _Here(Generic[Tool]):
 def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles an interrupt from the keyboard
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent is killed; it must not write beside the workers of the next attempt."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
+    end_with_parent()
