@@ -10,12 +10,12 @@ A set NAME gives two tasks, because the harness divides by the length of a choic
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from sbp_fast.evaluate.multiple_choice import QuestionSet, read_questions
+from sbp_fast.pipeline.files import dump_json
 
 TAG = "sbp"
 """Name under which the harness runs all tasks of this project's question sets."""
@@ -45,10 +45,8 @@ def task_files(name: str, path: str) -> dict[str, str]:
     """
     by_bytes = {"task": f"sbp_{name}", "choices": "joined_choices", "delimiter": "", "normalized": "acc_bytes"}
     by_characters = {"task": f"sbp_{name}_characters", "choices": "choices", "delimiter": " ", "normalized": "acc_norm"}
-    quoted = json.dumps(path)  # JSON strings are YAML
-    return {
-        f"{fields['task']}.yaml": TASK.format(tag=TAG, path=quoted, **fields) for fields in (by_bytes, by_characters)
-    }
+    quoted = dump_json(path, name)  # JSON strings are YAML
+    return {f"{fields['task']}.yaml": TASK.format(tag=TAG, path=quoted, **fields) for fields in (by_bytes, by_characters)}
 
 
 def write_tasks(sets: Iterable[QuestionSet], directory: Path) -> None:
@@ -57,7 +55,7 @@ def write_tasks(sets: Iterable[QuestionSet], directory: Path) -> None:
     for questions in sets:
         path = directory / f"{questions.name}.jsonl"
         fields = ("id", "source", "prompt", "choices", "answer")
-        lines = (json.dumps({field: getattr(q, field) for field in fields}, ensure_ascii=False) for q in questions.questions)
+        lines = (dump_json({field: getattr(q, field) for field in fields}, path) for q in questions.questions)
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         for file, content in task_files(questions.name, str(path)).items():
             (directory / file).write_text(content, encoding="utf-8")

@@ -11,6 +11,7 @@ from sbp_fast.data.tokenizer import Tokenizer
 from sbp_fast.dedup.shingle_index import Batch
 from sbp_fast.dedup.shingles import ShingleTable, shingle_hashes
 
+
 def evaluation_batches(prepared: PreparedCorpus, questions: Sequence[str]) -> Iterator[Batch]:
     """Yield the held-out documents and the questions as `ShingleIndex` takes them."""
     yield from prepared.heldout.batches()

@@ -18,7 +18,15 @@ from sbp_fast.data.token_shards.writer import CorpusWriter
 from sbp_fast.errors import UserError
 from sbp_fast.filters.near_duplicates import find_duplicates
 from sbp_fast.filters.rules import DUPLICATE, document_rules, rule_counts
-from sbp_fast.filters.tasks import QUESTIONS, FilterTask, compute_features, count_shingles, judge_shard, load_overlaps, load_reasons
+from sbp_fast.filters.tasks import (
+    QUESTIONS,
+    FilterTask,
+    compute_features,
+    count_shingles,
+    judge_shard,
+    load_overlaps,
+    load_reasons,
+)
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.files import atomic_path, write_json
 from sbp_fast.pipeline.progress import Console

@@ -65,7 +65,8 @@ def evaluate_by_harness(
         exported, own_tasks = context.scratch / "model", context.scratch / "tasks"
         results, tables = run_harness(exported, tasks, own_tasks, trained.config.context, context.device)
         write_json(context.directory / RESULTS, {"lm_eval": installed, **results})
-        context.console.say(tables)
+        for line in tables.splitlines():
+            context.console.say(line)
 
     return run_stage(
         "harness",

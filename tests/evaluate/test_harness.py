@@ -24,7 +24,22 @@ from sbp_fast.model.transformer import Transformer
 from sbp_fast.stages.evaluate import SCORES, evaluate
 from sbp_fast.stages.harness import RESULTS, evaluate_by_harness
 
-WORDS = "the ships of our navy sailed home with trade from many lands in spring snøfall \N{SNOWMAN} winter".split()
+WORDS = [
+    "the",
+    "ships",
+    "of",
+    "our",
+    "navy",
+    "sailed",
+    "home",
+    "with",
+    "trade",
+    "from",
+    "many",
+    "lands",
+    "snøfall",
+    "\N{SNOWMAN}",
+]
 ROLLING_TASK = """\
 task: documents
 custom_dataset: !function documents.load

@@ -60,9 +60,9 @@ def test_unusable_key_is_refused_before_work_without_being_shown(key: str, monke
 
 def test_key_in_the_answer_of_a_server_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sk-secret")
-    with serving(lambda before, body: (401, b"wrong key: sk-secret")) as server:
-        with pytest.raises(UserError, match=r"answers 401: wrong key: \(key\)"):
-            list(Endpoint(settings(server.url, judge_key_variable="JUDGE_KEY")).ask(["one"]))
+    refused = pytest.raises(UserError, match=r"answers 401: wrong key: \(key\)")
+    with serving(lambda before, body: (401, b"wrong key: sk-secret")) as server, refused:
+        list(Endpoint(settings(server.url, judge_key_variable="JUDGE_KEY")).ask(["one"]))
 
 
 @pytest.mark.parametrize("url", ["https://me:secret@host/v1", "https://host/v1?key=secret", "ftp://me:secret@host"])

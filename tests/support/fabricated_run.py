@@ -259,7 +259,10 @@ def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
             "filtered_documents": len(passing),
             "filtered_tokens": 1_500,
             "rules": rule_counts({"copies_corpus": 1, "repetition": 2, "unfinished": 1}, 16, CONFIG.filter),
-            "contamination": {"capital": {"texts": 216, "rejected": 3}, "held-out documents alone": {"texts": 9, "rejected": 0}},
+            "contamination": {
+                "capital": {"texts": 216, "rejected": 3},
+                "held-out documents alone": {"texts": 9, "rejected": 0},
+            },
         },
         body,
     )
