@@ -13,6 +13,7 @@ NUMERIC_TESTS := tests/kernels tests/model $(addprefix tests/train/test_,train.p
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.ready-docs
+HARNESS_READY := $(VENV)/.ready-lm-eval
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run lab test test-cpus check docs test-slow test-faults bench bench-plots aot gpu clean
@@ -58,8 +59,12 @@ $(DOCS_READY): $(READY)
 	@$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	@touch $(DOCS_READY)
 
-test-slow: $(READY)  ## The slow tests: random kills of the whole pipeline among them
+test-slow: $(HARNESS_READY)  ## The slow tests: random kills of the whole pipeline and a comparison with lm-evaluation-harness among them
 	@$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+$(HARNESS_READY): $(READY)
+	@$(BIN)/python -m pip install --quiet --editable ".[lm-eval]"
+	@touch $(HARNESS_READY)
 
 test-faults: $(READY)  ## Kill training and synthesis at random, and damage 1,000 files: not a bit may differ, or one line names the file
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/faults tests/end_to_end/test_faults.py \
