@@ -34,7 +34,7 @@ $(READY): pyproject.toml
 	@touch $(READY)
 
 run: $(READY)  ## Run the whole demo experiment and write its report (OUT=runs/demo)
-	@$(BIN)/sbp-fast run configs/demo.toml --out $(OUT)
+	@$(BIN)/sbp-fast run configs/demo.toml --out $(OUT) --side-by-side 2
 
 lab: $(READY)  ## Run worlds whose truth is known, with three seeds, and write their page (LAB=runs/lab)
 	@$(BIN)/sbp-fast lab --out $(LAB)

@@ -74,6 +74,9 @@ def run(
     address: Address = None,
     force: Annotated[bool, typer.Option("--force", help="Rerun the stages that a changed setting or input affects.")] = False,
     until: Annotated[str, typer.Option(help="Run this stage and those that it needs, such as embed, and no more.")] = "",
+    side_by_side: Annotated[
+        int, typer.Option(min=1, help="Run so many stages at a time on the CPU, each with its share of the threads.")
+    ] = 1,
 ) -> None:
     """Run the whole experiment, from documents to report; a stopped run resumes."""
     config = load_settings(settings)
@@ -84,7 +87,16 @@ def run(
     directory = out or Path("runs") / config.name
     console = Console()
     with open_workers(engine, address) as workers:
-        report = run_experiment(config, directory, console=console, gpus=gpus, force=force, workers=workers, until=until)
+        report = run_experiment(
+            config,
+            directory,
+            console=console,
+            gpus=gpus,
+            force=force,
+            workers=workers,
+            until=until,
+            side_by_side=side_by_side,
+        )
     if report is None:
         return
     console.rich.print(summary_table(collect(directory)))

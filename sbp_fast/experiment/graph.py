@@ -18,6 +18,7 @@ from sbp_fast.experiment import costs, steps
 from sbp_fast.experiment.arms import Arm, arms_of
 from sbp_fast.experiment.costs import CorpusEstimate, Cost
 from sbp_fast.experiment.sources import Source, sources_of, stage_config, used_sources
+from sbp_fast.pipeline.executors.local import LOCAL
 
 if TYPE_CHECKING:
     from sbp_fast.pipeline.executors.executor import Workers
@@ -48,9 +49,9 @@ class Step:
     out: Path
     inputs: Mapping[str, Path]
     console: Console
-    gpus: int
-    force: bool
-    workers: Workers
+    gpus: int = 1
+    force: bool = False
+    workers: Workers = LOCAL
 
     @property
     def options(self) -> dict[str, Any]:
@@ -82,6 +83,11 @@ class Stage:
     cost: CostFunction
     config: RunConfig
     arm: str = ""
+
+    def run_in(self, directory: Path, **options: Any) -> Any:
+        """Run the stage in the directory of a run; `options` are further attributes of `Step`."""
+        inputs = {name: directory / source for name, source in self.inputs.items()}
+        return self.run(Step(self.config, directory / self.name, inputs, **options))
 
 
 def train_stage(run: str) -> str:

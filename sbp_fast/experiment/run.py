@@ -11,8 +11,9 @@ from sbp_fast.errors import UserError
 from sbp_fast.evaluate.judge import check_judge
 from sbp_fast.evaluate.multiple_choice import read_question_files
 from sbp_fast.experiment.arms import arms_of
-from sbp_fast.experiment.graph import Step, needed_stages, stages_of
+from sbp_fast.experiment.graph import needed_stages, stages_of
 from sbp_fast.experiment.report.page import write_report
+from sbp_fast.experiment.side_by_side import run_side_by_side, run_stage
 from sbp_fast.experiment.sources import used_sources
 from sbp_fast.generate.synthesis import check_names
 from sbp_fast.neighbors.backends import check_backend
@@ -37,6 +38,7 @@ def run(
     force: bool = False,
     workers: Workers = LOCAL,
     until: str = "",
+    side_by_side: int = 1,
 ) -> Path | None:
     """Run every unfinished stage of an experiment in `out` and write its report.
 
@@ -48,28 +50,33 @@ def run(
         force: with a changed configuration, rerun the stages that the change affects.
         workers: runs the tasks of the data stages; if they are not local, they synthesize too.
         until: run this stage and those that it needs, and no report ("": all).
+        side_by_side: run so many stages at a time, each with its share of the threads.
 
     Returns:
         The path of `report.html`, beside which `results.json` lies; None with `until`.
 
     Raises:
-        UserError: `out` holds another run or something else, `until` is no stage of it, or a stage refuses its input.
+        UserError: `out` holds another run or something else, `until` is no stage of it, options exclude each other, or a stage
+            refuses its input.
         SystemExit: one of several processes of a stage failed, and has printed the reason.
     """
     if config.evaluate.choices != "auto":  # read here too, so that a mistake shows before hours of training
         read_question_files(config.evaluate.choices)
     check_judge(config.quality)
     check_registered_names(config)
+    if side_by_side > 1 and (gpus > 1 or not workers.local):
+        raise UserError("options", "exclude each other", "give --side-by-side, or --gpus, or --engine ray")
     stages = stages_of(config)
     if until and until not in stages:
         raise UserError(f"--until {until}", "no stage of this run", f"its stages: {', '.join(stages)}")
     claim_directory(config, out, force)
     started, chosen = time.monotonic(), needed_stages(stages, until) if until else stages
-    for number, stage in enumerate(stages.values(), start=1):
-        if stage.name in chosen:
-            with console.stage(f"{number}/{len(stages) + 1} {stage.name}"):
-                inputs = {name: out / source for name, source in stage.inputs.items()}
-                stage.run(Step(stage.config, out / stage.name, inputs, console, gpus, force, workers))
+    if side_by_side > 1:
+        run_side_by_side(config, out, chosen, processes=side_by_side, force=force, console=console)
+    else:
+        for name in stages:
+            if name in chosen:
+                run_stage(stages, name, out, console, gpus=gpus, force=force, workers=workers)
     if until:
         return None
     with console.stage(f"{len(stages) + 1}/{len(stages) + 1} report"), disk_errors_are_user_errors(out):

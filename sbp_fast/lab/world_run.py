@@ -15,7 +15,7 @@ from sbp_fast.config.files import load_config
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.experiment.arms import arms_of
-from sbp_fast.experiment.graph import PREPARE, Stage, Step, evaluate_stage, needed_stages, stages_of
+from sbp_fast.experiment.graph import PREPARE, evaluate_stage, needed_stages, stages_of
 from sbp_fast.experiment.run import claim_directory
 from sbp_fast.experiment.sources import Source, used_sources
 from sbp_fast.lab import metrics
@@ -24,7 +24,6 @@ from sbp_fast.lab.gates import conditional_loss, gate_sentence, sample_figures
 from sbp_fast.lab.worlds import World, WorldSettings
 from sbp_fast.model.saved import load_model
 from sbp_fast.pairs.heldout_pairs import HeldoutPairs, PairSplit
-from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.files import write_json
 from sbp_fast.pipeline.manifest import MANIFEST, Manifest
 from sbp_fast.pipeline.progress import Console
@@ -88,7 +87,7 @@ def run_world(run: LabRun) -> dict[str, Any]:
         for name, stage in stages.items():
             if name in names:
                 shown.say(f"{run.label}: {name}")
-                _run_stage(stage, run.directory, console)
+                stage.run_in(run.directory, console=console)
 
     run_stages(needed - scores)
     gates = _gates(world, config, run.directory)
@@ -110,11 +109,6 @@ def _gates(world: World, config: RunConfig, directory: Path) -> dict[str, Any]:
             name: sample_figures(world, prepared, Corpus(directory / source.synthesize)) for name, source in sources.items()
         },
     }
-
-
-def _run_stage(stage: Stage, directory: Path, console: Console) -> None:
-    inputs = {name: directory / source for name, source in stage.inputs.items()}
-    stage.run(Step(stage.config, directory / stage.name, inputs, console, gpus=1, force=False, workers=LOCAL))
 
 
 def _figures(world: World, config: RunConfig, directory: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -69,10 +70,10 @@ def run_in_processes(function: Callable[..., Any], *arguments: Any, gpus: int, c
                 process.start()
             code = _wait(processes)
         except Interrupted as interrupted:
-            _stop(processes)
+            stop(processes)
             raise SystemExit(interrupted.exit_code) from None
         except BaseException:
-            _kill(processes)
+            kill(processes)
             raise
     if code < 0:
         problem = f"a process was killed by signal {-code}" + ", most likely for want of memory" * (code == -signal.SIGKILL)
@@ -99,11 +100,11 @@ def _wait(processes: Sequence[BaseProcess]) -> int:
                 code = process.exitcode
                 deadline = time.monotonic() + (FAILURE_SECONDS if code > 0 else 0)  # all raise the same UserError
         if time.monotonic() >= deadline:
-            _kill(processes)
+            kill(processes)
     return code
 
 
-def _stop(processes: Sequence[BaseProcess]) -> None:
+def stop(processes: Sequence[BaseProcess]) -> None:
     """Pass the signal on, and wait until all processes have ended; a training run saves a checkpoint first."""
     with without_deadline():
         for process in processes:
@@ -114,7 +115,8 @@ def _stop(processes: Sequence[BaseProcess]) -> None:
                 process.join()
 
 
-def _kill(processes: Sequence[BaseProcess]) -> None:
+def kill(processes: Sequence[BaseProcess]) -> None:
+    """Kill processes, those that have not started excepted, and wait for their end."""
     for process in processes:
         if process.pid is not None:
             process.kill()
@@ -125,24 +127,37 @@ def _run_as_rank(
     rank: int, world: int, store: Path, function: Callable[..., Any], arguments: Sequence[Any], options: dict[str, Any]
 ) -> None:
     """Run the function as one of several processes, which find each other by a file and talk on this machine alone."""
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard reaches all processes; the parent passes on one SIGTERM
-    watch_signals([signal.SIGTERM], quiet=True)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
     os.environ[RENDEZVOUS] = str(store)
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
     if loopback is not None:
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(variable, loopback)
+    # All processes raise the same error, and all are stopped together; one of them prints it.
+    run_as_child(partial(function, *arguments, console=Console(quiet=rank > 0), **options), quiet=rank > 0)
+
+
+def run_as_child(function: Callable[[], object], *, quiet: bool) -> None:
+    """Run a function in a process that ends with the one that started it, and in which SIGTERM does what `interrupts` says.
+
+    A user's mistake ends the process with exit code 2.
+
+    Args:
+        function: what to run.
+        quiet: print neither an error nor that it was stopped.
+    """
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard reaches all processes; the parent passes on one SIGTERM
+    watch_signals([signal.SIGTERM], quiet=True)
     try:
-        function(*arguments, console=Console(quiet=rank > 0), **options)
+        function()
     except UserError as error:
-        if rank == 0:  # all processes raise the same error; one of them prints it
+        if not quiet:
             print_error(error)
         sys.exit(2)
     except Stopped as stopped:
-        Console(quiet=rank > 0).say(str(stopped))
+        Console(quiet=quiet).say(str(stopped))
         sys.stdout.flush()
         end(stopped.exit_code, "")
     except Interrupted as interrupted:
-        end(interrupted.exit_code, "" if rank else str(interrupted))
+        end(interrupted.exit_code, "" if quiet else str(interrupted))

@@ -93,6 +93,7 @@ class Console:
     """Output of a run for people; `quiet` suppresses it (tests, libraries)."""
 
     def __init__(self, quiet: bool = False, force_plain: bool = False) -> None:
+        self.quiet = quiet
         self.rich = PrintableConsole(quiet=quiet, highlight=False, soft_wrap=True)
         self.live = self.rich.is_terminal and not force_plain and not quiet
         self.prefix = ""

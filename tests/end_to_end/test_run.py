@@ -115,8 +115,8 @@ def test_run_with_known_pairs_searches_none_and_writes_its_report(tiny_run: Path
     assert "Sources of synthetic documents" in page and "Related pairs" not in page
 
 
-def test_two_uninterrupted_runs_give_the_same_results(tiny_config: RunConfig, tiny_run: Path, tmp_path: Path) -> None:
-    run(tiny_config, tmp_path / "again", console=QUIET)
+def test_run_with_stages_side_by_side_gives_the_same_results(tiny_config: RunConfig, tiny_run: Path, tmp_path: Path) -> None:
+    run(tiny_config, tmp_path / "again", console=QUIET, side_by_side=2)
     assert fingerprints(tmp_path / "again") == fingerprints(tiny_run)
     assert results(tmp_path / "again") == results(tiny_run)
 

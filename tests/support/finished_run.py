@@ -18,7 +18,6 @@ from sbp_fast.experiment.graph import Step, stages_of
 from sbp_fast.experiment.report.page import write_report
 from sbp_fast.experiment.run import claim_directory
 from sbp_fast.neighbors.query import Neighbor, find_neighbors
-from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.manifest import LOGS, Manifest
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.stages.huggingface import export_hugging_face
@@ -58,7 +57,7 @@ class FinishedRun:
         """Return the step that writes the output of a stage to `out`, from the inputs in this run."""
         stage = stages_of(self.config)[name]
         inputs = {key: self.directory / source for key, source in stage.inputs.items()}
-        return Step(stage.config, out, inputs, Console(quiet=True), gpus=1, force=False, workers=LOCAL)
+        return Step(stage.config, out, inputs, Console(quiet=True))
 
     def query(self) -> list[Neighbor]:
         """Return the documents nearest to one, from the saved index."""

@@ -13,7 +13,6 @@ from typing import Any
 from sbp_fast.cli import run_command
 from sbp_fast.config.files import load_config
 from sbp_fast.experiment.graph import Step, stages_of
-from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.progress import Console
 
 
@@ -41,7 +40,7 @@ def main(directory: Path, name: str, out: Path, number: int, writes: int) -> Non
     config = load_config([str(directory / "config.toml")])
     stage = stages_of(config)[name]
     inputs = {key: directory / source for key, source in stage.inputs.items()}
-    step = Step(stage.config, out, inputs, Console(), gpus=1, force=False, workers=LOCAL)
+    step = Step(stage.config, out, inputs, Console())
     signal_after(writes, number)
     run_command(lambda: stage.run(step))
 
