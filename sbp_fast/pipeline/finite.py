@@ -38,7 +38,7 @@ def require_finite_rows(values: np.ndarray, quantity: str, name: Callable[[int],
     Raises:
         UserError: naming the first such row.
     """
-    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
     if not finite.all():
         raise UserError(name(int(np.argmin(finite))), f"its {quantity} is not finite", REMEDY)
 

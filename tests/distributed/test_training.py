@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from overrides import overridden
 from tiny_training import QUIET, SETTINGS, configure, make_corpus, train_arm
 
 from sbp_fast.data.prepared import PreparedCorpus
@@ -41,7 +42,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sbp_fast(home: Path, out: Path, *overrides: str, processes: int, stop_after: int | None = None) -> str:
     """Train by the command line, and what it printed; with `stop_after` under torchrun, until one process hears SIGTERM."""
-    settings = [str(home / "empty.toml"), f"corpus.path={home}/documents.jsonl", *SETTINGS, *CHANGES, *overrides]
+    settings = [
+        str(home / "empty.toml"),
+        f"corpus.path={home}/documents.jsonl",
+        *overridden(overridden(SETTINGS, *CHANGES), *overrides),
+    ]
     command = ["train", *settings, "--corpus", str(home / "corpus"), "--out", str(out)]
     if stop_after is None:
         launcher = [sys.executable, "-m", "sbp_fast", *command, "--gpus", str(processes)]
@@ -182,7 +187,7 @@ def test_train_function_in_two_processes_gives_the_model_of_the_command(
 
 
 def test_indivisible_processes_are_refused_in_one_line(home: Path, tmp_path: Path) -> None:
-    settings = [str(home / "empty.toml"), f"corpus.path={home}/documents.jsonl", *SETTINGS, *CHANGES]
+    settings = [str(home / "empty.toml"), f"corpus.path={home}/documents.jsonl", *overridden(SETTINGS, *CHANGES)]
     command = [sys.executable, "-m", "sbp_fast", "train", *settings, "--corpus", str(home / "corpus")]
     command += ["--out", str(tmp_path / "three"), "--gpus", "3"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)

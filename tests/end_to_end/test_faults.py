@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from overrides import overridden
 from tiny_training import SETTINGS, configure, make_corpus, train_arm
 
 KILLS = 20
@@ -32,7 +33,7 @@ def test_training_killed_at_random_ends_with_the_same_weights(processes: int, tm
         str(tmp_path / "empty.toml"),
         f"corpus.path={tmp_path}/documents.jsonl",
     ]
-    command += [*SETTINGS, *CHANGES, "device=cpu", "--corpus", str(corpus)]
+    command += [*overridden(SETTINGS, *CHANGES), "device=cpu", "--corpus", str(corpus)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def start(out: str) -> subprocess.Popen[bytes]:

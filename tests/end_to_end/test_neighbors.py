@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TINY
+from overrides import overridden
 
 from sbp_fast.cli import main
 from sbp_fast.data.prepared import PreparedCorpus
@@ -73,7 +74,7 @@ def test_corpus_added_to_an_index_is_queried_together_with_the_first(
     others = range(len(first.unique), len(first.unique) + 60)
     records = [{"id": f"more-{row}", "text": first.text(first.train, row)} for row in others]
     (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, records)))
-    more, settings = tmp_path / "more", [*TINY, f"corpus.path={tmp_path / 'more.jsonl'}", "corpus.unique_share=1"]
+    more, settings = tmp_path / "more", overridden(TINY, f"corpus.path={tmp_path / 'more.jsonl'}", "corpus.unique_share=1")
     inputs = ["--corpus", more / "corpus", "--vectors", more / "vectors"]
     for arguments in (
         ["prepare", "small", *settings, "--out", more / "corpus"],

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from overrides import overridden
 from tiny_training import QUIET, SETTINGS, configure, make_corpus, make_stage
 
 from sbp_fast.config import RunConfig
@@ -71,10 +72,7 @@ def command(inputs: dict[str, Path], out: Path, *overrides: str) -> list[str]:
     values = [
         str(directory / "empty.toml"),
         f"corpus.path={directory}/documents.jsonl",
-        *SETTINGS,
-        *OVERRIDES,
-        TOKENS,
-        *overrides,
+        *overridden(overridden(SETTINGS, *OVERRIDES, TOKENS), *overrides),
     ]
     return ["synthesize", *values, "--corpus", str(inputs["corpus"]), "--model", str(inputs["model"]), "--out", str(out)]
 
