@@ -248,6 +248,7 @@ def test_embed_and_pair_on_ray_with_killed_workers_equal_the_local_result(
         assert content(here) == content(there)
 
 
+@pytest.mark.slow
 @NEEDS_SAME_BITS
 def test_synthesize_and_filter_on_ray_with_killed_workers_equal_the_local_result(
     cluster: str, inputs: dict[str, Path], tmp_path: Path
@@ -266,6 +267,7 @@ def test_synthesize_and_filter_on_ray_with_killed_workers_equal_the_local_result
     assert contents[0] == contents[1]
 
 
+@pytest.mark.slow
 def test_prepare_on_ray_with_a_killed_driver_resumes_to_the_same_result(cluster: str, tmp_path: Path) -> None:
     write_documents(tmp_path / "documents")
     (tmp_path / "driver.py").write_text(DRIVER)

@@ -55,17 +55,6 @@ def test_run_finishes_every_stage_with_matched_arms(tiny_run: Path) -> None:
     assert "<html" in (tiny_run / "report.html").read_text()
 
 
-def test_run_until_a_stage_runs_what_it_needs_and_a_later_run_the_rest(tmp_path: Path) -> None:
-    config = load_config(["small"], TINY)
-    assert run(config, tmp_path / "run", console=QUIET, until="prepare") is None
-    assert [path.parent.name for path in (tmp_path / "run").rglob("manifest.json")] == ["prepare"]
-    with pytest.raises(UserError, match=r"--until pear: no stage of this run; its stages: prepare, train/baseline"):
-        run(config, tmp_path / "other", console=QUIET, until="pear")
-    assert not (tmp_path / "other").exists()
-    run(config, tmp_path / "run", console=QUIET, until="pair/related")
-    assert (tmp_path / "run" / "pair" / "related").is_dir() and not (tmp_path / "run" / "train").exists()
-
-
 def test_run_lowers_the_training_loss_of_every_model(tiny_run: Path) -> None:
     for stage in ("train/baseline", "train/sbp", "train/oracle", "tune/related"):
         losses = [loss for _, loss in read_curve(tiny_run / stage / "metrics.jsonl", "train/loss")]
@@ -115,10 +104,21 @@ def test_run_with_known_pairs_searches_none_and_writes_its_report(tiny_run: Path
     assert "Sources of synthetic documents" in page and "Related pairs" not in page
 
 
-def test_run_with_stages_side_by_side_gives_the_same_results(tiny_config: RunConfig, tiny_run: Path, tmp_path: Path) -> None:
-    run(tiny_config, tmp_path / "again", console=QUIET, side_by_side=2)
-    assert fingerprints(tmp_path / "again") == fingerprints(tiny_run)
-    assert results(tmp_path / "again") == results(tiny_run)
+def test_run_until_a_stage_then_the_rest_side_by_side_gives_the_same_results(
+    tiny_config: RunConfig, tiny_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "again"
+    assert run(tiny_config, out, console=QUIET, until="pair/related", side_by_side=2) is None
+    assert {str(path.parent.relative_to(out)) for path in out.rglob("manifest.json")} == {"prepare", "embed", "pair/related"}
+    run(tiny_config, out, console=QUIET, side_by_side=2)
+    assert fingerprints(out) == fingerprints(tiny_run)
+    assert results(out) == results(tiny_run)
+
+
+def test_run_until_an_unknown_stage_names_those_that_there_are(tiny_config: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--until pear: no stage of this run; its stages: prepare, train/baseline"):
+        run(tiny_config, tmp_path / "other", console=QUIET, until="pear")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_the_path_for_devices_without_a_fused_operation_is_the_same(monkeypatch:
 
 
 @pytest.mark.usefixtures("poisoned")
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(
     forests(maximum_segments=6, maximum_length=16, maximum_depth=4),
     tile_sizes(16, 32), st.sampled_from([(2, 2), (2, 1), (3, 1)]),
