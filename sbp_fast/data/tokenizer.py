@@ -18,6 +18,8 @@ SPECIAL_TOKENS = (BEGIN, END, PARTNER)
 # the words of Qwen2 and later: single digits, contractions, punctuation with its line ends, runs of spaces
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
+LONGEST_WORD = 256
+
 
 class Tokenizer:
     """Text to token ids and back.
@@ -110,15 +112,14 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     """Train a byte-level BPE (Sennrich et al. 2016, over bytes) in which every text has an encoding.
 
     The special tokens come first, then the 256 bytes, then merges up to `vocabulary_size`, fewer if the texts have no
-    more pairs. The same texts give the same tokenizer on any number of threads.
+    more pairs. The same texts give the same tokenizer on any number of threads. Words of more than `LONGEST_WORD` characters,
+    such as DNA or a line of dashes, are learnt from in pieces of that length: time grows with the square of a length.
     """
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    words = pre_tokenizers.Split(Regex(WORDS), "isolated")
+    pieces = pre_tokenizers.Split(Regex(rf"[\s\S]{{{LONGEST_WORD}}}"), "isolated")
+    characters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pieces, characters])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
@@ -127,6 +128,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, characters])
     return Tokenizer(tokenizer.to_str())
 
 

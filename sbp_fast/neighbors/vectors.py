@@ -6,6 +6,7 @@ Those of the unique documents lie in the stage's directory, those of the held-ou
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,7 @@ Storage = Literal["float32", "float16", "int8"]
 Split = Literal["unique", "heldout"]
 """Documents of a prepared corpus: the attribute of `PreparedCorpus` that holds them."""
 READ_BLOCK = 65_536
+MAPPED_FILES = 256
 
 
 def check_lengths(lengths: np.ndarray, name: Callable[[int], str]) -> None:
@@ -69,10 +71,12 @@ class Vectors:
         files = sorted(shard_folder(self.directory, split).glob("vectors-*.npy"))
         if not files:
             raise UserError(self.directory, f"has no vectors of {split} documents", "run embed again with --force")
-        self._shards = [np.load(path, mmap_mode="r") for path in files]
-        self._ends = np.cumsum([len(shard) for shard in self._shards])
+        # A map holds a file descriptor, of which a process often has 1,024.
+        self._shard = lru_cache(MAPPED_FILES)(lambda number: np.load(files[number], mmap_mode="r"))
+        shapes = [self._shard(number).shape for number in range(len(files))]
+        self._ends = np.cumsum([rows for rows, _ in shapes])
         self._rows = np.arange(self._ends[-1]) if rows is None else rows
-        self.dimension: int = self._shards[0].shape[1]
+        self.dimension: int = shapes[0][1]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -83,8 +87,10 @@ class Vectors:
         vectors = np.empty((len(rows), self.dimension), dtype=np.float32)
         order = np.argsort(rows, kind="stable")  # shard by shard, each read in its order
         ends = np.searchsorted(rows[order], self._ends)
-        for shard, start, end, first in zip(self._shards, [0, *ends], ends, [0, *self._ends], strict=False):
-            vectors[order[start:end]] = shard[rows[order[start:end]] - first]
+        starts = np.concatenate([[0], ends[:-1]])
+        for shard in np.flatnonzero(ends > starts).tolist():
+            part, first = order[starts[shard] : ends[shard]], self._ends[shard - 1] if shard else 0
+            vectors[part] = self._shard(shard)[rows[part] - first]
         lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
         check_lengths(lengths, lambda index: self._name(int(rows[index])))
         vectors /= lengths[:, None]

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,21 @@ def test_a_trained_vocabulary_starts_with_special_tokens_and_bytes() -> None:
     assert train_tokenizer(["ab ab"], 400).vocabulary_size < 400  # runs out of pairs
     # words are split before merging: no token spans two words, two digits or a line end and a letter
     assert not [token for token in vocabulary if token.strip("Ġ").count("Ġ") or sum(map(str.isdigit, token)) > 1]
+
+
+@pytest.mark.parametrize("word", ["ACGGT" * 60_000, "-" * 300_000, "\n" * 300_000])
+def test_word_of_hundreds_of_kilobytes_is_learnt_from_in_seconds_and_encoded(word: str) -> None:
+    started = time.monotonic()
+    tokenizer = train_tokenizer([f"a {word} word", *TEXTS], 500)
+    assert tokenizer.decode(tokenizer.encode(word)) == word
+    assert time.monotonic() - started < 30
+
+
+def test_words_of_usual_length_are_learnt_from_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [*TEXTS, "x" * 256, "-" * 256]
+    capped = train_tokenizer(texts, 400).to_json()
+    monkeypatch.setattr("sbp_fast.data.tokenizer.LONGEST_WORD", 10_000)
+    assert train_tokenizer(texts, 400).to_json() == capped
 
 
 def test_batches_equal_single_texts() -> None:

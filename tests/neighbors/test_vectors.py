@@ -28,6 +28,18 @@ def test_rows_come_back_in_any_order_at_unit_length(
     assert size == 500 * 64 * bytes_each + 7 * 128  # a header of 128 bytes a shard
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not list a process's open files")
+def test_shards_beyond_those_mapped_at_once_are_read_and_release_their_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sbp_fast.neighbors.vectors.MAPPED_FILES", 3)
+    matrix, before = unit_vectors(300, 16), len(list(Path("/proc/self/fd").iterdir()))
+    vectors = as_stage(matrix, tmp_path / "vectors", shard=5)
+    rows = np.random.default_rng(0).permutation(300)
+    assert np.abs(vectors[rows] - matrix[rows]).max() <= 1e-7
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= 3
+
+
 def test_similarities_are_inner_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sbp_fast.neighbors.vectors.READ_BLOCK", 64)
     matrix = unit_vectors(200, 32)
