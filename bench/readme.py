@@ -64,7 +64,7 @@ def demo_table(results: dict[str, Any]) -> str:
     single = all(arm["training_runs"] == 1 for arm in results["arms"].values())
     conclusion = "One run each, no conclusion; " if single else ""
     note = (
-        f"{conclusion}{results['confidence']:.0%} intervals over {over}; chance is {chance}; {minutes:.1f} minutes on {device}."
+        f"{conclusion}{results['confidence']:.0%} intervals over {over}; chance is {chance}; its stages take {minutes:.1f} minutes on {device}."
     )
     return "\n".join([*lines, "", *headline(results), "", note])
 
