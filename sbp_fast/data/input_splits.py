@@ -1,4 +1,4 @@
-"""Splits of large files, which several processes read in parallel.
+"""Splits of large files, which several processes read in parallel, and groups of small ones, which one process reads.
 
 A split knows how many records of its file come before it, so that its records have the names and numbers that they have in the
 whole file. Which formats can be split, and how, is up to their readers.
@@ -6,7 +6,7 @@ whole file. Which formats can be split, and how, is up to their readers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -15,6 +15,7 @@ from sbp_fast.data.readers import InputFile
 from sbp_fast.pipeline.executors.executor import Workers
 
 SPLIT_BYTES = 256 << 20
+GROUP_BYTES = 4 << 20
 
 
 def split_files(files: Sequence[InputFile], workers: Workers, processes: int) -> list[list[InputFile]]:
@@ -28,10 +29,31 @@ def split_files(files: Sequence[InputFile], workers: Workers, processes: int) ->
     return [_number(parts, [next(counts) for part in parts if _is_uncounted(part)]) for parts in splits]
 
 
-def _split(file: InputFile) -> list[InputFile]:
+def group_files(files: Iterable[InputFile]) -> list[list[InputFile]]:
+    """Return files in their order, in groups of `GROUP_BYTES` at most, or of a single file or split.
+
+    A group is read in one piece: to begin and to seal a piece takes longer than to read a small file.
+    """
+    groups: list[list[InputFile]] = []
+    size = 0
+    for file in files:
+        added = _size(file) if file.split is None else GROUP_BYTES
+        if not groups or size + added > GROUP_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(file)
+        size += added
+    return groups
+
+
+def _size(file: InputFile) -> int:
+    """Return the bytes of a file; 0 where a store does not tell."""
     with user_errors(file.system, file.shown):
-        size = file.system.size(file.path) or 0
-    count = -(-size // SPLIT_BYTES)
+        return file.system.size(file.path) or 0
+
+
+def _split(file: InputFile) -> list[InputFile]:
+    count = -(-_size(file) // SPLIT_BYTES)
     splits = file.reader.split(file, count) if count > 1 else []
     return [replace(file, split=split) for split in splits] or [file]
 

@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from sbp_fast.data.holdout import (
     select,
 )
 from sbp_fast.data.input_files import FoundFiles, search_files, shorten
-from sbp_fast.data.input_splits import split_files
+from sbp_fast.data.input_splits import group_files, split_files
 from sbp_fast.data.prepared import VALIDATION
 from sbp_fast.data.round_trip import check_round_trips
 from sbp_fast.data.shuffle import (
@@ -148,21 +150,12 @@ class Preparation:
         """Shuffle-write all files; returns the sums of what `shuffle_write` counts, "documents" of training alone."""
         path = self.corpus.path
         self.console.say(f"reading {path if isinstance(path, str) else ', '.join(path)}")
-        splits = split_files([file for file, _ in self.files], self.workers, self.processes)
-        inputs = [
-            (file, heldout, number < self.unique_files if self.unique_files else None)
-            for number, ((_, heldout), parts) in enumerate(zip(self.files, splits, strict=True))
-            for file in parts
-        ]
-        config, seed, buckets = self.corpus, self.config.seed, self.buckets
-        tasks = [
-            ShuffleWriteTask(self.scratch, file, index, heldout, unique, config, seed, buckets, PARTITION_BYTES)
-            for index, (file, heldout, unique) in enumerate(inputs)
-        ]
+        tasks = self._read_tasks()
         total: dict[str, Any] = {"documents": 0, "sources": Counter(), "skipped": 0, "bucket": Counter()}
         total |= {"passages": 0, "other_sources": 0, "read": Counter()}
-        unit = "files" if len(tasks) == len(self.files) else "splits of files"
-        with self.console.task("reading", len(tasks), unit) as progress:
+        parts = sum(len(task.files) for task in tasks)
+        unit = "files" if parts == len(self.files) else "splits of files"
+        with self.console.task("reading", parts, unit) as progress:
             for task, counts in zip(tasks, self._shuffle_write(tasks), strict=True):
                 if not task.heldout:
                     total["documents"] += counts["documents"]
@@ -170,11 +163,30 @@ class Preparation:
                 for kind in ("skipped", "passages", "other_sources"):
                     total[kind] += counts[kind]
                 total["bucket"].update(counts["bucket"])
-                total["read"][task.file.shown] += sum(counts[kind] for kind in ("documents", "skipped", "other_sources"))
+                for number, file in enumerate(task.files):
+                    total["read"][file.shown] += counts["read"].get(str(number), 0)
                 self.save_clock()
-                progress.advance(1)
+                progress.advance(len(task.files))
         self._report_read(total)
         return total
+
+    def _read_tasks(self) -> list[ShuffleWriteTask]:
+        """Return the tasks that read all files, in the order of reading; a function of the files alone."""
+        splits = split_files([file for file, _ in self.files], self.workers, self.processes)
+        kinds = [
+            (heldout, number < self.unique_files if self.unique_files else None)
+            for number, (_, heldout) in enumerate(self.files)
+        ]
+        inputs = [
+            (tuple(group), kind)
+            for kind, same in groupby(zip(kinds, splits, strict=True), itemgetter(0))
+            for group in group_files(file for _, parts in same for file in parts)
+        ]
+        config, seed, buckets = self.corpus, self.config.seed, self.buckets
+        return [
+            ShuffleWriteTask(self.scratch, files, index, heldout, unique, config, seed, buckets, PARTITION_BYTES)
+            for index, (files, (heldout, unique)) in enumerate(inputs)
+        ]
 
     def _report_read(self, total: dict[str, Any]) -> None:
         """Print what was not read, and refuse an input of which nothing was."""

@@ -29,7 +29,7 @@ from sbp_fast.pipeline.seals import is_sealed, read_marker, remove_sealed, seal,
 
 DOCUMENT_BYTES = 256  # that a document takes in memory beside its text
 KEY_BITS = 64
-INDEX_BITS = 40  # of a document's index in its file; the other bits are the index of the file
+INDEX_BITS = 40  # of a document's index in its group of files; the other bits are the index of the group
 SCHEMA = pa.schema(
     {
         "key": pa.uint64(),  # position in the shuffled order: see `position`; else the high half of the text's hash
@@ -48,11 +48,12 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ShuffleWriteTask:
-    """What one process needs to read a file and write its documents to chunks.
+    """What one process needs to read a group of files and write their documents to chunks.
 
     Attributes:
         directory: where the chunks go.
-        index: of the file in the order of reading.
+        files: one file or split, or several small files, in the order of reading.
+        index: of the group in the order of reading.
         heldout: whether its documents are given to be held out.
         unique: whether its documents are named unique; None where none are.
         buckets: of the shuffled order.
@@ -61,7 +62,7 @@ class ShuffleWriteTask:
     """
 
     directory: Path
-    file: InputFile
+    files: tuple[InputFile, ...]
     index: int
     heldout: bool
     unique: bool | None
@@ -123,25 +124,27 @@ def plan_partitions(bucket_bytes: Mapping[str, int], buckets: int, partition_byt
 
 
 def shuffle_write(task: ShuffleWriteTask) -> dict[str, Any]:
-    """Read a file and write its documents to chunks; chunks that an earlier attempt finished are kept.
+    """Read a group of files and write their documents to chunks; chunks that an earlier attempt finished are kept.
 
     Returns:
         "documents" read, "other_sources" left out, "passages" made, "skipped" records; under "source" the documents of each
-        source, under "bucket" the bytes of each bucket, DOCUMENT_BYTES counted for a document.
+        source, under "bucket" the bytes of each bucket, DOCUMENT_BYTES counted for a document, under "read" the records of each
+        file by its number in the group.
 
     Raises:
         UserError: the first record that cannot be used, unless `on_error` is "skip"; a store that fails, always.
     """
-    finished = task.directory / f"file-{task.index:06d}.json"
+    finished = task.directory / f"group-{task.index:06d}.json"
     counts = read_marker(finished)
     if counts is not None:
         return _nest_counts(counts)
     writer = _ChunkWriter(task)
     writer.accept_chunks()
-    items = islice(read_file(task.file, task.config), writer.total["items"], None)
+    every = ((number, item) for number, file in enumerate(task.files) for item in read_file(file, task.config))
+    items = islice(every, writer.total["items"], None)
     limit = task.limit if task.limit is not None else float("inf")
     while writer.total["documents"] + writer.counts["documents"] < limit and (item := next(items, None)) is not None:
-        writer.add(item)
+        writer.add(*item)
     writer.close_chunk()
     write_marker(finished, writer.chunks, **writer.total)
     return _nest_counts(writer.total)
@@ -150,7 +153,7 @@ def shuffle_write(task: ShuffleWriteTask) -> dict[str, Any]:
 def _nest_counts(total: Mapping[str, int]) -> dict[str, Any]:
     """Turn counts with keys such as "bucket:3" and "source:news" into dictionaries of their own."""
     nested: dict[str, Any] = {key: total.get(key, 0) for key in ("documents", "other_sources", "passages", "skipped")}
-    for kind in ("source", "bucket"):
+    for kind in ("source", "bucket", "read"):
         nested[kind] = {key.partition(":")[2]: value for key, value in total.items() if key.startswith(f"{kind}:")}
     return nested
 
@@ -184,21 +187,21 @@ class _ChunkWriter:
         self.counts: Counter[str] = Counter()
         self.bytes = 0
 
-    def add(self, item: Document | UserError) -> None:
-        self.counts["items"] += 1
+    def add(self, number: int, item: Document | UserError) -> None:
+        """Add a record of the file with a number in the group."""
+        self.counts.update(("items", f"read:{number}"))
         self.bytes += DOCUMENT_BYTES
         if isinstance(item, UserError):
-            self._skip(item)
+            self._skip(item, self.task.files[number])
         else:
             self._add_document(item)
         if self.bytes >= self.task.chunk_bytes:
             self.close_chunk()
             seal(self.chunks[-1])
 
-    def _skip(self, error: UserError) -> None:
+    def _skip(self, error: UserError, file: InputFile) -> None:
         if self.task.config.on_error == "stop" or isinstance(error, TransientError):
             raise error
-        file = self.task.file
         where = error.where.replace(file.shown, "/".join(file.parts), 1)  # the same wherever the files lie
         self.skipped.append({"where": where, "what": error.what})
         self.counts["skipped"] += 1

@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sbp_fast.config import CorpusConfig, RunConfig
+from sbp_fast.config.files import load_config
 from sbp_fast.data import input_splits
 from sbp_fast.data.documents import Document, read_file
 from sbp_fast.data.input_files import find_files
 from sbp_fast.data.input_splits import split_files
+from sbp_fast.data.preparation import SKIPPED
 from sbp_fast.data.readers import InputFile, jsonl
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.progress import Console
@@ -96,3 +98,23 @@ def test_prepare_gives_the_same_corpus_for_any_split_size(tmp_path: Path, monkey
     assert made[0].files == made[1].files and made[0].fingerprint == made[1].fingerprint
     assert made[0].counts == made[1].counts and made[0].counts["records_skipped"] == 1
     assert "line 101" in (tmp_path / "700/skipped.jsonl").read_text()
+
+
+def test_small_files_read_in_groups_give_the_corpus_of_single_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"{number:02d}.txt").write_text(f"The letter of day {number} says little." * (number % 4))
+    (folder / "many.txt").write_text("A longer letter. " * 30)
+    config = load_config(
+        ["small"], [f"corpus.path='{folder}'", "corpus.on_error=skip", "corpus.vocabulary_size=300", "corpus.unique_share=1"]
+    )
+    manifests, groups = [], []
+    for size in (0, 300, input_splits.GROUP_BYTES):
+        monkeypatch.setattr(input_splits, "GROUP_BYTES", size)
+        groups.append(len(input_splits.group_files(find_files(str(folder)))))
+        manifests.append(prepare(config, tmp_path / str(size), console=Console(quiet=True)))
+    assert groups[0] > 30 and groups[0] > groups[1] > groups[2] == 1
+    assert manifests[0].files == manifests[1].files == manifests[2].files
+    assert manifests[0].counts == manifests[1].counts == manifests[2].counts
+    assert len((tmp_path / "0" / SKIPPED).read_text().splitlines()) == 10
