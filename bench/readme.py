@@ -1,22 +1,48 @@
-"""`python -m bench.readme`: draw the tables of README.md and bench/README.md from committed results."""
+"""`python -m bench.readme`: draw the tables of README.md, docs/lab.md and bench/README.md from committed results."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.records import RESULTS, load, third_party, title
 from bench.registry import BENCHMARKS
 from sbp_fast.experiment.report.wording import headline, main_metrics
+from sbp_fast.lab.page import TITLES
+from sbp_fast.lab.sweeps import LABELS
 from sbp_fast.pipeline.progress import short
 
 ROOT = Path(__file__).parent.parent
-DEMO = ROOT / "docs" / "demo" / "results.json"
-DEMO_MARKS = "<!-- demo table: drawn by `python -m bench.readme` -->", "<!-- end of demo table -->"
-KERNEL_MARKS = "<!-- kernel table: drawn by `python -m bench.readme` -->", "<!-- end of kernel table -->"
-DATA_MARKS = "<!-- data table: drawn by `python -m bench.readme` -->", "<!-- end of data table -->"
+DEMO, LAB = ROOT / "docs" / "demo" / "results.json", ROOT / "docs" / "lab" / "results.json"
+
+
+class Table(NamedTuple):
+    """A table that stands in a page between two marks.
+
+    Attributes:
+        page: path from the root of the repository.
+        name: of the marks.
+        draw: function that returns the table as Markdown.
+    """
+
+    page: str
+    name: str
+    draw: Callable[[], str]
+
+    @property
+    def marks(self) -> tuple[str, str]:
+        """The comments between which it stands."""
+        return f"<!-- {self.name} table: drawn by `python -m bench.readme` -->", f"<!-- end of {self.name} table -->"
+
+
+TABLES = (
+    Table("README.md", "demo", lambda: demo_table(json.loads(DEMO.read_text()))),
+    Table("docs/lab.md", "lab", lambda: lab_table(json.loads(LAB.read_text()))),
+    Table("bench/README.md", "kernel", lambda: kernel_table(RESULTS)),
+    Table("bench/README.md", "data", lambda: data_table(RESULTS)),
+)
 
 
 def main() -> None:
@@ -27,10 +53,11 @@ def main() -> None:
 
 def pages() -> dict[Path, str]:
     """Return the pages that hold tables, by path, with the tables as the committed results have them."""
-    readme, results = ROOT / "README.md", ROOT / "bench" / "README.md"
-    demo = _between(readme.read_text(), DEMO_MARKS, demo_table(json.loads(DEMO.read_text())))
-    kernels = _between(results.read_text(), KERNEL_MARKS, kernel_table(RESULTS))
-    return {readme: demo, results: _between(kernels, DATA_MARKS, data_table(RESULTS))}
+    texts = {ROOT / table.page: (ROOT / table.page).read_text() for table in TABLES}
+    for table in TABLES:
+        path = ROOT / table.page
+        texts[path] = _between(texts[path], table.marks, table.draw())
+    return texts
 
 
 def _between(text: str, marks: tuple[str, str], table: str) -> str:
@@ -63,10 +90,51 @@ def demo_table(results: dict[str, Any]) -> str:
     over = " or ".join(sorted({arm[name]["over"] for arm in results["arms"].values() for name in metrics}))
     single = all(arm["training_runs"] == 1 for arm in results["arms"].values())
     conclusion = "One run each, no conclusion; " if single else ""
-    note = (
-        f"{conclusion}{results['confidence']:.0%} intervals over {over}; chance is {chance}; its stages take {minutes:.1f} minutes on {device}."
-    )
+    sentences = f"{results['confidence']:.0%} intervals over {over}; chance is {chance}; its stages take {minutes:.1f} minutes"
+    note = f"{conclusion}{sentences} on {device}."
     return "\n".join([*lines, "", *headline(results), "", note])
+
+
+def lab_table(results: dict[str, Any]) -> str:
+    """Return the excess of each arm in each world, the gates, and SBP's excess by what was swept, as Markdown."""
+    worlds = results["worlds"]
+    lines = ["| arm | " + " | ".join(TITLES[kind] for kind in worlds) + " |", "|---|" + "---|" * len(worlds)]
+    arms = {arm: world["arms"][arm]["label"] for world in worlds.values() for arm in world["arms"]}
+    for arm, label in arms.items():
+        lines.append(f"| {label} | " + " | ".join(_nats(world["arms"][arm]["excess"]) for world in worlds.values()) + " |")
+    lines += ["", *(line for kind, world in worlds.items() for line in (_differences(kind, world), _gates(kind, world)))]
+    for setting, points in results["sweeps"].items():
+        lines += ["", f"| {LABELS[setting]} | SBP | exact: knowing nothing |", "|---|---|---|"]
+        lines += [
+            f"| {point['value']:g} | {_nats(point['excess'])} | {point['bounds']['knowing_nothing']:.2f} |" for point in points
+        ]
+    seeds = max(len(world["seeds"]) for world in worlds.values())
+    note = f"Nats a value over the entropy, mean of {seeds} seeds with {results['confidence']:.0%} t intervals over seeds."
+    return "\n".join([*lines, "", note])
+
+
+def _differences(kind: str, world: Mapping[str, Any]) -> str:
+    arms = world["arms"]
+    differences = [f"{arms[arm]['label'].lower()} {_nats(difference)}" for arm, difference in world["differences"].items()]
+    ahead = [arms[arm]["label"].lower() for arm in world["ahead"]]
+    verdict = f"is ahead of {', '.join(ahead)}, whose intervals do not touch its own" if ahead else "is ahead of no arm"
+    return f"- `{kind}`: SBP {verdict}. SBP less each, paired by seed: {', '.join(differences)}."
+
+
+def _gates(kind: str, world: Mapping[str, Any]) -> str:
+    related, random = world["synthesizer"], world["random_synthesizer"]
+    right = {source: samples["missing_right_values"] for source, samples in world["samples"].items()}
+    shares = ", ".join(f"{source} {'none' if share is None else f'{share:.1%}'}" for source, share in right.items())
+    return (
+        f"- `{kind}`: the synthesizer's conditional loss is {_nats(related['conditional'])}, {_nats(related['ratio'])} times "
+        f"the exact one; that of random pairs is {_nats(random['conditional'])}. Right values among samples of the missing "
+        f"kind, by source: {shares} (chance {world['samples']['related']['chance']:.1%})."
+    )
+
+
+def _nats(interval: Mapping[str, Any]) -> str:
+    ends = "" if interval["low"] is None else f" [{interval['low']:.2f}, {interval['high']:.2f}]"
+    return f"{interval['value']:.2f}{ends}"
 
 
 def kernel_table(folder: Path) -> str:

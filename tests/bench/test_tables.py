@@ -69,7 +69,7 @@ def test_data_table_shows_every_peer_library(tmp_path: Path) -> None:
 
 def test_between_with_a_missing_mark_raises() -> None:
     with pytest.raises(ValueError, match="the page lacks the marks"):
-        readme._between("no marks", readme.DEMO_MARKS, "table")
+        readme._between("no marks", readme.TABLES[0].marks, "table")
 
 
 def test_plot_of_a_record_writes_both_pictures_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from sbp_fast.config.renamed import RENAMED
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-TABLES = [ROOT / "README.md", ROOT / "bench" / "README.md"]
+TABLES = list(pages())
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PLACEHOLDERS = {"CONFIG": "demo", "COMMAND": "run", "RUN": "runs/demo", "NAME": "sbp"}
 
