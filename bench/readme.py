@@ -118,7 +118,7 @@ def _differences(kind: str, world: Mapping[str, Any]) -> str:
     differences = [f"{arms[arm]['label'].lower()} {_nats(difference)}" for arm, difference in world["differences"].items()]
     ahead = [arms[arm]["label"].lower() for arm in world["ahead"]]
     verdict = f"is ahead of {', '.join(ahead)}, whose intervals do not touch its own" if ahead else "is ahead of no arm"
-    return f"- `{kind}`: SBP {verdict}. SBP less each, paired by seed: {', '.join(differences)}."
+    return f"- `{kind}`: SBP {verdict}. SBP less each: {', '.join(differences)}."
 
 
 def _gates(kind: str, world: Mapping[str, Any]) -> str:
