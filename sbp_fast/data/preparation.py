@@ -19,7 +19,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -28,23 +27,21 @@ from sbp_fast.data.documents import heldout_path, is_embedded, resolve_separator
 from sbp_fast.data.encoder import EncoderName, IdsDiffer, choose_encoder
 from sbp_fast.data.filesystem import user_errors
 from sbp_fast.data.holdout import (
-    SELECTION_COLUMNS,
     Decisions,
     check_ids,
     choose_holdout,
     choose_validation,
     count_originals,
-    select,
 )
 from sbp_fast.data.input_files import FoundFiles, search_files, shorten
 from sbp_fast.data.input_splits import group_files, split_files
 from sbp_fast.data.prepared import VALIDATION
 from sbp_fast.data.round_trip import check_round_trips
+from sbp_fast.data.selected import count_selected, head_texts
 from sbp_fast.data.shuffle import (
     ShufflePartition,
     ShuffleReader,
     ShuffleWriteTask,
-    in_first_half,
     plan_partitions,
     shuffle_write,
 )
@@ -64,7 +61,6 @@ PARTITION_BYTES = 256 << 20  # of text and its columns, held by a process at onc
 SMALL_PARTITION_BYTES = 1 << 20  # a small corpus has up to MINIMUM_PARTITIONS of this size, so that all processes have work
 MINIMUM_PARTITIONS = 16
 COMPRESSION_RATIO = 4  # assumed of compressed input; where it is larger, buckets are divided further
-TRAINING_BYTES = 128 << 20  # of text that a tokenizer is trained on; more changes little and its word counts take memory
 SKIPPED, NEAR_DUPLICATES = "skipped.jsonl", "near-duplicates.parquet"
 NEAR_DUPLICATES_SCHEMA = pa.schema({"id": pa.string(), "kept": pa.string(), "similarity": pa.float64()})
 
@@ -124,7 +120,7 @@ class Preparation:
         if self.corpus.deduplicate == "near":
             near_duplicates = self._find_near_duplicates(decisions, partitions)
             decisions = replace(decisions, near_duplicates=near_duplicates.indices)
-        selected, heldout_originals = _count_selected(shuffled, partitions, decisions)
+        selected, heldout_originals = count_selected(shuffled, partitions, decisions)
         unique = self._count_unique(selected, len(heldout_originals))
         validation = choose_validation(heldout_originals, self.corpus.validation_share)
         save_array(self.directory / VALIDATION, validation)
@@ -134,11 +130,11 @@ class Preparation:
         if near_duplicates is not None:
             self._list_near_duplicates(near_duplicates)
         tokenizer = self._load_or_train_tokenizer(shuffled, partitions, decisions, unique)
-        unique_texts = _head(shuffled, partitions, decisions, unique)
+        unique_texts = head_texts(shuffled, partitions, decisions, unique)
         if self.corpus.tokenizer != "train":
             losses = check_round_trips(tokenizer, unique_texts, lossy=self.corpus.lossy_tokenizer)
             self.record(**losses)
-            unique_texts = _head(shuffled, partitions, decisions, unique)
+            unique_texts = head_texts(shuffled, partitions, decisions, unique)
         encoder, description = choose_encoder(self.corpus.encoder, tokenizer, unique_texts)
         self.console.say(f"tokenizing with {description}")
         self.record(encoder=description)
@@ -281,7 +277,7 @@ class Preparation:
         if self.corpus.tokenizer == "train":
             # on the unique documents alone: the arms may not learn from the others, not even which words are common
             self.console.say(f"training a tokenizer of {self.corpus.vocabulary_size} tokens on {unique} documents")
-            texts = _head(shuffled, partitions, decisions, unique)
+            texts = head_texts(shuffled, partitions, decisions, unique)
             tokenizer = train_tokenizer(texts, self.corpus.vocabulary_size)
         else:
             tokenizer = Tokenizer(self.corpus.tokenizer)
@@ -374,46 +370,3 @@ class Preparation:
             vocabulary_size=tokenizer.vocabulary_size,
             compression=self.corpus.compression,
         )
-
-
-def _count_selected(
-    shuffled: ShuffleReader, partitions: list[ShufflePartition], decisions: Decisions
-) -> tuple[Counter[str], np.ndarray]:
-    """Count the documents that stay for training, and those dropped for each reason.
-
-    Returns:
-        The counts, and the hashed name of the original of each held-out document, in the order in which they are written;
-        uint64.
-    """
-    counts: Counter[str] = Counter()
-    originals = []
-    for partition in partitions:
-        table = shuffled.rows(partition, SELECTION_COLUMNS)
-        columns = {name: table[name].to_numpy() for name in SELECTION_COLUMNS}
-        selected = select(columns, decisions)
-        originals.append(decisions.originals(columns)[selected.heldout])
-        counts.update(
-            train=len(selected.train),
-            first_half=int(np.count_nonzero(in_first_half(columns["key"][selected.train]))),
-            duplicates=selected.duplicates,
-            heldout_duplicates=selected.heldout_duplicates,
-            near_duplicates=selected.near_duplicates,
-        )
-    return counts, np.concatenate(originals)
-
-
-def _head(shuffled: ShuffleReader, partitions: list[ShufflePartition], decisions: Decisions, documents: int) -> Iterator[str]:
-    """Yield the texts of the first documents of the shuffled order, up to TRAINING_BYTES of them."""
-    size = 0
-    for partition in partitions:
-        table = shuffled.rows(partition, [*SELECTION_COLUMNS, "text"])
-        columns = {name: table[name].to_numpy() for name in SELECTION_COLUMNS}
-        selected = select(columns, decisions).train[:documents]
-        documents -= len(selected)
-        for text in table["text"].take(selected):
-            size += len(text.as_buffer())
-            yield text.as_py()
-            if size >= TRAINING_BYTES:
-                return
-        if not documents:
-            return

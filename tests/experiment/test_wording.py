@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sbp_fast.evaluate.statistics import no_share
 from sbp_fast.experiment.report import wording
+from sbp_fast.experiment.report.limits import limits
 from sbp_fast.experiment.report.summary import summary_table
 
 ARMS = {
@@ -98,7 +99,7 @@ def all_sentences(results: dict[str, Any]) -> list[str]:
         *wording.verdict(results).split("; "),
         *wording.headline(results),
         *(clause for sentence in wording.secondary_sentences(results) for clause in with_metric(sentence)),
-        *wording.limits(results),
+        *limits(results),
         *(f"{results['arms'][arm]['label']} {text}" for arm, text in descriptions.items()),
         wording.budget(results),
         *str(summary_table(results).title).split("; "),
@@ -193,7 +194,7 @@ def test_limits_count_every_difference_with_an_interval_that_the_page_shows(resu
     arms = {name: arm["training_runs"] for name, arm in results["arms"].items()}
     repeated = [name for name, runs in arms.items() if runs > 1 and name != "baseline"]
     expected = len(METRICS) * len(repeated) * (arms["baseline"] > 1) + len(repeated) * (len(repeated) - 1) // 2
-    assert any(f"of the {expected} differences" in limit for limit in wording.limits(results)) == (expected > 0)
+    assert any(f"of the {expected} differences" in limit for limit in limits(results)) == (expected > 0)
 
 
 @settings(deadline=None, max_examples=150)

@@ -15,6 +15,7 @@ from sbp_fast.experiment.graph import model_stage, stages_of
 from sbp_fast.experiment.report import plots, wording
 from sbp_fast.experiment.report.contents import SECTIONS, sections_of
 from sbp_fast.experiment.report.examples import collect_triples
+from sbp_fast.experiment.report.limits import limits
 from sbp_fast.experiment.report.relation import NATS, relation_sentences
 from sbp_fast.experiment.report.templates import page_environment
 from sbp_fast.experiment.results import write_results
@@ -113,7 +114,7 @@ def render(
         secondary=wording.secondary_sentences(results),
         descriptions=wording.arm_descriptions(results),
         budget=wording.budget(results),
-        limits=wording.limits(results),
+        limits=limits(results),
         paper_elsewhere=_other_measures(shown["synthetic_quality"]) if shown else [],
         relation_sentences=relation_sentences(shown["relation"]) if shown else [],
         palette=arm_palette(len(results["arms"])),
