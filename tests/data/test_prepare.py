@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from sbp_fast.config import CorpusConfig, RunConfig
-from sbp_fast.data import preparation
+from sbp_fast.data import selected
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.tokenizer import train_tokenizer
@@ -172,7 +172,7 @@ def test_the_tokenizer_is_trained_on_the_unique_documents_alone(tmp_path: Path) 
 
 
 def test_the_tokenizer_is_trained_on_at_most_training_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "TRAINING_BYTES", 1000)
+    monkeypatch.setattr(selected, "TRAINING_BYTES", 1000)
     documents = [(str(i), f"{chr(97 + i % 26) * 3}{chr(97 + i // 26) * 3} " * 3) for i in range(400)]
     corpus = run(configure(write_jsonl(tmp_path / "c.jsonl", documents)), tmp_path / "out")
     head = [corpus.text(corpus.train, i) for i in range(48)]  # of 21 bytes each
