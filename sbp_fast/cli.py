@@ -39,22 +39,22 @@ def main() -> None:
 def run_command(command: Callable[[], object]) -> None:
     """Run a command; a user's mistake is one line and exit code 2, and SIGINT or SIGTERM ends it (see `interrupts`)."""
     rank0 = os.environ.get("RANK", "0") == "0"  # of several processes that raise the same error, one prints it
-    watch_signals(quiet=not rank0)
-    try:
-        command()
-    except UserError as error:
-        if number := signal_received():  # a signal to all processes ended a worker first
-            abandon(number, STOPPED)
-        if rank0:
-            print_error(error)
-        sys.exit(2)
-    except Stopped as stopped:
-        if rank0:
-            print_line(str(stopped))
-        sys.exit(stopped.exit_code)
-    except Interrupted as interrupted:
-        sys.stdout.flush()
-        abandon(interrupted.signal_number, STOPPED if rank0 else "")
+    with watch_signals(quiet=not rank0):
+        try:
+            command()
+        except UserError as error:
+            if number := signal_received():  # a signal to all processes ended a worker first
+                abandon(number, STOPPED)
+            if rank0:
+                print_error(error)
+            sys.exit(2)
+        except Stopped as stopped:
+            if rank0:
+                print_line(str(stopped))
+            sys.exit(stopped.exit_code)
+        except Interrupted as interrupted:
+            sys.stdout.flush()
+            abandon(interrupted.signal_number, STOPPED if rank0 else "")
 
 
 @app.callback(invoke_without_command=True)

@@ -37,7 +37,8 @@ def group_files(files: Iterable[InputFile]) -> list[list[InputFile]]:
     groups: list[list[InputFile]] = []
     size = 0
     for file in files:
-        added = _size(file) if file.split is None else GROUP_BYTES
+        known = _size(file) if file.split is None else None
+        added = GROUP_BYTES if known is None else known
         if not groups or size + added > GROUP_BYTES:
             groups.append([])
             size = 0
@@ -46,14 +47,15 @@ def group_files(files: Iterable[InputFile]) -> list[list[InputFile]]:
     return groups
 
 
-def _size(file: InputFile) -> int:
-    """Return the bytes of a file; 0 where a store does not tell."""
+def _size(file: InputFile) -> int | None:
+    """Return the bytes of a file; None where a store does not tell."""
     with user_errors(file.system, file.shown):
-        return file.system.size(file.path) or 0
+        size: int | None = file.system.size(file.path)
+        return size
 
 
 def _split(file: InputFile) -> list[InputFile]:
-    count = -(-_size(file) // SPLIT_BYTES)
+    count = -(-(_size(file) or 0) // SPLIT_BYTES)
     splits = file.reader.split(file, count) if count > 1 else []
     return [replace(file, split=split) for split in splits] or [file]
 

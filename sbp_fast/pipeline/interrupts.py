@@ -51,8 +51,9 @@ class _Signals:
     unlimited = 0
 
 
-def watch_signals(signals: Sequence[int] = SIGNALS, *, quiet: bool = False) -> None:
-    """Let signals end this process, as the module describes, from now on; called once, by the main thread.
+@contextmanager
+def watch_signals(signals: Sequence[int] = SIGNALS, *, quiet: bool = False) -> Iterator[None]:
+    """Let signals end this process, as the module describes, while a block of the main thread runs.
 
     Python runs handlers in the main thread only, which may be busy in a library for minutes. The watching thread is woken by
     the signal itself.
@@ -61,12 +62,19 @@ def watch_signals(signals: Sequence[int] = SIGNALS, *, quiet: bool = False) -> N
         signals: numbers of the signals.
         quiet: print nothing, because another process does.
     """
+    _Signals.number = 0
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    for number in signals:
-        signal.signal(number, _interrupt)
     threading.Thread(target=_watch, args=(reading, frozenset(signals), quiet), daemon=True).start()
+    woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, _interrupt) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(woken)
+        os.close(writing)  # ends the watching thread
 
 
 def signal_received() -> int:
@@ -81,15 +89,22 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _watch(reading: int, signals: frozenset[int], quiet: bool) -> None:
+    """Read the numbers of signals until the other end of the pipe is closed."""
     number = 0
-    while not number:
-        number = next((byte for byte in os.read(reading, 64) if byte in signals), 0)
-    if not quiet:
-        say(STOPPING)
     while True:
-        again, _, _ = select.select([reading], [], [], GRACE_SECONDS)
-        if (again and signals.intersection(os.read(reading, 64))) or (not again and not _Signals.unlimited):
+        seconds = GRACE_SECONDS if number else None
+        ready, _, _ = select.select([reading], [], [], seconds)
+        received = os.read(reading, 64) if ready else b""
+        if ready and not received:
+            os.close(reading)
+            return
+        news = signals.intersection(received)
+        if number and (news or (not ready and not _Signals.unlimited)):
             abandon(number, "" if quiet else STOPPED)
+        if news and not number:
+            number = next(byte for byte in received if byte in signals)
+            if not quiet:
+                say(STOPPING)
 
 
 def abandon(signal_number: int, message: str) -> NoReturn:

@@ -148,16 +148,16 @@ def run_as_child(function: Callable[[], object], *, quiet: bool) -> None:
     """
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard reaches all processes; the parent passes on one SIGTERM
-    watch_signals([signal.SIGTERM], quiet=True)
-    try:
-        function()
-    except UserError as error:
-        if not quiet:
-            print_error(error)
-        sys.exit(2)
-    except Stopped as stopped:
-        Console(quiet=quiet).say(str(stopped))
-        sys.stdout.flush()
-        end(stopped.exit_code, "")
-    except Interrupted as interrupted:
-        end(interrupted.exit_code, "" if quiet else str(interrupted))
+    with watch_signals([signal.SIGTERM], quiet=True):
+        try:
+            function()
+        except UserError as error:
+            if not quiet:
+                print_error(error)
+            sys.exit(2)
+        except Stopped as stopped:
+            Console(quiet=quiet).say(str(stopped))
+            sys.stdout.flush()
+            end(stopped.exit_code, "")
+        except Interrupted as interrupted:
+            end(interrupted.exit_code, "" if quiet else str(interrupted))
