@@ -128,6 +128,40 @@ def report(directory: Annotated[Path, typer.Argument(help="Directory of a finish
     print_line(str(write_report(directory)))
 
 
+@app.command(epilog="Example: sbp-fast sample runs/demo/tune/related --corpus runs/demo/prepare --seed-text 'Chad: Economy'")
+def sample(
+    model: Annotated[Path, typer.Argument(help="A trained model's directory.")],
+    *,
+    corpus: Corpus,
+    seed_text: Annotated[str, typer.Option(help="Write related documents after this text; without it, any documents.")] = "",
+    count: Annotated[int, typer.Option(min=1, max=1024, help="Number of documents.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 0,
+    temperature: Annotated[
+        float | None, typer.Option(help="As synthesize.temperature; 0 takes the most probable token.")
+    ] = None,
+) -> None:
+    """Print documents that a model writes after a text, as a synthesizer does, or after none."""
+    from sbp_fast.config.files import load_config
+    from sbp_fast.stages.sample import sample as write
+
+    changes = [f"seed={seed}"] + ([] if temperature is None else [f"synthesize.temperature={temperature}"])
+    write(load_config([], changes), model, corpus=corpus, seed_text=seed_text, count=count, console=Console())
+
+
+@app.command(epilog="Example: sbp-fast config demo --diff")
+def config(
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG...] [KEY.PATH=VALUE]...", help="As for `run`.")
+    ] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="Only what differs from the defaults.")] = False,
+) -> None:
+    """Print a configuration as TOML with the meaning of each key; without arguments, the defaults."""
+    from sbp_fast.config import RunConfig
+    from sbp_fast.config.describe import describe_config
+
+    print(describe_config(load_settings(settings) if settings else RunConfig(), changes=diff), end="")
+
+
 @app.command(epilog="Example: sbp-fast plan 3b-200b --gpus 64 --gpu h200")
 def plan(
     settings: Settings,
