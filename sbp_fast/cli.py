@@ -148,6 +148,20 @@ def sample(
     write(load_config([], changes), model, corpus=corpus, seed_text=seed_text, count=count, console=Console())
 
 
+@app.command(epilog="Example: sbp-fast show runs/demo/filter/related --corpus runs/demo/prepare")
+def show(
+    directory: Annotated[Path, typer.Argument(help="Output of prepare, pair, synthesize or filter.")],
+    *,
+    corpus: Annotated[Path | None, typer.Option(help="Output of `prepare` that it was made from.")] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Documents or pairs to print.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which.")] = 0,
+) -> None:
+    """Print the counts of a stage's output, why documents were rejected, and a few examples."""
+    from sbp_fast.stages.show import show as print_output
+
+    print_output(directory, corpus=corpus, examples=examples, seed=seed, console=Console())
+
+
 @app.command(epilog="Example: sbp-fast config demo --diff")
 def config(
     settings: Annotated[
