@@ -27,6 +27,9 @@ app = typer.Typer(
 )
 app.add_typer(cli_stages.app)
 
+EXPERIMENTS, LOOK, DOORS = "Experiments", "Looking at things", "In and out"
+"""Headings of `sbp-fast --help`; the commands of single stages have their own."""
+
 
 def main() -> None:
     """Run the command line."""
@@ -65,7 +68,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-@app.command(epilog="Example: sbp-fast run small corpus.path='mine/*.jsonl.zst' --out runs/mine")
+@app.command(epilog="Example: sbp-fast run small corpus.path='mine/*.jsonl.zst' --out runs/mine", rich_help_panel=EXPERIMENTS)
 def run(
     settings: Settings,
     out: Annotated[Path | None, typer.Option(help="The run's directory (default: runs/NAME).")] = None,
@@ -103,7 +106,7 @@ def run(
     console.say(f"report: {report}")
 
 
-@app.command(epilog="Example: sbp-fast lab --seeds 0 --seeds 1 --out runs/lab")
+@app.command(epilog="Example: sbp-fast lab --seeds 0 --seeds 1 --out runs/lab", rich_help_panel=EXPERIMENTS)
 def lab(
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings of the configuration `lab`: key.path=value.")] = None,
     out: Annotated[Path, typer.Option(help="Directory of all worlds and seeds.")] = Path("runs/lab"),
@@ -120,7 +123,7 @@ def lab(
     print_line(f"report: {report}")
 
 
-@app.command(epilog="Example: sbp-fast report runs/demo")
+@app.command(epilog="Example: sbp-fast report runs/demo", rich_help_panel=EXPERIMENTS)
 def report(directory: Annotated[Path, typer.Argument(help="Directory of a finished run.")]) -> None:
     """Rewrite report.html and results.json of a finished run."""
     from sbp_fast.experiment.report.page import write_report
@@ -128,7 +131,10 @@ def report(directory: Annotated[Path, typer.Argument(help="Directory of a finish
     print_line(str(write_report(directory)))
 
 
-@app.command(epilog="Example: sbp-fast sample runs/demo/tune/related --corpus runs/demo/prepare --seed-text 'Chad: Economy'")
+@app.command(
+    epilog="Example: sbp-fast sample runs/demo/tune/related --corpus runs/demo/prepare --seed-text 'Chad: Economy'",
+    rich_help_panel=LOOK,
+)
 def sample(
     model: Annotated[Path, typer.Argument(help="A trained model's directory.")],
     *,
@@ -148,7 +154,7 @@ def sample(
     write(load_config([], changes), model, corpus=corpus, seed_text=seed_text, count=count, console=Console())
 
 
-@app.command(epilog="Example: sbp-fast show runs/demo/filter/related --corpus runs/demo/prepare")
+@app.command(epilog="Example: sbp-fast show runs/demo/filter/related --corpus runs/demo/prepare", rich_help_panel=LOOK)
 def show(
     directory: Annotated[Path, typer.Argument(help="Output of prepare, pair, synthesize or filter.")],
     *,
@@ -162,7 +168,7 @@ def show(
     print_output(directory, corpus=corpus, examples=examples, seed=seed, console=Console())
 
 
-@app.command(epilog="Example: sbp-fast config demo --diff")
+@app.command(epilog="Example: sbp-fast config demo --diff", rich_help_panel=LOOK)
 def config(
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[CONFIG...] [KEY.PATH=VALUE]...", help="As for `run`.")
@@ -176,7 +182,7 @@ def config(
     print(describe_config(load_settings(settings) if settings else RunConfig(), changes=diff), end="")
 
 
-@app.command(epilog="Example: sbp-fast plan 3b-200b --gpus 64 --gpu h200")
+@app.command(epilog="Example: sbp-fast plan 3b-200b --gpus 64 --gpu h200", rich_help_panel=EXPERIMENTS)
 def plan(
     settings: Settings,
     gpus: Annotated[int, typer.Option(min=0, help="Number of GPUs (0: as many as share the weights, or one).")] = 0,
@@ -190,7 +196,7 @@ def plan(
         Console().rich.print(part, soft_wrap=isinstance(part, str))
 
 
-@app.command(epilog="Example: sbp-fast doctor")
+@app.command(epilog="Example: sbp-fast doctor", rich_help_panel=LOOK)
 def doctor() -> None:
     """Show what this machine can do and what is missing."""
     from sbp_fast.doctor import diagnose
@@ -198,7 +204,9 @@ def doctor() -> None:
     Console().rich.print(diagnose())
 
 
-@app.command(epilog="Example: sbp-fast export runs/demo/train/sbp --corpus runs/demo/prepare --out demo-sbp")
+@app.command(
+    epilog="Example: sbp-fast export runs/demo/train/sbp --corpus runs/demo/prepare --out demo-sbp", rich_help_panel=DOORS
+)
 def export(model: Annotated[Path, typer.Argument(help="A trained model's directory.")], *, corpus: Corpus, out: Out) -> None:
     """Write a model as a Hugging Face directory that transformers and vLLM load."""
     from sbp_fast.stages.huggingface import export_hugging_face
@@ -207,7 +215,11 @@ def export(model: Annotated[Path, typer.Argument(help="A trained model's directo
     print_line(str(out))
 
 
-@app.command(name="export-tokens", epilog="Example: sbp-fast export-tokens mine/prepare/train --to megatron --out mine/out")
+@app.command(
+    name="export-tokens",
+    epilog="Example: sbp-fast export-tokens mine/prepare/train --to megatron --out mine/out",
+    rich_help_panel=DOORS,
+)
 def export_tokens(
     corpus: Annotated[str, typer.Argument(help="A token corpus: a directory or URL such as mine/prepare/train.")],
     *,
@@ -221,7 +233,7 @@ def export_tokens(
     work(corpus, to, out, console=Console(), force=force)
 
 
-@app.command(name="import", epilog="Example: sbp-fast import Qwen3-0.6B --out mine/base")
+@app.command(name="import", epilog="Example: sbp-fast import Qwen3-0.6B --out mine/base", rich_help_panel=DOORS)
 def import_command(
     directory: Annotated[Path, typer.Argument(help="A Hugging Face directory on this machine.")], *, out: Out
 ) -> None:

@@ -374,3 +374,7 @@ def compare(
             raise UserError(f"--scores {entry}", "has no name", "write it as ARM=DIRECTORY, such as baseline=mine/evaluate")
         directories.setdefault(name, []).append(Path(directory))
     work(config, out, scores=directories, console=Console(), force=force)
+
+
+for _command in app.registered_commands:
+    _command.rich_help_panel = "Single stages"  # their heading in `sbp-fast --help`
