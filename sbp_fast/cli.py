@@ -20,7 +20,6 @@ from sbp_fast.pipeline.progress import Console, print_error, print_line
 app = typer.Typer(
     help="Synthetic bootstrapped pretraining: learn how documents relate, write more of them, pretrain on both.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
