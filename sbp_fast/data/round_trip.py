@@ -55,10 +55,10 @@ def check_round_trips(tokenizer: Tokenizer, texts: Iterable[str], *, lossy: bool
     changed = [*lost, *_changed(tokenizer, hard)]
     if changed and not lossy:
         text, returned = changed[0]
+        share = f"; of {len(sample)} texts of the corpus {len(lost)} are changed" if sample else ""
         raise UserError(
             SETTING,
-            f"does not give back what it encodes: {_difference(text, returned)}; of {len(sample)} texts of the corpus "
-            f"{len(lost)} are changed",
+            f"does not give back what it encodes: {_difference(text, returned)}{share}",
             "take a byte-level tokenizer or train one; corpus.lossy_tokenizer = true accepts and counts the losses",
         )
     return {"round_trips": len(sample), "round_trips_lost": len(lost)}
