@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from bench.records import RESULTS, load, third_party, title
 from bench.registry import BENCHMARKS
-from sbp_fast.experiment.report.wording import headline, main_metrics
+from sbp_fast.experiment.report.wording import enumerate_names, headline, main_metrics
 from sbp_fast.lab.page import TITLES
 from sbp_fast.lab.sweeps import LABELS
 from sbp_fast.pipeline.progress import short
@@ -117,8 +117,8 @@ def _differences(kind: str, world: Mapping[str, Any]) -> str:
     arms = world["arms"]
     differences = [f"{arms[arm]['label'].lower()} {_nats(difference)}" for arm, difference in world["differences"].items()]
     ahead = [arms[arm]["label"].lower() for arm in world["ahead"]]
-    verdict = f"is ahead of {', '.join(ahead)}, whose intervals do not touch its own" if ahead else "is ahead of no arm"
-    return f"- `{kind}`: SBP {verdict}. SBP less each: {', '.join(differences)}."
+    verdict = f"is ahead of {enumerate_names(ahead)}, and the intervals do not touch" if ahead else "is ahead of no arm"
+    return f"- `{kind}`: SBP {verdict}. SBP less each control: {', '.join(differences)}."
 
 
 def _gates(kind: str, world: Mapping[str, Any]) -> str:

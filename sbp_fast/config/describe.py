@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import tomli_w
@@ -13,7 +12,6 @@ from sbp_fast.config.run import RunConfig
 from sbp_fast.config.section import Section
 
 WIDTH = 100
-BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def describe_config(config: RunConfig, *, changes: bool = False) -> str:
@@ -40,7 +38,7 @@ class _Describer:
             line
             for key, value in values.items()
             if not isinstance(value, dict) and not (self.changes and value == defaults[key])
-            for line in self._line(section, key, value)
+            for line in self._explained(section, key, value)
         ]
         if lines:
             yield from [f"[{path}]"] * bool(path) + lines
@@ -56,27 +54,21 @@ class _Describer:
             return
         for name, entry in value.items():
             if isinstance(entry, Section):
-                yield from self.tables(entry, default.get(name, type(entry)()), f"{path}.{_key(name)}")
+                yield from self.tables(entry, default.get(name, type(entry)()), f"{path}.{name}")
         if plain := {name: entry for name, entry in value.items() if not isinstance(entry, Section)}:
             yield from [f"[{path}]", tomli_w.dumps(plain).rstrip(), ""]
 
-    def _line(self, section: Section, key: str, value: Any) -> list[str]:
+    def _explained(self, section: Section, key: str, value: Any) -> list[str]:
         comment: list[str] = []
         if (type(section), key) not in self.explained:
             self.explained.add((type(section), key))
             meaning = " ".join((type(section).model_fields[key].description or "").split())
             comment = [f"# {line}" for line in textwrap.wrap(meaning, WIDTH)]
-        return [*comment, _value(key, value)]
+        return [*comment, _line(key, value)]
 
 
-def _key(name: str) -> str:
-    return name if BARE.fullmatch(name) else f'"{name}"'
-
-
-def _value(key: str, value: Any) -> str:
-    """Return `key = value` in one line, however long a list is."""
+def _line(key: str, value: Any) -> str:
+    """Return `key = value`; tomli_w spreads a list over several lines."""
     if isinstance(value, list):
-        return f"{key} = [{', '.join(_value('x', entry).removeprefix('x = ') for entry in value)}]"
-    if isinstance(value, Mapping):
-        return f"{key} = {{{', '.join(_value(_key(name), entry) for name, entry in value.items())}}}"
-    return tomli_w.dumps({key: value}).rstrip()
+        return f"{key} = [{', '.join(_line('', entry).removeprefix(' = ') for entry in value)}]"
+    return tomli_w.dumps({"x": value}).rstrip().replace("x", key, 1)

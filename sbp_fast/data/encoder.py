@@ -16,13 +16,13 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pyarrow as pa
 
+from sbp_fast.data.round_trip import first_texts
 from sbp_fast.data.tokenizer import Tokenizer, join_ids
 from sbp_fast.errors import TransientError, UserError
 from sbp_fast.pipeline.files import dump_json, parse_json
 
 EncoderName = Literal["tokenizers", "gigatoken"]
 SETTING, OTHERWISE = "corpus.encoder", 'set it to "tokenizers"'
-CHECKED_BYTES = 256 << 10  # of the corpus, encoded both ways before gigatoken is chosen
 SAMPLED = 1000  # one document in this many is encoded both ways
 RENEWED_BYTES = 128 << 20  # of text, after which gigatoken is reloaded: its cache of words has no bound
 ODD_TEXTS = (
@@ -80,7 +80,7 @@ def choose_encoder(asked: str, tokenizer: Tokenizer, texts: Iterable[str]) -> tu
     if asked == "tokenizers" or (asked == "auto" and find_spec("gigatoken") is None):
         return "tokenizers", standard
     try:
-        GigatokenEncoder(tokenizer).check([*ODD_TEXTS, *_odd_characters(), *_spellings(tokenizer), *_head(texts)])
+        GigatokenEncoder(tokenizer).check([*ODD_TEXTS, *_odd_characters(), *_spellings(tokenizer), *first_texts(texts)])
     except UserError as error:
         if asked == "gigatoken":
             raise
@@ -187,12 +187,3 @@ def _spellings(tokenizer: Tokenizer) -> Iterator[str]:
     """Yield texts that spell the added tokens of a tokenizer."""
     for token in parse_json(tokenizer.to_json())["added_tokens"]:
         yield from (token["content"], f"a {token['content']} b", f"a{token['content']}b")
-
-
-def _head(texts: Iterable[str]) -> Iterator[str]:
-    size = 0
-    for text in texts:
-        if size >= CHECKED_BYTES:
-            return
-        size += len(text.encode())
-        yield text

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-from sbp_fast.data.filesystem import user_errors
 from sbp_fast.data.readers import InputFile
 from sbp_fast.pipeline.executors.executor import Workers
 
@@ -37,7 +36,7 @@ def group_files(files: Iterable[InputFile]) -> list[list[InputFile]]:
     groups: list[list[InputFile]] = []
     size = 0
     for file in files:
-        known = _size(file) if file.split is None else None
+        known = file.stored_bytes() if file.split is None else None
         added = GROUP_BYTES if known is None else known
         if not groups or size + added > GROUP_BYTES:
             groups.append([])
@@ -47,15 +46,8 @@ def group_files(files: Iterable[InputFile]) -> list[list[InputFile]]:
     return groups
 
 
-def _size(file: InputFile) -> int | None:
-    """Return the bytes of a file; None where a store does not tell."""
-    with user_errors(file.system, file.shown):
-        size: int | None = file.system.size(file.path)
-        return size
-
-
 def _split(file: InputFile) -> list[InputFile]:
-    count = -(-(_size(file) or 0) // SPLIT_BYTES)
+    count = -(-(file.stored_bytes() or 0) // SPLIT_BYTES)
     splits = file.reader.split(file, count) if count > 1 else []
     return [replace(file, split=split) for split in splits] or [file]
 

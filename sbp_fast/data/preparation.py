@@ -25,7 +25,6 @@ import pyarrow.parquet as pq
 from sbp_fast.config import RunConfig, resolve_threads
 from sbp_fast.data.documents import heldout_path, is_embedded, resolve_separator
 from sbp_fast.data.encoder import EncoderName, IdsDiffer, choose_encoder
-from sbp_fast.data.filesystem import user_errors
 from sbp_fast.data.holdout import (
     Decisions,
     check_ids,
@@ -220,8 +219,7 @@ class Preparation:
         """Return the number of buckets of the order, a function of the size of the input alone."""
         size = 0
         for file, _ in self.files:
-            with user_errors(file.system, file.shown):
-                stored = file.system.size(file.path) or 0  # a store may not tell: buckets are then divided further
+            stored = file.stored_bytes() or 0  # a store may not tell: buckets are then divided further
             size += stored * (COMPRESSION_RATIO if file.compressed else 1)
         return max(1, min(MINIMUM_PARTITIONS, size // SMALL_PARTITION_BYTES), -(-size // PARTITION_BYTES))
 

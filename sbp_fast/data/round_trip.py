@@ -6,7 +6,7 @@ A tokenizer that lowercases, normalises or drops what it does not know spoils al
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from sbp_fast.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from sbp_fast.errors import UserError
@@ -50,7 +50,7 @@ def check_round_trips(tokenizer: Tokenizer, texts: Iterable[str], *, lossy: bool
         if set(tokenizer.encode(f"a {name} b {name}")) & {tokenizer.begin, tokenizer.end, tokenizer.partner}:
             raise UserError(SETTING, f"a text that spells {name} is encoded as that token", "rename the token, or train one")
     hard = [f" {text}" for text in (*HARD_TEXTS, *(f"a {name} b" for name in tokenizer.added_tokens))]
-    sample = list(_head(texts))
+    sample = list(first_texts(texts))
     lost = _changed(tokenizer, sample)
     changed = [*lost, *_changed(tokenizer, hard)]
     if changed and not lossy:
@@ -77,7 +77,8 @@ def _difference(text: str, returned: str) -> str:
     return f"{text[start : start + 30]!r} comes back as {returned[start : start + 30]!r}"
 
 
-def _head(texts: Iterable[str]) -> Iterable[str]:
+def first_texts(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the first texts of a corpus, CHECKED_BYTES of them: enough to check what encodes them."""
     size = 0
     for text in texts:
         if size >= CHECKED_BYTES:

@@ -75,7 +75,7 @@ def run_side_by_side(
         console: quiet or not.
 
     Raises:
-        UserError: the device is not the CPU, or a stage refused its input; the others have been stopped.
+        UserError: the device is not the CPU, a stage refused its input, or its process failed; the others have been stopped.
         TransientError: a process was killed.
         Interrupted: this process was asked to stop; the stages have been stopped.
     """
@@ -87,6 +87,7 @@ def run_side_by_side(
     finished = set(stages) - set(waiting)
     threads = max(1, resolve_threads(config) // processes)
     share = Share(config.model_copy(update={"threads": threads}), out, force, console.quiet)
+    console.say(f"{processes} stages at a time, with {threads} thread(s) each")
     with _started(share, processes) as connections:
         idle, running = list(connections), dict[Connection, str]()
         while waiting or running:
@@ -139,10 +140,11 @@ def _receive(connection: Connection, process: BaseProcess, name: str) -> str:
         error = connection.recv()
     except EOFError:
         process.join()
-        problem = f"its process ended with exit code {process.exitcode}"
         if process.exitcode == -signal.SIGKILL:
             problem = "its process was killed, most likely for want of memory"
-        raise TransientError(name, problem, "rerun: it resumes where it stopped") from None
+            raise TransientError(name, problem, "rerun: it resumes where it stopped") from None
+        problem = f"its process ended with exit code {process.exitcode}"
+        raise UserError(name, problem, "see what it printed; run this stage alone (--until) to see it again") from None
     if error is not None:
         raise error
     return name

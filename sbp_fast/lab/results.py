@@ -10,6 +10,7 @@ import numpy as np
 from sbp_fast.config.run import RunConfig
 from sbp_fast.evaluate.statistics import ArmScores, run_half_width
 from sbp_fast.experiment.arms import arms_of
+from sbp_fast.experiment.report.wording import enumerate_names
 from sbp_fast.lab.metrics import EXCESS, EXCESS_LINKED
 from sbp_fast.lab.worlds import Kind
 
@@ -132,15 +133,11 @@ def _sentence(kind: Kind, world: Mapping[str, Any]) -> str:
     if kind == "two-names":
         ahead = [labels[arm] for arm in CONTROLS if arm in world["ahead"]]
         behind = [labels[arm] for arm in CONTROLS if arm not in world["ahead"]]
-        first = f"SBP is ahead of {_listed(ahead)}: the intervals over {count} do not touch." if ahead else ""
-        second = f"The intervals of SBP and {_listed(behind)} touch: no conclusion." if behind else ""
+        first = f"SBP is ahead of {enumerate_names(ahead)}: the intervals over {count} do not touch." if ahead else ""
+        second = f"The intervals of SBP and {enumerate_names(behind)} touch: no conclusion." if behind else ""
         return " ".join(filter(None, [first, second]))
     change = world["differences"]["unconditional"]
     if change["low"] <= 0 <= change["high"]:
         return f"SBP and {labels['unconditional']} are not told apart by {count}: the relation adds nothing that they show."
     better, worse = ("SBP", labels["unconditional"]) if change["high"] < 0 else (labels["unconditional"], "SBP")
     return f"{better} is ahead of {worse} by an interval over {count} that excludes zero."
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -70,13 +70,22 @@ def show(directory: Path, *, corpus: Path | None, examples: int, seed: int, cons
             console.say(f"  {name.replace('_', ' ')}: {f'{value:,}' if isinstance(value, int) else f'{value:.4g}'}")
     if not examples:
         return
-    if manifest.stage == "prepare":
-        corpus = directory
-    elif corpus is None:
-        raise UserError(directory, "has token ids and no texts", "give --corpus, the output of prepare, or --examples 0")
-    for line in SHOWN[manifest.stage](Output(directory, PreparedCorpus(corpus), examples, np.random.default_rng(seed))):
+    prepared = _corpus_of(directory, manifest, corpus)
+    for line in SHOWN[manifest.stage](Output(directory, prepared, examples, np.random.default_rng(seed))):
         for part in line.splitlines() or [""]:
             console.say(part)
+
+
+def _corpus_of(directory: Path, manifest: Manifest, corpus: Path | None) -> PreparedCorpus:
+    """Return the prepared corpus whose documents an output names by their numbers."""
+    if manifest.stage == "prepare":
+        corpus = corpus or directory
+    elif corpus is None:
+        raise UserError(directory, "has token ids and no texts", "give --corpus, the output of prepare, or --examples 0")
+    expected = manifest.fingerprint if manifest.stage == "prepare" else manifest.inputs["corpus"]
+    if Manifest.load(corpus, "prepare").fingerprint != expected:
+        raise UserError(corpus, f"is not the corpus of {directory}", "give the output of prepare that it was made from")
+    return PreparedCorpus(corpus)
 
 
 def _documents(output: Output) -> Iterator[str]:

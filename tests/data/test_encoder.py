@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from sbp_fast.config import CorpusConfig, RunConfig
 from sbp_fast.data import encoder as encoders
+from sbp_fast.data import round_trip
 from sbp_fast.data.encoder import (
     ODD_CHARACTERS,
     ODD_TEXTS,
@@ -139,7 +140,7 @@ def test_a_broken_gigatoken_package_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_choose_encoder_reads_no_more_texts_than_checked_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, StandIn())
-    monkeypatch.setattr(encoders, "CHECKED_BYTES", 100)
+    monkeypatch.setattr(round_trip, "CHECKED_BYTES", 100)
     texts = iter(["x" * 60, "é" * 20, "y", "z"])
     choose_encoder("gigatoken", TRAINED, texts)
     assert list(texts) == ["z"]
@@ -199,7 +200,7 @@ def test_a_missing_gigatoken_is_refused_before_anything_is_read(tmp_path: Path, 
 
 
 def test_ids_that_differ_while_tokenizing_leave_nothing_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoders, "CHECKED_BYTES", 0)
+    monkeypatch.setattr(round_trip, "CHECKED_BYTES", 0)
     monkeypatch.setattr(encoders, "SAMPLED", 1)
     monkeypatch.setattr("sbp_fast.data.preparation.SMALL_PARTITION_BYTES", 2000)
     settings = {"shard_tokens": 1000, "workers": 1}

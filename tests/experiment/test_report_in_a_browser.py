@@ -1,6 +1,5 @@
 """The report in headless Chromium, as a reader uses it."""
 
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,13 +7,14 @@ import pytest
 from fabricated_counts import comparison, judge_counts
 from fabricated_run import CONFIG, write_run
 
+from bench.screenshot import find_browser
 from sbp_fast.config import ArmConfig
 from sbp_fast.experiment.report.contents import SECTIONS
 from sbp_fast.experiment.report.page import write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python, of the extra dev")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = find_browser()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs an installed Chromium")
 MORE_ARMS = {f"arm-{index}": 0.01 * index for index in range(2)}  # five in all, as in the demo
 

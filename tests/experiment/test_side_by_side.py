@@ -1,5 +1,7 @@
 import multiprocessing
 import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +38,28 @@ def test_refusal_of_a_stage_is_raised_and_ends_the_processes(tmp_path: Path) -> 
     assert multiprocessing.active_children() == []
 
 
-def test_process_that_was_killed_is_named_by_its_stage() -> None:
+def end_by(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(
+    ("target", "argument", "kind", "message"),
+    [
+        (end_by, signal.SIGKILL, TransientError, "train/sbp: its process was killed, .*; rerun: it resumes"),
+        (os._exit, 9, UserError, "train/sbp: its process ended with exit code 9; see what it printed"),
+    ],
+    ids=["killed", "failed"],
+)
+def test_process_that_ends_is_named_by_its_stage(
+    target: Callable[[int], None], argument: int, kind: type[UserError], message: str
+) -> None:
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=os._exit, args=(9,))
+    process = multiprocessing.get_context("spawn").Process(target=target, args=(argument,))
     process.start()
     there.close()
-    with pytest.raises(TransientError, match="train/sbp: its process ended with exit code 9; rerun"):
+    with pytest.raises(UserError, match=message) as raised:
         _receive(here, process, "train/sbp")
+    assert type(raised.value) is kind
 
 
 @pytest.mark.parametrize("options", [{"gpus": 2}, {"workers": type("Elsewhere", (), {"local": False})()}])

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from fabricated_run import write_run
+from fabricated_run import write_prepared, write_run
 
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.progress import Console
@@ -42,3 +42,10 @@ def test_texts_without_a_corpus_and_other_outputs_are_refused(run: Path) -> None
         show(run / "embed", corpus=None, examples=1, seed=0, console=console)
     with pytest.raises(UserError):
         show(run, corpus=None, examples=1, seed=0, console=console)
+
+
+def test_another_corpus_than_that_of_the_output_is_refused(run: Path, tmp_path: Path) -> None:
+    write_prepared(tmp_path / "other", train=30)
+    for stage in ("prepare", "pair/related"):
+        with pytest.raises(UserError, match="other: is not the corpus of "):
+            show(run / stage, corpus=tmp_path / "other", examples=1, seed=0, console=Console(quiet=True))

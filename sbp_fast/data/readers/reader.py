@@ -10,6 +10,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from sbp_fast.data.filesystem import user_errors
 from sbp_fast.errors import UserError
 from sbp_fast.registry import Registry
 
@@ -89,6 +90,16 @@ class InputFile:
     def local(self) -> bool:
         """Whether the file lies on this machine."""
         return isinstance(self.system, LocalFileSystem)
+
+    def stored_bytes(self) -> int | None:
+        """Return the size of the whole file; None where a store does not tell.
+
+        Raises:
+            UserError: the store does not answer.
+        """
+        with user_errors(self.system, self.shown):
+            size: int | None = self.system.size(self.path)
+            return size
 
     def open(self) -> IO[bytes]:
         """Open the file for binary reading."""

@@ -115,7 +115,7 @@ def verdict(results: Results) -> str:
     """Return the outcome in one line, for the arms that read synthetic documents."""
     baseline, clauses = baseline_name(results), []
     for (kind, reason), arms in outcomes(results, primary_metric(results), synthetic_arms(results)).items():
-        labels = _enumerate(results["arms"][arm]["label"] for arm in arms)
+        labels = enumerate_names(results["arms"][arm]["label"] for arm in arms)
         clauses.append(
             {
                 "better": f"{labels} improved on the {baseline} in this run",
@@ -134,7 +134,7 @@ def headline(results: Results) -> list[str]:
     sentences = []
     for (kind, reason), arms in outcomes(results, name, other_arms(results)).items():
         listed = [_figure(results, arm, name) if len(arms) <= MOST_FIGURES else results["arms"][arm]["label"] for arm in arms]
-        sentences.append(f"{_sentence_start(kind, reason)} in {in_a_sentence(metric['label'])}: {_enumerate(listed)}.")
+        sentences.append(f"{_sentence_start(kind, reason)} in {in_a_sentence(metric['label'])}: {enumerate_names(listed)}.")
     if sentences:
         sentences[0] = f"{sentences[0].removesuffix('.')}, against the {baseline_name(results)} {budget(results)}."
         sentences += control_sentences(results, name)
@@ -162,7 +162,7 @@ def control_sentences(results: Results, metric: str) -> list[str]:
         for control, difference in differences.items():
             shown = f"{results['arms'][control]['label']} ({shown_difference(difference, results['metrics'][metric])})"
             groups.setdefault(outcome(difference, results["metrics"][metric]), []).append(shown)
-        clauses = [CONTROL_CLAUSES[kind].format(_enumerate(shown)) for kind, shown in groups.items()]
+        clauses = [CONTROL_CLAUSES[kind].format(enumerate_names(shown)) for kind, shown in groups.items()]
         if clauses:
             sentences.append(f"Beside the controls, {results['arms'][arm]['label']} {'; it '.join(clauses)}.")
     return sentences
@@ -205,7 +205,7 @@ def _shares(results: Results, metric: str) -> list[str]:
         }
         given = [f"{arms[arm]['label']} {_percents(share)}" for arm, share in shares.items() if share["value"] is not None]
         if given:
-            sentences.append(f"As a share of the {in_a_sentence(arms[oracle]['label'])}'s gain: {_enumerate(given)}.")
+            sentences.append(f"As a share of the {in_a_sentence(arms[oracle]['label'])}'s gain: {enumerate_names(given)}.")
     return sentences
 
 
@@ -258,7 +258,7 @@ def secondary_sentences(results: Results) -> list[str]:
             continue
         unit = " points" if metric["percent"] else ""
         clauses = [
-            f"{_sentence_start(*key).lower()}: {_enumerate(_figure(results, arm, name) + unit for arm in members)}"
+            f"{_sentence_start(*key).lower()}: {enumerate_names(_figure(results, arm, name) + unit for arm in members)}"
             for key, members in outcomes(results, name, arms).items()
         ]
         sentences.append(f"{metric['label']} against the baseline, {'; '.join(clauses)}.")
@@ -322,6 +322,7 @@ def in_a_sentence(label: str) -> str:
     return label if label.isupper() else f"{label[0].lower()}{label[1:]}"
 
 
-def _enumerate(items: Iterable[str]) -> str:
+def enumerate_names(items: Iterable[str]) -> str:
+    """Return one or several names as in a sentence: "a, b and c"."""
     *first, last = items
     return f"{', '.join(first)} and {last}" if first else last
