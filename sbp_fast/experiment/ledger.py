@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,7 +57,7 @@ def matched_compute(config: RunConfig, manifests: Manifests) -> dict[str, Any]:
     end_to_end = {}
     for arm in arms.values():
         if arm.name != config.baseline:
-            flops = sum(manifests[name].flops for name in stages_of_arm(stages, arm))
+            flops = math.fsum(manifests[name].flops for name in stages_of_arm(stages, arm))
             tokens = base.counts["tokens"] * flops / base_flops
             epochs = tokens / manifests[PREPARE].counts["unique_tokens"]
             end_to_end[arm.name] = {

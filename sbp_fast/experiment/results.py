@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,8 @@ def _arm(config: RunConfig, arm: Arm, manifests: dict[str, Manifest], run_direct
         "final_loss": counts["final_loss"],
         "training_flops": training_flops(training),
         "validation": _validation(counts, {run: run_directory / model_stage(arm, run) / METRICS for run in arm.runs}),
-        "total_flops": sum(manifests[stage].flops for stage in needed),
-        "total_seconds": sum(manifests[stage].seconds for stage in needed),
+        "total_flops": math.fsum(manifests[stage].flops for stage in needed),
+        "total_seconds": math.fsum(manifests[stage].seconds for stage in needed),
         **comparison["arms"][arm.name],
         "difference_to_baseline": comparison["differences"].get(arm.name, {}),
         "difference_to": comparison["pairwise"].get(arm.name, {}),

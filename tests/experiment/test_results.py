@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,12 @@ from fabricated_counts import METRICS, comparison
 from fabricated_run import CONFIG, write_run
 
 from sbp_fast.errors import UserError
+from sbp_fast.experiment.arms import arms_of
+from sbp_fast.experiment.graph import stages_of
+from sbp_fast.experiment.ledger import stages_of_arm
 from sbp_fast.experiment.report import wording
 from sbp_fast.experiment.results import collect, write_results
+from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.seals import read_sealed_json, write_sealed_json
 
 
@@ -55,6 +60,15 @@ def test_arms_have_the_held_out_losses_of_their_training(run: Path, tmp_path: Pa
     del values["counts"]["validation_loss"]  # as with validation.points = 0
     write_sealed_json(manifest, values)
     assert collect(tmp_path / "run")["arms"]["oracle"]["validation"] == {}
+
+
+def test_totals_are_the_same_bits_in_every_process(run: Path) -> None:
+    """The stages that an arm needs are a set, whose order depends on the process."""
+    stages, results = stages_of(CONFIG), collect(run)
+    for arm in arms_of(CONFIG).values():
+        manifests = [Manifest.read(run / name) for name in sorted(stages_of_arm(stages, arm))]
+        seconds = [manifest.seconds for manifest in manifests]
+        assert results["arms"][arm.name]["total_seconds"] == math.fsum(seconds)
 
 
 def test_unique_tokens_read_are_capped_at_the_available_ones(run: Path, tmp_path: Path) -> None:

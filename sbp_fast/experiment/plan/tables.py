@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -203,8 +204,8 @@ def overheads(config: RunConfig, costs: Costs, card: str) -> list[str]:
             needed = needed_stages(stages, final)
             beside = needed - {final, baseline, PREPARE}
             also = ", and 100% for the baseline, whose model it builds on" if baseline in needed else ""
-            flops = sum(costs[stage].flops for stage in beside) / costs[baseline].flops
-            hours = sum(costs[stage].gpu_hours(card, 1.0) for stage in beside) / costs[baseline].gpu_hours(card, 1.0)
+            flops = math.fsum(costs[stage].flops for stage in beside) / costs[baseline].flops
+            hours = math.fsum(costs[stage].gpu_hours(card, 1.0) for stage in beside) / costs[baseline].gpu_hours(card, 1.0)
             lines.append(
                 f"Beside its final run {arm.label} takes {_percent(flops)} of a baseline run's FLOPs and {_percent(hours)} of "
                 f"its GPU hours{also}."
