@@ -342,6 +342,6 @@ def _open_question_items(
     return AnswerItems(prompts, sampling, to_rows)
 
 
-METRICS.register("heldout_bits_per_byte", bits_per_byte)
+METRICS.register(BITS_PER_BYTE, bits_per_byte)
 METRICS.register("accuracy", accuracies)
 METRICS.register("open answers", open_answers)

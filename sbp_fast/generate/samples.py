@@ -1,9 +1,8 @@
-"""A few short documents of a model that is being trained, to read beside its loss."""
+"""A few documents of a model, to be read by people: while it is trained, or by the command `sample`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 
@@ -11,13 +10,11 @@ from sbp_fast.generate.decoder import KVCacheConfig, SamplingParams
 from sbp_fast.generate.engine import Engine, GenerationResult, Seed
 from sbp_fast.model.transformer import Transformer
 
-SAMPLE_TOKENS = 64
-
 
 def generate_samples(
     model: Transformer, sampling: SamplingParams, seeds: Mapping[int, np.ndarray], run_seed: int
 ) -> list[GenerationResult]:
-    """Return one document of at most `SAMPLE_TOKENS` tokens after each seed, in the order of the seeds.
+    """Return one document after each seed, in the order of the seeds.
 
     Args:
         model: the model; its weights are whole.
@@ -25,7 +22,6 @@ def generate_samples(
         seeds: key of a document's random numbers -> int [tokens] of its seed, empty for a document without one. At least one.
         run_seed: key of the random numbers.
     """
-    sampling = replace(sampling, maximum_tokens=min(SAMPLE_TOKENS, sampling.maximum_tokens))
     longest = max(1, *map(len, seeds.values()))
     precision = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     cache = KVCacheConfig.for_rows(len(seeds), longest, sampling.maximum_tokens, precision)

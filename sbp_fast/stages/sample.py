@@ -11,8 +11,7 @@ from sbp_fast.config.synthesize import NO_SEEDS
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.evaluate.scoring import check_vocabulary
 from sbp_fast.generate.backends.backend import sampling_params
-from sbp_fast.generate.decoder import KVCacheConfig
-from sbp_fast.generate.engine import Engine, Seed
+from sbp_fast.generate.samples import generate_samples
 from sbp_fast.model.saved import load_model
 from sbp_fast.pipeline.progress import Console
 
@@ -42,9 +41,7 @@ def sample(config: RunConfig, model: Path, *, corpus: Path, seed_text: str, coun
             console.say(f"the text has {len(tokens)} tokens, of which the model reads the first {context}")
             tokens = tokens[:context]
     sampling = sampling_params(settings, prepared, context)
-    cache = KVCacheConfig.for_rows(count, max(1, len(tokens)), sampling.maximum_tokens, "float32")
-    engine = Engine(trained, sampling, cache, config.seed, graphs=False)
-    results = sorted(engine.generate([Seed(n, 0, tokens, (n,)) for n in range(count)]), key=lambda result: result.seed)
+    results = generate_samples(trained, sampling, dict.fromkeys(range(count), tokens), config.seed)
     texts = [tokenizer.decode(result.tokens) for result in results]
     for number, (text, result) in enumerate(zip(texts, results, strict=True), start=1):
         console.say(f"--- document {number} of {count}: {result.generated_tokens} tokens, ended by {result.stop}")

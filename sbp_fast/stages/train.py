@@ -37,6 +37,8 @@ from sbp_fast.train.sharding import build, make_mesh, resolve_precision
 from sbp_fast.train.task import TrainTask
 from sbp_fast.train.validation import Validation
 
+SAMPLE_TOKENS = 64  # of a document that is written while a model is trained
+
 
 def train(
     config: RunConfig,
@@ -275,7 +277,8 @@ def _sampler(
     if not seeds:
         return None
     prepared, task = run.prepared, run.task
-    sampling = replace(sampling_params(run.config.synthesize, prepared, context), first=first)
+    sampling = sampling_params(run.config.synthesize, prepared, context)
+    sampling = replace(sampling, first=first, maximum_tokens=min(SAMPLE_TOKENS, sampling.maximum_tokens))
     names = [str(prepared.heldout.ids[document]) if len(tokens) else None for document, tokens in seeds.items()]
 
     def write(model: Transformer) -> list[dict[str, Any]]:

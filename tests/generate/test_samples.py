@@ -1,4 +1,4 @@
-"""Documents of a model that is being trained, some of them without a seed."""
+"""Documents for people to read, some of them without a seed."""
 
 from dataclasses import replace
 
@@ -9,7 +9,9 @@ from sbp_kernels import PackedLayout
 from tiny_generation import BEGIN, END, RUN_SEED, SAMPLING, VOCABULARY, packed_logits, small_model
 
 from sbp_fast.generate.rng import document_uniforms
-from sbp_fast.generate.samples import SAMPLE_TOKENS, generate_samples
+from sbp_fast.generate.samples import generate_samples
+
+LENGTH = 64
 
 
 def logits_after(model: torch.nn.Module, seed: np.ndarray, child: list[int]) -> np.ndarray:
@@ -23,14 +25,14 @@ def logits_after(model: torch.nn.Module, seed: np.ndarray, child: list[int]) -> 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_samples_are_those_of_the_definition_with_and_without_seeds(temperature: float) -> None:
     model, generator = small_model(), np.random.default_rng(0)
-    sampling = replace(SAMPLING, first=BEGIN, temperature=temperature, top_p=1.0, maximum_tokens=500)
+    sampling = replace(SAMPLING, first=BEGIN, temperature=temperature, top_p=1.0, maximum_tokens=LENGTH)
     none = np.zeros(0, np.int64)
     seeds = {5: none, 9: generator.integers(3, VOCABULARY, 20), 2: none, 7: generator.integers(3, VOCABULARY, 1)}
     results = generate_samples(model, sampling, seeds, RUN_SEED)
     assert [result.seed for result in results] == [0, 1, 2, 3]
     for (document, seed), result in zip(seeds.items(), results, strict=True):
         child = [BEGIN]
-        for uniform in document_uniforms(RUN_SEED, document, 0, SAMPLE_TOKENS):
+        for uniform in document_uniforms(RUN_SEED, document, 0, LENGTH):
             logits = logits_after(model, seed, child)
             logits[list(sampling.forbidden)] = -np.inf
             weights = np.exp(logits - logits.max())
@@ -40,6 +42,6 @@ def test_samples_are_those_of_the_definition_with_and_without_seeds(temperature:
             if child[-1] == END:
                 break
         assert result.tokens.tolist() == child[1 : -1 if child[-1] == END else None]
-        assert len(result.tokens) <= SAMPLE_TOKENS and result.stop == ("end" if child[-1] == END else "length")
+        assert len(result.tokens) <= LENGTH and result.stop == ("end" if child[-1] == END else "length")
     if temperature:
         assert results[0].tokens.tolist() != results[2].tokens.tolist()
