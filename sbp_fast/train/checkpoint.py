@@ -30,6 +30,7 @@ from sbp_fast.errors import UserError
 from sbp_fast.pipeline.distributed import Processes
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.seals import begins_whole, fingerprint_file, is_whole, read_sealed_json, write_sealed_json
+from sbp_fast.train.checkpoint_reader import CheckpointPlanner, CheckpointReader, cause_of_failure
 from sbp_fast.train.optimizer import Optimizers
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # raised by every single-process run
@@ -86,11 +87,18 @@ class Checkpoints:
         """Restore weights and optimizers from a checkpoint.
 
         Random number generators are restored too where the number of processes is that of the checkpoint.
+
+        Raises:
+            UserError: the checkpoint holds more than tensors and plain values.
         """
         state = self._state(model, optimizers)
         if read_sealed_json(path / MARKER, TRAIN_AGAIN)["processes"] != self.processes.world:
             del state["random"]
-        dcp.load(state, checkpoint_id=path, process_group=self.processes.group, no_dist=self.processes.world == 1)
+        single, group = self.processes.world == 1, self.processes.group
+        with cause_of_failure():
+            dcp.load(
+                state, storage_reader=CheckpointReader(path), planner=CheckpointPlanner(), process_group=group, no_dist=single
+            )
         set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         for name, value in state.get("random", {}).items():
             (torch.cuda if name.endswith("cuda") else torch).set_rng_state(value)
@@ -165,10 +173,8 @@ class Checkpoints:
 
     def _finish(self, saving: Future[Any], path: Path, marker: dict[str, Any]) -> None:
         """Hash the files that each process wrote, write the marker, then delete old checkpoints; runs in the background."""
-        try:
+        with cause_of_failure():
             saving.result()
-        except dcp.CheckpointException as failed:  # raise its cause, such as a full disk
-            raise next(iter(failed.failures.values()))[0] from failed
         own_files = path.glob(f"__{self.processes.rank}_*")
         files = {file.name: fingerprint_file(file) for file in own_files}
         if self.processes.world > 1:

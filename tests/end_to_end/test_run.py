@@ -44,12 +44,12 @@ def results(out: Path) -> Any:
     return without_seconds(json.loads((out / "results.json").read_text()))
 
 
-def test_run_finishes_every_stage_with_matched_arms(tiny_run: Path) -> None:
+def test_run_finishes_every_stage_with_matched_arms(tiny_config: RunConfig, tiny_run: Path) -> None:
     fingerprints(tiny_run)
     arms = results(tiny_run)["arms"]
     assert arms.keys() == {"baseline", "sbp", "oracle"}
     tokens = [arm["tokens"] for arm in arms.values()]
-    assert tokens == [61_440] * 3
+    assert tokens == [tiny_config.pretrain.tokens] * 3
     assert arms["sbp"]["synthetic_tokens"] > 0
     assert arms["oracle"]["unique_tokens"] > arms["baseline"]["unique_tokens"]
     assert "<html" in (tiny_run / "report.html").read_text()
