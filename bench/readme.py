@@ -104,9 +104,11 @@ def lab_table(results: dict[str, Any]) -> str:
         lines.append(f"| {label} | " + " | ".join(_nats(world["arms"][arm]["excess"]) for world in worlds.values()) + " |")
     lines += ["", *(line for kind, world in worlds.items() for line in (_differences(kind, world), _gates(kind, world)))]
     for setting, points in results["sweeps"].items():
-        lines += ["", f"| {LABELS[setting]} | SBP | exact: knowing nothing |", "|---|---|---|"]
+        lines += ["", f"| {LABELS[setting]} | SBP | exact: knowing nothing | synthesizer / exact |", "|---|---|---|---|"]
         lines += [
-            f"| {point['value']:g} | {_nats(point['excess'])} | {point['bounds']['knowing_nothing']:.2f} |" for point in points
+            f"| {point['value']:.10g} | {_nats(point['excess'])} | {point['bounds']['knowing_nothing']:.2f} "
+            f"| {_nats(point['ratio'])} |"
+            for point in points
         ]
     seeds = max(len(world["seeds"]) for world in worlds.values())
     note = f"Nats a value over the entropy, mean of {seeds} seeds with {results['confidence']:.0%} t intervals over seeds."

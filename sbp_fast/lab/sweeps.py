@@ -1,7 +1,8 @@
 """Sweeps: what SBP reaches in the world of two names as one setting changes.
 
-A setting is one of the world's, such as the share of linked concepts, or `share`, the synthetic share of what SBP reads. Each
-value has its own worlds, one a seed; the values of `share` have their documents in common.
+A setting is one of the world's, such as the share of linked concepts; `share`, the synthetic share of what SBP reads; or
+`tokens`, how long the synthesizer is tuned. Each value has runs of its own, one a seed; the values of `share` have their
+documents in common.
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ from typing import Any
 
 from sbp_fast.errors import UserError
 from sbp_fast.lab.metrics import EXCESS
-from sbp_fast.lab.results import RELATED, SBP, interval
+from sbp_fast.lab.results import RELATED, SBP, interval, ratio_to_exact
 from sbp_fast.lab.world_run import LabRun, lab_config
 from sbp_fast.lab.worlds import Kind, WorldSettings
 
 KIND: Kind = "two-names"
-SHARE, ORACLE = "share", "oracle"
-LABELS = {"linked": "linked share of the concepts", "noise": "noise", SHARE: "synthetic share"}
-"""Settings that may be swept, with their names on the page; all are shares."""
+SHARE, TOKENS, ORACLE = "share", "tokens", "oracle"
+LABELS = {
+    "linked": "linked share of the concepts",
+    "noise": "noise",
+    SHARE: "synthetic share",
+    TOKENS: "tokens that the synthesizer is tuned on",
+}
+"""Settings that may be swept, with their names on the page; all but `tokens` are shares."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class Sweep:
         """Read `linked=0.3,0.9`.
 
         Raises:
-            UserError: another form, an unknown setting, or a value that is not from 0 to below 1 or that stands twice.
+            UserError: another form, an unknown setting, a value that stands twice, a share that is not from 0 to below 1, or
+                tokens that are not a whole number above 0.
         """
         setting, _, listed = text.partition("=")
         if setting not in LABELS:
@@ -49,8 +56,12 @@ class Sweep:
             values = tuple(sorted(float(value) for value in listed.split(",")))
         except ValueError:
             raise UserError(f"--sweep {text}", "is not SETTING=VALUE,VALUE", f"write {setting}=0.3,0.9, say") from None
-        if not all(0 <= value < 1 for value in values) or len(set(values)) < len(values):
-            raise UserError(f"--sweep {text}", "a value is not from 0 to below 1, or stands twice", "correct the values")
+        if setting == TOKENS:
+            allowed, range_ = all(value > 0 and value.is_integer() for value in values), "a whole number above 0"
+        else:
+            allowed, range_ = all(0 <= value < 1 for value in values), "from 0 to below 1"
+        if not allowed or len(set(values)) < len(values):
+            raise UserError(f"--sweep {text}", f"a value is not {range_}, or stands twice", "correct the values")
         return cls(setting, values)
 
     def runs(self, out: Path, seeds: Sequence[int], overrides: Sequence[str], world: Mapping[str, Any]) -> list[LabRun]:
@@ -68,42 +79,49 @@ class Sweep:
             return [
                 LabRun(WorldSettings(kind=KIND, seed=seed, **world), directory / SHARE / f"seed-{seed}", only) for seed in seeds
             ]
+        changed: dict[float, Any] = {value: {} if self.setting == TOKENS else {self.setting: value} for value in self.values}
         return [
             LabRun(
-                WorldSettings(kind=KIND, seed=seed, **{**world, self.setting: value}),
-                directory / f"{self.setting}-{value:g}" / f"seed-{seed}",
-                only,
+                WorldSettings(kind=KIND, seed=seed, **{**world, **changed[value]}),
+                directory / f"{self.setting}-{value:.10g}" / f"seed-{seed}",
+                (*only, f"synthesizer.tokens={value:.0f}") if self.setting == TOKENS else only,
             )
             for value in self.values
             for seed in seeds
         ]
 
     def points(self, runs: Sequence[LabRun], figures: Sequence[Mapping[str, Any]], confidence: float) -> list[dict[str, Any]]:
-        """Return each value with SBP's excess over the runs of its seeds and the exact bounds of its worlds.
+        """Return each value with what the runs of its seeds reach, and the exact bounds of its worlds.
 
         Args:
             runs: of the sweep, and of the lab's own worlds of the same kind, whose value is a point as well.
             figures: of each of these runs, as `run_world` returns them.
             confidence: of the intervals.
+
+        Returns:
+            `value`; `excess` of SBP; `ratio`, the synthesizer's conditional loss over the exact one; and `bounds`.
         """
-        measured: dict[float, list[tuple[float, Mapping[str, float]]]] = {}
+        measured: dict[float, list[tuple[float, float, Mapping[str, float]]]] = {}
         for run, figure in zip(runs, figures, strict=True):
             for name, arm in run.config.arms.items():
                 if arm.synthetic == RELATED and arm.enabled:
-                    excess = figure["arms"][name][EXCESS]["test"]
-                    measured.setdefault(self._value(run, name), []).append((excess, figure["bounds"]))
+                    excess, ratio = figure["arms"][name][EXCESS]["test"], ratio_to_exact(figure["synthesizers"][RELATED])
+                    measured.setdefault(self._value(run, name), []).append((excess, ratio, figure["bounds"]))
         return [
             {
                 "value": value,
-                "excess": interval([excess for excess, _ in measured[value]], confidence),
-                "bounds": dict(measured[value][0][1]),
+                "excess": interval([excess for excess, _, _ in measured[value]], confidence),
+                "ratio": interval([ratio for _, ratio, _ in measured[value]], confidence),
+                "bounds": dict(measured[value][0][2]),
             }
             for value in sorted(measured)
         ]
 
     def _value(self, run: LabRun, arm: str) -> float:
         """Return the value of the setting for an arm of a run."""
-        return run.config.arms[arm].share if self.setting == SHARE else float(getattr(run.world, self.setting))
+        if self.setting == SHARE:
+            return run.config.arms[arm].share
+        return float(run.config.synthesizer.tokens if self.setting == TOKENS else getattr(run.world, self.setting))
 
 
 def _only_sbp(overrides: Sequence[str]) -> list[str]:

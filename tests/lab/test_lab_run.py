@@ -1,6 +1,7 @@
 """The lab from worlds to page, with models that learn nothing in a few steps, and what its intervals say."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from sbp_fast.lab.metrics import EXCESS, EXCESS_LINKED
 from sbp_fast.lab.page import write_page
 from sbp_fast.lab.results import CONTROLS, interval, sentences, summarize
 from sbp_fast.lab.run import lab_runs, run_lab
-from sbp_fast.lab.sweeps import LABELS, SHARE, Sweep
+from sbp_fast.lab.sweeps import LABELS, SHARE, TOKENS, Sweep
 from sbp_fast.lab.world_run import FIGURES, run_world
 from sbp_fast.lab.worlds import WorldSettings
 
@@ -129,15 +130,16 @@ def test_page_draws_every_arm_with_its_interval(tmp_path: Path) -> None:
     assert "0.600 [" in page and "told once" in page
 
 
+def point(value: float, excess: list[float], bounds: Mapping[str, float]) -> dict[str, Any]:
+    return {"value": value, "excess": interval(excess, 0.95), "ratio": interval([1.1] * len(excess), 0.95), "bounds": bounds}
+
+
 def test_page_draws_every_value_of_a_sweep_with_the_bounds_that_do_not_change(tmp_path: Path) -> None:
     results = results_of("two-names", sbp=[0.5, 0.6, 0.7])
     bounds = results["worlds"]["two-names"]["bounds"]
     results["sweeps"] = {
-        "linked": [{"value": value, "excess": interval([0.5, 0.6, 0.7], 0.95), "bounds": bounds} for value in (0.3, 0.6)],
-        "noise": [
-            {"value": value, "excess": interval([0.5], 0.95), "bounds": {**bounds, "knowing_nothing": 1.8 - value}}
-            for value in (0.0, 0.2)
-        ],
+        "linked": [point(value, [0.5, 0.6, 0.7], bounds) for value in (0.3, 0.6)],
+        "noise": [point(value, [0.5], {**bounds, "knowing_nothing": 1.8 - value}) for value in (0.0, 0.2)],
     }
     (tmp_path / "results.json").write_text(json.dumps(results))
     page = write_page(tmp_path).read_text()
@@ -147,11 +149,13 @@ def test_page_draws_every_value_of_a_sweep_with_the_bounds_that_do_not_change(tm
     assert "<td>1.600</td>" in noise and 'href="#sweep-noise"' in page
 
 
-def test_every_setting_that_can_be_swept_is_one_of_the_world_or_the_share_of_sbp() -> None:
-    assert {*LABELS} - {SHARE} <= {field.name for field in fields(WorldSettings)}
+def test_every_setting_that_can_be_swept_is_one_of_the_world_or_of_sbp() -> None:
+    assert {*LABELS} - {SHARE, TOKENS} <= {field.name for field in fields(WorldSettings)}
 
 
-@pytest.mark.parametrize("text", ["kind=1", "linked", "linked=1.0", "noise=0.1,0.1", "share=a", "share=nan"])
+@pytest.mark.parametrize(
+    "text", ["kind=1", "linked", "linked=1.0", "noise=0.1,0.1", "share=a", "share=nan", "tokens=0", "tokens=0.5"]
+)
 def test_an_unusable_sweep_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="--sweep"):
         Sweep.parse(text)
@@ -173,8 +177,19 @@ def test_a_sweep_runs_a_world_for_each_value_and_seed_and_shares_documents_among
     assert [name for name, arm in runs[0].config.arms.items() if arm.enabled] == ["sbp-share-35", "sbp-share-90", "oracle"]
     names = ("sbp-share-35", "sbp-share-90")
     measured = [
-        {"arms": {name: {EXCESS: {"test": seed + index}} for index, name in enumerate(names)}, "bounds": {"entropy": 0.2}}
+        {
+            "arms": {name: {EXCESS: {"test": seed + index}} for index, name in enumerate(names)},
+            "bounds": {"entropy": 0.2},
+            "synthesizers": {"related": {"conditional": 0.3 * seed, "exact": 0.2}},
+        }
         for seed in (1.0, 2.0)
     ]
     points = share.points(runs, measured, 0.95)
     assert [(point["value"], point["excess"]["seeds"]) for point in points] == [(0.35, [1.0, 2.0]), (0.9, [2.0, 3.0])]
+    assert points[0]["ratio"]["seeds"] == pytest.approx([1.5, 3.0])
+
+
+def test_a_sweep_over_the_synthesizers_tokens_changes_these_alone(tmp_path: Path) -> None:
+    runs = Sweep.parse("tokens=2304,1152000").runs(tmp_path, [0], STEPS, SMALL)
+    assert [run.label for run in runs] == ["tokens-2304/seed-0", "tokens-1152000/seed-0"]
+    assert [run.config.synthesizer.tokens for run in runs] == [2304, 1152000] and {run.world for run in runs} == {runs[0].world}
