@@ -19,7 +19,8 @@ VALIDATION = "validation.npy"
 class PreparedCorpus:
     """A prepared corpus directory.
 
-    Sizes of files are checked, not their checksums: `run_stage` hashes its inputs once for all processes of a stage.
+    Sizes of files are checked, not their checksums: `run_stage` hashes its inputs once for all processes of a stage. It can be
+    pickled and is then opened again.
 
     Attributes:
         train: every training document, globally shuffled; what the oracle may read.
@@ -45,6 +46,9 @@ class PreparedCorpus:
         self.heldout = Corpus(self.directory / "heldout")
         self.tokenizer = Tokenizer(self.directory / "tokenizer.json")
         self.embedded: bool = self.counts["embedded"]
+
+    def __reduce__(self) -> tuple[type[PreparedCorpus], tuple[Path]]:
+        return PreparedCorpus, (self.directory,)
 
     @cached_property
     def validation(self) -> np.ndarray:

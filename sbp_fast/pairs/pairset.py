@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.pipeline.files import atomic_path
 from sbp_fast.pipeline.manifest import Manifest
 
@@ -36,6 +37,20 @@ class PairSet:
 
     def __len__(self) -> int:
         return len(self.seeds)
+
+    def table(self, unique: Corpus) -> pa.Table:
+        """Return the pairs as an Arrow table, of which `to_pandas()` and `polars.from_arrow` make a dataframe.
+
+        Args:
+            unique: `unique` of the prepared corpus that the pairs are of.
+
+        Returns:
+            Columns seed and partner, int64 indices into `unique`; seed_id and partner_id, their ids; score, float32.
+        """
+        ids = pa.array(unique.ids)
+        columns = {"seed": self.seeds, "partner": self.partners}
+        named = {f"{name}_id": ids.take(pa.array(rows)) for name, rows in columns.items()}
+        return pa.table({**columns, **named, "score": self.scores})
 
     def groups(self) -> list[tuple[int, np.ndarray]]:
         """Return each seed with its partners, best first."""

@@ -11,8 +11,10 @@ from sbp_fast.config.synthesize import NO_SEEDS
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.evaluate.scoring import check_vocabulary
 from sbp_fast.generate.backends.backend import sampling_params
+from sbp_fast.generate.engine import GenerationResult
 from sbp_fast.generate.samples import generate_samples
 from sbp_fast.model.saved import load_model
+from sbp_fast.model.transformer import Transformer
 from sbp_fast.pipeline.progress import Console
 
 
@@ -31,20 +33,36 @@ def sample(config: RunConfig, model: Path, *, corpus: Path, seed_text: str, coun
         UserError: no finished corpus or no model, or the model has another vocabulary.
     """
     prepared, trained = PreparedCorpus(corpus), load_model(model, resolve_device(config))
-    check_vocabulary(trained, prepared, model.name)
-    context, tokenizer = trained.config.context, prepared.tokenizer
-    settings = config.synthesize if seed_text else config.synthesize.model_copy(update={"seeds": NO_SEEDS})
-    tokens = np.zeros(0, np.int64)
-    if seed_text:
-        tokens = np.array([tokenizer.begin, *tokenizer.encode(seed_text), tokenizer.end])
-        if len(tokens) > context:
-            console.say(f"the text has {len(tokens)} tokens, of which the model reads the first {context}")
-            tokens = tokens[:context]
-    sampling = sampling_params(settings, prepared, context)
-    results = generate_samples(trained, sampling, dict.fromkeys(range(count), tokens), config.seed)
-    texts = [tokenizer.decode(result.tokens) for result in results]
+    tokens, results = write_after(config, trained, prepared, seed_text, count, where=model.name)
+    if tokens > (context := trained.config.context):
+        console.say(f"the text has {tokens} tokens, of which the model read the first {context}")
+    texts = [prepared.tokenizer.decode(result.tokens) for result in results]
     for number, (text, result) in enumerate(zip(texts, results, strict=True), start=1):
         console.say(f"--- document {number} of {count}: {result.generated_tokens} tokens, ended by {result.stop}")
         for line in text.splitlines():
             console.say(line)
     return texts
+
+
+def write_after(
+    config: RunConfig, model: Transformer, prepared: PreparedCorpus, seed_text: str, count: int, where: str = "the model"
+) -> tuple[int, list[GenerationResult]]:
+    """Return the tokens of a text, and `count` documents that a model writes after what of it fits into a context.
+
+    Args:
+        config: see `sample`.
+        model: a trained model.
+        prepared: the corpus whose tokenizer the model has.
+        seed_text: see `sample`.
+        count: number of documents.
+        where: names the model in messages.
+
+    Raises:
+        UserError: the model has another vocabulary.
+    """
+    check_vocabulary(model, prepared, where)
+    context, tokenizer = model.config.context, prepared.tokenizer
+    settings = config.synthesize if seed_text else config.synthesize.model_copy(update={"seeds": NO_SEEDS})
+    tokens = np.array([tokenizer.begin, *tokenizer.encode(seed_text), tokenizer.end] if seed_text else [], np.int64)
+    sampling = sampling_params(settings, prepared, context)
+    return len(tokens), generate_samples(model, sampling, dict.fromkeys(range(count), tokens[:context]), config.seed)

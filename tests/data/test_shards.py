@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,11 @@ def test_a_written_corpus_reads_back_equal(
     write(directory, documents, shard_tokens, 1 << 21 if wide else 1 << 16, **storage)
     corpus = Corpus(directory)
     assert [corpus[i].tolist() for i in range(len(corpus))] == documents
+    assert [corpus[i - len(corpus)].tolist() for i in range(len(corpus))] == documents
+    part = data.draw(st.slices(len(documents)))
+    assert [tokens.tolist() for tokens in corpus[part]] == documents[part]
+    assert corpus[np.int32(-1)].tolist() == documents[-1]
+    assert [tokens.tolist() for tokens in pickle.loads(pickle.dumps(corpus))] == documents
     assert corpus.text_bytes.tolist() == [3 * len(tokens) for tokens in documents]
     assert corpus.column("seed").tolist() == [10 * number for number in range(len(documents))]
     assert corpus.documents.column_names == ["id", "source", "text_bytes", "tokens", "seed"]
@@ -58,6 +64,9 @@ def test_a_written_corpus_reads_back_equal(
     count = data.draw(st.integers(1, len(documents)))
     prefix = corpus.prefix(count)
     assert [prefix[i].tolist() for i in range(len(prefix))] == documents[:count]
+    again = pickle.loads(pickle.dumps(prefix))
+    assert [tokens.tolist() for tokens in again[:]] == documents[:count] and again.fingerprint == prefix.fingerprint
+    assert prefix[-1].tolist() == documents[count - 1]
     assert prefix.tokens == sum(map(len, documents[:count])) and list(prefix.ids) == list(corpus.ids[:count])
     assert sum(map(len, prefix.read())) == prefix.tokens and len(prefix.documents) == count
     assert (

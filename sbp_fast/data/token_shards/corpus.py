@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,11 @@ def token_dtype(vocabulary_size: int) -> np.dtype:
 
 
 class Corpus:
-    """Documents as token ids: `corpus[i]` is document i, its <begin> and <end> tokens included.
+    """Documents as token ids: `corpus[i]` is document i, its <begin> and <end> tokens included, `corpus[-1]` the last one.
+
+    `corpus[first:last]` is a list of documents. The arrays of a local corpus are read-only views of its files: copy one to
+    change it, as `torch.tensor(corpus[i])` does. A corpus can be pickled, for the worker processes of a DataLoader; it is
+    opened again there.
 
     Opening a corpus reads only its index. A local one is memory-mapped, a remote one read by ranges. Columns of the table of
     documents are read when first asked for.
@@ -74,10 +78,22 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, document: int) -> np.ndarray:
-        if not 0 <= document < len(self):
+    @overload
+    def __getitem__(self, document: int | np.integer[Any]) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, document: slice) -> list[np.ndarray]: ...
+
+    def __getitem__(self, document: int | np.integer[Any] | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(document, slice):
+            return [self[index] for index in range(*document.indices(len(self)))]
+        index = int(document) + len(self) * (document < 0)
+        if not 0 <= index < len(self):
             raise IndexError(f"document {document} of {len(self)}")
-        return self.slice(int(self.offsets[document]), int(self.offsets[document + 1]))
+        return self.slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Corpus, (self.directory,)
 
     @property
     def tokens(self) -> int:
@@ -220,6 +236,13 @@ class CorpusPrefix(Corpus):
         self.__dict__.update(whole.__dict__)
         self.offsets = whole.offsets[: documents + 1]
         self.fingerprint = hash_value([whole.fingerprint, documents])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_prefix, (self.directory, len(self))
+
+
+def _open_prefix(directory: str | Path, documents: int) -> CorpusPrefix:
+    return Corpus(directory).prefix(documents)
 
 
 def _read_index(folder: Folder) -> dict[str, Any]:
