@@ -195,12 +195,18 @@ def plan(
         Console().rich.print(part, soft_wrap=isinstance(part, str))
 
 
-@app.command(epilog="Example: sbp-fast doctor", rich_help_panel=LOOK)
-def doctor() -> None:
-    """Show what this machine can do and what is missing."""
+@app.command(epilog="Example: sbp-fast doctor demo", rich_help_panel=LOOK)
+def doctor(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CONFIG...] [KEY.PATH=VALUE]...", help="As for `run`: does the experiment fit here?"),
+    ] = None,
+) -> None:
+    """Show what this machine can do, what is missing, and whether an experiment fits."""
+    config = load_settings(settings) if settings else None
     from sbp_fast.doctor import diagnose
 
-    Console().rich.print(diagnose())
+    Console().rich.print(diagnose(config))
 
 
 @app.command(
