@@ -42,6 +42,7 @@ TABLES = (
     Table("docs/lab.md", "lab", lambda: lab_table(json.loads(LAB.read_text()))),
     Table("bench/README.md", "kernel", lambda: kernel_table(RESULTS)),
     Table("bench/README.md", "data", lambda: data_table(RESULTS)),
+    Table("bench/README.md", "scale", lambda: scale_table(RESULTS)),
 )
 
 
@@ -159,6 +160,22 @@ def data_table(folder: Path) -> str:
                 ratios = "; ".join(f"{library} {case['speed_up'][library][1]:.2f}" for library in libraries)
                 device, name = record["environment"]["device"], record["operation"]
                 lines.append(f"| {device} | {name} | {title(case)} | {_rate(case)} | {ratios} |")
+    return "\n".join(lines)
+
+
+def scale_table(folder: Path) -> str:
+    """Return the CPU seconds and the peak memory of each data stage at each number of documents, of each measured device."""
+    lines = ["| device | stage | documents | CPU seconds | for each million | peak GiB |", "|---|---|---|---|---|---|"]
+    for record in _records(folder, "scale"):
+        for case in record["cases"]:
+            seconds, documents = case["seconds"]["ours"][1], case["shape"]["documents"]
+            figures = [
+                f"{documents:,}",
+                f"{seconds:,.0f}",
+                f"{seconds * 1e6 / documents:,.0f}",
+                f"{case['statistics']['peak GiB']:.2f}",
+            ]
+            lines.append(f"| {record['environment']['device']} | {case['shape']['stage']} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
 

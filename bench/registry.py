@@ -21,7 +21,7 @@ class Benchmark:
         cases: "module:function"; the function returns an iterator of cases, the important ones first. A case may be expensive
             to build and is built only when it is reached.
         gpu_share: share of the time left that `make gpu` gives to this benchmark; 0 leaves it out there.
-        table: table of bench/README.md that shows it, "kernels" or "data"; "" for none.
+        table: table of bench/README.md that shows it: "kernels", "data" or "scale"; "" for none.
     """
 
     cases: str
@@ -74,4 +74,4 @@ register("plan", "bench.plan:plan", gpu_share=1.0)
 register("order", "bench.order:order")
 register("short-documents", "bench.short_documents:short_documents", table="kernels")
 register("corpus", "bench.corpus:corpus", table="data")
-register("scale", "bench.scale:scale", table="data")
+register("scale", "bench.scale:scale", table="scale")

@@ -100,6 +100,8 @@ class ArmConfig(Section):
 def expand_shares(arms: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tables with each arm that lists several shares as one arm a share, named after it: "sbp-share-25".
 
+    One of `DEFAULT_ARMS` that lists several stays, disabled: a configuration that is written without it would be read with it.
+
     Args:
         arms: name -> table as read from TOML, or an `ArmConfig`.
     """
@@ -109,6 +111,8 @@ def expand_shares(arms: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(shares, list | tuple):
             expanded[name] = arm
             continue
+        if name in DEFAULT_ARMS:
+            expanded[name] = DEFAULT_ARMS[name] | {"enabled": False}
         label = arm.get("label") or resolve_label(name)
         for share in shares:
             percent = f"{100 * share:g}" if isinstance(share, int | float) else str(share)

@@ -33,6 +33,24 @@ def test_shipped_configurations_load_by_name_and_round_trip(name: str, tmp_path:
 
 
 @pytest.mark.parametrize(
+    "overrides",
+    [
+        ["arms.sbp.share=[0.35, 0.9]"],
+        ["arms.sbp.share=[0.35, 0.9]", "arms.sbp.label=Mine", "arms.other.synthetic=related", "arms.other.share=[0.1, 0.2]"],
+        ["arms.oracle.enabled=false", "arms.baseline.recipe.weight_decay=[0.1, 1]", "seeds=[0, 1]"],
+    ],
+)
+def test_what_a_run_writes_of_its_configuration_is_the_configuration(overrides: list[str], tmp_path: Path) -> None:
+    config = load_config(["small"], overrides)
+    assert load_config([write(tmp_path / "again.toml", dump_config(config))]) == config
+
+
+def test_default_arm_that_lists_shares_is_not_trained_itself() -> None:
+    config = load_config(["small"], ["arms.sbp.share=[0.35, 0.9]"])
+    assert list(config.enabled_arms) == ["baseline", "sbp-share-35", "sbp-share-90", "oracle"]
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("model.layerz=2", "unknown key model.layerz; did you mean model.layers?"),
