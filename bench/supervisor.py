@@ -30,6 +30,7 @@ from bench.runner import failure
 from bench.worker import Request
 
 ROOT = Path(__file__).parent.parent
+COMMAND = (sys.executable, "-X", "faulthandler", "-m", "bench.worker")
 STEP_SECONDS = 3600.0  # for one step of a provider, where nobody says less
 EXIT_SECONDS = 30.0  # for a process that has sent its last event
 STDERR_LINES = 20  # that a reason quotes
@@ -136,9 +137,8 @@ def worker_events(request: Request, step_seconds: float) -> Iterator[Event]:
     """
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-    command = [sys.executable, "-X", "faulthandler", "-m", "bench.worker"]
     with subprocess.Popen(
-        command, env=environment, text=True, errors="replace", stdin=PIPE, stdout=PIPE, stderr=PIPE
+        COMMAND, env=environment, text=True, errors="replace", stdin=PIPE, stdout=PIPE, stderr=PIPE
     ) as worker:
         assert worker.stdin and worker.stdout and worker.stderr
         lines: queue.Queue[str | None] = queue.Queue()

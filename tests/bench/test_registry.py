@@ -25,7 +25,7 @@ sys.meta_path.insert(0, Blocker())
 import torch
 
 import bench.__main__
-import bench.gpu
+import bench.first_light
 from bench import machine
 from bench.registry import BENCHMARKS
 
@@ -36,7 +36,7 @@ torch.cuda.is_available = lambda: True
 machine.device = lambda: torch.device("cpu")
 for name, entry in BENCHMARKS.items():
     try:
-        cases = list(islice(entry.load()(), 12))
+        cases = list(islice(entry.load()(), 12))  # as large as on a GPU
     except ModuleNotFoundError as error:
         print(name, "needs", error.name or str(error).split("'")[1].split(".")[0])
     else:
