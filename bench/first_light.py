@@ -61,8 +61,8 @@ def gpu_tests(name: str, part: int, seconds: float, *arguments: str, workers: in
 
 
 def benchmark(name: str, part: int, seconds: float, *arguments: str, case: str = "") -> Item:
-    """A benchmark; its last case may begin until two thirds of the time are over, and a step may take a third."""
-    budget = ("--budget", f"{seconds * 2 / 3:.0f}", "--step", f"{seconds / 3:.0f}")
+    """A benchmark; its last case may begin until two thirds of the time are over, and a step may take half of it."""
+    budget = ("--budget", f"{seconds * 2 / 3:.0f}", "--step", f"{seconds / 2:.0f}")
     only = ("--case", case) if case else ()
     command = ("-m", "bench", *arguments, *budget, *only, "--out", "OUT")
     return Item(name, part, seconds, command, dry=(only, ()))
@@ -86,7 +86,7 @@ ITEMS = (
     gpu_tests("correctness", 1, 80, KERNELS, "-k", "not flex and not hopper"),
     benchmark("attention", 1, 120, "attention", case=GOAL_ATTENTION),
     benchmark("loss", 1, 60, "loss", case=GOAL_LOSS),
-    benchmark("small operations", 1, 30, "small"),
+    benchmark("small operations", 1, 40, "small"),
     benchmark("nearest", 1, 30, "pairs"),
     gpu_tests("correctness, form for Hopper", 1, 40, KERNELS, "-k", "hopper", workers=4),
     gpu_tests("correctness, flex", 1, 40, KERNELS, "-k", "flex", workers=4),
