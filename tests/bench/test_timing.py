@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from bench import timing
+from bench import machine, runner, timing
+from bench.case import Case, Prepared, Schedule, no_results
 from bench.timing import MOST_LAUNCHES, Pace
 
 
@@ -71,3 +72,20 @@ def test_pace_fills_a_queue_with_at_least_one_launch(cuda: Device, seconds: floa
     cuda.seconds = seconds
     pace = timing.choose_pace(lambda: cuda.run("a"))
     assert pace.launches == launches and 0 < pace.spin <= timing.MOST_SPIN_SECONDS
+
+
+def test_measure_on_a_device_times_queues_and_counts_the_late_ones(cuda: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(machine, "roofline", lambda: {"flops": 1e11, "bytes": 1e10})
+    for name in ("settle", "synchronize", "reset_peak_memory"):
+        monkeypatch.setattr(machine, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    providers = {name: lambda _, name=name: Prepared(lambda: cuda.run(name), no_results) for name in ("ours", "other")}
+    inputs = lambda generator: {"x": torch.zeros(1)}  # noqa: E731
+    row = runner.measure(Case({}, inputs, providers, None, work=1, unit="runs", schedule=Schedule(rounds=2)))
+    assert row["seconds"]["ours"] == pytest.approx([0.004] * 3) and row["late_queues"] == {"ours": 0, "other": 0}
+    cuda.late = True
+    assert runner.measure(Case({}, inputs, providers, None, 1, "runs", schedule=Schedule(rounds=2)))["late_queues"] == {
+        "ours": 2,
+        "other": 2,
+    }
