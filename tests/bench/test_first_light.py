@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -12,8 +14,11 @@ import conftest
 import pytest
 import torch
 
-from bench import first_light
-from bench.first_light import ITEMS, PART_SECONDS, Item, command_of, lines
+from bench import first_light, machine
+from bench.first_light import GOAL_ATTENTION, GOAL_LOSS, ITEMS, PART_SECONDS, Item, command_of, lines
+from bench.records import title
+from bench.registry import BENCHMARKS, Benchmark
+from bench.worker import Request, chosen
 
 ROOT = Path(__file__).parents[2]
 BLOCKER = """
@@ -74,6 +79,23 @@ def test_limits_of_a_part_add_up_to_no_more_than_its_seconds_and_files(part: int
     items = [item for item in ITEMS if item.part == part]
     assert sum(item.seconds for item in items) <= PART_SECONDS[part]
     assert 2 + sum(item.command[:2] == ("-m", "bench") for item in items) <= 8
+
+
+@pytest.mark.parametrize(
+    ("item", "titles"), [("attention", [GOAL_ATTENTION] * 12), ("loss", [GOAL_LOSS]), ("training steps", ["gpus 1"])]
+)
+def test_cases_of_an_item_are_those_that_a_gpu_has(item: str, titles: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machine, "device", lambda: torch.device("cpu"))
+    _, _, name, *options = next(it.command for it in ITEMS if it.name == item)
+    values = list(pairwise(options))
+    providers = tuple(value for option, value in values if option == "--provider")
+    (pattern,) = (value for option, value in values if option == "--case")
+    request = Request(BENCHMARKS[name].cases, pattern=pattern, providers=providers)
+    cases = [case for _, case in chosen(Benchmark(request.cases).load()(), request)]
+    assert len(cases) == len(titles)
+    assert all(re.search(wanted, title({"shape": case.shape})) for wanted, case in zip(titles, cases, strict=True))
+    assert not providers or tuple(cases[0].providers) == providers
 
 
 def test_command_of_a_dry_run_leaves_out_the_program_above_and_what_is_for_a_gpu(tmp_path: Path) -> None:
