@@ -5,8 +5,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 OUT ?= runs/demo
 LAB ?= runs/lab
-BUDGET ?= 540
-RESULTS ?= bench/results
+GPU_OUT ?= runs/first-light
 OLDEST_TRITON := $(VENV)/triton-3.6.0
 NUMERIC_TESTS := tests/kernels tests/model $(addprefix tests/train/test_,train.py sharding.py) tests/evaluate/test_likelihood.py \
 	$(addprefix tests/generate/test_,engine.py rng.py generation_peers.py)
@@ -82,8 +81,8 @@ aot: $(READY) $(OLDEST_TRITON)  ## Compile every kernel ahead of time, with two 
 $(OLDEST_TRITON): | $(READY)
 	@rm -rf $@.partial && $(BIN)/python -m pip install --quiet --no-deps --target $@.partial triton==3.6.0 && mv $@.partial $@
 
-gpu:  ## On a GPU machine: correctness on the device, then the benchmarks, within BUDGET seconds; only torch, triton and numba are needed
-	@PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu --budget $(BUDGET) --out $(RESULTS)
+gpu:  ## On a GPU machine: all there is to check and measure, in two parts of 560 and 180 seconds (PART=1 for one of them)
+	@$(PYTHON) -m bench.first_light $(if $(PART),--part $(PART)) --out $(GPU_OUT)
 
 clean:  ## Remove the environment, caches and the demo run
 	rm -rf $(VENV) runs site .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

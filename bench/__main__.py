@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import machine, records
+from bench import records
 from bench.registry import BENCHMARKS, benchmark
-from bench.runner import measure
+from bench.supervisor import STEP_SECONDS, Supervision, WorkerLost
+from bench.worker import Request
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all by default")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds in all; important cases come first")
+    parser.add_argument("--step", type=float, default=STEP_SECONDS, help="seconds after which a provider's step is ended")
+    parser.add_argument("--case", default="", metavar="REGEX", help="only the cases in whose line of shape it is found")
+    parser.add_argument("--provider", action="append", default=[], metavar="NAME", help="only these providers (repeatable)")
     parser.add_argument("--out", type=Path, default=records.RESULTS, help="folder of the results; default: bench/results")
     options = parser.parse_args(arguments)
     for name in options.names:
@@ -31,54 +35,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status = 0
     for index, name in enumerate(names):
         share = (ends - time.monotonic()) / (len(names) - index)
+        request = Request(benchmark(name).cases, share, options.case, tuple(options.provider))
         try:
-            run(name, options.out, share)
-        except ImportError as error:
-            print(f"{name} left out: {error}")
-            status |= name in options.names
-    if machine.device().type == "cpu":
-        print("Left out on this machine, which has no GPU: the kernels in Triton, and third-party backends that need CUDA.")
+            complete = run(name, request, options.out, options.step)
+        except (ImportError, WorkerLost) as error:
+            print(f"{name} left out: {error}", flush=True)
+            complete = False
+        status |= not complete and name in options.names
     return status
 
 
-def run(name: str, folder: Path, seconds: float) -> None:
+def run(name: str, request: Request, folder: Path, step_seconds: float) -> bool:
     """Measure the cases of a benchmark, the important ones first, and write each as soon as it is measured.
 
-    Args:
-        name: of the benchmark.
-        folder: of the results of all devices.
-        seconds: time limit; the case that is reached last is still completed.
+    Returns:
+        Whether something was measured and nothing of ours failed.
 
     Raises:
         ImportError: the benchmark needs a package that is not installed.
+        WorkerLost: the benchmark ended the process before its first case.
     """
-    ends = time.monotonic() + seconds
-    cases = benchmark(name).load()()
-    record = records.new_record(name)
-    path = records.path_of(folder, name)
-
-    def save(row: dict[str, Any]) -> None:
-        record["cases"][-1] = row
-        records.save(path, record)
-
-    print(f"\n{name} on {machine.device_name()}")
-    while time.monotonic() <= ends:
-        case = next(cases, None)
-        if case is None:
-            break
-        record["cases"].append({})
-        save(measure(case, ends - time.monotonic(), save))
-        show(record["cases"][-1])
-    else:
-        print(f"\nthe time was over after {len(record['cases'])} cases of {name}: any others are left out")
-    print(path)
+    print(f"\n{name}", flush=True)
+    supervision = Supervision(name, folder, show, step_seconds)
+    if not supervision.run(request):
+        print(f"\nthe time was over after {len(supervision.rows)} cases of {name}: any others are left out")
+    if not supervision.rows:
+        print(f"no case of {name} can be measured here")
+    print(supervision.path, flush=True)
+    return all("failed" not in row for row in supervision.rows.values()) and bool(supervision.rows)
 
 
 def show(case: dict[str, Any]) -> None:
     """Print a measured case as plain text."""
     print("\n" + records.title(case))
+    if "failed" in case:
+        print(f"    FAILED: {case['failed']}", flush=True)
+        return
     if not case["check"]["right"]:
-        print("    WRONG against the reference: no speed is shown")
+        print("    WRONG against the reference: no speed is shown", flush=True)
         return
     least = records.roofline_seconds(case)
     for name, (_, median, _) in case["seconds"].items():
@@ -90,7 +84,8 @@ def show(case: dict[str, Any]) -> None:
     for name, value in case["statistics"].items():
         print(f"    {name}: {value:.3g}")
     for name, reason in case["left_out"].items():
-        print(f"    {name} left out: {reason}")
+        print(f"    {name} left out: {reason.splitlines()[0]}")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

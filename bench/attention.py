@@ -73,6 +73,8 @@ def attention() -> Iterator[Case]:
     shapes = [(64, 8, 128), (24, 8, 128), (64, 8, 64), (24, 8, 64)] if cuda else [(4, 2, 64)]
     sizes = (16384, 8192, 32768) if cuda else (4096,)
     names = [*LENGTH_DISTRIBUTIONS, "dense", *(f"{count} partners a seed" for count in PARTNER_COUNTS)]
+    if machine.tiny():
+        shapes, sizes, names = [(2, 1, 16)], (64,), ["dense", "2 partners a seed"]
     kinds = PASSES if cuda else ("forward", "both")
     combinations = list(product(enumerate(shapes), sizes, names, kinds))
     # the first head layouts and the first size matter most, and forward and backward alone more than both in one

@@ -246,9 +246,11 @@ def _decode(samples: int, width: int, page: int, dtype: torch.dtype, stored: tor
 
 
 def sampling() -> Iterator[Compilation]:
-    """Greedy, uncut, and with both cuts; the vocabularies of the 3B model and of Qwen3."""
+    """Greedy, uncut, and with both cuts, also to a single token; the vocabularies of the 3B model and of Qwen3."""
     for vocabulary, dtype in ((49_152, FP32), (151_936, FP32), (151_936, BF16), (49_152, FP16)):
-        for kind, *rule in (("greedy", 0.0, 1.0, 0), ("uncut", 1.0, 1.0, 0), ("cut", 1.0, 0.9, 50)):
+        # "cut to one": Triton makes an argument of 1 a constant
+        cuts = (("cut", 1.0, 0.9, 50), ("cut to one", 1.0, 0.9, 1))
+        for kind, *rule in (("greedy", 0.0, 1.0, 0), ("uncut", 1.0, 1.0, 0), *cuts):
             name = f"sampling, {kind}, vocabulary {vocabulary:,}, {TYPE_NAMES[dtype]}"
             yield from launches(name, _sampling, vocabulary, dtype, *rule, requires=Requirements(spill_bytes=SPILLS))
 

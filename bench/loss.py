@@ -18,6 +18,7 @@ from bench.case import Case, Prepared, Provider, Tensors
 
 Loss = Callable[..., Tensor]  # hidden, weight, targets, rows that carry loss -> scalar
 CHUNKS = 8
+SLAB_ROWS = (4096, 8192)  # beside the default of 2,048: larger slabs add to the weight's gradient in fewer passes
 CHECKED_ROWS = 512
 IGNORED = -100
 
@@ -28,6 +29,8 @@ def loss() -> Iterator[Case]:
         shapes = [(16384, 4096, 131072), (16384, 3072, 49152), (16384, 2048, 49152), (16384, 2048, 131072)]
     else:
         shapes = [(4096, 128, 4096)]
+    if machine.tiny():
+        shapes = [(64, 16, 50)]
     for (rows, width, vocabulary), share in product(shapes, (0.5, 1.0)):
         yield _case(rows, width, vocabulary, share)
 
@@ -70,6 +73,7 @@ def _case(rows: int, width: int, vocabulary: int, share: float, small: bool = Fa
 def _functions() -> dict[str, Loss]:
     functions: dict[str, Loss] = {"ours, slab": _ours("slab"), "ours, recompute": _ours("recompute"), "full logits": _full}
     if torch.cuda.is_available():
+        functions |= {f"ours, slab of {rows} rows": _ours("slab", rows) for rows in SLAB_ROWS}
         functions["full logits, compiled"] = torch.compile(_full)
         functions["chunks, compiled"] = torch.compile(_chunked)
     functions |= {"Liger": _liger, "Liger, rows compacted": _compacted(_liger)}
@@ -80,8 +84,10 @@ def _functions() -> dict[str, Loss]:
 WHOLE = ("full logits", "full logits, compiled")  # left out where they would need most of a device's memory
 
 
-def _ours(mode: str) -> Loss:
-    return lambda hidden, weight, targets, rows: linear_cross_entropy(hidden, weight, targets, loss_rows=rows, mode=mode)
+def _ours(mode: str, slab_rows: int | None = None) -> Loss:
+    return lambda hidden, weight, targets, rows: linear_cross_entropy(
+        hidden, weight, targets, loss_rows=rows, mode=mode, slab_rows=slab_rows
+    )
 
 
 def _full(hidden: Tensor, weight: Tensor, targets: Tensor, _: Tensor) -> Tensor:

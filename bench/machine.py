@@ -1,8 +1,13 @@
-"""The machine of a benchmark: names and versions, and the measured rates of arithmetic and memory."""
+"""The machine of a benchmark: names and versions, and the measured rates of arithmetic and memory.
+
+`python -m bench.machine` prints both as one line of JSON.
+"""
 
 from __future__ import annotations
 
 import gc
+import json
+import os
 import platform
 import re
 import subprocess
@@ -14,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from bench import timing
 
 RECORDED_PACKAGES = (
     "triton",
@@ -34,6 +41,11 @@ RECORDED_PACKAGES = (
 )
 
 
+def tiny() -> bool:
+    """Whether BENCH_TINY asks for shapes that are there to run every line, not to be timed."""
+    return os.environ.get("BENCH_TINY") == "1"
+
+
 def device() -> torch.device:
     """Return the GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,20 +62,17 @@ def device_name() -> str:
 
 def environment() -> dict[str, Any]:
     """Return what the figures depend on: device, driver, versions, threads and commit."""
-    folder = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=folder, check=False)
     values: dict[str, Any] = {
         "device": device_name(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "commit": commit.stdout.strip(),
+        "commit": _output("git", "rev-parse", "HEAD"),
         "versions": {name: installed for name in RECORDED_PACKAGES if (installed := _version(name))},
     }
     if torch.cuda.is_available():
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(query, capture_output=True, text=True, check=False)
-        values |= {"cuda": torch.version.cuda, "driver": driver.stdout.strip().splitlines()[:1]}
+        driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        values |= {"cuda": torch.version.cuda, "driver": driver.splitlines()[:1]}
     else:
         values["capability"] = torch.backends.cpu.get_cpu_capability()
     return values
@@ -73,9 +82,9 @@ def environment() -> dict[str, Any]:
 def roofline() -> dict[str, float]:
     """Measure on random data the FLOP/s of a large matrix product and the bytes/s of a large copy (read and written)."""
     cuda = torch.cuda.is_available()
-    size, dtype = (8192, torch.bfloat16) if cuda else (1024, torch.float32)
+    size, dtype = (8192, torch.bfloat16) if cuda else (64 if tiny() else 1024, torch.float32)
     a, b = (torch.randn(size, size, device=device(), dtype=dtype) for _ in range(2))
-    source = torch.randn((1 << 29) if cuda else (1 << 25), device=device(), dtype=torch.float32)
+    source = torch.randn((1 << 29) if cuda else (1 << (10 if tiny() else 25)), device=device(), dtype=torch.float32)
     target = torch.empty_like(source)
     return {
         "flops": 2.0 * size**3 / _least_seconds(lambda: a @ b),
@@ -89,7 +98,7 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def settle(seconds: float = 1.0) -> None:
+def settle(seconds: float = 0.3) -> None:
     """Keep the GPU busy until its clocks have settled."""
     if torch.cuda.is_available():
         a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
@@ -123,14 +132,24 @@ def release_memory() -> None:
 
 
 def _least_seconds(call: Callable[[], Any], runs: int = 10) -> float:
+    call()  # warm
+    if torch.cuda.is_available():
+        pace = timing.choose_pace(call)
+        return min(timing.queued_seconds([call], pace)[0] for _ in range(runs))
     times = []
     for _ in range(runs):
-        synchronize()
         started = time.perf_counter()
         call()
-        synchronize()
         times.append(time.perf_counter() - started)
     return min(times)
+
+
+def _output(*command: str) -> str:
+    """Return what a command prints, or "" where the machine does not have it."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""
 
 
 def _version(name: str) -> str | None:
@@ -138,3 +157,7 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+if __name__ == "__main__":
+    print(json.dumps({"environment": environment(), "roofline": roofline()}))

@@ -8,6 +8,7 @@ import torch
 from sbp_kernels import nearest_in_buckets
 from torch import Tensor
 
+from bench import machine
 from bench.case import Case, Prepared, Provider, Tensors, no_results
 
 Vectors = Callable[[int, torch.Generator], Tensor]
@@ -20,7 +21,9 @@ CHECKED = 4000  # members of the checked case, whose products in float64 are all
 
 def nearest(vectors: Vectors) -> Iterator[Case]:
     """Both searches, on CUDA alone: elsewhere the join does not use this operation."""
-    if torch.cuda.is_available():
+    if machine.tiny():
+        yield _case(vectors, 40, probes=2, checked=40, k=2)
+    elif torch.cuda.is_available():
         yield _case(vectors, 200_000, probes=8)
         yield _case(vectors, 50_000, probes=0)
 
@@ -34,7 +37,7 @@ def _case(vectors: Vectors, members: int, *, probes: int, checked: int = CHECKED
 
     all_products = _by_all_products(k)
     providers: dict[str, Provider] = {
-        "ours": _by_rounds("triton", k),
+        "ours": _by_rounds("auto" if machine.tiny() else "triton", k),
         "torch, a partition at a time": _by_rounds("torch", k),
         # exact, so it finds more than a search of some partitions; the difference in time is what those save
         "matmul and topk of all": lambda tensors: (

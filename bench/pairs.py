@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench import machine
 from bench.case import MINUTES_A_RUN, Case, Prepared, Provider, Tensors
 from bench.nearest import nearest
 
@@ -29,7 +30,7 @@ BUDGETS = [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
 def pairs() -> Iterator[Case]:
     """The whole join on a CPU, which the peer libraries are made for; on CUDA the part that is computed there."""
     yield from nearest(clustered)
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or machine.tiny():
         return
     for documents in (50_000, 200_000):
         yield _case(documents)

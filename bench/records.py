@@ -4,7 +4,8 @@ A record holds "operation" (the name of the benchmark), "environment" and "cases
 "flops", "bytes", "roofline" (measured FLOP/s and bytes/s of the device), "statistics" and "check". Where the check holds there
 are, by provider, "seconds", "speed_up" of ours over it, "memory" in bytes, "disagreement" with ours, and "left_out" with the
 reason. Seconds and speed-ups are [first quartile, median, third quartile]; those of fewer than four runs are [least,
-median, greatest].
+median, greatest]. On a GPU, "late_queues" counts the timings in which the host was still queueing when the device began. Where
+ours or the case itself failed, the check does not hold, and "failed" says why.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from bench import machine
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -29,16 +28,16 @@ RENAMED_IN_SHAPE = {
 }
 
 
-def new_record(name: str) -> dict[str, Any]:
-    """Return the record of a benchmark with the environment and without cases."""
-    return {"operation": name, "environment": machine.environment(), "cases": []}
+def new_record(name: str, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record of a benchmark without cases; the environment is that of `machine.environment`."""
+    return {"operation": name, "environment": dict(environment), "cases": []}
 
 
-def path_of(folder: Path, name: str) -> Path:
-    """Return the file for the results of a benchmark on this device, and create its folder."""
-    device = folder / re.sub(r"\W+", "-", machine.device_name()).strip("-").lower()
-    device.mkdir(parents=True, exist_ok=True)
-    return device / f"{name}.json"
+def path_of(folder: Path, name: str, device: str) -> Path:
+    """Return the file for the results of a benchmark on a device of that name, and create its folder."""
+    parent = folder / re.sub(r"\W+", "-", device).strip("-").lower()
+    parent.mkdir(parents=True, exist_ok=True)
+    return parent / f"{name}.json"
 
 
 def save(path: Path, record: Mapping[str, Any]) -> None:

@@ -20,12 +20,10 @@ class Benchmark:
     Attributes:
         cases: "module:function"; the function returns an iterator of cases, the important ones first. A case may be expensive
             to build and is built only when it is reached.
-        gpu_share: share of the time left that `make gpu` gives to this benchmark; 0 leaves it out there.
         table: table of bench/README.md that shows it: "kernels", "data" or "scale"; "" for none.
     """
 
     cases: str
-    gpu_share: float = 0.0
     table: str = ""
 
     def load(self) -> Callable[[], Iterator[Case]]:
@@ -42,7 +40,7 @@ class Benchmark:
 BENCHMARKS: dict[str, Benchmark] = {}
 
 
-def register(name: str, cases: str, *, gpu_share: float = 0.0, table: str = "") -> None:
+def register(name: str, cases: str, *, table: str = "") -> None:
     """Add a benchmark; the arguments are those of `Benchmark`.
 
     Raises:
@@ -50,7 +48,7 @@ def register(name: str, cases: str, *, gpu_share: float = 0.0, table: str = "") 
     """
     if name in BENCHMARKS:
         raise ValueError(f"benchmark {name!r} is registered already, as {BENCHMARKS[name].cases}")
-    BENCHMARKS[name] = Benchmark(cases, gpu_share, table)
+    BENCHMARKS[name] = Benchmark(cases, table)
 
 
 def benchmark(name: str) -> Benchmark:
@@ -64,13 +62,13 @@ def benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
-register("attention", "bench.attention:attention", gpu_share=0.3, table="kernels")
-register("generation", "bench.generation:generation", gpu_share=0.4, table="kernels")
-register("training", "bench.training:training", gpu_share=0.6, table="kernels")
-register("loss", "bench.loss:loss", gpu_share=0.5, table="kernels")
-register("small", "bench.small:small", gpu_share=0.7, table="kernels")
-register("pairs", "bench.pairs:pairs", gpu_share=0.7, table="data")
-register("plan", "bench.plan:plan", gpu_share=1.0)
+register("attention", "bench.attention:attention", table="kernels")
+register("generation", "bench.generation:generation", table="kernels")
+register("training", "bench.training:training", table="kernels")
+register("loss", "bench.loss:loss", table="kernels")
+register("small", "bench.small:small", table="kernels")
+register("pairs", "bench.pairs:pairs", table="data")
+register("plan", "bench.plan:plan")
 register("order", "bench.order:order")
 register("short-documents", "bench.short_documents:short_documents", table="kernels")
 register("corpus", "bench.corpus:corpus", table="data")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = '''
+import os
 import sys
 from itertools import islice
 
@@ -25,28 +26,36 @@ sys.meta_path.insert(0, Blocker())
 import torch
 
 import bench.__main__
-import bench.gpu
+import bench.first_light
 from bench import machine
 from bench.registry import BENCHMARKS
+from bench.runner import check
 
 assert not {entry.cases.split(":")[0] for entry in BENCHMARKS.values()} & sys.modules.keys()  # none is imported yet
 import sbp_kernels  # before the pretence of a GPU
 
+no_gpu = torch.cuda.is_available
 torch.cuda.is_available = lambda: True
 machine.device = lambda: torch.device("cpu")
 for name, entry in BENCHMARKS.items():
     try:
-        cases = list(islice(entry.load()(), 12))
+        cases = list(islice(entry.load()(), 12))  # as large as on a GPU
     except ModuleNotFoundError as error:
         print(name, "needs", error.name or str(error).split("'")[1].split(".")[0])
     else:
         assert all(case.providers and case.shape for case in cases)
         print(name, len(cases), *sorted({case.shape.get("operation", name) for case in cases}))
+
+torch.cuda.is_available = no_gpu
+os.environ["BENCH_TINY"] = "1"
+for name in ("attention", "loss", "small", "pairs"):
+    verdicts = [check(case)["right"] for case in BENCHMARKS[name].load()()]
+    print(name, "is right in", sum(verdicts), "of", len(verdicts), "tiny cases")
 '''
 
 
-def test_list_and_set_up_without_the_packages_of_sbp_fast() -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+def test_list_set_up_and_check_without_the_packages_of_sbp_fast() -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
     )
@@ -62,4 +71,8 @@ def test_list_and_set_up_without_the_packages_of_sbp_fast() -> None:
         "order needs sbp_fast",
         "short-documents needs sbp_fast",
         "corpus needs sbp_fast",
+        "attention is right in 4 of 4 tiny cases",
+        "loss is right in 2 of 2 tiny cases",
+        "small is right in 3 of 3 tiny cases",
+        "pairs is right in 1 of 1 tiny cases",
     ]

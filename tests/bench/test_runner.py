@@ -1,7 +1,6 @@
 """The runner: wrong answers get no speed, and providers are timed as the schedule says."""
 
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +8,8 @@ import torch
 from bench import __main__ as command
 from bench import machine, registry, runner
 from bench.case import MINUTES_A_RUN, Case, Prepared, Provider, Schedule, Tensors, no_inputs, no_results
-from bench.records import load
 from bench.runner import TIME_OVER
+from bench.worker import Request, chosen
 
 
 @pytest.fixture(autouse=True)
@@ -62,12 +61,64 @@ def test_measure_with_a_provider_that_disagrees_records_the_difference() -> None
     assert row["left_out"]["library"].startswith("differs from ours by") and set(row["seconds"]) == {"ours", "plain"}
 
 
-def test_measure_with_our_provider_failing_raises() -> None:
+def test_measure_with_our_provider_failing_records_the_reason_and_no_speed() -> None:
     def absent(tensors: Tensors) -> Prepared:
         raise ValueError("ours cannot run")
 
-    with pytest.raises(ValueError, match="ours cannot run"):
-        runner.measure(Case({}, no_inputs, {"ours": absent}, None, work=1, unit="runs"))
+    row = runner.measure(Case({}, no_inputs, {"ours": absent}, None, work=1, unit="runs"))
+    assert row["failed"] == "ours cannot run" and not row["check"]["right"] and "seconds" not in row
+
+
+class CompilationFailed(Exception):
+    """Not a RuntimeError, as little as what Triton's compiler raises."""
+
+
+def test_measure_with_a_provider_that_fails_while_it_is_timed_leaves_it_out() -> None:
+    runs = iter(range(100))
+
+    def tires(tensors: Tensors) -> Prepared:
+        def run() -> Tensors:
+            if next(runs) > 6:  # prepared three times, compared, measured, timed twice
+                raise CompilationFailed
+            return {"out": tensors["x"]}
+
+        return Prepared(run)
+
+    row = runner.measure(addition(1e-3, library=tires))
+    assert row["left_out"] == {"library": "CompilationFailed"} and set(row["seconds"]) == {"ours", "plain"}
+    assert row["rounds"] == 5
+
+
+def test_measure_announces_each_step_and_does_not_run_what_is_left_out() -> None:
+    steps: list[tuple[str, str]] = []
+    case = addition(1e-3, library=lambda tensors: Prepared(lambda: {"out": tensors["x"]}))
+    row = runner.measure(case, watch=lambda *step: steps.append(step), left_out={"library": "hangs"})
+    assert row["left_out"] == {"library": "hangs"} and set(row["seconds"]) == {"ours", "plain"}
+    turn = [("ours", "time"), ("plain", "time")] * 5
+    before = [(name, step) for step in ("prepare", "check", "prepare", "compare", "memory") for name in ("ours", "plain")]
+    assert steps == before + turn
+
+
+def test_measure_with_a_provider_that_breaks_the_context_raises_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(tensors: Tensors) -> Prepared:
+        def unusable() -> None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        monkeypatch.setattr(machine, "synchronize", unusable)
+        raise RuntimeError("illegal memory access in their kernel")
+
+    with pytest.raises(runner.DeviceLost, match="in their kernel") as lost:
+        runner.measure(addition(1e-3, library=breaks))
+    assert lost.value.provider == "library"
+
+
+def test_check_without_a_baseline_that_runs_raises() -> None:
+    def fails(tensors: Tensors) -> Prepared:
+        raise RuntimeError("out of memory")
+
+    case = addition(1e-3)
+    row = runner.measure(replace(case, providers={**case.providers, "plain": fails}))
+    assert row["failed"] == "no baseline ran: {'plain': 'out of memory'}"
 
 
 def test_measure_without_warm_up_runs_each_provider_three_times_and_compares_nothing() -> None:
@@ -143,35 +194,12 @@ def test_measure_of_providers_alone_closes_one_that_fails() -> None:
     assert row["left_out"] == {"failing": "out of pages"} and log == ["closed"]
 
 
-@pytest.fixture
-def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`registry.register` on a copy of the registry."""
-    monkeypatch.setattr(registry, "BENCHMARKS", dict(registry.BENCHMARKS))
-    return registry.register
-
-
-def cases() -> object:
-    """What a test registers as a benchmark."""
-    return iter([addition(1e-3), addition(1.0)])
-
-
-def test_command_runs_a_benchmark_registered_from_outside(
-    register: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    register("addition", f"{__name__}:cases")
-    assert command.main(["addition", "--out", str(tmp_path)]) == 0
-    (path,) = tmp_path.glob("*/addition.json")
-    assert [case["check"]["right"] for case in load(path)["cases"]] == [True, False]
-    output = capsys.readouterr().out
-    assert "speed-up" in output and "WRONG against the reference" in output and str(path) in output
-
-
-def test_command_without_a_package_that_a_benchmark_needs_names_it(
-    register: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    register("absent", "no_such_package:cases")
-    assert command.main(["absent", "--out", str(tmp_path)]) == 1
-    assert "absent left out: No module named 'no_such_package'" in capsys.readouterr().out
+def test_chosen_cases_match_the_pattern_with_the_named_providers_and_the_whole_check() -> None:
+    cases = [addition(error) for error in (1e-3, 1.0)] + [replace(addition(0.0), shape={"size": 7})]
+    (index, case), *others = chosen(iter(cases), Request("", pattern="size 100", providers=("plain",), first=1))
+    assert index == 1 and not others and set(case.providers) == {"plain"}
+    assert case.check is cases[1]
+    assert not list(chosen(iter(cases), Request("", providers=("absent",))))
 
 
 def test_command_with_an_unknown_name_lists_the_known(capsys: pytest.CaptureFixture[str]) -> None:

@@ -195,17 +195,46 @@ def test_the_kernels_on_hard_forests(forest: tuple[list[int], list[int]], backen
     assert_accurate(layout, tensors if backend == "triton-hopper" else [in_poison(x) for x in tensors], backend)
 
 
+ON_A_GPU = [*FORESTS.values(), ([1500, 300, 700, 40], [-1, 0, 0, -1])]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("forest", [*FORESTS.values(), ([1500, 300, 700, 40], [-1, 0, 0, -1])])
+@pytest.mark.parametrize("forest", ON_A_GPU)
 @pytest.mark.parametrize("tiles", [plan.WIDE, plan.NARROW])
 @pytest.mark.parametrize("width", [64, 96, 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_on_a_gpu(forest: tuple[list[int], list[int]], tiles: Tiles, width: int, dtype: torch.dtype) -> None:
     layout = PackedLayout.from_tree(*forest, tiles=tiles).to("cuda")
-    tensors = [in_poison(x.cuda()) for x in inputs(len(layout), (8, 2), dtype, width)]
-    assert_accurate(layout, tensors, "triton")
-    if width != 96 and torch.cuda.get_device_capability() == (9, 0) and triton.__version__.startswith("3.6."):
-        assert_accurate(layout, [x.contiguous() for x in tensors], "triton-hopper")
+    assert_accurate(layout, [in_poison(x.cuda()) for x in inputs(len(layout), (8, 2), dtype, width)], "triton")
+
+
+def skip_without_hopper() -> None:
+    """The form for Hopper may race or hang, so that its tests on a GPU are apart from the others."""
+    if torch.cuda.get_device_capability() != (9, 0) or not triton.__version__.startswith("3.6."):
+        pytest.skip("needs a Hopper GPU and triton 3.6")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("forest", ON_A_GPU)
+@pytest.mark.parametrize("tiles", [plan.WIDE, plan.NARROW])
+@pytest.mark.parametrize("width", [64, 128])
+def test_the_form_for_hopper_on_a_gpu(forest: tuple[list[int], list[int]], tiles: Tiles, width: int) -> None:
+    skip_without_hopper()
+    layout = PackedLayout.from_tree(*forest, tiles=tiles).to("cuda")
+    assert_accurate(layout, [x.cuda() for x in inputs(len(layout), (8, 2), torch.bfloat16, width)], "triton-hopper")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tiles", [plan.WIDE, plan.NARROW])
+@pytest.mark.parametrize("width", [64, 128])
+def test_the_form_for_hopper_repeats_its_bits_on_a_gpu(tiles: Tiles, width: int) -> None:
+    skip_without_hopper()
+    layout = PackedLayout.from_tree([1500, 300, 700, 40, 900, 656], [-1, 0, 0, -1, -1, 4], tiles=tiles).to("cuda")
+    q, k, v, _ = (x.cuda() for x in inputs(len(layout), (64, 8), torch.bfloat16, width))
+    first, different = packed_attention(q, k, v, layout, backend="triton-hopper"), torch.zeros((), device="cuda")
+    for _ in range(1000):
+        different += (packed_attention(q, k, v, layout, backend="triton-hopper") != first).any()
+    assert not different.item()
 
 
 @pytest.mark.parametrize("backend", KERNELS)

@@ -159,7 +159,7 @@ def sample_kernel(
     if not GREEDY:
         if HAS_TOP_K:
             edge, last = find_cut(
-                logits, allowed, vocabulary, largest, factor, top_k.to(tl.float64), edge, last,
+                logits, allowed, vocabulary, largest, factor, tl.cast(top_k, tl.float64), edge, last,
                 True, HAS_FORBIDDEN, SHIFT, PIVOTS, SEARCH_BLOCK,
             )  # fmt: skip
             held = held_by(logits, allowed, vocabulary, largest, factor, edge, last, HAS_FORBIDDEN, SHIFT, BLOCK)
