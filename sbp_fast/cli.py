@@ -206,12 +206,32 @@ def doctor() -> None:
 @app.command(
     epilog="Example: sbp-fast export runs/demo/train/sbp --corpus runs/demo/prepare --out demo-sbp", rich_help_panel=DOORS
 )
-def export(model: Annotated[Path, typer.Argument(help="A trained model's directory.")], *, corpus: Corpus, out: Out) -> None:
-    """Write a model as a Hugging Face directory that transformers and vLLM load."""
+def export(
+    model: Annotated[Path, typer.Argument(help="A trained model's directory.")],
+    *,
+    corpus: Corpus,
+    out: Out,
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "float32",
+    push_to: Annotated[
+        str, typer.Option(metavar="OWNER/NAME", help="Upload it to this repository of the Hugging Face Hub too.")
+    ] = "",
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody read a repository that --push-to makes; else it is private.")
+    ] = False,
+    force: Force = False,
+) -> None:
+    """Write a model as a Hugging Face directory that transformers and vLLM load, with a model card."""
+    from sbp_fast.experiment.model_card import model_card
+    from sbp_fast.model.hub import check_repository, push_to_hub
     from sbp_fast.stages.huggingface import export_hugging_face
 
-    export_hugging_face(model, corpus / "tokenizer.json", out)
+    if push_to:
+        check_repository(push_to)
+    card = model_card(model, corpus)
+    manifest = export_hugging_face(model, corpus / "tokenizer.json", out, dtype=dtype, card=card, force=force)
     print_line(str(out))
+    if push_to:
+        print_line(push_to_hub(out, manifest.files, push_to, public=public))
 
 
 @app.command(
