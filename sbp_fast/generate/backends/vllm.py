@@ -124,7 +124,7 @@ def load_vllm(config: RunConfig, model: Path, prepared: PreparedCorpus, scratch:
     sampling = sampling_params(settings, prepared, context)
     version, precision = check_vllm(settings, device), model_precision(settings, device)
     longest = context + 1 + sampling.maximum_tokens
-    engine = {
+    engine: dict[str, Any] = {
         "model": str(exported.resolve()),
         "skip_tokenizer_init": True,
         "dtype": precision,
