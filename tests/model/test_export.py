@@ -1,5 +1,6 @@
 """What `export` writes beside the weights: positions, dtype, tokenizer and model card; and what it refuses."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -122,6 +123,19 @@ def test_the_exported_tokenizer_gives_the_same_ids_as_ours_to_texts_that_spell_s
             assert theirs.decode([tokenizer.begin, *ids, tokenizer.end], skip_special_tokens=True) == text
         assert set(theirs.all_special_ids) == {tokenizer.begin, tokenizer.end, tokenizer.partner}
         assert theirs.partner_token_id == tokenizer.partner
+
+
+def test_a_prompt_made_as_the_documentation_says_is_what_a_synthesizer_reads(tokenizer_json: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    page = (Path(__file__).parents[2] / "docs/how-to/share.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    ours = Tokenizer(tokenizer_json)
+    saved = make_saved(tmp_path / "saved", ours.vocabulary_size, arm="synthesizer")
+    export_hugging_face(saved, tokenizer_json, tmp_path / "demo-synthesizer")
+    variables = {"transformers": transformers}
+    exec(code.replace('"demo-synthesizer"', repr(str(tmp_path / "demo-synthesizer"))), variables)
+    ids = ours.encode("The text of a document.")
+    assert variables["prompt"] == [ours.begin, *ids, ours.end, ours.partner]
 
 
 def test_export_with_a_tokenizer_that_is_not_the_models_is_refused(tokenizer_json: Path, tmp_path: Path) -> None:
