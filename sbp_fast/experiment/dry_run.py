@@ -30,6 +30,8 @@ from sbp_fast.train.task import TrainTask
 
 SHARE = 0.4  # of a card's peak that the plan assumes too
 WAITS, UNLESS_EQUAL = "its inputs come first", "unless its inputs come out the same"
+ACTIONS = {"skip": "done before", "resume": "to resume", "run": "to run", "replace": "to replace", "refuse": "refused"}
+"""Actions of an outlook, as the last lines count them."""
 COMMANDS = {"tune": "train"}
 """Commands whose stages call themselves otherwise in their manifests, where speeds are measured."""
 
@@ -195,7 +197,3 @@ def _sums(entries: list[Entry], out: Path) -> Iterable[str]:
     disk = math.fsum(entry.disk for entry in left)
     yield f"expected: {duration(math.fsum(known))}{note}; {_bytes(disk)} of disk, {_bytes(free)} are free"
     yield "nothing was written"
-
-
-ACTIONS = {"skip": "done before", "resume": "to resume", "run": "to run", "replace": "to replace", "refuse": "refused"}
-"""Actions of an outlook, as the last lines count them."""

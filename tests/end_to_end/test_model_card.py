@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hub_server import serving_hub
 
 from sbp_fast.cli import app
 from sbp_fast.config.files import dump_config, load_config
+from sbp_fast.errors import UserError
 from sbp_fast.experiment.model_card import NOT_SCORED, REPLACED, UNFINISHED, model_card
 from sbp_fast.experiment.report.wording import headline, number
 from sbp_fast.pipeline.files import read_json
-from sbp_fast.pipeline.manifest import Manifest
+from sbp_fast.pipeline.manifest import MANIFEST, Manifest
 
 
 @pytest.fixture
@@ -41,6 +43,24 @@ def test_export_of_an_arm_writes_a_card_with_the_figures_of_its_run_and_the_synt
     assert f"{results['arms']['sbp']['parameters']:,}" in card and f"{results['corpus']['unique_tokens']:,} tokens" in card
     assert str(tiny_run.parent) not in card and str(tmp_path) not in card
     assert read_json(tmp_path / "out" / "config.json")["max_position_embeddings"] == 256
+
+
+def test_export_pushes_its_files_to_the_hub_and_refuses_a_wrong_name_before_it_writes(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["export", str(tiny_run / "train/sbp"), "--corpus", str(tiny_run / "prepare"), "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="write it as OWNER/NAME"):
+        app([*arguments, "--push-to", "demo"], standalone_mode=False)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("HF_TOKEN", "hf_a-secret")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    with serving_hub("hf_a-secret") as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        app([*arguments, "--push-to", "lab/demo-sbp"], standalone_mode=False)
+    files = {str(path.relative_to(tmp_path / "out")): path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    del files[MANIFEST]
+    assert hub.files == files and "README.md" in files and hub.repositories == {"lab/demo-sbp": True}
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "out"), f"{hub.url}/lab/demo-sbp"]
 
 
 def test_the_card_of_a_synthesizer_says_how_to_prompt_it_and_what_it_learnt(tiny_run: Path) -> None:
