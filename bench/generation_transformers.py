@@ -20,7 +20,9 @@ def in_transformers(model: Transformer) -> Any:
     """Return the same weights as a model of transformers."""
     from transformers import AutoModelForCausalLM, Qwen3Config
 
-    config = Qwen3Config(**hugging_face_config(model.config, model.vocabulary_size, where=Path("bench")))
+    config = Qwen3Config(
+        **hugging_face_config(model.config, model.vocabulary_size, positions=2 * model.config.context, where=Path("bench"))
+    )
     dtype = model.embed_tokens.weight.dtype
     with model.device:
         twin = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from sbp_fast import __version__, cli_stages
-from sbp_fast.cli_options import Address, Corpus, EngineName, Force, Gpus, Out, Settings, load_settings
+from sbp_fast.cli_options import Address, Corpus, DryRun, EngineName, Force, Gpus, Out, Settings, load_settings, print_parts
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.executors.choose import open_workers
 from sbp_fast.pipeline.interrupts import STOPPED, Interrupted, Stopped, abandon, signal_received, watch_signals
@@ -79,15 +79,20 @@ def run(
     side_by_side: Annotated[
         int, typer.Option(min=1, help="Run so many stages at a time on the CPU, each with its share of the threads.")
     ] = 1,
+    dry_run: DryRun = False,
 ) -> None:
     """Run the whole experiment, from documents to report; a stopped run resumes."""
     config = load_settings(settings)
+    from sbp_fast.experiment.dry_run import describe, dry_run_entries
     from sbp_fast.experiment.report.summary import summary_table
     from sbp_fast.experiment.results import collect
     from sbp_fast.experiment.run import run as run_experiment
 
     directory = out or Path("runs") / config.name
     console = Console()
+    if dry_run:
+        print_parts(describe(dry_run_entries(config, directory, gpus=gpus, force=force, until=until), directory))
+        return
     with open_workers(engine, address) as workers:
         report = run_experiment(
             config,
@@ -191,8 +196,7 @@ def plan(
     config = load_settings(settings)
     from sbp_fast.experiment.plan.tables import plan_tables
 
-    for part in plan_tables(config, gpus or config.parallel.shard_processes or 1, gpu):
-        Console().rich.print(part, soft_wrap=isinstance(part, str))
+    print_parts(plan_tables(config, gpus or config.parallel.shard_processes or 1, gpu))
 
 
 @app.command(epilog="Example: sbp-fast doctor demo", rich_help_panel=LOOK)
@@ -212,12 +216,32 @@ def doctor(
 @app.command(
     epilog="Example: sbp-fast export runs/demo/train/sbp --corpus runs/demo/prepare --out demo-sbp", rich_help_panel=DOORS
 )
-def export(model: Annotated[Path, typer.Argument(help="A trained model's directory.")], *, corpus: Corpus, out: Out) -> None:
-    """Write a model as a Hugging Face directory that transformers and vLLM load."""
+def export(
+    model: Annotated[Path, typer.Argument(help="A trained model's directory.")],
+    *,
+    corpus: Corpus,
+    out: Out,
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "float32",
+    push_to: Annotated[
+        str, typer.Option(metavar="OWNER/NAME", help="Upload it to this repository of the Hugging Face Hub too.")
+    ] = "",
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody read a repository that --push-to makes; else it is private.")
+    ] = False,
+    force: Force = False,
+) -> None:
+    """Write a model as a Hugging Face directory that transformers and vLLM load, with a model card."""
+    from sbp_fast.experiment.model_card import model_card
+    from sbp_fast.model.hub import check_repository, push_to_hub
     from sbp_fast.stages.huggingface import export_hugging_face
 
-    export_hugging_face(model, corpus / "tokenizer.json", out)
+    if push_to:
+        check_repository(push_to)
+    card = model_card(model, corpus)
+    manifest = export_hugging_face(model, corpus / "tokenizer.json", out, dtype=dtype, card=card, force=force)
     print_line(str(out))
+    if push_to:
+        print_line(push_to_hub(out, manifest.files, push_to, public=public))
 
 
 @app.command(

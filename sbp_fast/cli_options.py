@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
 from sbp_fast.config import RunConfig
 from sbp_fast.config.files import load_config, refuse_repeated_keys
 from sbp_fast.errors import UserError
+from sbp_fast.pipeline.progress import Console
 
 if TYPE_CHECKING:
     from sbp_fast.experiment.sources import Source
@@ -26,11 +29,20 @@ Corpus = Annotated[Path, typer.Option(help="Output of `prepare`.")]
 Profile = Annotated[str | None, typer.Option(help="Record steps FIRST:LAST into OUT.profile, such as 10:13.")]
 SourceName = Annotated[str, typer.Option(help="Source of synthetic documents whose settings apply, a table \\[sources.NAME].")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output made from other settings or inputs.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be done, from what, and the expected time and disk; write nothing.")
+]
 Gpus = Annotated[int, typer.Option(min=1, help="Processes on this machine, each with one GPU; without GPUs, on the CPU.")]
 EngineName = Annotated[str, typer.Option("--engine", help="Where tasks run: local (this machine) or ray (a cluster).")]
 Address = Annotated[
     str | None, typer.Option(help="With --engine ray: auto (the default), HOST:PORT or ray://HOST:PORT of the cluster.")
 ]
+
+
+def print_parts(parts: Iterable[Table | str]) -> None:
+    """Print tables, and lines between them as they are."""
+    for part in parts:
+        Console().rich.print(part, soft_wrap=isinstance(part, str), markup=not isinstance(part, str))
 
 
 def load_source(settings: list[str], name: str) -> tuple[RunConfig, Source]:

@@ -10,6 +10,7 @@ import typer
 from sbp_fast.cli_options import (
     Address,
     Corpus,
+    DryRun,
     EngineName,
     Force,
     Gpus,
@@ -19,6 +20,7 @@ from sbp_fast.cli_options import (
     SourceName,
     load_settings,
     load_source,
+    print_parts,
 )
 from sbp_fast.config import EmbedConfig, RunConfig
 from sbp_fast.errors import UserError
@@ -65,6 +67,7 @@ def train(
     gpus: Gpus = 1,
     profile: Profile = None,
     force: Force = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train an arm from scratch, by default the baseline.
 
@@ -75,6 +78,11 @@ def train(
 
     task = TrainTask.of_arm(config, arm or config.baseline, seed)
     inputs = {"corpus": corpus, "synthetic": synthetic, "stitched": stitched}
+    if dry_run:
+        from sbp_fast.experiment.dry_run import describe, training_entry
+
+        print_parts(describe([training_entry(config, task, out, inputs, gpus=gpus, force=force)], out))
+        return
     _train(config, task, out, inputs, gpus=gpus, force=force, profile_steps=profile)
 
 

@@ -42,10 +42,14 @@ def write_results(run_directory: Path) -> dict[str, Any]:
     return results
 
 
-def collect(run_directory: str | Path) -> dict[str, Any]:
+def collect(run_directory: str | Path, *, hashed: bool = True) -> dict[str, Any]:
     """Return the numbers of a finished run.
 
     The same run gives the same dictionary, except for `seconds` and the versions of the software.
+
+    Args:
+        run_directory: that `sbp-fast run` wrote.
+        hashed: whether to hash the files of its stages, which may be terabytes.
 
     Raises:
         UserError: a stage is not finished, or the directory is no run.
@@ -55,7 +59,7 @@ def collect(run_directory: str | Path) -> dict[str, Any]:
         raise UserError(run_directory, "is no run", "give the directory that `sbp-fast run` wrote")
     config = load_config([run_directory / "config.toml"])
     arms = arms_of(config)
-    manifests = {name: _manifest(run_directory / name, name) for name in stages_of(config)}
+    manifests = {name: _manifest(run_directory / name, name, hashed=hashed) for name in stages_of(config)}
     counts = {name: manifest.counts for name, manifest in manifests.items()}
     comparison = counts[COMPARE]
     return {
@@ -112,10 +116,10 @@ def _shares_of_gain(comparison: dict[str, Any], baseline: dict[str, Any]) -> dic
     }
 
 
-def _manifest(directory: Path, stage: str) -> Manifest:
+def _manifest(directory: Path, stage: str, *, hashed: bool) -> Manifest:
     if not (directory / MANIFEST).is_file():
         raise UserError(directory, f"the stage {stage} is not finished", "rerun `sbp-fast run`: it resumes where it stopped")
-    return Manifest.load(directory)
+    return Manifest.load(directory, hashed=hashed)
 
 
 def _versions() -> dict[str, str]:

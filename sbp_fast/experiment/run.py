@@ -11,7 +11,7 @@ from sbp_fast.errors import UserError
 from sbp_fast.evaluate.judge import check_judge
 from sbp_fast.evaluate.multiple_choice import read_question_files
 from sbp_fast.experiment.arms import arms_of
-from sbp_fast.experiment.graph import needed_stages, stages_of
+from sbp_fast.experiment.graph import Stage, needed_stages, stages_of
 from sbp_fast.experiment.report.page import write_report
 from sbp_fast.experiment.side_by_side import run_side_by_side, run_stage
 from sbp_fast.experiment.sources import used_sources
@@ -60,17 +60,11 @@ def run(
             refuses its input.
         SystemExit: one of several processes of a stage failed, and has printed the reason.
     """
-    if config.evaluate.choices != "auto":  # read here too, so that a mistake shows before hours of training
-        read_question_files(config.evaluate.choices)
-    check_judge(config.quality)
-    check_registered_names(config)
     if side_by_side > 1 and (gpus > 1 or not workers.local):
         raise UserError("options", "exclude each other", "give --side-by-side, or --gpus, or --engine ray")
-    stages = stages_of(config)
-    if until and until not in stages:
-        raise UserError(f"--until {until}", "no stage of this run", f"its stages: {', '.join(stages)}")
+    stages, chosen = check_run(config, until)
     claim_directory(config, out, force)
-    started, chosen = time.monotonic(), needed_stages(stages, until) if until else stages
+    started = time.monotonic()
     if side_by_side > 1:
         run_side_by_side(config, out, chosen, processes=side_by_side, force=force, console=console)
     else:
@@ -83,6 +77,26 @@ def run(
         report = write_report(out)
         console.say(f"all stages in {duration(time.monotonic() - started)}")
     return report
+
+
+def check_run(config: RunConfig, until: str = "") -> tuple[dict[str, Stage], set[str]]:
+    """Refuse what would only show after hours of work; return all stages of a run, and the names of those to run.
+
+    Args:
+        config: of the run.
+        until: the stage that is wanted with those that it needs; "" for all.
+
+    Raises:
+        UserError: a question file, the judge or a name in the configuration is wrong, or `until` is no stage.
+    """
+    if config.evaluate.choices != "auto":
+        read_question_files(config.evaluate.choices)
+    check_judge(config.quality)
+    check_registered_names(config)
+    stages = stages_of(config)
+    if until and until not in stages:
+        raise UserError(f"--until {until}", "no stage of this run", f"its stages: {', '.join(stages)}")
+    return stages, needed_stages(stages, until) if until else set(stages)
 
 
 def check_registered_names(config: RunConfig) -> None:
@@ -102,23 +116,35 @@ def claim_directory(config: RunConfig, out: Path, force: bool) -> None:
     """Write the configuration, without secrets in URLs, into a new `out`, or check that an existing one belongs to this run.
 
     Raises:
+        UserError: see `check_directory`.
+    """
+    with disk_errors_are_user_errors(out):
+        if not check_directory(config, out, force):
+            out = resolve_output(out)
+            out.mkdir(parents=True, exist_ok=True)
+            with atomic_open(out / CONFIG) as file:
+                file.write(dump_config(_without_secrets(config)).encode())
+
+
+def check_directory(config: RunConfig, out: Path, force: bool) -> bool:
+    """Return whether `out` holds a run with this configuration already; without writing anything.
+
+    Raises:
         UserError: `out` holds files of something else, or a run with another configuration (unless `force`).
     """
-    config = RunConfig.model_validate(strip_credentials(config.model_dump(mode="json")))
-    with disk_errors_are_user_errors(out):
-        out = resolve_output(out)
-        path = out / CONFIG
-        if not path.is_file():
-            begun = out.is_dir() and [entry for entry in out.iterdir() if entry.name != CONFIG + TEMPORARY_SUFFIX]
-            if begun or (out.exists() and not out.is_dir()):
-                raise UserError(out, "holds files that are no run's", "choose another directory with --out")
-            out.mkdir(parents=True, exist_ok=True)
-        else:
-            changes = diff_config(load_config([path]).model_dump(mode="json"), config.model_dump(mode="json"))
-            if not changes:
-                return
-            if not force:
-                remedy = "choose another directory with --out, or rerun with --force to redo the stages that this touches"
-                raise UserError(out, f"holds another run: {'; '.join(changes)}", remedy)
-        with atomic_open(path) as file:
-            file.write(dump_config(config).encode())
+    out = resolve_output(out)
+    path = out / CONFIG
+    if not path.is_file():
+        begun = out.is_dir() and [entry for entry in out.iterdir() if entry.name != CONFIG + TEMPORARY_SUFFIX]
+        if begun or (out.exists() and not out.is_dir()):
+            raise UserError(out, "holds files that are no run's", "choose another directory with --out")
+        return False
+    changes = diff_config(load_config([path]).model_dump(mode="json"), _without_secrets(config).model_dump(mode="json"))
+    if changes and not force:
+        remedy = "choose another directory with --out, or rerun with --force to redo the stages that this touches"
+        raise UserError(out, f"holds another run: {'; '.join(changes)}", remedy)
+    return not changes
+
+
+def _without_secrets(config: RunConfig) -> RunConfig:
+    return RunConfig.model_validate(strip_credentials(config.model_dump(mode="json")))

@@ -15,14 +15,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sbp_fast.config import ModelConfig
-from sbp_fast.data.tokenizer import BEGIN, END, Tokenizer
+from sbp_fast.data.tokenizer import Tokenizer
 from sbp_fast.errors import UserError
+from sbp_fast.model.exported_tokenizer import write_tokenizer
 from sbp_fast.model.saved import fill, load_model, read_weights
 from sbp_fast.model.transformer import Transformer
-from sbp_fast.pipeline.files import atomic_open, atomic_path, dump_json, parse_json, write_json
+from sbp_fast.pipeline.files import atomic_path, parse_json, write_json
 
 SHARD_BYTES = 5 * 10**9
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+CONTEXT = "sbp_context"
+"""Key of an exported config.json: `ModelConfig.context`, of which a synthesizer has twice as many positions."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULTS: dict[str, dict[str, Any]] = {"qwen3": {"num_key_value_heads": 32, "head_dim": 128}, "llama": {}}
 """What transformers takes for a missing key where that does not follow from the other keys."""
 REMEDY = "give the config.json of a Qwen3 or Llama model"
@@ -43,45 +47,53 @@ SUPPORTED: dict[str, dict[str, Any]] = {
 
 
 def export_model(model_directory: Path, tokenizer_json: Path, directory: Path) -> None:
-    """Write a saved model as a Hugging Face directory of Qwen3 or Llama, with its tokenizer.
+    """Write a saved synthesizer as a Hugging Face directory of Qwen3 or Llama, with its tokenizer, in float32.
 
     Raises:
         UserError: no saved model, a model that transformers could not load, or no tokenizer.
     """
-    write_hugging_face(load_model(model_directory), Tokenizer(tokenizer_json), directory, where=model_directory)
+    model = load_model(model_directory)
+    tokenizer, positions = Tokenizer(tokenizer_json), 2 * model.config.context
+    write_hugging_face(model, tokenizer, directory, positions=positions, where=model_directory)
 
 
-def write_hugging_face(model: Transformer, tokenizer: Tokenizer, directory: Path, where: Path) -> None:
+def write_hugging_face(
+    model: Transformer, tokenizer: Tokenizer, directory: Path, *, positions: int, dtype: str = "float32", where: Path
+) -> None:
     """Write the weights, the configuration and the tokenizer of a model into `directory`; config.json comes last.
-
-    The tokenizer puts <|begin|> before a text, as every document began in training.
 
     Args:
         model: the model, not sharded.
         tokenizer: the tokenizer of its training corpus.
         directory: created where it does not exist.
+        positions: longest chain of positions that the model was trained on.
+        dtype: of the weights, a key of DTYPES.
         where: names the model in messages.
 
     Raises:
-        UserError: a model that transformers could not load.
+        UserError: a model that transformers could not load, or a weight that is not finite in `dtype`.
     """
-    config = hugging_face_config(model.config, model.vocabulary_size, where=where)
+    config = hugging_face_config(model.config, model.vocabulary_size, positions=positions, dtype=dtype, where=where)
+    weights = convert_dtype(to_hugging_face(model), dtype)
     directory.mkdir(exist_ok=True)
-    write_shards(to_hugging_face(model), directory)
-    with atomic_open(directory / "tokenizer.json") as file:
-        file.write(with_begin(tokenizer).encode())
-    tokenizer_config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": 2 * model.config.context,
-        "clean_up_tokenization_spaces": False,
-        "bos_token": BEGIN,
-        "eos_token": END,
-        "pad_token": END,
-    }
-    write_json(directory / "tokenizer_config.json", tokenizer_config)
+    write_shards(weights, directory)
+    write_tokenizer(tokenizer, directory, positions)
     ids = {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.end}
     write_json(directory / "generation_config.json", {**ids, "do_sample": True, "temperature": 1.0})
     write_json(directory / CONFIG, {**config, **ids})
+
+
+def convert_dtype(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """Return the weights in a dtype of DTYPES.
+
+    Raises:
+        UserError: one of them is not finite in it.
+    """
+    converted = {name: weight.to(DTYPES[dtype]) for name, weight in weights.items()}
+    for name, weight in converted.items():
+        if not weight.isfinite().all():
+            raise UserError(f"--dtype {dtype}", f"{name} has values that are not finite in it", "choose float32")
+    return converted
 
 
 def import_model(directory: Path) -> Transformer:
@@ -181,8 +193,10 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def hugging_face_config(config: ModelConfig, vocabulary_size: int, where: Path) -> dict[str, Any]:
-    """Return the content of `config.json`.
+def hugging_face_config(
+    config: ModelConfig, vocabulary_size: int, *, positions: int, dtype: str = "float32", where: Path
+) -> dict[str, Any]:
+    """Return the content of `config.json`; for `positions`, `dtype` and `where` see `write_hugging_face`.
 
     It holds the rotary base twice: in `rope_parameters` for transformers 5, in `rope_theta` for earlier versions.
 
@@ -205,13 +219,14 @@ def hugging_face_config(config: ModelConfig, vocabulary_size: int, where: Path) 
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
-        "max_position_embeddings": 2 * config.context,
+        "max_position_embeddings": positions,
+        CONTEXT: config.context,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "tie_word_embeddings": config.tied_embeddings,
-        "torch_dtype": "float32",
-        "dtype": "float32",
+        "torch_dtype": dtype,
+        "dtype": dtype,
         **SUPPORTED[kind],
     }
 
@@ -225,10 +240,16 @@ def read_hugging_face_config(directory: Path) -> tuple[ModelConfig, int]:
     return from_hugging_face_config(_read(directory / CONFIG), directory / CONFIG)
 
 
+def read_positions(directory: Path) -> int:
+    """Return the number of positions of a Hugging Face directory's model, whose config.json has been found to be supported."""
+    return int(_read(directory / CONFIG)["max_position_embeddings"])
+
+
 def from_hugging_face_config(content: dict[str, Any], where: Path) -> tuple[ModelConfig, int]:
     """Return the shape and the vocabulary size that the content of a `config.json` of Qwen3 or Llama describes.
 
-    A missing key means what it means to transformers.
+    A missing key means what it means to transformers. The context is that of an export of this project; of another model half
+    of its positions, since a synthesizer reads a seed and its partner together.
 
     Raises:
         UserError: the model is not supported, or keys that state the same contradict each other; the message names keys with
@@ -255,7 +276,7 @@ def from_hugging_face_config(content: dict[str, Any], where: Path) -> tuple[Mode
             norm_eps=content.get("rms_norm_eps", 1e-6),
             tied_embeddings=content.get("tie_word_embeddings", False),
             qk_norm=kind == "qwen3",
-            context=sizes["max_position_embeddings"] // 2,
+            context=_size(content.get(CONTEXT, sizes["max_position_embeddings"] // 2), CONTEXT, where),
         )
         return config, sizes["vocab_size"]
     except KeyError as error:
@@ -371,16 +392,3 @@ def _parts(name: str, config: ModelConfig) -> tuple[str, list[tuple[str, int]]]:
 
 def _full_name(name: str) -> str:
     return name if name.startswith("lm_head") else f"model.{name}"
-
-
-def with_begin(tokenizer: Tokenizer) -> str:
-    """Return the `tokenizer.json` of a tokenizer that puts the begin token first."""
-    content = parse_json(tokenizer.to_json())
-    begin = {"SpecialToken": {"id": BEGIN, "type_id": 0}}
-    content["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [begin, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-        "special_tokens": {BEGIN: {"id": BEGIN, "ids": [tokenizer.begin], "tokens": [BEGIN]}},
-    }
-    return dump_json(content, "tokenizer.json", ensure_ascii=False, indent=2)

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sbp_fast.config.files import diff_config
 from sbp_fast.errors import TransientError, UserError
 from sbp_fast.pipeline.credentials import strip_credentials
 from sbp_fast.pipeline.files import TEMPORARY_SUFFIX, hash_value, sync_directory
@@ -35,6 +34,7 @@ from sbp_fast.pipeline.manifest import (
     output_files,
     refuse_unlisted_files,
 )
+from sbp_fast.pipeline.outlook import is_looking, plan_changes, show
 from sbp_fast.pipeline.output import disk_errors_are_user_errors, locked, partial_path, resolve_output
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.seals import SEAL_SUFFIX, fingerprint_file, read_sealed_json, write_sealed_json
@@ -142,12 +142,13 @@ def run_stage(
         UserError: an input is not finished, the output was made from other settings or inputs or is damaged (unless `force`),
             its path is unusable, another process is writing it, or the disk is full.
     """
-    fingerprints = {
-        name: value if isinstance(value, str) else Manifest.load(value).fingerprint for name, value in inputs.items()
-    }
+    read = Manifest.read if is_looking() else Manifest.load
+    fingerprints = {name: value if isinstance(value, str) else read(value).fingerprint for name, value in inputs.items()}
     plan = {"stage": stage, "config": strip_credentials(dict(config)), "inputs": fingerprints}
     with disk_errors_are_user_errors(out):
         out = resolve_output(out)
+        if is_looking():
+            show(out, plan, force=force)
         partial = partial_path(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         with locked(out):
@@ -214,7 +215,7 @@ def _finished(out: Path, plan: dict[str, Any], force: bool) -> Manifest | None:
         out.rmdir()
         return None
     manifest = Manifest.read(out)
-    changes = _changes(vars(manifest), plan)
+    changes = plan_changes(vars(manifest), plan)
     if not changes and not (force and any(damaged_files(out, manifest.files))):
         return Manifest.load(out)
     if not force:
@@ -246,7 +247,7 @@ def _check_partial(partial: Path, plan: dict[str, Any]) -> None:
     """Refuse an earlier attempt that was begun otherwise, or whose plan or finished output is damaged."""
     if not (partial / PLAN).is_file() and all(path.name.endswith(TEMPORARY_SUFFIX) for path in partial.iterdir()):
         write_sealed_json(partial / PLAN, plan)  # killed before its plan was written
-    changes = _changes(read_sealed_json(partial / PLAN, START_AGAIN), plan)
+    changes = plan_changes(read_sealed_json(partial / PLAN, START_AGAIN), plan)
     if changes:
         raise UserError(
             partial,
@@ -279,14 +280,6 @@ def _clear_untouched(partial: Path) -> None:
     # an input was refused before anything was written: without this plan, the corrected input is not refused as a change
     if {path.name for path in partial.iterdir()} <= {PLAN, CLOCK}:
         shutil.rmtree(partial)
-
-
-def _changes(earlier: dict[str, Any], plan: dict[str, Any]) -> list[str]:
-    if earlier.get("stage") != plan["stage"]:
-        return [f"stage: {earlier.get('stage')} -> {plan['stage']}"]
-    changes = diff_config(earlier["config"], plan["config"])
-    old, new = earlier["inputs"], plan["inputs"]
-    return changes + [f"input {name} changed" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
 
 
 def _finish(context: StageContext, plan: dict[str, Any], out: Path) -> Manifest:

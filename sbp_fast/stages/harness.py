@@ -60,10 +60,10 @@ def evaluate_by_harness(
         context.device = resolve_device(config)
         trained = load_model(model)
         check_vocabulary(trained, prepared, model.name)
-        write_hugging_face(trained, prepared.tokenizer, context.scratch / "model", where=model)
-        write_tasks(sets, context.scratch / "tasks")
-        exported, own_tasks = context.scratch / "model", context.scratch / "tasks"
-        results, tables = run_harness(exported, tasks, own_tasks, trained.config.context, context.device)
+        exported, own_tasks, positions = context.scratch / "model", context.scratch / "tasks", trained.config.context
+        write_hugging_face(trained, prepared.tokenizer, exported, positions=positions, where=model)
+        write_tasks(sets, own_tasks)
+        results, tables = run_harness(exported, tasks, own_tasks, positions, context.device)
         write_json(context.directory / RESULTS, {"lm_eval": installed, **results})
         for line in tables.splitlines():
             context.console.say(line)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sbp_fast.config import RunConfig
+from sbp_fast.pipeline.credentials import strip_credentials
 from sbp_fast.pipeline.files import dump_json, parse_json
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.seals import fingerprint_file
@@ -26,6 +27,7 @@ class Log:
         directory: the directory that metrics.jsonl and samples.jsonl are written to.
         out: final path of the run's output; its name is the name of the run, and `out` + ".tracking" is for trackers.
         sizes: name of a file -> bytes that earlier attempts wrote of the steps that are done and saved; 0 of others.
+        steps: number of those steps.
         tokens: number of tokens of those steps.
         total_tokens: number of tokens of the whole run.
         writes: whether this process writes; true on rank 0 alone.
@@ -39,12 +41,13 @@ class Log:
         console: Console,
         *,
         sizes: Mapping[str, int],
+        steps: int,
         tokens: int,
         total_tokens: int,
         writes: bool,
     ) -> None:
         self.out, self.config, self.console = out, config, console
-        self.tokens, self.total_tokens = tokens, total_tokens
+        self.steps, self.tokens, self.total_tokens = steps, tokens, total_tokens
         self.metrics = LinesFile(directory / METRICS, sizes.get(METRICS, 0)) if writes else None
         self.samples = LinesFile(directory / SAMPLES, sizes.get(SAMPLES, 0)) if writes else None
         self._stack = ExitStack()
@@ -56,7 +59,9 @@ class Log:
             self._stack.callback(self.metrics.close)
             self._stack.callback(self.samples.close)
             settings, directory = self.config.model_dump(mode="json"), self.out.with_name(self.out.name + ".tracking")
-            self._trackers = open_trackers(self.config.log.trackers, directory, self.out.name, settings)
+            self._trackers = open_trackers(
+                self.config.log.trackers, directory, self.out.name, strip_credentials(settings), self.steps
+            )
         for tracker in self._trackers:
             self._stack.callback(tracker.close)
         return self

@@ -204,6 +204,7 @@ class Training:
             self.config,
             self.console,
             sizes=self.log_sizes,
+            steps=self.totals.steps,
             tokens=self.totals.tokens,
             total_tokens=self.batches.steps * self.batches.sequences_per_step * self.batches.sequence_tokens,
             writes=self.processes.is_rank0,

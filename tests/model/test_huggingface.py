@@ -5,21 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from saved_models import change_weights, make_saved
 from sbp_kernels import PackedLayout
-from tiny_training import QUIET
 
-from sbp_fast.config import ModelConfig
 from sbp_fast.data.tokenizer import Tokenizer, train_tokenizer
 from sbp_fast.errors import UserError
 from sbp_fast.model import huggingface
 from sbp_fast.model.huggingface import from_hugging_face_config
-from sbp_fast.model.saved import load_model, save_model
-from sbp_fast.model.transformer import Transformer
+from sbp_fast.model.saved import load_model
 from sbp_fast.pipeline.files import read_json, write_json
-from sbp_fast.pipeline.stage import run_stage
 from sbp_fast.stages.huggingface import export_hugging_face, import_hugging_face
-
-CONFIG = ModelConfig(layers=2, hidden_size=24, heads=4, kv_heads=2, head_dim=16, intermediate_size=40, context=64)
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +22,6 @@ def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     train_tokenizer(["the cat sees the dog and the dog sees the tree"] * 3, 270).save(path)
     return path
-
-
-def make_saved(out: Path, vocabulary_size: int, **changes: object) -> Path:
-    model = Transformer(CONFIG.model_copy(update=changes), vocabulary_size)
-    model.initialize(0)
-    with torch.no_grad():
-        for parameter in model.parameters():  # gains of one would hide a norm left out or put elsewhere
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
-    run_stage("train", out, config={}, inputs={}, body=lambda work: save_model(model, work.directory), console=QUIET)
-    return out
 
 
 @pytest.mark.parametrize("shard_bytes", [5 * 10**9, 8000], ids=["whole", "sharded"])
@@ -57,7 +42,7 @@ def test_transformers_computes_the_same_logits_and_import_gives_the_same_weights
         assert sum(file.stat().st_size > 1.2 * shard_bytes for file in files) == (1 if tied else 2)
 
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
-    assert type(theirs).__name__ == kind and theirs.config.max_position_embeddings == 128
+    assert type(theirs).__name__ == kind and theirs.config.max_position_embeddings == 64
     ours = load_model(saved)
     tokens = torch.randint(0, tokenizer.vocabulary_size, (128,), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -151,6 +136,7 @@ def test_missing_keys_of_an_old_config_mean_what_they_mean_to_transformers(token
         ({"num_attention_heads": 0}, "num_attention_heads = 0 is no number from 1"),
         ({"max_position_embeddings": None}, "max_position_embeddings = None is no number from 1"),
         ({"vocab_size": True}, "vocab_size = True is no number from 1"),
+        ({"sbp_context": 0}, "sbp_context = 0 is no number from 1"),
         ({"rms_norm_eps": "small"}, "norm_eps: Input should be a valid number"),
     ],
 )
@@ -183,12 +169,6 @@ def test_a_missing_key_of_a_qwen3_config_means_the_default_of_transformers(key: 
     theirs = transformers.Qwen3Config(**content)
     ours = from_hugging_face_config(content, Path("config.json"))[0]
     assert (ours.head_dim, ours.kv_heads) == (theirs.head_dim, theirs.num_key_value_heads)
-
-
-def change_weights(exported: Path, **changes: torch.Tensor) -> None:
-    weights = load_file(exported / "model.safetensors")
-    weights |= {name.replace("__", "."): tensor for name, tensor in changes.items()}
-    save_file(weights, exported / "model.safetensors")
 
 
 def test_a_tied_model_with_another_lm_head_is_refused_and_with_its_embeddings_imported(

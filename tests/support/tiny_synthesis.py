@@ -22,10 +22,10 @@ OVERRIDES = ("synthesize={samples_per_seed=3, shard_seeds=5, batch_documents=16,
 TOKENS = "pretrain.tokens=3584"
 
 
-def make_inputs(directory: Path) -> dict[str, Path]:
-    """Return the directories of a small corpus and of a synthesizer with random weights."""
+def make_inputs(directory: Path, **changes: int) -> dict[str, Path]:
+    """Return the directories of a small corpus and of a synthesizer with random weights, its shape changed perhaps."""
     corpus = make_corpus(directory)
-    shape = configure(directory).model.model_copy(update={"context": 30})
+    shape = configure(directory).model.model_copy(update={"context": 30, **changes})
     model = Transformer(shape, PreparedCorpus(corpus).tokenizer.vocabulary_size)
     model.initialize(0)
     with torch.no_grad():

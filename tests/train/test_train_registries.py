@@ -37,8 +37,8 @@ class Recorder:
     lines: list[dict[str, float]] = []  # noqa: RUF012 - one tracker of one test
     closed = False
 
-    def __init__(self, directory: Path, name: str, config: dict[str, Any]) -> None:
-        assert name == "base" and config["pretrain"]["optimizer"] == "momentum"
+    def __init__(self, directory: Path, name: str, config: dict[str, Any], first_step: int) -> None:
+        assert first_step == 0 and name == "base" and config["pretrain"]["optimizer"] == "momentum"
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         Recorder.lines.append({"step": step, **metrics})

@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from sbp_fast.errors import UserError
 from sbp_fast.pipeline.distributed import Processes, run_on_rank0
 from sbp_fast.pipeline.interrupts import Interrupted, StopRequest
 from sbp_fast.pipeline.launcher import run_in_processes
-from sbp_fast.train import trackers
 from sbp_fast.train.data.batches import PackedBatch
 from sbp_fast.train.data.prefetch import AHEAD, Prefetch
 from sbp_fast.train.profile import parse_range
@@ -80,30 +78,6 @@ def test_chosen_steps_are_traced(home: Path, tmp_path: Path) -> None:
     for text in ("5", "5:3", "a:b", "3:3"):
         with pytest.raises(UserError, match="write it as FIRST:LAST"):
             parse_range(text)
-
-
-def test_trackers_get_the_lines_of_metrics_jsonl(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    logged: list[tuple[int, dict[str, float]]] = []
-    closed: list[str] = []
-
-    def init(**settings: object) -> SimpleNamespace:
-        assert settings["name"] == "base" and settings["config"]["pretrain"]["tokens"] == 3072
-        return SimpleNamespace(log=lambda metrics, step: logged.append((step, metrics)), finish=lambda: closed.append("wandb"))
-
-    monkeypatch.setitem(__import__("sys").modules, "wandb", SimpleNamespace(init=init))
-    config = configure(home, "log.trackers=['wandb']")
-    train_arm(config, tmp_path / "base", corpus=home / "corpus")
-    lines = [json.loads(line) for line in (tmp_path / "base" / "metrics.jsonl").read_text().splitlines()]
-    assert closed == ["wandb"] and [step for step, _ in logged] == [line.pop("step") for line in lines]
-    assert [metrics for _, metrics in logged] == [
-        {key: value for key, value in line.items() if value is not None} for line in lines
-    ]
-
-
-def test_a_tracker_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "trackio", None)
-    with pytest.raises(UserError, match=r"log\.trackers: trackio: cannot be used.*pip install trackio"):
-        trackers.open_trackers(["trackio"], tmp_path, "base", {})
 
 
 def test_first_signal_is_recorded_and_a_second_one_interrupts_at_once() -> None:

@@ -194,6 +194,12 @@ def shown_difference(difference: Mapping[str, Any], metric: Description) -> str:
     return f"{value} [{number(difference['low'], metric, signed=True)}, {number(difference['high'], metric, signed=True)}]"
 
 
+def shown_score(score: Mapping[str, Any], metric: Description) -> str:
+    """Return an arm's value as text, with its interval if it has one."""
+    value = number(score["value"], metric)
+    return f"{value} [{number(score['low'], metric)}, {number(score['high'], metric)}]" if has_interval(score) else value
+
+
 def _shares(results: Results, metric: str) -> list[str]:
     """Return the shares of each oracle's gain, of the arms with synthetic documents whose difference excludes zero."""
     arms, sentences = results["arms"], []

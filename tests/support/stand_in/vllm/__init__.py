@@ -58,6 +58,8 @@ class LLM:
         max_num_seqs: int | None = None,
         enable_prefix_caching: bool | None = None,
         logprobs_mode: str = "raw_logprobs",
+        enable_chunked_prefill: bool | None = None,
+        max_num_batched_tokens: int | None = None,
     ) -> None:
         with open(f"{model}/config.json") as file:
             description = {**json.load(file), **(hf_overrides or {})}
@@ -66,9 +68,13 @@ class LLM:
             raise ValueError(f"User-specified max_model_len ({max_model_len}) is greater than the derived one ({limit})")
         assert skip_tokenizer_init and logprobs_mode == "raw_logprobs" and dtype in ("float32", "bfloat16")
         self.longest, self.vocabulary_size, self.done = max_model_len or limit, description["vocab_size"], 0
+        if enable_chunked_prefill is False and (max_num_batched_tokens or 2048) < max(self.longest, max_num_seqs or 256):
+            raise ValueError(f"max_num_batched_tokens ({max_num_batched_tokens}) is smaller than max_model_len or max_num_seqs")
+        self.offsets_fail = os.environ.get("CUDA_VISIBLE_DEVICES") == "" and enable_chunked_prefill is not False
         modules = sorted(name for name in ("torch", "sbp_fast") if name in sys.modules)
         settings = {"dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "max_num_seqs": max_num_seqs}
         settings["kv_cache_memory_bytes"] = kv_cache_memory_bytes
+        settings |= {"enable_chunked_prefill": enable_chunked_prefill, "max_num_batched_tokens": max_num_batched_tokens}
         note(engine=settings, modules=modules, environment=dict(os.environ), path=sys.path)
 
     def generate(self, prompts: list[dict[str, list[int]]], sampling_params: list[SamplingParams], *, use_tqdm: bool = True):
@@ -80,6 +86,8 @@ class LLM:
         if self.done > int(os.environ.get("STAND_IN_DIES", "1000000")):
             print("some lines before", file=sys.stderr)
             raise RuntimeError("CUDA out of memory, or so")
+        if self.offsets_fail and params.seed is not None and params.temperature:
+            raise RuntimeError("CPU Generator does not use offset")
         assert all(type(token) is int and 0 <= token < self.vocabulary_size for token in prompt)
         assert len(prompt) < self.longest
         assert params.logprobs == 0 and params.output_kind == RequestOutputKind.FINAL_ONLY and not params.detokenize

@@ -1,0 +1,199 @@
+"""What a run would do, before it does it: its stages with their inputs, and the time and disk that the plan expects."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from sbp_fast.config import RunConfig, resolve_device, resolve_threads
+from sbp_fast.errors import UserError
+from sbp_fast.experiment.costs import CorpusEstimate, Cost, pretraining
+from sbp_fast.experiment.graph import Stage
+from sbp_fast.experiment.run import check_directory, check_run
+from sbp_fast.model.flops import DEVICE_NAMES
+from sbp_fast.pipeline.manifest import Manifest
+from sbp_fast.pipeline.outlook import Outlook, look
+from sbp_fast.pipeline.output import PARTIAL_SUFFIX, disk_errors_are_user_errors
+from sbp_fast.pipeline.progress import Console, duration, short
+from sbp_fast.train.task import TrainTask
+
+SHARE = 0.4  # of a card's peak that the plan assumes too
+WAITS, UNLESS_EQUAL = "its inputs come first", "unless its inputs come out the same"
+ACTIONS = {"skip": "done before", "resume": "to resume", "run": "to run", "replace": "to replace", "refuse": "refused"}
+"""Actions of an outlook, as the last lines count them."""
+COMMANDS = {"tune": "train"}
+"""Commands whose stages call themselves otherwise in their manifests, where speeds are measured."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stage about to be run or skipped.
+
+    Attributes:
+        name: of the stage.
+        outlook: what would be done.
+        inputs: what it reads.
+        seconds: expected time, the measured one of a stage that is skipped; None where nothing tells.
+        disk: expected bytes, those of the files of a stage that is skipped.
+        flops: that it would take.
+    """
+
+    name: str
+    outlook: Outlook
+    inputs: tuple[str, ...]
+    seconds: float | None
+    disk: float
+    flops: float
+
+
+class Expectation:
+    """Expected seconds of stages on this machine.
+
+    Of what runs on a GPU the speed is the plan's; of what runs on a CPU it is that of finished stages of the same kind.
+
+    Args:
+        config: of the run; it names the device.
+        finished: manifests of finished stages.
+        gpus: processes that share the work of a GPU.
+    """
+
+    def __init__(self, config: RunConfig, finished: Iterable[Manifest], gpus: int) -> None:
+        self.card, self.gpus, self.threads = _card(config), gpus, resolve_threads(config)
+        flops, seconds = defaultdict[str, float](float), defaultdict[str, float](float)
+        for manifest in finished:
+            flops[manifest.stage] += manifest.flops
+            seconds[manifest.stage] += manifest.seconds
+        self.rates = {stage: flops[stage] / seconds[stage] for stage in flops if flops[stage] and seconds[stage]}
+
+    def seconds(self, stage: str, cost: Cost) -> float | None:
+        """Return the expected seconds of a stage of a kind, as manifests name it; None where no speed is known."""
+        seconds = cost.core_seconds / self.threads
+        if not cost.flops:
+            return seconds
+        if self.card:
+            return seconds + 3600 * cost.gpu_hours(self.card, SHARE) / self.gpus
+        return seconds + cost.flops / self.rates[stage] if stage in self.rates else None
+
+
+def _card(config: RunConfig) -> str:
+    """Return the name of the GPU as the plan knows it; "" for others and for the CPU."""
+    import torch
+
+    device = resolve_device(config)
+    return DEVICE_NAMES.get(torch.cuda.get_device_name(device), "") if device.startswith("cuda") else ""
+
+
+def dry_run_entries(config: RunConfig, out: Path, *, gpus: int = 1, force: bool = False, until: str = "") -> list[Entry]:
+    """Return what `run` would do with the same arguments; nothing is written.
+
+    Inputs are looked at as `run` does, so that it refuses what `run` would refuse at once. A stage that `run` would refuse is
+    the last entry.
+
+    Raises:
+        UserError: see `run`.
+    """
+    stages, chosen = check_run(config, until)
+    with disk_errors_are_user_errors(out):
+        check_directory(config, out, force)
+    outlooks: dict[str, Outlook] = {}
+    for name, stage in stages.items():
+        if name in chosen:
+            outlooks[name] = _outlook(stage, out, outlooks, force)
+            if outlooks[name].action == "refuse":
+                break
+    finished = [outlook.manifest for outlook in outlooks.values() if outlook.manifest]
+    expectation, corpus = Expectation(config, finished, gpus), CorpusEstimate.guess(config)
+    entries = []
+    for name, outlook in outlooks.items():
+        stage, command = stages[name], name.partition("/")[0]
+        cost, kind = stage.cost(stage.config, corpus), COMMANDS.get(command, command)
+        entries.append(make_entry(name, outlook, stage.inputs.values(), cost, expectation.seconds(kind, cost)))
+    return entries
+
+
+def _outlook(stage: Stage, out: Path, earlier: Mapping[str, Outlook], force: bool) -> Outlook:
+    if any(earlier[source].action != "skip" for source in stage.inputs.values()):
+        exists = (out / stage.name).exists() or (out / f"{stage.name}{PARTIAL_SUFFIX}").exists()
+        return Outlook("run", UNLESS_EQUAL if exists else WAITS)
+    return look_here(lambda: stage.run_in(out, console=Console(quiet=True), force=force))
+
+
+def look_here(run: Callable[[], object]) -> Outlook:
+    """Return what a call of a stage's function would do, in a process that works alone."""
+    outlook = look(run)
+    if outlook is None:
+        raise UserError("--dry-run", "is for one process", "leave out torchrun")
+    return outlook
+
+
+def make_entry(name: str, outlook: Outlook, inputs: Iterable[str], cost: Cost, seconds: float | None) -> Entry:
+    """Return the entry of a stage: measured figures where it is skipped, the expected seconds and cost otherwise."""
+    if (manifest := outlook.manifest) is not None:
+        size = math.fsum(file["bytes"] for file in manifest.files.values())
+        return Entry(name, outlook, tuple(inputs), manifest.seconds, size, manifest.flops)
+    return Entry(name, outlook, tuple(inputs), seconds, cost.disk, cost.flops)
+
+
+def training_entry(
+    config: RunConfig, task: TrainTask, out: Path, inputs: Mapping[str, Path | None], *, gpus: int = 1, force: bool = False
+) -> Entry:
+    """Return what `train` would do with the same arguments; nothing is written.
+
+    Raises:
+        UserError: see `train`.
+    """
+    from sbp_fast.stages.train import train
+
+    given: dict[str, Any] = {name: path for name, path in inputs.items() if path is not None}
+    call = partial(train, config, task, out, console=Console(quiet=True), force=force, **given)
+    cost = pretraining(task.recipe)(config, CorpusEstimate.guess(config))
+    seconds = Expectation(config, [], gpus).seconds("train", cost)
+    return make_entry(str(out), look_here(call), map(str, given.values()), cost, seconds)
+
+
+def describe(entries: list[Entry], out: Path) -> list[Table | str]:
+    """Return a table of the stages, and lines with their sums."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("stage", "would", "reads", "time", "disk"):
+        is_figure = column in ("time", "disk")
+        kept = is_figure or column == "stage"
+        table.add_column(column, justify="right" if is_figure else "left", no_wrap=kept, overflow="fold")
+    for entry in entries:
+        would = f"{entry.outlook.action}{': ' if entry.outlook.reason else ''}{entry.outlook.reason}"
+        table.add_row(*map(escape, (entry.name, would, ", ".join(entry.inputs), _time(entry), _bytes(entry.disk))))
+    return [table, *_sums(entries, out)]
+
+
+def _bytes(size: float) -> str:
+    return f"{short(size).replace('B', 'G')}B"
+
+
+def _time(entry: Entry) -> str:
+    if entry.seconds is None:
+        return f"{entry.flops:.1e} FLOPs"
+    return f"{'took ' if entry.outlook.action == 'skip' else ''}{duration(entry.seconds)}"
+
+
+def _sums(entries: list[Entry], out: Path) -> Iterable[str]:
+    counts = {action: [entry for entry in entries if entry.outlook.action == action] for action in ACTIONS}
+    yield ", ".join(f"{len(members)} {ACTIONS[action]}" for action, members in counts.items() if members)
+    left = [entry for entry in entries if entry.outlook.action != "skip"]
+    known = [entry.seconds for entry in left if entry.seconds is not None]
+    unknown = len(left) - len(known)
+    note = f", and {unknown} {'stage' if unknown == 1 else 'stages'} whose speed is not known yet" if unknown else ""
+    parent = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(os.path.realpath(parent)).free
+    disk = math.fsum(entry.disk for entry in left)
+    yield f"expected: {duration(math.fsum(known))}{note}; {_bytes(disk)} of disk, {_bytes(free)} are free"
+    yield "nothing was written"
