@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sbp_fast.config import RunConfig, resolve_device
+from sbp_fast.config.embed import OF_FILE
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.errors import UserError
@@ -67,8 +68,7 @@ def measure_quality(
         context.device = resolve_device(config)
         judge = open_judge(config.quality, context.device)
         samples = Samples.sample(config, prepared, open_synthetic(synthetic, prepared), Corpus(filtered))
-        low = Manifest.read(pairs, "pair").counts["band"]["low"]
-        _measure(config, prepared, samples, PairSet(pairs), low, judge, context)
+        _measure(config, prepared, samples, PairSet(pairs), _low_similarity(pairs), judge, context)
 
     inputs: dict[str, Path | str] = {"corpus": corpus, "synthetic": synthetic, "filtered": filtered, "pairs": pairs}
     if config.quality.judge == "local" and Path(config.quality.judge_model).is_dir():
@@ -94,6 +94,20 @@ def _check_match(corpus: Path, synthetic: Path, filtered: Path, pairs: Path) -> 
     for directory, stage, name, source in ((filtered, "filter", "synthetic", synthetic), (pairs, "pair", "corpus", corpus)):
         if Manifest.read(directory, stage).inputs.get(name) != Manifest.read(source).fingerprint:
             raise UserError(directory, f"was not made from {source}", f"give the output of {stage} on it")
+
+
+def _low_similarity(pairs: Path) -> float:
+    """Return the low end of the band of pairs, by the encoder that will measure documents.
+
+    Raises:
+        UserError: known pairs, or pairs of vectors that were made elsewhere: no encoder here measures documents as they were.
+    """
+    counts = Manifest.read(pairs, "pair").counts
+    if "band" not in counts or counts.get("encoder") == OF_FILE:
+        problem = "has pairs that no encoder found here: there is no similarity to measure documents by"
+        raise UserError(pairs, problem, "give pairs that were found with embed.model")
+    low: float = counts["band"]["low"]
+    return low
 
 
 def _measure(
