@@ -239,5 +239,5 @@ def import_command(
     """Turn a Hugging Face Qwen3 or Llama directory into a model to start from."""
     from sbp_fast.stages.huggingface import import_hugging_face
 
-    import_hugging_face(directory, out)
+    import_hugging_face(directory, out, console=Console())
     print_line(str(out))

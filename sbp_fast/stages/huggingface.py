@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
-from sbp_fast.data.tokenizer import Tokenizer
+from sbp_fast.data.tokenizer import TOKENIZER, Tokenizer
 from sbp_fast.model.huggingface import (
     CONFIG,
     hugging_face_config,
@@ -14,6 +15,7 @@ from sbp_fast.model.huggingface import (
     write_hugging_face,
 )
 from sbp_fast.model.saved import load_model, save_model
+from sbp_fast.model.vocabulary import MEAN, fit_vocabulary
 from sbp_fast.pipeline.files import hash_file
 from sbp_fast.pipeline.manifest import check_file
 from sbp_fast.pipeline.progress import Console
@@ -40,19 +42,39 @@ def export_hugging_face(model_directory: Path, tokenizer_json: Path, out: Path, 
     run_stage("export", out, config={}, inputs=inputs, body=body, console=QUIET, force=force)
 
 
-def import_hugging_face(hf_directory: Path, out: Path, *, force: bool = False) -> None:
-    """Turn a Hugging Face directory of Qwen3 or Llama into a saved model, in float32.
+def import_hugging_face(hf_directory: Path, out: Path, *, console: Console = QUIET, force: bool = False) -> None:
+    """Turn a Hugging Face directory of Qwen3 or Llama into a saved model, in float32, with its tokenizer.
+
+    The output's `tokenizer.json` is the directory's with the special tokens of this project, and the model has one row of
+    embeddings for each of its tokens (see `fit_vocabulary`). A directory without a tokenizer leaves the rows as they are.
+
+    Args:
+        hf_directory: of a model, perhaps with its `tokenizer.json`.
+        out: directory of the output.
+        console: says what became of the rows.
+        force: replace an output that was made from other inputs.
 
     Raises:
-        UserError: there is no such directory, it has another architecture or weights that do not fit its configuration, or
-            `out` holds another output (unless `force`).
+        UserError: there is no such directory, it has another architecture, weights that do not fit its configuration or a
+            tokenizer that does not fit them, or `out` holds another output (unless `force`).
     """
     directory = Path(hf_directory)
     read_hugging_face_config(directory)  # refuses before anything is written
-    files = [directory / CONFIG, *weight_files(directory)]
+    tokenizer_json = directory / TOKENIZER
+    tokenizer = Tokenizer(tokenizer_json) if tokenizer_json.is_file() else None
 
     def body(context: StageContext) -> None:
-        save_model(import_model(directory), context.directory)
+        model = import_model(directory)
+        if tokenizer is None:
+            console.say(f"no {TOKENIZER} beside the model: it keeps its {model.vocabulary_size} rows of embeddings")
+        else:
+            fitted = fit_vocabulary(model, tokenizer, directory)
+            for line in fitted.describe():
+                console.say(line)
+            context.record(vocabulary=asdict(fitted))
+            tokenizer.save(context.directory / TOKENIZER)
+        save_model(model, context.directory)
 
+    files = [directory / CONFIG, *weight_files(directory), *[tokenizer_json] * (tokenizer is not None)]
     inputs: dict[str, Path | str] = {file.name: hash_file(file) for file in files}
-    run_stage("import", out, config={}, inputs=inputs, body=body, console=QUIET, force=force)
+    run_stage("import", out, config={"new_rows": MEAN}, inputs=inputs, body=body, console=console, force=force)
