@@ -222,8 +222,7 @@ class _Builder:
         """Add what measures the synthesizer of a source, and its documents."""
         if source.synthesizer:
             documents = {"synthetic": source.synthesize, "filtered": source.filter, "pairs": source.related}
-            # known pairs have no band of similarity to measure documents by, known vectors no encoder to measure them with
-            if not source.config.pair.file and not source.config.embed.file:
+            if not source.config.pair.file:  # known pairs have no band of similarity to measure documents by
                 inputs = {"corpus": PREPARE} | documents
                 self.add(quality_stage(source), inputs, steps.quality, costs.quality, config=source.config)
             inputs = {"corpus": PREPARE, "pairs": source.related, "model": source.synthesizer}

@@ -82,7 +82,7 @@ def collect(run_directory: str | Path) -> dict[str, Any]:
 
 def _source(source: Source, counts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the counts of the stages that make the documents of a source; quality only where documents have seeds."""
-    quality = counts.get(quality_stage(source), {})  # none without seeds, and for known pairs or vectors
+    quality = counts.get(quality_stage(source), {})  # none without seeds, and for known pairs
     results = {
         "pairs_kind": source.settings.pairs,
         "start": source.start,

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sbp_fast.data.tokenizer import TOKENIZER, Tokenizer
+from sbp_fast.errors import UserError
 from sbp_fast.model.huggingface import (
     CONFIG,
     hugging_face_config,
@@ -42,7 +43,9 @@ def export_hugging_face(model_directory: Path, tokenizer_json: Path, out: Path, 
     run_stage("export", out, config={}, inputs=inputs, body=body, console=QUIET, force=force)
 
 
-def import_hugging_face(hf_directory: Path, out: Path, *, console: Console = QUIET, force: bool = False) -> None:
+def import_hugging_face(
+    hf_directory: Path, out: Path, *, context: int = 0, console: Console = QUIET, force: bool = False
+) -> None:
     """Turn a Hugging Face directory of Qwen3 or Llama into a saved model, in float32, with its tokenizer.
 
     The output's `tokenizer.json` is the directory's with the special tokens of this project, and the model has one row of
@@ -51,30 +54,45 @@ def import_hugging_face(hf_directory: Path, out: Path, *, console: Console = QUI
     Args:
         hf_directory: of a model, perhaps with its `tokenizer.json`.
         out: directory of the output.
+        context: longest document in tokens, which a seed and its partner together may be twice (0: half of the model's
+            positions). Training and generation reserve memory for it, and models made for long texts have far more than needed.
         console: says what became of the rows.
         force: replace an output that was made from other inputs.
 
     Raises:
         UserError: there is no such directory, it has another architecture, weights that do not fit its configuration or a
-            tokenizer that does not fit them, or `out` holds another output (unless `force`).
+            tokenizer that does not fit them, fewer positions than `context` takes, or `out` holds another output (unless
+            `force`).
     """
     directory = Path(hf_directory)
-    read_hugging_face_config(directory)  # refuses before anything is written
+    shape, _ = read_hugging_face_config(directory)  # refuses before anything is written
+    if context > shape.context:
+        problem = f"has {2 * shape.context} positions, and documents of {context} tokens take twice their length"
+        raise UserError(directory, problem, f"set --context to {shape.context} or less")
     tokenizer_json = directory / TOKENIZER
     tokenizer = Tokenizer(tokenizer_json) if tokenizer_json.is_file() else None
 
-    def body(context: StageContext) -> None:
+    def body(stage: StageContext) -> None:
         model = import_model(directory)
+        model.config = shape.model_copy(update={"context": context or shape.context})
         if tokenizer is None:
             console.say(f"no {TOKENIZER} beside the model: it keeps its {model.vocabulary_size} rows of embeddings")
         else:
             fitted = fit_vocabulary(model, tokenizer, directory)
             for line in fitted.describe():
                 console.say(line)
-            context.record(vocabulary=asdict(fitted))
-            tokenizer.save(context.directory / TOKENIZER)
-        save_model(model, context.directory)
+            stage.record(vocabulary=asdict(fitted))
+            tokenizer.save(stage.directory / TOKENIZER)
+        save_model(model, stage.directory)
 
     files = [directory / CONFIG, *weight_files(directory), *[tokenizer_json] * (tokenizer is not None)]
     inputs: dict[str, Path | str] = {file.name: hash_file(file) for file in files}
-    run_stage("import", out, config={"new_rows": MEAN}, inputs=inputs, body=body, console=console, force=force)
+    run_stage(
+        "import",
+        out,
+        config={"new_rows": MEAN, "context": context or shape.context},
+        inputs=inputs,
+        body=body,
+        console=console,
+        force=force,
+    )

@@ -105,6 +105,14 @@ def test_a_model_of_transformers_becomes_a_synthesizer_that_transformers_loads(
     assert text("the small cat").input_ids == [tokenizer.begin, *tokenizer.encode("the small cat")]
 
 
+def test_a_shorter_context_is_the_imported_models_and_a_longer_one_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path / "theirs", "Qwen3", 384)
+    import_hugging_face(tmp_path / "theirs", tmp_path / "base", context=40)
+    assert load_model(tmp_path / "base").config.context == 40
+    with pytest.raises(UserError, match=r"has 192 positions, and documents of 97 tokens take twice .*; set --context to 96"):
+        import_hugging_face(tmp_path / "theirs", tmp_path / "long", context=97)
+
+
 @pytest.mark.parametrize(
     ("rows", "lines"),
     [
@@ -123,7 +131,7 @@ def test_import_says_and_records_what_became_of_the_rows(
     manifest = Manifest.load(tmp_path / "base", "import")
     new = [END_OF_TEXT] * (rows < SIZE) + [*SPECIAL_TOKENS]
     assert manifest.counts == {"vocabulary": {"rows": rows, "tokens": SIZE + 3, "new": new}}
-    assert manifest.config == {"new_rows": "mean"}
+    assert manifest.config == {"new_rows": "mean", "context": 96}
 
 
 def test_an_imported_model_exported_and_imported_again_is_the_same(tmp_path: Path) -> None:
@@ -152,7 +160,7 @@ def test_a_model_with_another_tokenizer_than_the_corpus_is_refused_with_the_way_
     assert len(json.loads((tmp_path / "other.json").read_text())["model"]["vocab"]) == SIZE - 1  # as large as the model's
     corpus = make_corpus(tmp_path, f"corpus.tokenizer={tmp_path}/other.json")
     inputs = {"corpus": corpus, "pairs": make_pairs(corpus, tmp_path / "pairs"), "start": tmp_path / "base"}
-    with pytest.raises(UserError, match="another tokenizer than the corpus.*corpus.tokenizer=.*/base/tokenizer.json"):
+    with pytest.raises(UserError, match=r"another tokenizer than the corpus.*corpus.tokenizer=.*/base/tokenizer.json"):
         train_arm(configure(tmp_path), tmp_path / "tuned", "synthesizer", **inputs)
 
 
@@ -166,6 +174,6 @@ def test_a_model_without_a_tokenizer_keeps_its_rows_and_is_refused_as_a_start(
     corpus = make_corpus(tmp_path, f"corpus.tokenizer={tmp_path}/tokenizer.json")
     inputs = {"corpus": corpus, "pairs": make_pairs(corpus, tmp_path / "pairs"), "start": tmp_path / "base"}
     with pytest.raises(
-        UserError, match="has a vocabulary of 384, the corpus's tokenizer 293; .* import one with its tokenizer"
+        UserError, match=r"has a vocabulary of 384, the corpus's tokenizer 293; .* import one with its tokenizer"
     ):
         train_arm(configure(tmp_path), tmp_path / "tuned", "synthesizer", **inputs)

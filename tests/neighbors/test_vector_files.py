@@ -12,7 +12,6 @@ import pytest
 from sbp_fast.config import RunConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
-from sbp_fast.experiment.graph import stages_of
 from sbp_fast.neighbors import vector_files
 from sbp_fast.neighbors.query import find_neighbors
 from sbp_fast.neighbors.vectors import Split, Vectors
@@ -22,7 +21,6 @@ from sbp_fast.pipeline.progress import Console
 from sbp_fast.stages.embed import embed
 from sbp_fast.stages.pair import pair
 from sbp_fast.stages.prepare import prepare
-from sbp_fast.stages.quality import _low_similarity
 
 QUIET = Console(quiet=True)
 TOPICS, WORDS = 10, ["harbour", "kitchen", "court", "tennis", "comet", "orchard", "ballad", "glacier", "market", "violin"]
@@ -179,14 +177,7 @@ def test_pairs_and_neighbors_are_found_among_vectors_of_a_file(
     assert sorted(neighbor.id for neighbor in nearest) == ["u-17", "u-27", "u-37"]
     with pytest.raises(UserError, match="vectors of a file, which no text can be compared with; give --document"):
         find_neighbors(config, tmp_path / "pairs", text="a harbour", **options)
-    with pytest.raises(UserError, match="no similarity to measure documents by"):
-        _low_similarity(tmp_path / "pairs")
-
-
-def test_a_run_with_known_vectors_embeds_but_does_not_compare_documents_by_another_encoder() -> None:
-    stages = stages_of(RunConfig.model_validate({"embed": {"file": "vectors.npy"}}))
-    assert "embed" in stages and "relation/related" in stages
-    assert not [name for name in stages if name.startswith("quality")]
+    assert Manifest.load(tmp_path / "pairs").counts["encoder"] == "embed.file"
 
 
 @pytest.mark.parametrize(
