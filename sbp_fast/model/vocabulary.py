@@ -66,10 +66,11 @@ def fit_vocabulary(model: Transformer, tokenizer: Tokenizer, where: Path) -> Fit
     new = {token: id for token, id in vocabulary.items() if id >= rows or token in tokenizer.new_tokens}
     fitted = FittedVocabulary(rows, tokenizer.vocabulary_size, tuple(sorted(new, key=lambda token: new[token])))
     if fitted.new or fitted.unused:
-        for table in filter(None, (model.embed_tokens, model.lm_head)):
-            table.weight = nn.Parameter(_fit(table.weight.detach(), fitted.tokens, sorted(new.values())))
+        ids = sorted(new.values())
+        model.embed_tokens.weight = nn.Parameter(_fit(model.embed_tokens.weight.data, fitted.tokens, ids))
         model.embed_tokens.num_embeddings = model.vocabulary_size = fitted.tokens
         if model.lm_head is not None:
+            model.lm_head.weight = nn.Parameter(_fit(model.lm_head.weight.data, fitted.tokens, ids))
             model.lm_head.out_features = fitted.tokens
     return fitted
 
