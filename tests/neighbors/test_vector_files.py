@@ -107,6 +107,8 @@ def test_vectors_of_a_file_become_unit_vectors_in_the_order_of_the_corpus(
         "heldout": {"documents": 20},
     }
     assert not [*(tmp_path / "out").rglob("*.float32")]
+    stored = np.load(tmp_path / "out" / "vectors-00000.npy")
+    assert np.abs(np.linalg.norm(stored, axis=1) - 1).max() < 1e-6
 
 
 def test_vectors_are_the_same_in_every_order_and_batch_size(
