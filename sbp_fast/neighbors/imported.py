@@ -95,8 +95,6 @@ class _JoinedVectors:
 
     def open(self, dimension: int) -> np.ndarray:
         """Return the vectors, float32 [documents, dimension], as a memory map."""
-        if not len(self.present):  # nothing is held out
-            return np.empty((0, dimension), np.float32)
         return np.memmap(self.path, np.float32, "r", shape=(len(self.present), dimension))
 
 
