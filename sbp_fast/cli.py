@@ -264,10 +264,16 @@ def export_tokens(
 
 @app.command(name="import", epilog="Example: sbp-fast import Qwen3-0.6B --out mine/base", rich_help_panel=DOORS)
 def import_command(
-    directory: Annotated[Path, typer.Argument(help="A Hugging Face directory on this machine.")], *, out: Out
+    directory: Annotated[Path, typer.Argument(help="A Hugging Face directory on this machine.")],
+    *,
+    out: Out,
+    context: Annotated[
+        int, typer.Option(min=0, help="Longest document in tokens (0: half of the model's positions, which is often a lot).")
+    ] = 0,
+    force: Force = False,
 ) -> None:
-    """Turn a Hugging Face Qwen3 or Llama directory into a model to start from."""
+    """Turn a Hugging Face Qwen3 or Llama directory into a model to start from, with its tokenizer."""
     from sbp_fast.stages.huggingface import import_hugging_face
 
-    import_hugging_face(directory, out)
+    import_hugging_face(directory, out, context=context, console=Console(), force=force)
     print_line(str(out))

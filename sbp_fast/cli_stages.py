@@ -92,7 +92,9 @@ def tune(
     *,
     corpus: Corpus,
     pairs: Annotated[Path, typer.Option(help="Output of `pair`.")],
-    start: Annotated[Path | None, typer.Option(help="Model to start from, unless from scratch: output of `train`.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Model to start from, unless from scratch: output of `train` or `import`.")
+    ] = None,
     source: SourceName = "related",
     out: Out,
     gpus: Gpus = 1,

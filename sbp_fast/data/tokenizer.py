@@ -18,6 +18,7 @@ SPECIAL_TOKENS = (BEGIN, END, PARTNER)
 # the words of Qwen2 and later: single digits, contractions, punctuation with its line ends, runs of spaces
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
+TOKENIZER = "tokenizer.json"  # its file, in the output of `prepare`, beside imported models and in Hugging Face directories
 LONGEST_WORD = 256
 
 
@@ -32,7 +33,9 @@ class Tokenizer:
     Attributes:
         begin, end, partner: ids of the special tokens, which are added to a tokenizer that lacks them, and made special in one
             that has them as other tokens.
-        added_tokens: the added tokens of the file, special or not.
+        new_tokens: those of the special tokens that the file lacks.
+        added_tokens: the added tokens, special or not.
+        own_size: one more than the highest id of the tokens that are not added ones.
         vocabulary_size: one more than the highest id.
 
     Raises:
@@ -44,13 +47,19 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
+        self.new_tokens = tuple(token for token in SPECIAL_TOKENS if self._tokenizer.token_to_id(token) is None)
         special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
         self._tokenizer.add_special_tokens(special)
         added = self._tokenizer.get_added_tokens_decoder()
         self.added_tokens = tuple(token.content for token in added.values())
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.own_size: int = max(self._tokenizer.get_vocab(with_added_tokens=False).values(), default=-1) + 1
+        vocabulary = self.vocabulary()
         self.begin, self.end, self.partner = (vocabulary[token] for token in SPECIAL_TOKENS)
         self.vocabulary_size: int = max(vocabulary.values()) + 1
+
+    def vocabulary(self) -> dict[str, int]:
+        """Return the id of every token, added ones too."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without special tokens."""

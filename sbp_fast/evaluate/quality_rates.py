@@ -34,7 +34,7 @@ class Measured:
         samples: documents before and after the filters, and real ones.
         copied: shares of the generated documents that occur elsewhere.
         judged: filtered documents that were embedded, and judged where there is a judge.
-        similar: cosine similarities of the judged documents (see `similarities`).
+        similar: cosine similarities of the judged documents (see `similarities`), NaN where the encoder is not here.
         low: low end of the similarity band of pairs.
         judge_counts: counts of the judge's verdicts (see `verdict_counts`); None without a judge.
         verdicts: rate -> float64 [judged], 1 for a bad document, 0 for another, NaN without a verdict; empty without a judge.
@@ -183,7 +183,8 @@ def _among_as_many(measured: Measured) -> bool:
 
 
 def _irrelevant(measured: Measured) -> np.ndarray:
-    return measured.verdicts.get("pair_irrelevance", measured.similar["seed"] < measured.low)
+    seed = measured.similar["seed"]
+    return measured.verdicts.get("pair_irrelevance", np.where(np.isnan(seed), np.nan, seed < measured.low))
 
 
 def _pair_copying(measured: Measured) -> dict[str, Any]:

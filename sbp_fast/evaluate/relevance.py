@@ -10,7 +10,7 @@ import numpy as np
 from sbp_fast.config import RunConfig, resolve_threads
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
-from sbp_fast.evaluate.quality import rate
+from sbp_fast.evaluate.quality import rate, unmeasured
 from sbp_fast.neighbors.encoder import SentenceEncoder
 from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pipeline.progress import Console
@@ -83,6 +83,11 @@ def similarities(
     return similar, encoder.flops(lengths)
 
 
+def no_similarities(judged: Judged) -> dict[str, np.ndarray]:
+    """Return NaN for each of the `similarities`: those of documents by an encoder that is not here."""
+    return {name: np.full(len(judged.documents), np.nan) for name in ("seed", "random", "neighbors")}
+
+
 def summarize_similarity(similar: dict[str, np.ndarray], low: float) -> dict[str, Any]:
     """Return means and histograms of the three similarities, and the share of each below `low`, the low end of the band."""
     present = {name: values[~np.isnan(values)] for name, values in similar.items()}
@@ -95,7 +100,9 @@ def summarize_similarity(similar: dict[str, np.ndarray], low: float) -> dict[str
 
 
 def irrelevance(similar: dict[str, np.ndarray], low: float) -> dict[str, Any]:
-    """Return the rate of documents that are less similar to their seed than any pair is."""
+    """Return the rate of documents that are less similar to their seed than any pair is; unmeasured without similarities."""
+    if len(similar["seed"]) and np.isnan(similar["seed"]).all():
+        return unmeasured("not measured: needs a language-model judge, or the encoder that pairs were found with")
     how = (
         f"filtered documents whose embedding is less similar to their seed's than {low:.3f}, the low end of the band of pairs: "
         "a stand-in for a judge"

@@ -191,9 +191,12 @@ def _training(config: RunConfig, recipe: TrainConfig, visible: float, loss_share
 
 
 def embed(config: RunConfig, corpus: CorpusEstimate) -> Cost:
-    """Return the cost of embedding up to `embed.maximum_tokens` of each document."""
+    """Return the cost of embedding up to `embed.maximum_tokens` of each document, or of joining the vectors of `embed.file`."""
     length = min(corpus.document_tokens, config.embed.maximum_tokens)
     documents = corpus.unique_documents + corpus.heldout_documents
+    if config.embed.file:
+        disk = documents * (STORED_BYTES[config.embed.storage] + STORED_BYTES["float32"]) * _dimension(config)
+        return Cost(0, disk=disk, disk_content=f"vectors in {config.embed.storage}, and as it runs in float32")
     flops = documents * _encoding_flops(config, length)
     disk = documents * (STORED_BYTES[config.embed.storage] * _dimension(config) + 8)
     return Cost(documents * length, flops=flops, disk=disk, disk_content=f"vectors in {config.embed.storage}")
@@ -263,7 +266,9 @@ def pair(config: RunConfig, corpus: CorpusEstimate) -> Cost:
 
 
 def _dimension(config: RunConfig) -> int:
-    return config.embed.dimensions or ENCODERS.get(config.embed.model, ENCODERS[QWEN]).dimension
+    """Return the components of a vector; those of `embed.file` are taken to be as many as the larger known model's."""
+    model = QWEN if config.embed.file else config.embed.model
+    return config.embed.dimensions or ENCODERS.get(model, ENCODERS[QWEN]).dimension
 
 
 def synthesizer(config: RunConfig, corpus: CorpusEstimate) -> Cost:

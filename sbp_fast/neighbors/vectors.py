@@ -25,12 +25,16 @@ READ_BLOCK = 65_536
 MAPPED_FILES = 256
 
 
-def check_lengths(lengths: np.ndarray, name: Callable[[int], str]) -> None:
+LEAVE_OUT = "leave the document out, or embed with another embed.model or embed.precision"
+
+
+def check_lengths(lengths: np.ndarray, name: Callable[[int], str], remedy: str = LEAVE_OUT) -> None:
     """Refuse vectors that cannot be brought to unit length: they would be similar to nothing, or compare false with all.
 
     Args:
         lengths: float [vectors], not finite where a component is not.
         name: returns the document that a vector is of, for the message.
+        remedy: what to do about it.
 
     Raises:
         UserError: a length is 0 or not finite; the message names the document.
@@ -39,7 +43,7 @@ def check_lengths(lengths: np.ndarray, name: Callable[[int], str]) -> None:
     if unusable.any():
         row = int(np.argmax(unusable))
         problem = f"its vector has the length {lengths[row]:g}"
-        raise UserError(name(row), problem, "leave the document out, or embed with another embed.model or embed.precision")
+        raise UserError(name(row), problem, remedy)
 
 
 class Vectors:

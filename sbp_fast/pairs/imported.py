@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -10,13 +10,11 @@ from typing import Any, get_args
 import numpy as np
 
 from sbp_fast.config import RunConfig
-from sbp_fast.data.documents import is_name
-from sbp_fast.data.filesystem import user_errors
-from sbp_fast.data.input_files import find_files
+from sbp_fast.data.by_id import DocumentIds, read_id, read_records
 from sbp_fast.data.prepared import PreparedCorpus
-from sbp_fast.data.readers import Fields, InputFile, Record
+from sbp_fast.data.readers import Fields
 from sbp_fast.data.shuffle import hash_name
-from sbp_fast.errors import TransientError, UserError
+from sbp_fast.errors import UserError
 from sbp_fast.pairs.heldout_pairs import MINIMUM_PAIRS, NO_SEED, HeldoutPairs, PairSplit, assign_other_seeds
 from sbp_fast.pairs.pairset import write_pairs
 
@@ -53,10 +51,10 @@ def import_pairs(config: RunConfig, prepared: PreparedCorpus, directory: Path) -
         UserError: a record that is no pair, an id of no unique and no held-out document or of both kinds, a pair of one
             document with itself or of a unique document with a held-out one; no pair of unique documents.
     """
-    numbers = _Numbers(prepared)
+    ids = DocumentIds(prepared)
     rows: dict[bool, list[tuple[int, int, float]]] = {False: [], True: []}  # by whether the documents are held out
     for pair in read_pairs(config.pair.file):
-        heldout, seed, partner = numbers.of(pair)
+        heldout, seed, partner = _find(ids, pair)
         rows[heldout].append((seed, partner, pair.similarity))
     real, repeated = _sorted(rows[False])
     if not len(real[0]):
@@ -73,34 +71,15 @@ def read_pairs(path: str | tuple[str, ...]) -> Iterator[NamedPair]:
     Raises:
         UserError: a file that cannot be read, or a record that is no pair.
     """
-    for file in find_files(path):
-        for record in _records(file):
-            yield _named(record, f"{file.shown}, {file.reader.record_name} ")
+    for where, values in read_records(path, FIELDS, REMEDY):
+        yield _named(values, where)
 
 
-def _records(file: InputFile) -> Iterator[Record | UserError]:
-    try:
-        with user_errors(file.system, file.shown):
-            yield from file.reader.read(file, FIELDS)
-    except TransientError:
-        raise
-    except UserError as error:  # whose remedy is about documents
-        raise UserError(error.where, error.what, REMEDY) from None
-
-
-def _named(record: Record | UserError, where: str) -> NamedPair:
-    if isinstance(record, UserError):
-        raise UserError(record.where, record.what, REMEDY)
-    where = f"{where}{record.index}"
-    similarity = _as_number(record.values.get(FIELDS.source))
-    for name in (FIELDS.id, FIELDS.text):
-        if record.values.get(name) in (None, ""):
-            raise UserError(where, f"a pair without a {name}", REMEDY)
-        if not is_name(record.values[name]):
-            raise UserError(where, f"a {name} that is neither text nor an integer", REMEDY)
+def _named(values: Mapping[str, Any], where: str) -> NamedPair:
+    similarity = _as_number(values.get(FIELDS.source))
+    seed, partner = (read_id(values, field, where, f"a pair without a {field}", REMEDY) for field in (FIELDS.id, FIELDS.text))
     if similarity is not None and not (isinstance(similarity, int | float) and abs(similarity) <= LARGEST_SIMILARITY):
         raise UserError(where, f"a similarity that is no number: {similarity!r}", REMEDY)
-    seed, partner = str(record.values[FIELDS.id]), str(record.values[FIELDS.text])
     if seed == partner:
         raise UserError(where, f"pairs the document {seed!r} with itself", "remove it")
     return NamedPair(seed, partner, KNOWN_SIMILARITY if similarity is None else float(similarity), where)
@@ -114,30 +93,21 @@ def _as_number(value: Any) -> Any:
         return value
 
 
-class _Numbers:
-    """Indices of the unique and of the held-out documents, by their ids."""
-
-    def __init__(self, prepared: PreparedCorpus) -> None:
-        corpora = {False: prepared.unique, True: prepared.heldout}
-        self.by_kind = {kind: {str(id): n for n, id in enumerate(corpus.ids)} for kind, corpus in corpora.items()}
-
-    def of(self, pair: NamedPair) -> tuple[bool, int, int]:
-        """Return whether the documents of a pair are held out, and the indices of its seed and its partner."""
-        (seed_heldout, seed), (partner_heldout, partner) = (self._find(id, pair.where) for id in (pair.seed, pair.partner))
-        if seed_heldout != partner_heldout:
-            heldout, unique = (pair.seed, pair.partner) if seed_heldout else (pair.partner, pair.seed)
-            problem = f"pairs the held-out document {heldout!r} with the unique document {unique!r}"
-            raise UserError(pair.where, problem, "give pairs within the unique documents, or within the held-out ones")
-        return seed_heldout, seed, partner
-
-    def _find(self, id: str, where: str) -> tuple[bool, int]:
-        kinds = [kind for kind, numbers in self.by_kind.items() if id in numbers]
-        if not kinds:
+def _find(ids: DocumentIds, pair: NamedPair) -> tuple[bool, int, int]:
+    """Return whether the documents of a pair are held out, and the indices of its seed and its partner."""
+    documents = []
+    for id in (pair.seed, pair.partner):
+        document = ids.find(id, pair.where)
+        if document is None:
             remedy = "give ids of documents that prepare made unique or held out"
-            raise UserError(where, f"no unique and no held-out document has the id {id!r}", remedy)
-        if len(kinds) > 1:
-            raise UserError(where, f"a unique and a held-out document have the id {id!r}", "give every document its own id")
-        return kinds[0], self.by_kind[kinds[0]][id]
+            raise UserError(pair.where, f"no unique and no held-out document has the id {id!r}", remedy)
+        documents.append(document)
+    seed, partner = documents
+    if seed.heldout != partner.heldout:
+        heldout, unique = (pair.seed, pair.partner) if seed.heldout else (pair.partner, pair.seed)
+        problem = f"pairs the held-out document {heldout!r} with the unique document {unique!r}"
+        raise UserError(pair.where, problem, "give pairs within the unique documents, or within the held-out ones")
+    return seed.heldout, seed.row, partner.row
 
 
 def _sorted(rows: list[tuple[int, int, float]]) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from sbp_fast.config import ModelConfig
-from sbp_fast.data.tokenizer import Tokenizer
+from sbp_fast.data.tokenizer import TOKENIZER, Tokenizer
 from sbp_fast.errors import UserError
 from sbp_fast.model.huggingface import (
     CONFIG,
@@ -18,6 +19,7 @@ from sbp_fast.model.huggingface import (
     write_hugging_face,
 )
 from sbp_fast.model.saved import load_model, save_model
+from sbp_fast.model.vocabulary import MEAN, fit_vocabulary
 from sbp_fast.pipeline.files import atomic_open, hash_file, hash_value
 from sbp_fast.pipeline.manifest import MANIFEST, Manifest, check_file
 from sbp_fast.pipeline.progress import Console
@@ -95,20 +97,57 @@ def trained_positions(manifest: Manifest, config: ModelConfig) -> int:
     return 2 * config.context if manifest.counts.get("arm") == SYNTHESIZER else config.context
 
 
-def import_hugging_face(hf_directory: Path, out: Path, *, force: bool = False) -> None:
-    """Turn a Hugging Face directory of Qwen3 or Llama into a saved model, in float32.
+def import_hugging_face(
+    hf_directory: Path, out: Path, *, context: int = 0, console: Console = QUIET, force: bool = False
+) -> None:
+    """Turn a Hugging Face directory of Qwen3 or Llama into a saved model, in float32, with its tokenizer.
+
+    The output's `tokenizer.json` is the directory's with the special tokens of this project, and the model has one row of
+    embeddings for each of its tokens (see `fit_vocabulary`). A directory without a tokenizer leaves the rows as they are.
+
+    Args:
+        hf_directory: of a model, perhaps with its `tokenizer.json`.
+        out: directory of the output.
+        context: longest document in tokens, which a seed and its partner together may be twice (0: half of the model's
+            positions). Training and generation reserve memory for it, and models made for long texts have far more than needed.
+        console: says what became of the rows.
+        force: replace an output that was made from other inputs.
 
     Raises:
-        UserError: there is no such directory, it has another architecture or weights that do not fit its configuration, or
-            `out` holds another output (unless `force`).
+        UserError: there is no such directory, it has another architecture, weights that do not fit its configuration or a
+            tokenizer that does not fit them, fewer positions than `context` takes, or `out` holds another output (unless
+            `force`).
     """
     directory = Path(hf_directory)
-    read_hugging_face_config(directory)  # refuses before anything is written
-    files = [directory / CONFIG, *weight_files(directory)]
+    shape, _ = read_hugging_face_config(directory)  # refuses before anything is written
+    if context > shape.context:
+        problem = f"has {read_positions(directory)} positions, too few for a seed and a partner of {context} tokens each"
+        raise UserError(directory, problem, f"set --context to {shape.context} or less")
+    tokenizer_json = directory / TOKENIZER
+    tokenizer = Tokenizer(tokenizer_json) if tokenizer_json.is_file() else None
 
-    def body(context: StageContext) -> None:
-        save_model(import_model(directory), context.directory)
-        context.record(positions=read_positions(directory))
+    def body(stage: StageContext) -> None:
+        model = import_model(directory)
+        model.config = shape.model_copy(update={"context": context or shape.context})
+        if tokenizer is None:
+            console.say(f"no {TOKENIZER} beside the model: it keeps its {model.vocabulary_size} rows of embeddings")
+        else:
+            fitted = fit_vocabulary(model, tokenizer, directory)
+            for line in fitted.describe():
+                console.say(line)
+            stage.record(vocabulary=asdict(fitted))
+            tokenizer.save(stage.directory / TOKENIZER)
+        stage.record(positions=read_positions(directory))
+        save_model(model, stage.directory)
 
+    files = [directory / CONFIG, *weight_files(directory), *[tokenizer_json] * (tokenizer is not None)]
     inputs: dict[str, Path | str] = {file.name: hash_file(file) for file in files}
-    run_stage(IMPORT, out, config={}, inputs=inputs, body=body, console=QUIET, force=force)
+    run_stage(
+        IMPORT,
+        out,
+        config={"new_rows": MEAN, "context": context or shape.context},
+        inputs=inputs,
+        body=body,
+        console=console,
+        force=force,
+    )

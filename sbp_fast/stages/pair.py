@@ -109,7 +109,7 @@ def _pair(config: RunConfig, corpus: Path, vectors: Path, context: StageContext,
     low = result.counts["band"]["low"]
     heldout, counts = find_heldout_pairs(config, prepared, vectors, low, context.scratch, context.console)
     heldout.write(context.directory)
-    context.record(**result.counts, heldout=counts)
+    context.record(**result.counts, heldout=counts, encoder=embedding_of(embedded).model)
     if (context.directory / INDEX).is_dir():
         write_members(context.directory, [IndexedCorpus.of(embedded)], embedding_of(embedded))
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sbp_fast.config import RunConfig, resolve_device
+from sbp_fast.config.embed import OF_FILE
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.errors import UserError
@@ -22,7 +23,7 @@ from sbp_fast.evaluate.judge import Judge, fingerprint_directory, open_judge
 from sbp_fast.evaluate.judge_answers import PROMPTS, collect_answers, questions, verdict_counts, verdicts_of
 from sbp_fast.evaluate.quality_rates import Measured, measure_rates, published_rates, rates_by_source
 from sbp_fast.evaluate.quality_samples import Samples, measure_copying
-from sbp_fast.evaluate.relevance import Judged, similarities, summarize_similarity
+from sbp_fast.evaluate.relevance import Judged, no_similarities, similarities, summarize_similarity
 from sbp_fast.generate.saved import open_synthetic
 from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pipeline.files import atomic_path, hash_value
@@ -53,7 +54,8 @@ def measure_quality(
         corpus: output of `prepare`.
         synthetic: output of `synthesize` on it.
         filtered: output of `filter` on that.
-        pairs: output of `pair` on the corpus; a document is unrelated to its seed below the low end of its band.
+        pairs: output of `pair` on the corpus; a document is unrelated to its seed below the low end of its band. Where the
+            vectors were made elsewhere, documents are not compared with their seeds.
         console: for progress.
         force: replace an output that was made from other settings or inputs.
 
@@ -67,8 +69,7 @@ def measure_quality(
         context.device = resolve_device(config)
         judge = open_judge(config.quality, context.device)
         samples = Samples.sample(config, prepared, open_synthetic(synthetic, prepared), Corpus(filtered))
-        low = Manifest.read(pairs, "pair").counts["band"]["low"]
-        _measure(config, prepared, samples, PairSet(pairs), low, judge, context)
+        _measure(config, prepared, samples, pairs, judge, context)
 
     inputs: dict[str, Path | str] = {"corpus": corpus, "synthetic": synthetic, "filtered": filtered, "pairs": pairs}
     if config.quality.judge == "local" and Path(config.quality.judge_model).is_dir():
@@ -96,19 +97,33 @@ def _check_match(corpus: Path, synthetic: Path, filtered: Path, pairs: Path) -> 
             raise UserError(directory, f"was not made from {source}", f"give the output of {stage} on it")
 
 
+def _band(pairs: Path) -> tuple[float, bool]:
+    """Return the low end of the band of pairs, and whether their encoder is known and can measure documents by it.
+
+    Raises:
+        UserError: known pairs, which have no band.
+    """
+    counts = Manifest.read(pairs, "pair").counts
+    if "band" not in counts:
+        raise UserError(pairs, "has known pairs: there is no band to measure documents by", "give pairs found by vectors")
+    return counts["band"]["low"], counts.get("encoder") != OF_FILE
+
+
 def _measure(
     config: RunConfig,
     prepared: PreparedCorpus,
     samples: Samples,
-    pairs: PairSet,
-    low: float,
+    pairs: Path,
     judge: Judge | None,
     context: StageContext,
 ) -> None:
     context.console.say(f"measuring {len(samples.generated)} documents, and {len(samples.passed)} filtered ones")
     copied = measure_copying(config, prepared, samples)
-    judged = Judged.sample(samples.filtered, pairs, config.quality.judged_documents, config.seed)
-    similar, context.flops = similarities(config, prepared, samples.filtered, judged, context.device, context.console)
+    judged = Judged.sample(samples.filtered, PairSet(pairs), config.quality.judged_documents, config.seed)
+    low, has_encoder = _band(pairs)
+    similar = no_similarities(judged)
+    if has_encoder:
+        similar, context.flops = similarities(config, prepared, samples.filtered, judged, context.device, context.console)
     judge_counts, verdicts = None, {}
     if judge is not None:
         asked = questions(prepared, samples.filtered, judged)
@@ -121,7 +136,7 @@ def _measure(
     context.record(
         quality=measure_rates(measured),
         published=published_rates(),
-        similarity=summarize_similarity(similar, low),
+        similarity=summarize_similarity(similar, low) if has_encoder else None,
         novel=copied.novel,
         lengths=_lengths(samples, config.model.context),
         sources=rates_by_source(measured, prepared.unique.sources),

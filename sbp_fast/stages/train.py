@@ -14,6 +14,7 @@ from sbp_kernels import resolve_backend
 from sbp_fast.config import ModelConfig, RunConfig, TrainConfig, resolve_device, resolve_threads
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
+from sbp_fast.data.tokenizer import TOKENIZER, Tokenizer
 from sbp_fast.errors import UserError
 from sbp_fast.generate.backends.backend import sampling_params
 from sbp_fast.generate.samples import generate_samples
@@ -191,9 +192,7 @@ def tune_synthesizer(run: Run) -> None:
     shape, vocabulary_size = run.config.model, tokenizer.vocabulary_size
     if start is not None:
         shape, known_size = read_description(start)
-        if known_size != vocabulary_size:
-            known = f"a vocabulary of {known_size}, the corpus's tokenizer {vocabulary_size}"
-            raise UserError(start, f"has {known}", "prepare the corpus with that model's tokenizer.json")
+        _check_vocabulary(start, known_size, tokenizer)
     unique, longest = run.prepared.unique, shape.context
     batches = PairBatches(unique, PairSet(context.inputs["pairs"]), tokenizer.partner, run.recipe, longest, run.task.seed)
     packed = batches.packed
@@ -213,6 +212,20 @@ def tune_synthesizer(run: Run) -> None:
         partners_too_long=packed.partners_too_long,
         sources={"real": {"tokens": totals.real_tokens, "epochs": totals.real_tokens / unique.tokens}},
     )
+
+
+def _check_vocabulary(start: Path, known_size: int, tokenizer: Tokenizer) -> None:
+    """Refuse a model to start from whose tokens are not the corpus's; an imported model has its tokenizer beside it."""
+    tokenizer_json = start / TOKENIZER
+    if tokenizer_json.is_file():
+        known, vocabulary = Tokenizer(tokenizer_json).vocabulary(), tokenizer.vocabulary()
+        if differing := {token for token, _ in known.items() ^ vocabulary.items()}:
+            problem = f"has another tokenizer than the corpus: {len(differing)} tokens differ, such as {min(differing)!r}"
+            raise UserError(start, problem, f"prepare the corpus with corpus.tokenizer={tokenizer_json}")
+    if known_size != tokenizer.vocabulary_size:
+        known_sizes = f"a vocabulary of {known_size}, the corpus's tokenizer {tokenizer.vocabulary_size}"
+        remedy = f"start from a model of this corpus, or import one with its {TOKENIZER} and prepare the corpus with that"
+        raise UserError(start, f"has {known_sizes}", remedy)
 
 
 def _validate_on_documents(run: Run) -> Validation:

@@ -212,6 +212,33 @@ def test_quality_rerun_samples_the_same_documents(inputs: dict[str, Path], measu
     assert pq.read_table(tmp_path / "few" / JUDGED).num_rows == 2
 
 
+def remake_pairs(inputs: dict[str, Path], out: Path, **counts: Any) -> dict[str, Path]:
+    """Return the inputs with the same pairs under other counts."""
+
+    def body(work: Any) -> None:
+        write_pairs(work.directory, [(*PAIRS.T, np.array([0.9, 0.8, 0.7, 0.7], np.float32))])
+        work.record(**counts)
+
+    return inputs | {"pairs": make_stage("pair", inputs["corpus"], out, body)}
+
+
+def test_pairs_of_vectors_made_elsewhere_leave_relevance_unmeasured_and_all_else_as_it_is(
+    inputs: dict[str, Path], measured: Manifest, tmp_path: Path
+) -> None:
+    band = {"low": LOW, "high": 1.0, "low_origin": "auto"}
+    counts = run(remake_pairs(inputs, tmp_path / "pairs", band=band, encoder="embed.file"), tmp_path / "out").counts
+    rates, known = counts["quality"], measured.counts["quality"]
+    assert rates.pop("pair_irrelevance")["rate"] is None and known["pair_irrelevance"]["rate"] is not None
+    assert rates == {name: rate for name, rate in known.items() if name != "pair_irrelevance"}
+    assert counts["similarity"] is None
+    assert [source["rates"]["pair_irrelevance"] for source in counts["sources"].values()] == [None]
+
+
+def test_quality_by_known_pairs_is_refused_since_they_have_no_band(inputs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="pairs: has known pairs: there is no band to measure documents by; give pairs found"):
+        run(remake_pairs(inputs, tmp_path / "pairs"), tmp_path / "out")
+
+
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=9), st.integers(0, 99))
 def test_judged_sample_compares_with_another_seed_and_a_true_partner(seeds: list[int], seed: int) -> None:
     class Filtered(list[int]):

@@ -167,7 +167,7 @@ def _plots(results: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, A
             "synthesizer": plots.loss_plot("synthesizer", "Tuning the synthesizer", tuning),
             "similarity": plots.similarity_plot(pairs["histogram"], pairs["band"]),
             "lengths": plots.lengths_plot(quality["lengths"]),
-            "seed_similarity": plots.seed_similarity_plot(quality["similarity"]),
+            "seed_similarity": plots.seed_similarity_plot(quality["similarity"]) if quality["similarity"] else "",
             "log_probability": plots.log_probability_plot(quality["log_probability"]),
         }
     return {

@@ -106,7 +106,9 @@ class PackedPairs:
             UserError: packed sequences that do not hold a pair; no partner that fits.
         """
         if capacity < 2 * context:
-            remedy = f"set it to at least twice model.context, {2 * context}"
+            remedy = (
+                f"set it to at least twice model.context, {2 * context}, or take a model with a shorter one (import --context)"
+            )
             raise UserError("synthesizer.microbatch_tokens", f"{capacity} does not hold a pair", remedy)
         lengths = np.diff(corpus.offsets)
         fits = lengths[partners] <= context

@@ -1,0 +1,74 @@
+"""The pages about vectors and models of one's own: their commands run as written, with small settings after them."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from small_run import SETTINGS, make_documents
+from typer.testing import CliRunner
+
+from sbp_fast.cli import app
+
+HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
+TAKE_SETTINGS = ("run", "prepare", "embed", "pair", "tune", "synthesize", "filter")
+
+
+def code_blocks(page: str, language: str = "") -> list[str]:
+    """Return the code blocks of a page in a language, "" for those of commands."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (HOW_TO / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [content for name, content in blocks if name == language]
+
+
+def run_commands(block: str) -> None:
+    for line in block.splitlines():
+        _, *words = shlex.split(line)
+        result = CliRunner().invoke(app, [*words, *(SETTINGS if words[0] in TAKE_SETTINGS else ())])
+        assert result.exit_code == 0, (words, result.output, result.exception)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with `documents.jsonl` in it."""
+    lines = (json.dumps({"id": id, "text": text}) + "\n" for id, text in make_documents().items())
+    (tmp_path / "documents.jsonl").write_text("".join(lines))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_stages_of_the_page_about_vectors_find_pairs_by_them(folder: Path) -> None:
+    (program,) = code_blocks("own-vectors.md", "python")
+    exec(compile(program, "own-vectors.md", "exec"), {})
+    _, stages = code_blocks("own-vectors.md")
+    run_commands(stages)
+    assert json.loads((folder / "mine/embed/manifest.json").read_text())["counts"]["dimension"] == 64
+    assert json.loads((folder / "mine/pair/manifest.json").read_text())["counts"]["pairs"]
+
+
+@pytest.mark.slow
+def test_run_of_the_page_about_vectors_ends_with_a_report(folder: Path) -> None:
+    (program,) = code_blocks("own-vectors.md", "python")
+    exec(compile(program, "own-vectors.md", "exec"), {})
+    run, _ = code_blocks("own-vectors.md")
+    run_commands(run)
+    assert "embed.file" in (folder / "runs/mine/report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_commands_of_the_page_about_models_end_with_a_model_that_transformers_loads(folder: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import ByteLevelBPETokenizer
+
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(make_documents().values(), vocab_size=400, show_progress=False)
+    (folder / "Qwen3-0.6B").mkdir()
+    tokenizer.save(str(folder / "Qwen3-0.6B/tokenizer.json"))
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+    positions = {"num_key_value_heads": 1, "vocab_size": 448, "max_position_embeddings": 2048}
+    transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**shape, **positions)).save_pretrained(folder / "Qwen3-0.6B")
+    (commands,) = code_blocks("own-model.md")
+    small = commands.replace("--context 512", "--context 128")  # the settings of the test have microbatches of 512 tokens
+    run_commands(small)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "mine-synthesizer")
+    assert model.config.vocab_size == tokenizer.get_vocab_size() + 3
