@@ -71,6 +71,7 @@ def test_list_set_up_and_check_without_the_packages_of_sbp_fast() -> None:
         "order needs sbp_fast",
         "short-documents needs sbp_fast",
         "corpus needs sbp_fast",
+        "scale needs sbp_fast",
         "attention is right in 4 of 4 tiny cases",
         "loss is right in 2 of 2 tiny cases",
         "small is right in 3 of 3 tiny cases",

@@ -229,6 +229,7 @@ def content(manifest: Manifest) -> tuple[Any, ...]:
     return manifest.files, manifest.counts, manifest.flops, manifest.device, manifest.fingerprint
 
 
+@pytest.mark.slow
 def test_embed_and_pair_on_ray_with_killed_workers_equal_the_local_result(
     cluster: str, inputs: dict[str, Path], tmp_path: Path
 ) -> None:

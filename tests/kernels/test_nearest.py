@@ -72,7 +72,7 @@ def whole_numbers(rows: int, width: int, seed: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).integers(-2, 3, (rows, width)).astype(np.float32))
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(
     st.sampled_from(BACKENDS),
     st.sampled_from([torch.float32, torch.float16]),

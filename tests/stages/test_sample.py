@@ -35,7 +35,7 @@ def test_text_longer_than_the_context_is_truncated_and_said_to_be(
     config = configure(inputs["directory"], "device=cpu")
     long = SEED * 30
     texts = sample(config, inputs["model"], corpus=inputs["corpus"], seed_text=long, count=1, console=Console(force_plain=True))
-    assert texts and "of which the model reads the first 30" in capsys.readouterr().out
+    assert texts and "of which the model read the first 30" in capsys.readouterr().out
 
 
 def test_command_prints_each_document(
