@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import triton
+from attention_inputs import inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sbp_kernels import PackedLayout, packed_attention, resolve_backend
+from sbp_kernels import PackedLayout, packed_attention
 from sbp_kernels.attention import hopper, launch
 from sbp_kernels.attention.reference import packed_attention as exact_attention
 from sbp_kernels.layout import plan
@@ -22,12 +23,6 @@ HEADS = st.sampled_from([(4, 4), (4, 2), (3, 1)])
 SMALL = Tiles(16, 16, 16, 16)
 KERNELS = ["triton", "triton-hopper"]
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def inputs(tokens: int, heads: tuple[int, int], dtype: torch.dtype, width: int = 8) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(tokens)
-    shapes = [(tokens, count, width) for count in (heads[0], heads[1], heads[1], heads[0])]  # q, k, v, gradient of the output
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
 
 
 def with_gradients(attention: Attention, q: Tensor, k: Tensor, v: Tensor, gradient: Tensor) -> list[Tensor]:
@@ -363,20 +358,6 @@ def test_gradients_are_the_same_in_every_run() -> None:
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["torch", *KERNELS])
-def test_softmax_scale_and_an_empty_sequence(backend: str) -> None:
-    q, k, v, _ = inputs(5, (2, 2), torch.float32, 16)
-    layout = PackedLayout.from_lengths([5])
-    theirs, right = (
-        F.scaled_dot_product_attention(*(x.transpose(0, 1).to(dtype) for x in (q, k, v)), is_causal=True, scale=0.3)
-        for dtype in (torch.float32, torch.float64)
-    )
-    mine = packed_attention(q, k, v, layout, softmax_scale=0.3, backend=backend).transpose(0, 1)
-    assert error(mine, right) <= 2 * max(error(theirs, right), error(right.float(), right))
-    empty = packed_attention(q[:0], k[:0], v[:0], PackedLayout.from_lengths([]), backend=backend)
-    assert empty.shape == (0, 2, 16)
-
-
 def test_strides_of_any_kind() -> None:
     layout = PackedLayout.from_lengths([20, 13], tiles=SMALL)
     q, k, v, gradient = inputs(33, (2, 2), torch.float32, 16)
@@ -386,36 +367,3 @@ def test_strides_of_any_kind() -> None:
     for tensors in (heads_first, width_first):
         found = with_gradients(lambda *qkv: packed_attention(*qkv, layout, backend="triton"), *tensors)
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, right, strict=True))
-
-
-def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, v, _ = inputs(6, (4, 2), torch.float32)
-    layout = PackedLayout.from_lengths([6])
-    for arguments, message in [
-        ((q, k, v[:, :1], layout), "k and v alike"),
-        ((q, k, v, PackedLayout.from_lengths([5])), "differ in tokens: 6, 6, 5"),
-        ((q[:, :3], k, v, layout), "heads of q must be a multiple"),
-        ((q[..., :4], k, v, layout), "widths equal"),
-        ((q.double(), k, v, layout), "share dtype"),
-        ((q.to("meta"), k.to("meta"), v.to("meta"), layout), r"layout is on cpu, q on meta: use layout.to\(q.device\)"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            packed_attention(*arguments)
-    with pytest.raises(ValueError, match="backend 'cutlass' is unknown: use auto, torch, triton"):
-        packed_attention(q, k, v, layout, backend="cutlass")
-    with pytest.raises(ValueError, match="softmax_scale must be positive, got 0"):
-        packed_attention(q, k, v, layout, softmax_scale=0)
-    with pytest.raises(ValueError, match=r"q is torch\.float64: backend 'triton' takes bfloat16, float16 and float32"):
-        packed_attention(q.double(), k.double(), v.double(), layout, backend="triton")
-    wide = torch.zeros(6, 1, 300)
-    with pytest.raises(ValueError, match="q has heads of width 300: backend 'triton' takes up to 256"):
-        packed_attention(wide, wide, wide, layout, backend="triton")
-    with pytest.raises(ValueError, match="q has heads of width 8: backend 'triton-hopper' takes 16, 32, 64 and 128"):
-        packed_attention(q, k, v, layout, backend="triton-hopper")
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(ValueError, match="backend 'triton' needs CUDA tensors, these are on cpu: use backend 'torch'"):
-        packed_attention(q, k, v, layout, backend="triton")
-
-
-def test_auto_is_triton_on_cuda_and_torch_elsewhere() -> None:
-    assert [resolve_backend("auto", device) for device in ("cuda", "cpu")] == ["triton", "torch"]
