@@ -105,10 +105,10 @@ def lab_table(results: dict[str, Any]) -> str:
         lines.append(f"| {label} | " + " | ".join(_nats(world["arms"][arm]["excess"]) for world in worlds.values()) + " |")
     lines += ["", *(line for kind, world in worlds.items() for line in (_differences(kind, world), _gates(kind, world)))]
     for setting, points in results["sweeps"].items():
-        lines += ["", f"| {LABELS[setting]} | SBP | exact: knowing nothing | synthesizer / exact |", "|---|---|---|---|"]
+        lines += ["", f"| {LABELS[setting]} | SBP | exact: knowing nothing | synthesizer | exact |", "|---|---|---|---|---|"]
         lines += [
             f"| {point['value']:.10g} | {_nats(point['excess'])} | {point['bounds']['knowing_nothing']:.2f} "
-            f"| {_nats(point['ratio'])} |"
+            f"| {_nats(point['conditional'])} | {point['exact']['value']:.2f} |"
             for point in points
         ]
     seeds = max(len(world["seeds"]) for world in worlds.values())

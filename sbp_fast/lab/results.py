@@ -84,7 +84,7 @@ def _tuned(arms: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _synthesizer(figures: Figures, confidence: float) -> dict[str, Any]:
     conditional, exact = ([figure[name] for figure in figures] for name in ("conditional", "exact"))
-    ratio = interval([ratio_to_exact(figure) for figure in figures], confidence)
+    ratio = interval([reached / best for reached, best in zip(conditional, exact, strict=True)], confidence)
     return {
         "conditional": interval(conditional, confidence),
         "exact": interval(exact, confidence),
@@ -93,11 +93,6 @@ def _synthesizer(figures: Figures, confidence: float) -> dict[str, Any]:
         "entropy": figures[0]["entropy"],
         "uniform": figures[0]["uniform"],
     }
-
-
-def ratio_to_exact(figures: Mapping[str, float]) -> float:
-    """Return a synthesizer's conditional loss over the exact one."""
-    return figures["conditional"] / figures["exact"]
 
 
 def interval(values: Sequence[float], confidence: float) -> dict[str, Any]:

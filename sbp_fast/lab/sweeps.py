@@ -14,7 +14,7 @@ from typing import Any
 
 from sbp_fast.errors import UserError
 from sbp_fast.lab.metrics import EXCESS
-from sbp_fast.lab.results import RELATED, SBP, interval, ratio_to_exact
+from sbp_fast.lab.results import RELATED, SBP, interval
 from sbp_fast.lab.world_run import LabRun, lab_config
 from sbp_fast.lab.worlds import Kind, WorldSettings
 
@@ -99,19 +99,22 @@ class Sweep:
             confidence: of the intervals.
 
         Returns:
-            `value`; `excess` of SBP; `ratio`, the synthesizer's conditional loss over the exact one; and `bounds`.
+            `value`; `excess` of SBP; `conditional` and `exact`, the synthesizer's loss and the least one; and `bounds`.
         """
-        measured: dict[float, list[tuple[float, float, Mapping[str, float]]]] = {}
+        measured: dict[float, list[tuple[float, Mapping[str, float], Mapping[str, float]]]] = {}
         for run, figure in zip(runs, figures, strict=True):
             for name, arm in run.config.arms.items():
                 if arm.synthetic == RELATED and arm.enabled:
-                    excess, ratio = figure["arms"][name][EXCESS]["test"], ratio_to_exact(figure["synthesizers"][RELATED])
-                    measured.setdefault(self._value(run, name), []).append((excess, ratio, figure["bounds"]))
+                    excess, synthesizer = figure["arms"][name][EXCESS]["test"], figure["synthesizers"][RELATED]
+                    measured.setdefault(self._value(run, name), []).append((excess, synthesizer, figure["bounds"]))
         return [
             {
                 "value": value,
                 "excess": interval([excess for excess, _, _ in measured[value]], confidence),
-                "ratio": interval([ratio for _, ratio, _ in measured[value]], confidence),
+                **{
+                    name: interval([synthesizer[name] for _, synthesizer, _ in measured[value]], confidence)
+                    for name in ("conditional", "exact")
+                },
                 "bounds": dict(measured[value][0][2]),
             }
             for value in sorted(measured)

@@ -231,7 +231,9 @@ class World:
         told = np.indices([values] * tellings).reshape(tellings, values**tellings).T
         truth = self._told(0)  # by symmetry any truth has this loss
         weights = truth[told].prod(1)
-        return float(weights @ [_cross_entropy(truth, predicted) for predicted in self.predictive(told)])
+        possible = weights > 0  # without noise, tellings that contradict each other are not
+        losses = [_cross_entropy(truth, predicted) for predicted in self.predictive(told[possible])]
+        return float(weights[possible] @ losses)
 
     def _told(self, truth: int) -> np.ndarray:
         """Return the probability of each told value; float64 [values]."""

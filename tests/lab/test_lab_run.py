@@ -131,7 +131,8 @@ def test_page_draws_every_arm_with_its_interval(tmp_path: Path) -> None:
 
 
 def point(value: float, excess: list[float], bounds: Mapping[str, float]) -> dict[str, Any]:
-    return {"value": value, "excess": interval(excess, 0.95), "ratio": interval([1.1] * len(excess), 0.95), "bounds": bounds}
+    losses = {name: interval([0.5] * len(excess), 0.95) for name in ("conditional", "exact")}
+    return {"value": value, "excess": interval(excess, 0.95), **losses, "bounds": bounds}
 
 
 def test_page_draws_every_value_of_a_sweep_with_the_bounds_that_do_not_change(tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ def test_a_sweep_runs_a_world_for_each_value_and_seed_and_shares_documents_among
     ]
     points = share.points(runs, measured, 0.95)
     assert [(point["value"], point["excess"]["seeds"]) for point in points] == [(0.35, [1.0, 2.0]), (0.9, [2.0, 3.0])]
-    assert points[0]["ratio"]["seeds"] == pytest.approx([1.5, 3.0])
+    assert points[0]["conditional"]["seeds"] == pytest.approx([0.3, 0.6]) and points[0]["exact"]["seeds"] == [0.2, 0.2]
 
 
 def test_a_sweep_over_the_synthesizers_tokens_changes_these_alone(tmp_path: Path) -> None:

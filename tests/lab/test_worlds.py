@@ -112,3 +112,8 @@ def test_expected_loss_is_the_mean_over_sampled_tellings(tellings: int) -> None:
 def test_no_documents_tell_no_facts() -> None:
     none = np.zeros(0, np.int64)
     assert len(Documents(none, none, np.zeros((0, FACTS)))) == 0
+
+
+def test_without_noise_one_telling_tells_all() -> None:
+    made = World(WorldSettings(noise=0))
+    assert made.entropy == made.expected_loss(1) == made.expected_loss(2) == 0 and made.uniform == made.expected_loss(0)
