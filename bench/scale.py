@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from bench import machine
 from bench.case import Case, Prepared, Schedule, Tensors, no_inputs, no_results
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.writer import CorpusWriter
@@ -29,6 +30,7 @@ from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.stage import StageContext, run_stage
 
 SIZES = (250_000, 500_000, 1_000_000)
+TINY_DOCUMENTS = 6_000
 DOCUMENT_WORDS, TOPIC_WORDS, WORDS = 40, 30, 30_000
 TOPIC_DOCUMENTS, HUB_DOCUMENTS, FILE_DOCUMENTS, BATCH = 20, 5_000, 100, 10_000
 DIMENSION = 64
@@ -44,7 +46,7 @@ STAGES = {
 
 def scale() -> Iterator[Case]:
     """Return each stage at each size; a stage reads what the stages before it wrote."""
-    for documents in SIZES:
+    for documents in (TINY_DOCUMENTS,) if machine.tiny() else SIZES:
         with tempfile.TemporaryDirectory(prefix="sbp-fast-bench-") as name:
             folder = Path(name)
             write_documents(folder / "documents", documents)

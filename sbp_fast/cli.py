@@ -231,6 +231,7 @@ def export(
     force: Force = False,
 ) -> None:
     """Write a model as a Hugging Face directory that transformers and vLLM load, with a model card."""
+    from sbp_fast.data.tokenizer import TOKENIZER
     from sbp_fast.experiment.model_card import model_card
     from sbp_fast.model.hub import check_repository, push_to_hub
     from sbp_fast.stages.huggingface import export_hugging_face
@@ -238,7 +239,7 @@ def export(
     if push_to:
         check_repository(push_to)
     card = model_card(model, corpus)
-    manifest = export_hugging_face(model, corpus / "tokenizer.json", out, dtype=dtype, card=card, force=force)
+    manifest = export_hugging_face(model, corpus / TOKENIZER, out, dtype=dtype, card=card, force=force)
     print_line(str(out))
     if push_to:
         print_line(push_to_hub(out, manifest.files, push_to, public=public))

@@ -20,6 +20,11 @@ def test_package_has_the_names_of_the_api_and_no_module_hides_one() -> None:
         sbp_fast.no_such_name  # noqa: B018
 
 
+def test_reference_page_names_the_whole_api() -> None:
+    page = (Path(__file__).parents[1] / "docs/reference/python.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page or f".{name}" in page for name in api.__all__)
+
+
 def test_importing_the_package_or_its_errors_imports_no_torch() -> None:
     program = "import sys; import sbp_fast; from sbp_fast import errors; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from sbp_fast.data.round_trip import first_texts
-from sbp_fast.data.tokenizer import Tokenizer, join_ids
+from sbp_fast.data.tokenizer import TOKENIZER, Tokenizer, join_ids
 from sbp_fast.errors import TransientError, UserError
 from sbp_fast.pipeline.files import dump_json, parse_json
 
@@ -173,7 +173,7 @@ def _text_only(tokenizer: Tokenizer) -> str:
     content = parse_json(tokenizer.to_json())
     content["added_tokens"] = [token for token in content["added_tokens"] if not token["special"]]
     content["post_processor"] = None
-    return dump_json(content, "tokenizer.json")
+    return dump_json(content, TOKENIZER)
 
 
 def _odd_characters() -> Iterator[str]:

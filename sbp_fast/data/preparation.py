@@ -47,7 +47,7 @@ from sbp_fast.data.shuffle import (
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.data.token_shards.tokenize import TokenizeTask, write_partition
 from sbp_fast.data.token_shards.writer import shard_files, write_index
-from sbp_fast.data.tokenizer import Tokenizer, train_tokenizer
+from sbp_fast.data.tokenizer import TOKENIZER, Tokenizer, train_tokenizer
 from sbp_fast.dedup.near_duplicates import NearDuplicates, find_near_duplicates
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.executors.executor import Workers
@@ -269,7 +269,7 @@ class Preparation:
     def _load_or_train_tokenizer(
         self, shuffled: ShuffleReader, partitions: list[ShufflePartition], decisions: Decisions, unique: int
     ) -> Tokenizer:
-        path = self.directory / "tokenizer.json"
+        path = self.directory / TOKENIZER
         if is_sealed(path):
             return Tokenizer(path)
         if self.corpus.tokenizer == "train":
@@ -294,7 +294,7 @@ class Preparation:
 
     def _tokenize(self, partitions: list[ShufflePartition], decisions: Decisions, encoder: EncoderName) -> None:
         decisions.save(self.scratch)
-        settings = hash_file(self.directory / "tokenizer.json"), self.corpus.shard_tokens, self.corpus.compression, encoder
+        settings = hash_file(self.directory / TOKENIZER), self.corpus.shard_tokens, self.corpus.compression, encoder
         tasks = [
             TokenizeTask(self.directory, self.scratch, index, partition, *settings)
             for index, partition in enumerate(partitions)

@@ -10,7 +10,7 @@ import numpy as np
 
 from sbp_fast.data.documents import group_of
 from sbp_fast.data.token_shards.corpus import Corpus
-from sbp_fast.data.tokenizer import Tokenizer
+from sbp_fast.data.tokenizer import TOKENIZER, Tokenizer
 from sbp_fast.pipeline.manifest import Manifest
 
 VALIDATION = "validation.npy"
@@ -44,7 +44,7 @@ class PreparedCorpus:
         self.train = Corpus(self.directory / "train")
         self.unique: Corpus = self.train.prefix(self.counts["unique_documents"])
         self.heldout = Corpus(self.directory / "heldout")
-        self.tokenizer = Tokenizer(self.directory / "tokenizer.json")
+        self.tokenizer = Tokenizer(self.directory / TOKENIZER)
         self.embedded: bool = self.counts["embedded"]
 
     def __reduce__(self) -> tuple[type[PreparedCorpus], tuple[Path]]:

@@ -131,7 +131,7 @@ def _facts(model: Path, manifest: Manifest) -> Iterable[tuple[str, str]]:
     if "parameters" not in counts:
         return
     yield "parameters", f"{counts['parameters']:,}"
-    yield "training tokens", f"{counts['tokens']:,}, {counts['loss_tokens']:,} of them with a loss"
+    yield "training tokens", f"{counts['tokens']:,}, of which {counts['loss_tokens']:,} have a loss"
     for source, read in counts["sources"].items():
         yield f"{source} tokens", f"{read['tokens']:,}, read {read['epochs']:.3g} times"
     if "pairs" in counts:

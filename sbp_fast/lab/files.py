@@ -10,10 +10,11 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from sbp_fast.config import RunConfig
+from sbp_fast.data.tokenizer import TOKENIZER
 from sbp_fast.lab.worlds import GENRES, Documents, World, WorldSettings
 from sbp_fast.pipeline.files import atomic_open, dump_json, read_json, write_json
 
-UNIQUE, OTHERS, HELDOUT, PAIRS, TOKENIZER = "unique.jsonl", "others.jsonl", "heldout.jsonl", "pairs.jsonl", "tokenizer.json"
+UNIQUE, OTHERS, HELDOUT, PAIRS = "unique.jsonl", "others.jsonl", "heldout.jsonl", "pairs.jsonl"
 WORLD = "world.json"
 
 

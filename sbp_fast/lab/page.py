@@ -50,7 +50,7 @@ def sweep_drawing(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the drawing of what SBP reaches at each value; exact bounds that are the same at all values are lines."""
     bounds = {name: points[0]["bounds"][name] for name in BOUND_LABELS}
     common = {name: bound for name, bound in bounds.items() if all(point["bounds"][name] == bound for point in points)}
-    return drawing([(f"{point['value']:g}", point["excess"]) for point in points], common)
+    return drawing([(f"{point['value']:.10g}", point["excess"]) for point in points], common)
 
 
 def drawing(rows: Sequence[tuple[str, Mapping[str, Any]]], bounds: Mapping[str, float]) -> dict[str, Any]:

@@ -79,16 +79,14 @@ class Sweep:
             return [
                 LabRun(WorldSettings(kind=KIND, seed=seed, **world), directory / SHARE / f"seed-{seed}", only) for seed in seeds
             ]
-        changed: dict[float, Any] = {value: {} if self.setting == TOKENS else {self.setting: value} for value in self.values}
-        return [
-            LabRun(
-                WorldSettings(kind=KIND, seed=seed, **{**world, **changed[value]}),
-                directory / f"{self.setting}-{value:.10g}" / f"seed-{seed}",
-                (*only, f"synthesizer.tokens={value:.0f}") if self.setting == TOKENS else only,
-            )
-            for value in self.values
-            for seed in seeds
-        ]
+        runs = []
+        for value in self.values:
+            changed, overridden = self._change(value)
+            for seed in seeds:
+                settings = WorldSettings(kind=KIND, seed=seed, **{**world, **changed})
+                path = directory / f"{self.setting}-{value:.10g}" / f"seed-{seed}"
+                runs.append(LabRun(settings, path, (*only, *overridden)))
+        return runs
 
     def points(self, runs: Sequence[LabRun], figures: Sequence[Mapping[str, Any]], confidence: float) -> list[dict[str, Any]]:
         """Return each value with what the runs of its seeds reach, and the exact bounds of its worlds.
@@ -119,6 +117,12 @@ class Sweep:
             }
             for value in sorted(measured)
         ]
+
+    def _change(self, value: float) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Return what a value changes: settings of the world, and overrides of the configuration."""
+        if self.setting == TOKENS:
+            return {}, (f"synthesizer.tokens={value:.0f}",)
+        return {self.setting: value}, ()
 
     def _value(self, run: LabRun, arm: str) -> float:
         """Return the value of the setting for an arm of a run."""

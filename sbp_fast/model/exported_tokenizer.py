@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sbp_fast.data.tokenizer import BEGIN, END, PARTNER, Tokenizer
+from sbp_fast.data.tokenizer import BEGIN, END, PARTNER, TOKENIZER, Tokenizer
 from sbp_fast.pipeline.files import atomic_open, dump_json, parse_json, write_json
 
 
@@ -20,7 +20,7 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, positions: int) -> No
         directory: an existing directory.
         positions: longest chain of positions that the model was trained on.
     """
-    with atomic_open(directory / "tokenizer.json") as file:
+    with atomic_open(directory / TOKENIZER) as file:
         file.write(with_begin(tokenizer).encode())
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -45,4 +45,4 @@ def with_begin(tokenizer: Tokenizer) -> str:
         "pair": [begin, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
         "special_tokens": {BEGIN: {"id": BEGIN, "ids": [tokenizer.begin], "tokens": [BEGIN]}},
     }
-    return dump_json(content, "tokenizer.json", ensure_ascii=False, indent=2)
+    return dump_json(content, TOKENIZER, ensure_ascii=False, indent=2)

@@ -1,11 +1,11 @@
 """The pages about vectors and models of one's own: their commands run as written, with small settings after them."""
 
 import json
-import re
 import shlex
 from pathlib import Path
 
 import pytest
+from code_blocks import code_blocks
 from small_run import SETTINGS, make_documents
 from typer.testing import CliRunner
 
@@ -15,10 +15,9 @@ HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
 TAKE_SETTINGS = ("run", "prepare", "embed", "pair", "tune", "synthesize", "filter")
 
 
-def code_blocks(page: str, language: str = "") -> list[str]:
+def blocks_of(page: str, language: str = "") -> list[str]:
     """Return the code blocks of a page in a language, "" for those of commands."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (HOW_TO / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [content for name, content in blocks if name == language]
+    return [content for name, content in code_blocks(HOW_TO / page) if name == language]
 
 
 def run_commands(block: str) -> None:
@@ -38,9 +37,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_stages_of_the_page_about_vectors_find_pairs_by_them(folder: Path) -> None:
-    (program,) = code_blocks("own-vectors.md", "python")
+    (program,) = blocks_of("own-vectors.md", "python")
     exec(compile(program, "own-vectors.md", "exec"), {})
-    _, stages = code_blocks("own-vectors.md")
+    _, stages = blocks_of("own-vectors.md")
     run_commands(stages)
     assert json.loads((folder / "mine/embed/manifest.json").read_text())["counts"]["dimension"] == 64
     assert json.loads((folder / "mine/pair/manifest.json").read_text())["counts"]["pairs"]
@@ -48,9 +47,9 @@ def test_stages_of_the_page_about_vectors_find_pairs_by_them(folder: Path) -> No
 
 @pytest.mark.slow
 def test_run_of_the_page_about_vectors_ends_with_a_report(folder: Path) -> None:
-    (program,) = code_blocks("own-vectors.md", "python")
+    (program,) = blocks_of("own-vectors.md", "python")
     exec(compile(program, "own-vectors.md", "exec"), {})
-    run, _ = code_blocks("own-vectors.md")
+    run, _ = blocks_of("own-vectors.md")
     run_commands(run)
     assert "embed.file" in (folder / "runs/mine/report.html").read_text(encoding="utf-8")
 
@@ -67,7 +66,7 @@ def test_commands_of_the_page_about_models_end_with_a_model_that_transformers_lo
     shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
     positions = {"num_key_value_heads": 1, "vocab_size": 448, "max_position_embeddings": 2048}
     transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**shape, **positions)).save_pretrained(folder / "Qwen3-0.6B")
-    (commands,) = code_blocks("own-model.md")
+    (commands,) = blocks_of("own-model.md")
     small = commands.replace("--context 512", "--context 128")  # the settings of the test have microbatches of 512 tokens
     run_commands(small)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "mine-synthesizer")

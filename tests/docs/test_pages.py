@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from code_blocks import code_blocks
 from small_run import SETTINGS, make_documents
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -26,8 +27,7 @@ PLACEHOLDERS = {"CONFIG": "demo", "COMMAND": "run", "RUN": "runs/demo", "NAME": 
 
 def shell_commands(path: Path) -> list[list[str]]:
     """Return the words of every `sbp-fast` command in the code blocks of a page, line continuations joined."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines = [line for _, block in code_blocks(path) for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("sbp-fast ")]
 
 

@@ -148,6 +148,7 @@ def test_page_draws_every_value_of_a_sweep_with_the_bounds_that_do_not_change(tm
     assert linked.count('class="value"') == linked.count('class="interval"') == 2 and linked.count('class="bound"') == 3
     assert noise.count('class="value"') == 2 and 'class="interval"' not in noise and noise.count('class="bound"') == 2
     assert "<td>1.600</td>" in noise and 'href="#sweep-noise"' in page
+    assert '<th scope="row">0</th>' in noise and 'text-anchor="end">knowing nothing</text>' in linked
 
 
 def test_every_setting_that_can_be_swept_is_one_of_the_world_or_of_sbp() -> None:

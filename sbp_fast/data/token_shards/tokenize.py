@@ -18,7 +18,7 @@ from sbp_fast.data.holdout import SELECTION_COLUMNS, Decisions, select
 from sbp_fast.data.shuffle import ShufflePartition, ShuffleReader
 from sbp_fast.data.token_shards.blocks import Compression
 from sbp_fast.data.token_shards.writer import CorpusWriter
-from sbp_fast.data.tokenizer import Tokenizer
+from sbp_fast.data.tokenizer import TOKENIZER, Tokenizer
 
 BATCH_DOCUMENTS = 512
 BATCH_BYTES = 4 << 20
@@ -68,7 +68,7 @@ def write_partition(task: TokenizeTask) -> dict[str, Any]:
 
 
 def _write(rows: pa.Table, split: str, task: TokenizeTask) -> list[dict[str, Any]]:
-    tokenizer, encoder = _load(task.directory / "tokenizer.json", task.tokenizer_hash, task.encoder)
+    tokenizer, encoder = _load(task.directory / TOKENIZER, task.tokenizer_hash, task.encoder)
     directory, prefix, size = task.directory / split, f"{task.index:05d}-", tokenizer.vocabulary_size
     writer = CorpusWriter(directory, size, task.shard_tokens, prefix=prefix, compression=task.compression)
     for batch in _batches(rows):

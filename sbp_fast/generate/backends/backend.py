@@ -12,6 +12,7 @@ import torch
 from sbp_fast.config import RunConfig, SynthesizeConfig, resolve_threads
 from sbp_fast.config.synthesize import NO_SEEDS
 from sbp_fast.data.prepared import PreparedCorpus
+from sbp_fast.data.tokenizer import TOKENIZER
 from sbp_fast.generate.decoder import SamplingParams
 from sbp_fast.generate.engine import GenerationResult, Seed
 from sbp_fast.model.huggingface import export_model
@@ -72,7 +73,7 @@ def export_synthesizer(model: Path, prepared: PreparedCorpus, scratch: Path, pro
     exported = scratch / "model"
     if processes.is_rank0:
         scratch.mkdir(parents=True, exist_ok=True)
-        export_model(model, prepared.directory / "tokenizer.json", exported)
+        export_model(model, prepared.directory / TOKENIZER, exported)
     processes.gather(None)
     return exported
 
