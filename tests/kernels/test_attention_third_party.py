@@ -162,6 +162,8 @@ def on_gpu(backend: str) -> torch.device:
 @pytest.mark.parametrize("backend", THIRD_PARTY)
 def test_on_a_gpu(backend: str, width: int, heads: tuple[int, int]) -> None:
     device = on_gpu(backend)
+    if backend == "flash-attn-4" and width == 64:
+        pytest.skip("it takes wider heads alone")
     for layout in [
         PackedLayout.from_lengths([700, 1, 64, 235]),
         PackedLayout.from_pairs([(100, 300), (257, 343)]),

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,8 +84,13 @@ def flash_attn_func(
     return out[None], scores.logsumexp(-1)[None] if return_lse else None
 
 
+def forget() -> None:
+    flash_attn_4.find_flash_attn_4.cache_clear()
+    flash_attn_4.tree_mask.cache_clear()
+
+
 @pytest.fixture
-def library(monkeypatch: pytest.MonkeyPatch) -> None:
+def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Stand-ins for flash-attn-4 and CuTe on a pretended Hopper GPU, and blocks small enough for small trees."""
     install(monkeypatch, "flash_attn")
     install(monkeypatch, "flash_attn.cute", flash_attn_func=flash_attn_func)
@@ -97,7 +102,11 @@ def library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flash_attn_4, "find_library", lambda backend, device: find(backend, torch.device("cuda")))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(flash_attn_4, "BLOCKS", {9: (8, 8), 10: (16, 8)})
-    flash_attn_4.tree_mask.cache_clear()
+    monkeypatch.setattr(flash_attn_4, "WIDTHS", range(8, 129, 8))
+    monkeypatch.setattr(flash_attn_4, "version", {"flash-attn-4": "4.0.0b36"}.__getitem__)
+    forget()
+    yield
+    forget()
 
 
 @pytest.mark.usefixtures("library")
@@ -148,13 +157,21 @@ def test_input_that_flash_attn_4_does_not_take_is_refused() -> None:
     q, k, v, _ = inputs(12, (2, 1), torch.float16)
     for arguments, message in [
         ((q.float(), k.float(), v.float(), SHARED_SEED), "q is torch.float32: .* takes bfloat16 and float16"),
-        ((q[..., :4], k[..., :4], v[..., :4], SHARED_SEED), "width 4: .* multiples of 8 up to 128"),
-        ((*(x.repeat(1, 1, 17) for x in (q, k, v)), SHARED_SEED), "width 136: .* multiples of 8 up to 128"),
+        ((q[..., :4], k[..., :4], v[..., :4], SHARED_SEED), "width 4: .* multiples of 8 from 8 to 128"),
+        ((*(x.repeat(1, 1, 17) for x in (q, k, v)), SHARED_SEED), "width 136: .* multiples of 8 from 8 to 128"),
         ((q[:0], k[:0], v[:0], PackedLayout.from_lengths([])), "layout has no tokens"),
         ((*inputs(40, (2, 1), torch.float16)[:3], on_the_device_alone()), "needs the lengths on the host"),
     ]:
         with pytest.raises(ValueError, match=message):
             flash_attn_4.flash_attn_4_attention(*arguments, SCALE, False)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("installed", ["4.0.0b20", "4.0.0b9"])
+def test_an_early_flash_attn_4_is_refused(installed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flash_attn_4, "version", lambda package: installed)
+    with pytest.raises(ValueError, match=f"needs flash-attn-4 4.0.0b36 or newer: {installed} may give wrong gradients"):
+        flash_attn_4.find_flash_attn_4(torch.device("cuda"))
 
 
 @pytest.mark.usefixtures("library")

@@ -13,10 +13,12 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from sbp_kernels.attention.registry import register_attention_backend
 from sbp_kernels.attention.third_party import HALF, check_tokens, find_library, once_per_layout
@@ -25,8 +27,10 @@ from sbp_kernels.layout.blocks import is_visible, list_blocks
 from sbp_kernels.layout.packed_layout import move_in_one_copy
 
 NAME = "flash-attn-4"
+OLDEST = "4.0.0b36"  # until August 2026 its gradients could be wrong: its issue 2424 and pull request 2756
 BLOCKS = {9: (128, 128), 10: (256, 128)}  # GPU generation -> queries and keys of a block: multiples of its kernels' tiles
-WIDEST = 128  # wider heads have tiles that do not divide these blocks
+# Heads of 64 had wrong gradients on an H200 (its issue 2623); tiles for wider heads do not divide these blocks.
+WIDTHS = range(72, 129, 8)
 
 
 def flash_attn_4_attention(
@@ -36,8 +40,9 @@ def flash_attn_4_attention(
     check_tokens(NAME, layout)
     if q.dtype not in HALF:
         raise ValueError(f"q is {q.dtype}: backend {NAME!r} takes bfloat16 and float16")
-    if q.shape[2] % 8 or not 8 <= q.shape[2] <= WIDEST:
-        raise ValueError(f"q has heads of width {q.shape[2]}: backend {NAME!r} takes multiples of 8 up to {WIDEST}")
+    if q.shape[2] not in WIDTHS:
+        taken = f"takes multiples of {WIDTHS.step} from {WIDTHS[0]} to {WIDTHS[-1]}"
+        raise ValueError(f"q has heads of width {q.shape[2]}: backend {NAME!r} {taken}")
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if differentiated and torch.are_deterministic_algorithms_enabled():
         raise ValueError(f"the gradients of backend {NAME!r} are not deterministic, but torch is asked for it: use 'triton'")
@@ -61,17 +66,21 @@ def _attend(
     return out[0], lse[0] if return_lse else None
 
 
+@functools.cache
 def find_flash_attn_4(device: torch.device) -> Callable[..., Any]:
     """Return the library's `flash_attn_func`.
 
     Raises:
-        ValueError: it cannot run on `device`, or is not installed.
+        ValueError: it cannot run on `device`, is not installed or is too old.
     """
     attention = find_library(NAME, device)
     generation, minor = torch.cuda.get_device_capability(device)
     if generation not in BLOCKS:
         given = f"this one has compute capability {generation}.{minor}"
         raise ValueError(f"backend {NAME!r} needs a GPU of compute capability 9.0 or 10.x, {given}: use 'triton'")
+    installed = TorchVersion(version("flash-attn-4"))
+    if installed < OLDEST:
+        raise ValueError(f"backend {NAME!r} needs flash-attn-4 {OLDEST} or newer: {installed} may give wrong gradients")
     return attention
 
 
