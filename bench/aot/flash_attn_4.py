@@ -23,6 +23,7 @@ import torch
 from sbp_kernels import PackedLayout, packed_attention
 from sbp_kernels.attention import flash_attn_4
 from sbp_kernels.layout.blocks import list_blocks
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.aot.binary import cubin_figures
@@ -88,23 +89,37 @@ def _pretended_gpu(*capability: int) -> Iterator[None]:
 
 
 def _compile(heads: tuple[int, int], width: int) -> None:
-    """Start one forward and one backward pass on tensors without data."""
+    """Start one forward and one backward pass on tensors without data, as autograd would."""
     tokens, cuda = len(LAYOUT), torch.device("cuda", 0)
     sizes = flash_attn_4.BLOCKS[torch.cuda.get_device_capability()[0]]
     by_query, by_key = list_blocks(LAYOUT.visible_until.numpy(), *sizes)
     shapes = [tensor.shape for tensor in (*by_query, *by_key)]
+    function, context = import_module("flash_attn.cute.interface").FlashAttnFunc, _Context()
     with FakeTensorMode():
         q, k, v = (
-            torch.empty(tokens, count, width, dtype=torch.bfloat16, device=cuda, requires_grad=True)
-            for count in (heads[0], heads[1], heads[1])
+            torch.empty(tokens, count, width, dtype=torch.bfloat16, device=cuda) for count in (heads[0], heads[1], heads[1])
         )
         until = torch.empty(tokens, dtype=torch.int32, device=cuda)
         layout = replace(LAYOUT, visible_until=until, positions=until)
-        lists = [torch.empty(shape, dtype=torch.int32, device=cuda) for shape in shapes]
-        arguments = flash_attn_4.block_sparsity(lists, sizes)
-        with patch.object(flash_attn_4, "_lists_of", lambda layout: arguments):
-            out = packed_attention(q, k, v, layout, backend=flash_attn_4.NAME)
-            torch.autograd.grad(out, (q, k, v), torch.empty_like(out))
+        arguments = flash_attn_4.block_sparsity([torch.empty(shape, dtype=torch.int32, device=cuda) for shape in shapes], sizes)
+        with (
+            patch.object(flash_attn_4, "_lists_of", lambda layout: arguments),
+            patch.object(function, "apply", lambda *arguments: function.forward(context, *arguments)),
+        ):
+            out, _ = packed_attention(q, k, v, layout, backend=flash_attn_4.NAME, return_lse=True)
+        function.backward(context, torch.empty_like(out).unsqueeze(0), None)
+
+
+class _Context:
+    """What autograd would hand from the forward to the backward pass; it does not run without CUDA."""
+
+    saved_tensors: tuple[Tensor | None, ...]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        self.saved_tensors = tensors
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """Do nothing: what the backward pass is called with is given whole."""
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ def test_under_a_compiler_each_layout_keeps_its_own_lists() -> None:
 
 def test_flash_attn_4_without_cuda_is_refused() -> None:
     with pytest.raises(ValueError, match="'flash-attn-4' needs CUDA tensors, these are on cpu"):
-        run("flash-attn-4", SHARED_SEED)(*inputs(12, (2, 1), torch.float16)[:3])
+        run("flash-attn-4", SHARED_SEED)(*inputs(12, (2, 1), torch.float16, 128)[:3])
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def _attend(
             **_lists_of(layout),
             return_lse=return_lse,
         )
-    return out[0], lse[0] if return_lse else None
+    return out.squeeze(0), lse.squeeze(0) if return_lse else None
 
 
 @functools.cache
@@ -119,7 +119,7 @@ def block_sparsity(lists: Sequence[Tensor], sizes: tuple[int, int]) -> dict[str,
         sizes: queries and keys of a block.
     """
     make = importlib.import_module("flash_attn.cute.block_sparsity").BlockSparseTensorsTorch
-    by_query, by_key = ([x[None, None] for x in side] for side in (lists[:4], lists[4:]))
+    by_query, by_key = ([x.view(1, 1, *x.shape) for x in side] for side in (lists[:4], lists[4:]))
     return {
         "block_sparse_tensors": make(*by_query, block_size=sizes),
         "block_sparse_tensors_bwd": make(*by_key, block_size=sizes),
