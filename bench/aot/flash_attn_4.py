@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
@@ -44,7 +45,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         _prepare(options.target, Path(folder))
         started = time.perf_counter()
-        with _pretended_gpu(*TARGETS[options.target][0]):
+        with _pretended_gpu(*TARGETS[options.target]):
             _compile((heads[0], heads[1]), options.width)
         seconds = time.perf_counter() - started
         for path in sorted(Path(folder).rglob("*.cubin")):
@@ -74,9 +75,11 @@ def _prepare(target: str, folder: Path) -> None:
 
 
 @contextmanager
-def _pretended_gpu(*capability: int) -> Iterator[None]:
-    """Let a build of torch without CUDA make tensors without data on a GPU of this compute capability."""
+def _pretended_gpu(capability: tuple[int, int], multiprocessors: int) -> Iterator[None]:
+    """Let torch and CuTe believe in a GPU, for tensors without data."""
+    hardware = SimpleNamespace(get_device_multiprocessor_count=lambda: multiprocessors)
     with ExitStack() as stack:
+        stack.enter_context(patch("cutlass.utils.HardwareInfo", lambda: hardware))
         for name, value in {
             "current_device": 0,
             "get_device_capability": capability,
