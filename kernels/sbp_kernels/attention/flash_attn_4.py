@@ -2,7 +2,7 @@
 
 It walks the lists of `layout.blocks`, which are made on the host once for each layout and shared by all layers, and
 evaluates `is_visible` in the blocks that hold visible pairs and others. It breaks the graphs of `torch.compile`, and
-selective activation checkpointing computes it again. Its first call for heads of a width compiles it, which takes a minute.
+selective activation checkpointing computes it again. Its first calls for heads of a width compile it for half a minute.
 
 It adds the gradients of queries in any order, so they may differ from run to run, and it has no other way on Hopper: where
 `torch.use_deterministic_algorithms` asks for equal bits, gradients are refused.
