@@ -136,6 +136,9 @@ def _providers(sequence: PackedSequence, kind: str, name: str) -> dict[str, Prov
     repeat = len(sequence.index) > len(sequence.layout)
     providers["flex"] = _provider(by_name("flex"), sequence, kind, repeat=False)
     providers["flex, its mask made"] = _provider(_flex_with_its_mask, sequence, kind, repeat=False)
+    if cuda:
+        providers["flash-attn-4"] = _provider(by_name("flash-attn-4"), sequence, kind, repeat=False)
+        providers["flex, FlashAttention-4"] = _provider(_flex_with_flash_attn_4, sequence, kind, repeat=False)
     for backend in THIRD_PARTY_BACKENDS if repeat else THIRD_PARTY_BACKENDS[1:]:
         suffix = ", seed repeated" if repeat else ""
         providers[backend + suffix] = _provider(by_name(backend), sequence, kind, repeat=repeat)
@@ -202,6 +205,14 @@ def _cudnn(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout) -> Tensor:
 
 
 def _flex_with_its_mask(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout) -> Tensor:
+    return _compiled_flex(q, k, v, layout, {})
+
+
+def _flex_with_flash_attn_4(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout) -> Tensor:
+    return _compiled_flex(q, k, v, layout, {"BACKEND": "FLASH"})
+
+
+def _compiled_flex(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, options: dict[str, str]) -> Tensor:
     """FlexAttention as its users call it: torch makes the block mask of a batch from a mask function."""
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -214,7 +225,7 @@ def _flex_with_its_mask(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout) -
 
     mask = _compiled(create_block_mask)(visible, None, None, len(layout), len(layout), device=q.device)
     heads_first = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
-    out = _compiled(_flex())(*heads_first, block_mask=mask, enable_gqa=True)
+    out = _compiled(_flex())(*heads_first, block_mask=mask, enable_gqa=True, kernel_options=options)
     return out.squeeze(0).transpose(0, 1)
 
 

@@ -40,8 +40,9 @@ OPTIONAL = {
     "lm-eval": "evaluate --harness: pip install 'sbp-fast[lm-eval]'",
     **dict.fromkeys(TRACKERS, "log.trackers: pip install 'sbp-fast[trackers]'"),
     "vllm": "synthesize.backend = vllm; it may stand in an environment of its own, see synthesize.vllm_python",
-    "flash-attn": "a backend of attention on CUDA",
-    "xformers": "a backend of attention on CUDA",
+    "flash-attn": "a backend of attention on CUDA: pip install 'sbp-fast[flash-attn]'",
+    "flash-attn-4": "a backend of attention on Hopper and Blackwell: pip install 'sbp-fast[flash-attn-4]'",
+    "xformers": "a backend of attention on CUDA: pip install 'sbp-fast[xformers]'",
 }
 COMPILERS = ("c++", "g++", "clang++")
 

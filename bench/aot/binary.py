@@ -51,6 +51,17 @@ OPCODE = re.compile(r"^\s*(?:/\*[0-9a-f]+\*/)?\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]
 
 def nvidia_figures(target: str, cubin: bytes, metadata: Any) -> Figures:
     """Return the figures of a cubin, from what the disassembler prints."""
+    figures, count = cubin_figures(cubin)
+    figures |= {
+        "shared_bytes": metadata.shared,
+        "tensor_memory_columns": getattr(metadata, "tmem_size", 0),
+        "warps": metadata.num_warps,
+    }
+    return _completed(target, figures, {kind: sum(count[name] for name in names) for kind, names in NVIDIA_KINDS.items()})
+
+
+def cubin_figures(cubin: bytes) -> tuple[Figures, Counter[str]]:
+    """Return what a cubin alone tells of its kernel: registers, spills and local memory, and how often each opcode stands."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
@@ -61,12 +72,8 @@ def nvidia_figures(target: str, cubin: bytes, metadata: Any) -> Figures:
         "registers": resources["REG"],
         "spill_bytes": sum(access_bytes(suffixes) for opcode, suffixes in opcodes if opcode in ("STL", "LDL")),
         "local_bytes": resources["STACK"] + resources["LOCAL"],
-        "shared_bytes": metadata.shared,
-        "tensor_memory_columns": getattr(metadata, "tmem_size", 0),
-        "warps": metadata.num_warps,
     }
-    count = Counter(opcode for opcode, _ in opcodes)
-    return _completed(target, figures, {kind: sum(count[name] for name in names) for kind, names in NVIDIA_KINDS.items()})
+    return figures, Counter(opcode for opcode, _ in opcodes)
 
 
 def amd_figures(target: str, assembly: str, metadata: Any) -> Figures:

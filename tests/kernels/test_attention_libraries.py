@@ -1,9 +1,7 @@
 """Third-party attention of varlen libraries, which plain torch stands in for, as if on a GPU."""
 
-import importlib.machinery
 import inspect
 import sys
-import types
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -22,6 +20,7 @@ from third_party_attention import (
     assert_accurate,
     exact,
     inputs,
+    install,
     on_the_device_alone,
     run,
     torch_operation,
@@ -42,13 +41,6 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     pretend(8)
     return pretend
-
-
-def install(monkeypatch: pytest.MonkeyPatch, name: str, **contents: object) -> None:
-    module = types.ModuleType(name)
-    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
-    vars(module).update(contents)
-    monkeypatch.setitem(sys.modules, name, module)
 
 
 def document_by_document(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, scale: float) -> Tensor:

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sbp_kernels import PackedLayout
+from sbp_kernels import PackedLayout, resolve_backend
 from sbp_kernels.attention import third_party
 from third_party_attention import (
+    DOCUMENTS_ALONE,
     HEADS,
     LAYOUTS,
     SCALE,
@@ -149,7 +150,7 @@ def on_gpu(backend: str) -> torch.device:
     device = torch.device("cuda", 0)
     if backend in third_party.LIBRARIES:
         try:
-            third_party.find_library(backend, device)
+            resolve_backend(backend, device)
         except ValueError as problem:
             pytest.skip(str(problem))
     return device
@@ -161,11 +162,13 @@ def on_gpu(backend: str) -> torch.device:
 @pytest.mark.parametrize("backend", THIRD_PARTY)
 def test_on_a_gpu(backend: str, width: int, heads: tuple[int, int]) -> None:
     device = on_gpu(backend)
+    if backend == "flash-attn-4" and width == 64:
+        pytest.skip("it takes wider heads alone")
     for layout in [
         PackedLayout.from_lengths([700, 1, 64, 235]),
         PackedLayout.from_pairs([(100, 300), (257, 343)]),
         PackedLayout.from_lengths([1000]),
-        *([] if backend in third_party.LIBRARIES else [PackedLayout.from_tree([300, 200, 100, 150, 250], [-1, 0, 1, 0, -1])]),
+        *([] if backend in DOCUMENTS_ALONE else [PackedLayout.from_tree([300, 200, 100, 150, 250], [-1, 0, 1, 0, -1])]),
     ]:
         tensors = [x.to(device) for x in inputs(len(layout), heads, torch.bfloat16, width)]
         found = with_gradients(run(backend, layout.to(device)), *tensors)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sbp_kernels import PackedLayout
-from sbp_kernels.layout.packed_layout import _move
+from sbp_kernels.layout.packed_layout import move_in_one_copy
 from sbp_kernels.layout.plan import WIDE
 from sbp_kernels.layout.reference import dense_mask
 from trees import trees
@@ -114,4 +114,5 @@ def test_moving_copies_every_value() -> None:
     layout = PackedLayout.from_tree([5, 3, 9, 4], [-1, 0, 0, -1]).planned()
     assert layout.plan is not None
     tensors = [layout.visible_until, layout.positions, *layout.plan.tables]
-    assert all(torch.equal(mine, right) for mine, right in zip(_move(tensors, torch.device("cpu")), tensors, strict=True))
+    moved = move_in_one_copy(tensors, torch.device("cpu"))
+    assert all(torch.equal(mine, right) for mine, right in zip(moved, tensors, strict=True))

@@ -1,8 +1,12 @@
 """Layouts, inputs and exact answers shared by the tests of third-party attention backends."""
 
+import importlib.machinery
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
@@ -24,6 +28,14 @@ LAYOUTS = {
     "chains": PackedLayout.from_tree([3, 4, 5, 6, 22], [-1, 0, 1, -1, 3]),
 }
 SHARED_SEED = PackedLayout.from_tree([4, 3, 5], [-1, 0, 0])
+
+
+def install(monkeypatch: pytest.MonkeyPatch, name: str, **contents: object) -> None:
+    """Make a module of that name importable for the length of a test."""
+    module = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    vars(module).update(contents)
+    monkeypatch.setitem(sys.modules, name, module)
 
 
 def on_the_device_alone() -> PackedLayout:

@@ -7,7 +7,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from sbp_kernels.attention import cpu, fused, third_party  # noqa: F401 (which register their backends)
+from sbp_kernels.attention import cpu, flash_attn_4, fused, third_party  # noqa: F401 (which register their backends)
 from sbp_kernels.attention.registry import find_backend
 from sbp_kernels.layout import PackedLayout
 
@@ -68,8 +68,9 @@ def resolve_backend(backend: str, device: torch.device | str) -> str:
 
     "triton" are this package's kernels, for CUDA tensors (and for any where TRITON_INTERPRET=1 is set, which is slow and for
     checking); "triton-hopper" has another forward kernel, see `hopper`. "torch" runs segment by segment on every
-    device. "flex", "sdpa", "varlen", "flash-attn" and "xformers" are what torch and other libraries have: see
-    `third_party`. More are added by `register_attention_backend`. "auto" is "triton" on CUDA and "torch" elsewhere.
+    device. "flex", "sdpa", "varlen", "flash-attn", "xformers" and "flash-attn-4" are what torch and other libraries have:
+    see `third_party` and `flash_attn_4`. More are added by `register_attention_backend`. "auto" is "triton" on CUDA and
+    "torch" elsewhere.
 
     Raises:
         ValueError: an unknown backend, or one that cannot run on `device`.

@@ -29,6 +29,7 @@ from torch.nn.attention import flex_attention as flex
 
 from sbp_kernels.attention.registry import register_attention_backend
 from sbp_kernels.layout import PackedLayout
+from sbp_kernels.layout.blocks import is_visible
 
 Made = TypeVar("Made")
 HALF = (torch.bfloat16, torch.float16)
@@ -37,6 +38,7 @@ LIBRARIES = {
     "varlen": ("torch.nn.attention.varlen", "varlen_attn"),
     "flash-attn": ("flash_attn", "flash_attn_varlen_func"),
     "xformers": ("xformers.ops", "memory_efficient_attention"),
+    "flash-attn-4": ("flash_attn.cute", "flash_attn_func"),
 }
 
 
@@ -75,7 +77,7 @@ def flex_attention(
     q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scale: float, return_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
     """PyTorch's FlexAttention (Dong et al. 2024): on CUDA compiled, once for each shape; elsewhere unfused, forward only."""
-    _check_tokens("flex", layout)
+    check_tokens("flex", layout)
     tensors = [_heads_first(x) for x in (q, k, v)]
     attention: Callable[..., Any] = flex.flex_attention
     if q.device.type == "cuda":
@@ -160,7 +162,7 @@ def find_library(backend: str, device: torch.device) -> Callable[..., Any]:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as problem:
-        raise ValueError(f"backend {backend!r} lacks {module}.{name} ({problem}): install it or use 'varlen'") from problem
+        raise ValueError(f"backend {backend!r} lacks {module}.{name} ({problem}): install it or use 'triton'") from problem
 
 
 @functools.cache
@@ -171,7 +173,7 @@ def _compiled_flex_attention() -> Callable[..., Any]:
 
 def _documents_for(backend: str, q: Tensor, layout: PackedLayout, dtypes: tuple[torch.dtype, ...]) -> Documents:
     """The documents of the layout, after checks that `backend` takes them and q."""
-    _check_tokens(backend, layout)
+    check_tokens(backend, layout)
     if q.dtype not in dtypes:
         names = " and ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"q is {q.dtype}: backend {backend!r} takes {names}")
@@ -185,12 +187,13 @@ def _documents_for(backend: str, q: Tensor, layout: PackedLayout, dtypes: tuple[
     return documents
 
 
-def _check_tokens(backend: str, layout: PackedLayout) -> None:
+def check_tokens(backend: str, layout: PackedLayout) -> None:
+    """Raise ValueError where the layout has no tokens."""
     if len(layout) == 0:
         raise ValueError(f"layout has no tokens: backend {backend!r} takes one or more")
 
 
-def _once_per_layout(make: Callable[[PackedLayout], Made]) -> Callable[[PackedLayout], Made]:
+def once_per_layout(make: Callable[[PackedLayout], Made]) -> Callable[[PackedLayout], Made]:
     """`make`, called once for each layout; what it returns must not hold the layout, or neither is ever freed."""
     made: WeakKeyDictionary[PackedLayout, Made] = WeakKeyDictionary()
 
@@ -207,7 +210,7 @@ def _once_per_layout(make: Callable[[PackedLayout], Made]) -> Callable[[PackedLa
     return outside_of_graphs
 
 
-@_once_per_layout
+@once_per_layout
 def _documents(layout: PackedLayout) -> Documents | None:
     """The documents that the mask consists of: chains of segments, each the parent of the next. None where it branches."""
     if layout.lengths is None or layout.parents is None:
@@ -223,17 +226,17 @@ def _documents(layout: PackedLayout) -> Documents | None:
     return Documents(lengths, cu_seqlens, max(lengths, default=0))
 
 
-@_once_per_layout
+@once_per_layout
 def _dense_mask(layout: PackedLayout) -> Tensor | None:
     """Mask, bool [T, T], True where query i (row) sees key j (column); None where the whole sequence is one document."""
     documents = _documents(layout)
     if documents is not None and documents.lengths == [len(layout)]:
         return None
     token = torch.arange(len(layout), device=layout.positions.device)
-    return (token <= token[:, None]) & (token[:, None] < layout.visible_until)
+    return is_visible(token[:, None], token, layout.visible_until)
 
 
-@_once_per_layout
+@once_per_layout
 def _block_mask(layout: PackedLayout) -> flex.BlockMask:
     """FlexAttention's mask in O(T + blocks^2), without [T, T] elements.
 
@@ -253,14 +256,14 @@ def _block_mask(layout: PackedLayout) -> flex.BlockMask:
     )
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (query < until[key])
+        return is_visible(query, key, until[key])
 
     return flex.BlockMask.from_kv_blocks(
         partial_count, partial_keys, whole_count, whole_keys, BLOCK, visible, seq_lengths=(tokens, tokens)
     )
 
 
-@_once_per_layout
+@once_per_layout
 def _block_diagonal(layout: PackedLayout) -> Any:
     """The mask of xformers."""
     documents = _documents(layout)

@@ -165,7 +165,7 @@ class PackedLayout:
             return self
         planned = self.planned()
         assert planned.plan is not None
-        until, positions, *tables = _move([self.visible_until, self.positions, *planned.plan.tables], device)
+        until, positions, *tables = move_in_one_copy([self.visible_until, self.positions, *planned.plan.tables], device)
         ends = None if self.cu_seqlens is None else self.cu_seqlens.to(device, non_blocking=True)
         plan = Plan(planned.plan.tiles, *tables)
         return replace(planned, visible_until=until, positions=positions, plan=plan, cu_seqlens=ends)
@@ -218,8 +218,8 @@ def _int32(values: np.ndarray) -> Tensor:
     return torch.from_numpy(values.astype(np.int32))
 
 
-def _move(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
-    """`tensors` on `device`, as views of one buffer, each at a multiple of 16 bytes."""
+def move_in_one_copy(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Return int32 `tensors` on `device`, as views of one buffer, each at a multiple of 16 bytes."""
     sizes = [tensor.numel() for tensor in tensors]
     ends = np.cumsum([0, *((size + 3) // 4 * 4 for size in sizes)])
     buffer = torch.zeros(int(ends[-1]), dtype=torch.int32, device=tensors[0].device, pin_memory=_may_pin(tensors[0], device))
