@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bench.case import Case, Prepared, Provider, Schedule, Tensors, no_inputs, no_results
-from bench.length_distributions import SegmentTree, documents, shared_seeds
+from bench.length_distributions import SegmentTree, documents
 from bench.training import as_pairs
 from sbp_fast.config import ModelConfig, TrainConfig
 from sbp_fast.config.files import load_config
@@ -33,7 +33,7 @@ MODELS = {"demo": ("demo", 2048), "30M": ("mini", 4096)}
 """Name -> configuration whose model it is, and tokens of a packed sequence."""
 PARTNERS = (1, 2, 4, 8)
 PADDED_BATCH = 8  # documents of a padded batch
-LENGTHS = "32 to 224"
+LENGTHS, DOCUMENT = "32 to 224", 128
 RATE = 1e-4
 SCHEDULE = Schedule(rounds=7, min_rounds=3, warm_up=1, seconds=240.0)
 LossOfStep = Callable[[], Tensor]
@@ -78,6 +78,13 @@ def steps() -> Iterator[Case]:
         yield _documents_case(name, model, vocabulary, tokens)
 
 
+def whole_trees(partners: int, tokens: int) -> SegmentTree:
+    """Return as many seeds with `partners` partners each as `tokens` hold whole, all documents of one length."""
+    seeds, group = tokens // (DOCUMENT * (partners + 1)), partners + 1
+    parents = [-1 if member == 0 else seed * group for seed in range(seeds) for member in range(group)]
+    return [DOCUMENT] * len(parents), parents
+
+
 def make_documents(tree: SegmentTree, vocabulary: int) -> Documents:
     """Return random tokens in the segments; where some have parents, only they carry loss."""
     lengths, parents = tree
@@ -92,8 +99,9 @@ def make_documents(tree: SegmentTree, vocabulary: int) -> Documents:
 
 
 def _seeds_case(name: str, model: ModelConfig, vocabulary: int, partners: int, tokens: int) -> Case:
-    shared = make_documents(shared_seeds(partners, tokens), vocabulary)
-    repeated = make_documents(as_pairs(shared.tree, tokens), vocabulary)
+    tree = whole_trees(partners, tokens)
+    shared = make_documents(tree, vocabulary)
+    repeated = make_documents(as_pairs(tree, 2 * len(tree[0]) * DOCUMENT), vocabulary)
     work = [_flops(model, vocabulary, made.packed.counts) for made in (shared, repeated)]
     return Case(
         {"step of": name, "partners a seed": partners, "tokens": tokens},
