@@ -69,6 +69,7 @@ def test_list_set_up_and_check_without_the_packages_of_sbp_fast() -> None:
         "pairs 2 pairs",
         "plan 10 plan",
         "order needs sbp_fast",
+        "steps needs sbp_fast",
         "short-documents needs sbp_fast",
         "corpus needs sbp_fast",
         "scale needs sbp_fast",
