@@ -63,12 +63,14 @@ def run_in_processes(function: Callable[..., Any], *arguments: Any, gpus: int, c
     with tempfile.TemporaryDirectory(prefix="sbp-fast-") as folder:
         store = Path(folder) / "rendezvous"
         processes = [
-            spawn.Process(target=_run_as_rank, args=(rank, gpus, store, function, arguments, options)) for rank in range(gpus)
+            spawn.Process(target=_run_as_rank, args=(rank, gpus, store, console.verbose, function, arguments, options))
+            for rank in range(gpus)
         ]
         try:
             for process in processes:
                 process.start()
-            code = _wait(processes)
+            with console.bar_hidden():
+                code = _wait(processes)
         except Interrupted as interrupted:
             stop(processes)
             raise SystemExit(interrupted.exit_code) from None
@@ -124,7 +126,13 @@ def kill(processes: Sequence[BaseProcess]) -> None:
 
 
 def _run_as_rank(
-    rank: int, world: int, store: Path, function: Callable[..., Any], arguments: Sequence[Any], options: dict[str, Any]
+    rank: int,
+    world: int,
+    store: Path,
+    verbose: bool,
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    options: dict[str, Any],
 ) -> None:
     """Run the function as one of several processes, which find each other by a file and talk on this machine alone."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
@@ -134,7 +142,8 @@ def _run_as_rank(
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(variable, loopback)
     # All processes raise the same error, and all are stopped together; one of them prints it.
-    run_as_child(partial(function, *arguments, console=Console(quiet=rank > 0), **options), quiet=rank > 0)
+    console = Console(quiet=rank > 0, verbose=verbose)
+    run_as_child(partial(function, *arguments, console=console, **options), quiet=rank > 0)
 
 
 def run_as_child(function: Callable[[], object], *, quiet: bool) -> None:
