@@ -160,7 +160,7 @@ def ended_by_signal() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(woken)
+        signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
 
 
 class StopRequest:

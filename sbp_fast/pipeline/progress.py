@@ -226,6 +226,11 @@ class Console:
             self._bar.hide()
             self._bar = None
 
+    @property
+    def title(self) -> str:
+        """Title of the bar; "" if none is there."""
+        return "" if self._bar is None else self._bar.title
+
     def retitle(self, title: str) -> None:
         """Change the title of the bar, if one is there."""
         if self._bar is not None:

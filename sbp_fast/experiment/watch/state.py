@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -62,14 +63,14 @@ class Losses:
             UserError: a line is no line of metrics.
         """
         with open(path, "rb") as file:
-            inode, size = self._read
-            if path.stat().st_ino != inode or path.stat().st_size < size:  # another file, or the lines of a stopped attempt
+            (inode, size), status = self._read, os.fstat(file.fileno())
+            if status.st_ino != inode or status.st_size < size:  # another file, or one that a new attempt has cut
                 size = 0
                 self.training.clear()
                 self.heldout.clear()
             file.seek(size)
             lines, newline, _ = file.read().rpartition(b"\n")
-            self._read = path.stat().st_ino, size + len(lines) + len(newline)
+            self._read = status.st_ino, size + len(lines) + len(newline)
         for line in lines.splitlines():
             try:
                 values = parse_json(line)
