@@ -89,8 +89,11 @@ def serious(page: Any) -> list[Any]:
     return [(each["id"], [node["html"] for node in each["nodes"]][:3]) for each in found]
 
 
-@pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, {"width": 390}], ids=["light", "dark", "narrow"])
-@pytest.mark.parametrize("state", ["begun", "finished"])
+@pytest.mark.parametrize(
+    ("state", "options"),
+    [("begun", {}), ("begun", {"color_scheme": "dark"}), ("begun", {"width": 390}), ("finished", {"width": 390})],
+    ids=["light", "dark", "narrow", "finished-narrow"],
+)
 def test_axe_finds_nothing_serious_and_the_page_does_not_scroll_sideways(
     open_page: Any, servers: dict[str, WatchServer], state: str, options: dict[str, Any]
 ) -> None:
