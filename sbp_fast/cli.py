@@ -11,7 +11,20 @@ from typing import Annotated
 import typer
 
 from sbp_fast import __version__, cli_stages
-from sbp_fast.cli_options import Address, Corpus, DryRun, EngineName, Force, Gpus, Out, Settings, load_settings, print_parts
+from sbp_fast.cli_options import (
+    Address,
+    Corpus,
+    DryRun,
+    EngineName,
+    Force,
+    Gpus,
+    Out,
+    Settings,
+    Verbose,
+    load_settings,
+    print_parts,
+    stage_console,
+)
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.executors.choose import open_workers
 from sbp_fast.pipeline.interrupts import STOPPED, Interrupted, Stopped, abandon, signal_received, watch_signals
@@ -80,16 +93,17 @@ def run(
         int, typer.Option(min=1, help="Run so many stages at a time on the CPU, each with its share of the threads.")
     ] = 1,
     dry_run: DryRun = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run the whole experiment, from documents to report; a stopped run resumes."""
     config = load_settings(settings)
-    from sbp_fast.experiment.dry_run import describe, dry_run_entries
-    from sbp_fast.experiment.report.summary import summary_table
-    from sbp_fast.experiment.results import collect
-    from sbp_fast.experiment.run import run as run_experiment
+    with stage_console("starting", verbose) as console:
+        from sbp_fast.experiment.dry_run import describe, dry_run_entries
+        from sbp_fast.experiment.report.summary import summary_table
+        from sbp_fast.experiment.results import collect
+        from sbp_fast.experiment.run import run as run_experiment
 
     directory = out or Path("runs") / config.name
-    console = Console()
     if dry_run:
         print_parts(describe(dry_run_entries(config, directory, gpus=gpus, force=force, until=until), directory))
         return
@@ -106,7 +120,7 @@ def run(
         )
     if report is None:
         return
-    console.rich.print(summary_table(collect(directory)))
+    console.print_table(summary_table(collect(directory)))
     console.say(f"report: {report}")
 
 
@@ -172,6 +186,25 @@ def show(
     print_output(directory, corpus=corpus, examples=examples, seed=seed, console=Console())
 
 
+@app.command(epilog="Example: sbp-fast watch runs/demo", rich_help_panel=LOOK)
+def watch(
+    run: Annotated[Path, typer.Argument(help="Directory of a run, begun or finished.")],
+    *,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine (0: a free one).")] = 8300,
+    once: Annotated[bool, typer.Option("--once", help="Print the stages in the terminal once, and serve no page.")] = False,
+) -> None:
+    """Serve a page that shows a run while it goes on: stages, time left, losses and samples; Ctrl-C ends it."""
+    if once:
+        from sbp_fast.experiment.watch.table import describe_run
+
+        print_parts(describe_run(run))
+        return
+    with stage_console("starting", False):
+        from sbp_fast.experiment.watch.server import watch as serve
+
+    serve(run, port)
+
+
 @app.command(epilog="Example: sbp-fast config demo --diff", rich_help_panel=LOOK)
 def config(
     settings: Annotated[
@@ -210,7 +243,7 @@ def doctor(
     config = load_settings(settings) if settings else None
     from sbp_fast.doctor import diagnose
 
-    Console().rich.print(diagnose(config))
+    Console().print_table(diagnose(config))
 
 
 @app.command(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +33,9 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an output made fro
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be done, from what, and the expected time and disk; write nothing.")
 ]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Print technical details too, such as precisions, padding and the settings of caches.")
+]
 Gpus = Annotated[int, typer.Option(min=1, help="Processes on this machine, each with one GPU; without GPUs, on the CPU.")]
 EngineName = Annotated[str, typer.Option("--engine", help="Where tasks run: local (this machine) or ray (a cluster).")]
 Address = Annotated[
@@ -40,9 +44,21 @@ Address = Annotated[
 
 
 def print_parts(parts: Iterable[Table | str]) -> None:
-    """Print tables, and lines between them as they are."""
+    """Print tables, and lines between them."""
+    console = Console()
     for part in parts:
-        Console().rich.print(part, soft_wrap=isinstance(part, str), markup=not isinstance(part, str))
+        if isinstance(part, str):
+            console.say(part)
+        else:
+            console.rich.print(part, soft_wrap=False)  # as wide as COLUMNS, on a terminal or not
+
+
+@contextmanager
+def stage_console(stage: str, verbose: bool) -> Iterator[Console]:
+    """Yield the console of a command that runs a stage; its bar moves from here on, while the command imports what it needs."""
+    console = Console(verbose=verbose)
+    with console.bar(stage):
+        yield console
 
 
 def load_source(settings: list[str], name: str) -> tuple[RunConfig, Source]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,14 +18,19 @@ from sbp_fast.cli_options import (
     Profile,
     Settings,
     SourceName,
+    Verbose,
     load_settings,
     load_source,
     print_parts,
+    stage_console,
 )
 from sbp_fast.config import EmbedConfig, RunConfig
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.executors.choose import open_workers
-from sbp_fast.pipeline.progress import Console, print_line
+from sbp_fast.pipeline.progress import print_line
+
+if TYPE_CHECKING:
+    from sbp_fast.train.task import TrainTask
 
 app = typer.Typer()
 
@@ -41,13 +46,14 @@ def prepare(
     engine: EngineName = "local",
     address: Address = None,
     force: Force = False,
+    verbose: Verbose = False,
 ) -> None:
     """Turn documents into shuffled, checksummed token shards, and train or load their tokenizer."""
     config = load_settings([*settings, *([] if on_error is None else [f"corpus.on_error={on_error}"])])
-    from sbp_fast.stages.prepare import prepare as work
+    with stage_console("prepare", verbose) as console, open_workers(engine, address) as workers:
+        from sbp_fast.stages.prepare import prepare as work
 
-    with open_workers(engine, address) as workers:
-        work(config, out, console=Console(), force=force, workers=workers)
+        work(config, out, console=console, force=force, workers=workers)
 
 
 @app.command(epilog="Example: sbp-fast train small pretrain.tokens=99000 --arm baseline --corpus mine/prepare --out mine/train")
@@ -67,6 +73,7 @@ def train(
     gpus: Gpus = 1,
     profile: Profile = None,
     force: Force = False,
+    verbose: Verbose = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train an arm from scratch, by default the baseline.
@@ -83,7 +90,7 @@ def train(
 
         print_parts(describe([training_entry(config, task, out, inputs, gpus=gpus, force=force)], out))
         return
-    _train(config, task, out, inputs, gpus=gpus, force=force, profile_steps=profile)
+    _train(config, task, out, inputs, gpus=gpus, verbose=verbose, force=force, profile_steps=profile)
 
 
 @app.command(epilog="Example: sbp-fast tune small --corpus mine/prepare --pairs mine/pair --start mine/train --out mine/tune")
@@ -100,6 +107,7 @@ def tune(
     gpus: Gpus = 1,
     profile: Profile = None,
     force: Force = False,
+    verbose: Verbose = False,
 ) -> None:
     """Tune a synthesizer to write a document's partner after the document.
 
@@ -110,14 +118,17 @@ def tune(
 
     task = TrainTask.of_synthesizer(config, from_scratch=tuned.from_scratch)
     inputs = {"corpus": corpus, "pairs": pairs, "start": start}
-    _train(config, task, out, inputs, gpus=gpus, force=force, profile_steps=profile)
+    _train(config, task, out, inputs, gpus=gpus, verbose=verbose, force=force, profile_steps=profile)
 
 
-def _train(config: RunConfig, task: Any, out: Path, inputs: dict[str, Path | None], *, gpus: int, **options: Any) -> None:
-    from sbp_fast.pipeline.launcher import run_in_processes
-    from sbp_fast.stages.train import train as work
+def _train(
+    config: RunConfig, task: TrainTask, out: Path, inputs: dict[str, Path | None], *, gpus: int, verbose: bool, **options: Any
+) -> None:
+    with stage_console(f"train {task.name}", verbose) as console:
+        from sbp_fast.pipeline.launcher import run_in_processes
+        from sbp_fast.stages.train import train as work
 
-    run_in_processes(work, config, task, out, gpus=gpus, console=Console(), **inputs, **options)
+        run_in_processes(work, config, task, out, gpus=gpus, console=console, **inputs, **options)
 
 
 @app.command(epilog="Example: sbp-fast embed small embed.model=Qwen/Qwen3-Embedding-0.6B --corpus C --out mine/embed")
@@ -129,13 +140,14 @@ def embed(
     engine: EngineName = "local",
     address: Address = None,
     force: Force = False,
+    verbose: Verbose = False,
 ) -> None:
     """Embed the unique and the held-out documents as unit vectors."""
     config = load_settings(settings)
-    from sbp_fast.stages.embed import embed as work
+    with stage_console("embed", verbose) as console, open_workers(engine, address) as workers:
+        from sbp_fast.stages.embed import embed as work
 
-    with open_workers(engine, address) as workers:
-        work(config, corpus, out, console=Console(), force=force, workers=workers)
+        work(config, corpus, out, console=console, force=force, workers=workers)
 
 
 @app.command(
@@ -152,19 +164,20 @@ def pair(
     engine: EngineName = "local",
     address: Address = None,
     force: Force = False,
+    verbose: Verbose = False,
 ) -> None:
     """Find related documents that are not near-duplicates of each other, or shuffle the partners of related ones (--pairs)."""
     config, _ = load_source(settings, source)
-    from sbp_fast.stages.pair import pair as work
-    from sbp_fast.stages.random_pairs import pair_at_random
+    if pairs is not None and vectors is not None:
+        raise UserError("options", "exclude each other", "give --vectors, or --pairs to shuffle")
+    with stage_console("pair", verbose) as console, open_workers(engine, address) as workers:
+        from sbp_fast.stages.pair import pair as work
+        from sbp_fast.stages.random_pairs import pair_at_random
 
-    if pairs is not None:
-        if vectors is not None:
-            raise UserError("options", "exclude each other", "give --vectors, or --pairs to shuffle")
-        pair_at_random(config, out, corpus=corpus, pairs=pairs, console=Console(), force=force)
-        return
-    with open_workers(engine, address) as workers:
-        work(config, corpus, vectors, out, console=Console(), force=force, workers=workers)
+        if pairs is not None:
+            pair_at_random(config, out, corpus=corpus, pairs=pairs, console=console, force=force)
+        else:
+            work(config, corpus, vectors, out, console=console, force=force, workers=workers)
 
 
 @app.command(epilog="Example: sbp-fast index small --to mine/pair --corpus more/prepare --vectors more/embed --out more/index")
@@ -176,12 +189,14 @@ def index(
     vectors: Annotated[Path, typer.Option(help="Output of `embed` on --corpus, with the settings of those in the index.")],
     out: Out,
     force: Force = False,
+    verbose: Verbose = False,
 ) -> None:
     """Add the unique documents of another corpus to an index that `pair` saved."""
     config = load_settings(settings)
-    from sbp_fast.stages.index import index as work
+    with stage_console("index", verbose) as console:
+        from sbp_fast.stages.index import index as work
 
-    work(config, to, corpus, vectors, out, console=Console(), force=force)
+        work(config, to, corpus, vectors, out, console=console, force=force)
 
 
 @app.command(epilog="Example: sbp-fast neighbors mine/pair --corpus mine/prepare --text 'ships of the navy'")
@@ -216,14 +231,16 @@ def stitch(
     synthetic: Annotated[Path | None, typer.Option(help="Output of `filter`: join the documents of each seed.")] = None,
     out: Out,
     force: Force = False,
+    verbose: Verbose = False,
 ) -> None:
     """Join documents that belong together to documents of up to a context."""
     config = load_settings(settings)
-    from sbp_fast.stages.stitch import stitch as work
-
     if (pairs is None) == (synthetic is None):
         raise UserError("options", "need either --pairs or --synthetic", "give the output of `pair`, or of `filter`")
-    work(config, out, corpus=corpus, pairs=pairs, synthetic=synthetic, console=Console(), force=force)
+    with stage_console("stitch", verbose) as console:
+        from sbp_fast.stages.stitch import stitch as work
+
+        work(config, out, corpus=corpus, pairs=pairs, synthetic=synthetic, console=console, force=force)
 
 
 @app.command(epilog="Example: sbp-fast choose mine.toml --arm baseline-tuned --models mine/a --models mine/b --out mine/choose")
@@ -234,14 +251,16 @@ def choose(
     models: Annotated[list[Path], typer.Option(help="Output of `train`, one for each recipe in their order.")],
     out: Out,
     force: Force = False,
+    verbose: Verbose = False,
 ) -> None:
     """Choose the recipe whose model has the lowest loss on validation documents."""
     config = load_settings(settings)
-    from sbp_fast.stages.choose import choose as work
-
     if arm not in config.arms:
         raise UserError(f"--arm {arm}", "is unknown", f"known: {', '.join(config.arms)}")
-    work(config, out, arm=arm, models={str(model): model for model in models}, console=Console(), force=force)
+    with stage_console("choose", verbose) as console:
+        from sbp_fast.stages.choose import choose as work
+
+        work(config, out, arm=arm, models={str(model): model for model in models}, console=console, force=force)
 
 
 @app.command(epilog="Example: sbp-fast synthesize small --corpus mine/prepare --model mine/synthesizer --out mine/synthesize")
@@ -257,22 +276,24 @@ def synthesize(
     engine: EngineName = "local",
     address: Address = None,
     force: Force = False,
+    verbose: Verbose = False,
 ) -> None:
     """Sample new documents, each related to a real one.
 
     Under torchrun, on any number of machines, the processes share the work.
     """
     config, _ = load_source([*settings, *([] if backend is None else [f"synthesize.backend={backend}"])], source)
-    from sbp_fast.pipeline.launcher import run_in_processes
-    from sbp_fast.stages.synthesize import synthesize as work
-
     if gpus > 1 and engine != "local":
         raise UserError("options", "exclude each other", "give --gpus, or --engine ray, which takes the GPUs of its cluster")
-    with open_workers(engine, address) as workers:
+    with stage_console("synthesize", verbose) as console, open_workers(engine, address) as workers:
+        from sbp_fast.pipeline.launcher import run_in_processes
+        from sbp_fast.stages.synthesize import synthesize as work
+
+        options: dict[str, Any] = {"corpus": corpus, "model": model, "console": console, "force": force}
         if workers.local:
-            run_in_processes(work, config, out, gpus=gpus, console=Console(), corpus=corpus, model=model, force=force)
+            run_in_processes(work, config, out, gpus=gpus, **options)
         else:
-            work(config, out, corpus=corpus, model=model, console=Console(), force=force, workers=workers)
+            work(config, out, workers=workers, **options)
 
 
 @app.command(
@@ -289,13 +310,14 @@ def filter_command(
     engine: EngineName = "local",
     address: Address = None,
     force: Force = False,
+    verbose: Verbose = False,
 ) -> None:
     """Filter synthetic documents, and list the rejected ones with their reject reasons."""
     config, _ = load_source(settings, source)
-    from sbp_fast.stages.filter import filter_documents as work
+    with stage_console("filter", verbose) as console, open_workers(engine, address) as workers:
+        from sbp_fast.stages.filter import filter_documents as work
 
-    with open_workers(engine, address) as workers:
-        work(config, out, corpus=corpus, synthetic=synthetic, console=Console(), force=force, workers=workers)
+        work(config, out, corpus=corpus, synthetic=synthetic, console=console, force=force, workers=workers)
 
 
 @app.command(epilog="Example: sbp-fast quality small --corpus C --synthetic S --filtered F --pairs P --out mine/quality")
@@ -309,13 +331,15 @@ def quality(
     source: SourceName = "related",
     out: Out,
     force: Force = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure the quality of synthetic documents."""
     config, _ = load_source(settings, source)
-    from sbp_fast.stages.quality import measure_quality
-
     inputs = {"corpus": corpus, "synthetic": synthetic, "filtered": filtered, "pairs": pairs}
-    measure_quality(config, out, **inputs, console=Console(), force=force)
+    with stage_console("quality", verbose) as console:
+        from sbp_fast.stages.quality import measure_quality
+
+        measure_quality(config, out, **inputs, console=console, force=force)
 
 
 @app.command(
@@ -330,12 +354,14 @@ def relation(
     source: SourceName = "related",
     out: Out,
     force: Force = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure whether a synthesizer learnt a relation: nats of held-out partners given their own seed, another, none."""
     config, _ = load_source(settings, source)
-    from sbp_fast.stages.relation import measure_relation
+    with stage_console("relation", verbose) as console:
+        from sbp_fast.stages.relation import measure_relation
 
-    measure_relation(config, out, corpus=corpus, pairs=pairs, model=model, console=Console(), force=force)
+        measure_relation(config, out, corpus=corpus, pairs=pairs, model=model, console=console, force=force)
 
 
 @app.command(epilog="Example: sbp-fast evaluate small --corpus mine/prepare --model mine/train --out mine/evaluate")
@@ -349,17 +375,19 @@ def evaluate(
     ] = "",
     out: Out,
     force: Force = False,
+    verbose: Verbose = False,
 ) -> None:
     """Score a model on held-out text and questions, or by lm-evaluation-harness."""
     config = load_settings(settings)
-    from sbp_fast.stages.evaluate import evaluate as work
-    from sbp_fast.stages.harness import evaluate_by_harness
+    with stage_console("evaluate", verbose) as console:
+        from sbp_fast.stages.evaluate import evaluate as work
+        from sbp_fast.stages.harness import evaluate_by_harness
 
-    if harness:
-        tasks = [name.strip() for name in harness.split(",")]
-        evaluate_by_harness(config, out, corpus=corpus, model=model, tasks=tasks, console=Console(), force=force)
-        return
-    work(config, out, corpus=corpus, model=model, console=Console(), force=force)
+        if harness:
+            tasks = [name.strip() for name in harness.split(",")]
+            evaluate_by_harness(config, out, corpus=corpus, model=model, tasks=tasks, console=console, force=force)
+        else:
+            work(config, out, corpus=corpus, model=model, console=console, force=force)
 
 
 @app.command(epilog="Example: sbp-fast compare small --scores baseline=mine/a --scores sbp=mine/b --out mine/compare")
@@ -372,18 +400,20 @@ def compare(
     ],
     out: Out,
     force: Force = False,
+    verbose: Verbose = False,
 ) -> None:
     """Compare arms by their scores, with intervals."""
     config = load_settings(settings)
-    from sbp_fast.stages.compare import compare as work
-
     directories: dict[str, list[Path]] = {}
     for entry in scores:
         name, equals, directory = entry.partition("=")
         if not equals:
             raise UserError(f"--scores {entry}", "has no name", "write it as ARM=DIRECTORY, such as baseline=mine/evaluate")
         directories.setdefault(name, []).append(Path(directory))
-    work(config, out, scores=directories, console=Console(), force=force)
+    with stage_console("compare", verbose) as console:
+        from sbp_fast.stages.compare import compare as work
+
+        work(config, out, scores=directories, console=console, force=force)
 
 
 for _command in app.registered_commands:

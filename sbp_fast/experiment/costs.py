@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -78,6 +78,13 @@ class CorpusEstimate:
         return CorpusEstimate(
             length, min(length, context / 2), tokens, tokens * corpus.unique_share, tokens * corpus.heldout_share
         )
+
+    @staticmethod
+    def of_counts(config: RunConfig, counts: Mapping[str, Any]) -> CorpusEstimate:
+        """Return the size that `prepare` counted, from its manifest."""
+        length = min(counts["tokens"] / counts["documents"], config.model.context)
+        sizes = (counts[name] for name in ("tokens", "unique_tokens", "heldout_tokens"))
+        return CorpusEstimate(length, min(length, config.model.context / 2), *sizes)
 
     @property
     def unique_documents(self) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,24 +15,20 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from sbp_fast.config import RunConfig, resolve_device, resolve_threads
+from sbp_fast.config import RunConfig
 from sbp_fast.errors import UserError
 from sbp_fast.experiment.costs import CorpusEstimate, Cost, pretraining
+from sbp_fast.experiment.expectation import Expectation, describe_sum
 from sbp_fast.experiment.graph import Stage
 from sbp_fast.experiment.run import check_directory, check_run
-from sbp_fast.model.flops import DEVICE_NAMES
-from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.outlook import Outlook, look
 from sbp_fast.pipeline.output import PARTIAL_SUFFIX, disk_errors_are_user_errors
 from sbp_fast.pipeline.progress import Console, duration, short
 from sbp_fast.train.task import TrainTask
 
-SHARE = 0.4  # of a card's peak that the plan assumes too
 WAITS, UNLESS_EQUAL = "its inputs come first", "unless its inputs come out the same"
 ACTIONS = {"skip": "done before", "resume": "to resume", "run": "to run", "replace": "to replace", "refuse": "refused"}
 """Actions of an outlook, as the last lines count them."""
-COMMANDS = {"tune": "train"}
-"""Commands whose stages call themselves otherwise in their manifests, where speeds are measured."""
 
 
 @dataclass(frozen=True)
@@ -57,43 +52,6 @@ class Entry:
     flops: float
 
 
-class Expectation:
-    """Expected seconds of stages on this machine.
-
-    Of what runs on a GPU the speed is the plan's; of what runs on a CPU it is that of finished stages of the same kind.
-
-    Args:
-        config: of the run; it names the device.
-        finished: manifests of finished stages.
-        gpus: processes that share the work of a GPU.
-    """
-
-    def __init__(self, config: RunConfig, finished: Iterable[Manifest], gpus: int) -> None:
-        self.card, self.gpus, self.threads = _card(config), gpus, resolve_threads(config)
-        flops, seconds = defaultdict[str, float](float), defaultdict[str, float](float)
-        for manifest in finished:
-            flops[manifest.stage] += manifest.flops
-            seconds[manifest.stage] += manifest.seconds
-        self.rates = {stage: flops[stage] / seconds[stage] for stage in flops if flops[stage] and seconds[stage]}
-
-    def seconds(self, stage: str, cost: Cost) -> float | None:
-        """Return the expected seconds of a stage of a kind, as manifests name it; None where no speed is known."""
-        seconds = cost.core_seconds / self.threads
-        if not cost.flops:
-            return seconds
-        if self.card:
-            return seconds + 3600 * cost.gpu_hours(self.card, SHARE) / self.gpus
-        return seconds + cost.flops / self.rates[stage] if stage in self.rates else None
-
-
-def _card(config: RunConfig) -> str:
-    """Return the name of the GPU as the plan knows it; "" for others and for the CPU."""
-    import torch
-
-    device = resolve_device(config)
-    return DEVICE_NAMES.get(torch.cuda.get_device_name(device), "") if device.startswith("cuda") else ""
-
-
 def dry_run_entries(config: RunConfig, out: Path, *, gpus: int = 1, force: bool = False, until: str = "") -> list[Entry]:
     """Return what `run` would do with the same arguments; nothing is written.
 
@@ -113,12 +71,11 @@ def dry_run_entries(config: RunConfig, out: Path, *, gpus: int = 1, force: bool 
             if outlooks[name].action == "refuse":
                 break
     finished = [outlook.manifest for outlook in outlooks.values() if outlook.manifest]
-    expectation, corpus = Expectation(config, finished, gpus), CorpusEstimate.guess(config)
-    entries = []
+    expectation, entries = Expectation(config, finished, gpus), []
     for name, outlook in outlooks.items():
-        stage, command = stages[name], name.partition("/")[0]
-        cost, kind = stage.cost(stage.config, corpus), COMMANDS.get(command, command)
-        entries.append(make_entry(name, outlook, stage.inputs.values(), cost, expectation.seconds(kind, cost)))
+        stage = stages[name]
+        cost, seconds = expectation.cost(stage), expectation.of_stage(stage)
+        entries.append(make_entry(name, outlook, stage.inputs.values(), cost, seconds))
     return entries
 
 
@@ -158,7 +115,7 @@ def training_entry(
     given: dict[str, Any] = {name: path for name, path in inputs.items() if path is not None}
     call = partial(train, config, task, out, console=Console(quiet=True), force=force, **given)
     cost = pretraining(task.recipe)(config, CorpusEstimate.guess(config))
-    seconds = Expectation(config, [], gpus).seconds("train", cost)
+    seconds = Expectation(config, [], gpus).of_cost("train", cost)
     return make_entry(str(out), look_here(call), map(str, given.values()), cost, seconds)
 
 
@@ -189,11 +146,9 @@ def _sums(entries: list[Entry], out: Path) -> Iterable[str]:
     counts = {action: [entry for entry in entries if entry.outlook.action == action] for action in ACTIONS}
     yield ", ".join(f"{len(members)} {ACTIONS[action]}" for action, members in counts.items() if members)
     left = [entry for entry in entries if entry.outlook.action != "skip"]
-    known = [entry.seconds for entry in left if entry.seconds is not None]
-    unknown = len(left) - len(known)
-    note = f", and {unknown} {'stage' if unknown == 1 else 'stages'} whose speed is not known yet" if unknown else ""
     parent = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     free = shutil.disk_usage(os.path.realpath(parent)).free
     disk = math.fsum(entry.disk for entry in left)
-    yield f"expected: {duration(math.fsum(known))}{note}; {_bytes(disk)} of disk, {_bytes(free)} are free"
+    expected = describe_sum(entry.seconds for entry in left)
+    yield f"expected: {expected}; {_bytes(disk)} of disk, {_bytes(free)} are free"
     yield "nothing was written"

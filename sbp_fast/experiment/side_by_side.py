@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from sbp_fast.errors import TransientError, UserError
 from sbp_fast.experiment.graph import Stage, needed_stages, stages_of
 from sbp_fast.pipeline.interrupts import Interrupted
 from sbp_fast.pipeline.launcher import kill, run_as_child, stop
-from sbp_fast.pipeline.progress import Console
+from sbp_fast.pipeline.progress import Console, Task
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,26 @@ class Share:
         out: the run's directory.
         force: replace outputs that were made from other settings or inputs.
         quiet: print nothing.
+        verbose: print technical details, too.
+        relayed: let the process that started this one print, because a bar is on its terminal.
     """
 
     config: RunConfig
     out: Path
     force: bool
     quiet: bool
+    verbose: bool
+    relayed: bool
 
     def run(self, connection: Connection) -> None:
-        """Run the stages whose names come through a connection, and answer each with its error or None, until None comes."""
-        stages, console = stages_of(self.config), Console(quiet=self.quiet, force_plain=True)
+        """Run the stages whose names come through a connection, until None comes.
+
+        Each is answered with its error or None; before that, if lines are relayed, with each line.
+        """
+        stages = stages_of(self.config)
+        console = Console(quiet=self.quiet, force_plain=True, verbose=self.verbose)
+        if self.relayed:
+            console = _Relay(connection, self.verbose)
         while (name := connection.recv()) is not None:
             try:
                 run_stage(stages, name, self.out, console, force=self.force)
@@ -53,14 +63,44 @@ class Share:
                 connection.send(None)
 
 
+class _Relay(Console):
+    """A console whose lines another process prints; of tasks it prints nothing, as that process has a bar."""
+
+    def __init__(self, connection: Connection, verbose: bool) -> None:
+        super().__init__(quiet=True, verbose=verbose)
+        self.connection = connection
+
+    def say(self, text: str) -> None:
+        """Send a line, after the name of the current stage."""
+        self.connection.send(f"{self.prefix}{text}")
+
+    @contextmanager
+    def task(self, description: str, total: float, unit: str, done: float = 0) -> Iterator[Task]:
+        """Yield a task whose progress is not shown."""
+        with Console(quiet=True).task(description, total, unit, done) as task:
+            yield task
+
+
 def run_stage(stages: Mapping[str, Stage], name: str, out: Path, console: Console, **options: object) -> None:
     """Run one of the stages of a run, with its number before what it prints; `options` are those of `Stage.run_in`."""
-    with console.stage(f"{list(stages).index(name) + 1}/{len(stages) + 1} {name}"):
+    with console.stage(stage_title(stages, name)):
         stages[name].run_in(out, console=console, **options)
 
 
+def stage_title(stages: Collection[str], name: str) -> str:
+    """Return the name of a stage of a run with its number; the report is the last one."""
+    return f"{(*stages, name).index(name) + 1}/{len(stages) + 1} {name}"
+
+
 def run_side_by_side(
-    config: RunConfig, out: Path, names: Collection[str], *, processes: int, force: bool, console: Console
+    config: RunConfig,
+    out: Path,
+    names: Collection[str],
+    *,
+    processes: int,
+    force: bool,
+    console: Console,
+    ended: Callable[[str], object] = lambda name: None,
 ) -> None:
     """Run stages of an experiment in several processes of this machine, which share its threads.
 
@@ -72,7 +112,8 @@ def run_side_by_side(
         names: of the stages to run; the inputs of each are finished or among them.
         processes: number of processes.
         force: replace outputs that were made from other settings or inputs.
-        console: quiet or not.
+        console: quiet or not, verbose or not.
+        ended: called with the name of each stage that has ended.
 
     Raises:
         UserError: the device is not the CPU, a stage refused its input, or its process failed; the others have been stopped.
@@ -86,9 +127,9 @@ def run_side_by_side(
     waiting = [name for name in _most_needed_first(stages) if name in names]
     finished = set(stages) - set(waiting)
     threads = max(1, resolve_threads(config) // processes)
-    share = Share(config.model_copy(update={"threads": threads}), out, force, console.quiet)
+    share = Share(config.model_copy(update={"threads": threads}), out, force, console.quiet, console.verbose, console.live)
     console.say(f"{processes} stages at a time, with {threads} thread(s) each")
-    with _started(share, processes) as connections:
+    with console.bar(""), _started(share, processes) as connections:
         idle, running = list(connections), dict[Connection, str]()
         while waiting or running:
             ready = [name for name in waiting if finished.issuperset(stages[name].inputs.values())]
@@ -96,9 +137,15 @@ def run_side_by_side(
                 waiting.remove(name)
                 running[connection := idle.pop()] = name
                 connection.send(name)
+            console.retitle(", ".join(running.values()))
             answered = wait(list(running))
             for connection in [connection for connection in running if connection in answered]:
-                finished.add(_receive(connection, connections[connection], running.pop(connection)))
+                line = _receive(connection, connections[connection], running[connection])
+                if line is not None:
+                    console.say(line)
+                    continue
+                finished.add(name := running.pop(connection))
+                ended(name)
                 idle.append(connection)
 
 
@@ -134,10 +181,10 @@ def _work(share: Share, connection: Connection) -> None:
     run_as_child(partial(share.run, connection), quiet=True)  # this process's parent prints what ends it
 
 
-def _receive(connection: Connection, process: BaseProcess, name: str) -> str:
-    """Return the name of a stage once it is finished; raise the error that ended it."""
+def _receive(connection: Connection, process: BaseProcess, name: str) -> str | None:
+    """Return a line that a stage relays, or None once it is finished; raise the error that ended it."""
     try:
-        error = connection.recv()
+        answer = connection.recv()
     except EOFError:
         process.join()
         if process.exitcode == -signal.SIGKILL:
@@ -145,6 +192,6 @@ def _receive(connection: Connection, process: BaseProcess, name: str) -> str:
             raise TransientError(name, problem, "rerun: it resumes where it stopped") from None
         problem = f"its process ended with exit code {process.exitcode}"
         raise UserError(name, problem, "see what it printed; run this stage alone (--until) to see it again") from None
-    if error is not None:
-        raise error
-    return name
+    if isinstance(answer, UserError):
+        raise answer
+    return answer

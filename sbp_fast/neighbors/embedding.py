@@ -118,7 +118,7 @@ def _open_encoder(
 ) -> tuple[SentenceEncoder, PreparedCorpus]:
     console.say(f"loading {config.model}")
     encoder = SentenceEncoder(config, placement.device, placement.threads)
-    console.say(
+    console.detail(
         f"{config.model} on {placement.device}, {encoder.precision}: the first {encoder.maximum_tokens} tokens of each, "
         f"{encoder.batch_documents} documents at a time"
     )

@@ -128,7 +128,7 @@ def search_partition(pairing: Pairing, partition: Partition, advance: Advance) -
         device=pairing.placement.device,
         console=pairing.console,
     )
-    pairing.console.say(
+    pairing.console.detail(
         f"{result.recall:.4f} of the pairs in the band found from sampled documents, search budget {result.search_budget}"
     )
     index_files = _save_index(pairing, result, vectors, ids, index_path(pairing.directory, partition.number))

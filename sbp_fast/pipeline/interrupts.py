@@ -140,6 +140,29 @@ def without_deadline() -> Iterator[None]:
         _Signals.unlimited -= 1
 
 
+class _Ended(BaseException):
+    """Raised by the first signal in a block of `ended_by_signal`."""
+
+
+@contextmanager
+def ended_by_signal() -> Iterator[None]:
+    """Let SIGINT or SIGTERM end a block of the main thread that has nothing to finish, such as a server; nothing is printed."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _Ended
+
+    woken = signal.set_wakeup_fd(-1)  # the watching thread would say that a stage is being stopped
+    before = {number: signal.signal(number, end) for number in SIGNALS}
+    try:
+        yield
+    except _Ended:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+
+
 class StopRequest:
     """A context manager that records SIGTERM and SIGINT, so that a run can end between two steps.
 

@@ -9,10 +9,12 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from sbp_fast.pipeline.progress import Console, print_error
 
 RENDEZVOUS = "SBP_FAST_RENDEZVOUS"
 """Environment variable: file by which the processes that `launcher.py` started find each other; torchrun has an address."""
+POLL_SECONDS = 0.1
 FAILURE_SECONDS = 10.0  # that the other processes have to end by themselves after one has failed
 
 
@@ -62,13 +65,19 @@ def run_in_processes(function: Callable[..., Any], *arguments: Any, gpus: int, c
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="sbp-fast-") as folder:
         store = Path(folder) / "rendezvous"
+        output = _Output(console.verbose, console.prefix, console.title, spawn.Event(), spawn.Event())
         processes = [
-            spawn.Process(target=_run_as_rank, args=(rank, gpus, store, function, arguments, options)) for rank in range(gpus)
+            spawn.Process(target=_run_as_rank, args=(rank, gpus, store, output, function, arguments, options))
+            for rank in range(gpus)
         ]
         try:
             for process in processes:
                 process.start()
-            code = _wait(processes)
+            while not output.wanted.wait(POLL_SECONDS) and all(process.is_alive() for process in processes):
+                continue
+            with console.bar_hidden():
+                output.given.set()
+                code = _wait(processes)
         except Interrupted as interrupted:
             stop(processes)
             raise SystemExit(interrupted.exit_code) from None
@@ -81,6 +90,36 @@ def run_in_processes(function: Callable[..., Any], *arguments: Any, gpus: int, c
     if code:
         raise SystemExit(code)
     return None
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What rank 0 needs in order to print in place of the process that started it.
+
+    Attributes:
+        verbose: as of that process's console.
+        prefix: as of that process's console.
+        title: of that process's bar.
+        wanted: set by rank 0 once it could show a bar of its own.
+        given: set once the other bar is hidden.
+    """
+
+    verbose: bool
+    prefix: str
+    title: str
+    wanted: Event
+    given: Event
+
+    @contextmanager
+    def open(self, rank: int) -> Iterator[Console]:
+        """Yield the console of a rank; that of rank 0 shows a bar as soon as the other one is hidden."""
+        console = Console(quiet=rank > 0, verbose=self.verbose)
+        console.prefix = self.prefix
+        if rank == 0:
+            self.wanted.set()
+            self.given.wait()
+        with console.bar(self.title):
+            yield console
 
 
 def _cuda_devices() -> int:
@@ -124,7 +163,13 @@ def kill(processes: Sequence[BaseProcess]) -> None:
 
 
 def _run_as_rank(
-    rank: int, world: int, store: Path, function: Callable[..., Any], arguments: Sequence[Any], options: dict[str, Any]
+    rank: int,
+    world: int,
+    store: Path,
+    output: _Output,
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    options: dict[str, Any],
 ) -> None:
     """Run the function as one of several processes, which find each other by a file and talk on this machine alone."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
@@ -134,7 +179,12 @@ def _run_as_rank(
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(variable, loopback)
     # All processes raise the same error, and all are stopped together; one of them prints it.
-    run_as_child(partial(function, *arguments, console=Console(quiet=rank > 0), **options), quiet=rank > 0)
+
+    def run() -> None:
+        with output.open(rank) as console:
+            function(*arguments, console=console, **options)
+
+    run_as_child(run, quiet=rank > 0)
 
 
 def run_as_child(function: Callable[[], object], *, quiet: bool) -> None:

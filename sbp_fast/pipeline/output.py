@@ -16,6 +16,7 @@ from sbp_fast.pipeline.interrupts import Interrupted
 PARTIAL_SUFFIX = ".partial"
 LONGEST_SUFFIX = len(".checkpoints")  # of what is written beside an output
 LONGEST_FILE = 200  # characters of a path inside an output
+LOCKS = Path("/proc/locks")
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 REFUSED = {errno.EACCES, errno.EROFS, errno.EPERM}
 NO_PATH = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.EISDIR}
@@ -59,7 +60,7 @@ def locked(out: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds the lock, or something else lies at the path of the lock file.
     """
-    path = out.with_name(f".{out.name}.lock")
+    path = _lock_path(out)
     while True:
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
@@ -83,6 +84,26 @@ def locked(out: Path) -> Iterator[None]:
         _release(file, path)
         raise
     _release(file, path)
+
+
+def is_locked(out: Path) -> bool:
+    """Return whether a process of this machine holds the lock of an output.
+
+    The lock is not touched: an attempt to take it could make a stage fail that begins at the same moment. Systems without
+    `/proc/locks` only tell whether a lock file is there, which a killed process leaves behind.
+    """
+    try:
+        inode = _lock_path(out).lstat().st_ino
+    except FileNotFoundError:
+        return False
+    if not LOCKS.is_file():
+        return True
+    fields = (line.split() for line in LOCKS.read_text().splitlines())
+    return any(part.endswith(f":{inode}") for parts in fields for part in parts)  # MAJOR:MINOR:INODE
+
+
+def _lock_path(out: Path) -> Path:
+    return out.with_name(f".{out.name}.lock")
 
 
 def _release(file: int, path: Path) -> None:

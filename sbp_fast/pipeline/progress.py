@@ -1,22 +1,35 @@
-"""Progress for people: a live bar on a terminal, plain lines elsewhere. All text is made printable first."""
+"""Progress for people: a bar and lines broken between words on a terminal, plain lines elsewhere.
+
+All text is made printable first.
+"""
 
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console as RichConsole
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.console import ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
 from rich.text import Text
 
 from sbp_fast.pipeline.credentials import without_credentials
 
 PLAIN_LINE_SECONDS = 5.0
+REFRESHES_PER_SECOND = 5
+WIDE_TERMINAL, WIDE_BAR, NARROW_BAR = 100, 24, 12  # columns
+LEFT_OUT_FIRST = ("rate", "amount", "note", "left")
+"""Figures of a task that a narrow terminal has no space for, the least important first."""
+INDENTATION = "  "  # of the lines after the first one of a text
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, which steer a terminal; line ends; bidirectional controls, which reorder the text; lone surrogates."""
 
@@ -39,9 +52,21 @@ def _escaped(character: str) -> str:
     return ascii(character)[1:-1]
 
 
+def wrap_words(text: str, width: int) -> str:
+    """Break a text between words into lines of at most `width` cells; a longer word stays whole, on a line of its own."""
+    lines, line = list[str](), ""
+    for word in re.split(r"(?<=\s)(?=\S)", text):  # with the spaces after it
+        if line.strip() and cell_len(line + word.rstrip()) > width:
+            lines.append(line.rstrip())
+            line = INDENTATION
+        line += word
+    return "\n".join([*lines, line.rstrip()])
+
+
 def print_line(text: str, file: Any = None) -> None:
-    """Print one line on standard output, or another file."""
-    print(printable(text), file=file, flush=True)
+    """Print a text on standard output, or another file: on a terminal broken between words, elsewhere as one line."""
+    text, is_terminal = printable(text), (file or sys.stdout).isatty()
+    print(wrap_words(text, shutil.get_terminal_size().columns) if is_terminal else text, file=file, flush=True)
 
 
 def print_error(error: Exception) -> None:
@@ -66,73 +91,185 @@ class Task:
         self.note = ""
         self.started = self._printed = time.monotonic()
         self._console = console
-        self._bar: Progress | None = None
 
     def advance(self, amount: float, note: str = "") -> None:
         """Add `amount` units of finished work; `note` (such as the loss) is shown until the next note."""
         self.done += amount
         self.note = printable(note) or self.note
         now = time.monotonic()
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=min(self.done, self.total), text=self.status())
-        elif now - self._printed >= PLAIN_LINE_SECONDS:
+        if not self._console.live and now - self._printed >= PLAIN_LINE_SECONDS:
             self._printed = now
             self._console.say(f"{self.description} {self.status()}")
 
-    def status(self) -> str:
-        """Return the share done, the rate and the time left, as text."""
+    @property
+    def share(self) -> float:
+        """Share of the work that is done, from 0 to 1."""
+        return min(self.done / self.total, 1)
+
+    def figures(self) -> dict[str, str]:
+        """Return the share done, the amount, the rate, the time left and the note, as far as they are known."""
         seconds = time.monotonic() - self.started
         rate = (self.done - self.start_done) / seconds if seconds > 0 else 0.0
-        parts = [f"{min(self.done / self.total, 1):.0%}", f"{short(self.done)}/{short(self.total)} {self.unit}"]
+        figures = {"share": f"{self.share:.0%}", "amount": f"{short(self.done)}/{short(self.total)} {self.unit}"}
         if rate > 0:
-            parts += [f"{short(rate)}/s", f"{duration(max(self.total - self.done, 0) / rate)} left"]
-        return ", ".join(parts + ([self.note] if self.note else []))
+            figures["rate"] = f"{short(rate)}/s"
+            figures["left"] = f"{duration(max(self.total - self.done, 0) / rate)} left"
+        return figures | ({"note": self.note} if self.note else {})
+
+    def status(self) -> str:
+        """Return all figures as text."""
+        return ", ".join(self.figures().values())
+
+
+class Bar:
+    """One line of a terminal: a spinner, a title, a bar, the figures of a task, and the time since the line began.
+
+    A thread draws it, so that it moves while the main thread imports, loads or compiles. What has no space is left out whole.
+
+    Args:
+        console: of the terminal.
+        title: what is going on; printable.
+
+    Attributes:
+        task: the one whose progress is shown; without one, the bar pulses.
+    """
+
+    def __init__(self, console: RichConsole, title: str) -> None:
+        self.title, self.started = title, time.monotonic()
+        self.task: Task | None = None
+        self._spinner = Spinner("dots")
+        self._live = Live(self, console=console, transient=True, refresh_per_second=REFRESHES_PER_SECOND)
+
+    def show(self) -> None:
+        """Begin to draw, or go on after `hide`."""
+        self._live.start(refresh=True)
+
+    def hide(self) -> None:
+        """Remove the line from the terminal."""
+        self._live.stop()
+
+    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
+        width, task, elapsed = options.max_width, self.task, duration(time.monotonic() - self.started)
+        bar = WIDE_BAR if width >= WIDE_TERMINAL else NARROW_BAR
+        space = width - cell_len(f"* {'-' * bar}  {elapsed}") - 2  # of the title and the figures, which have a gap before each
+        title, figures = self.title, task.figures() if task is not None else {}
+        for name in LEFT_OUT_FIRST:
+            if cell_len(f"{title}{', '.join(figures.values())}") <= space:
+                break
+            figures.pop(name, None)
+        shown = ", ".join(figures.values())
+        if task is not None and cell_len(f"{title} {task.description}{shown}") <= space:
+            title = f"{title} {task.description}".strip()
+        row = Table.grid(padding=(0, 1, 0, 0), pad_edge=False)
+        for _ in range(5):
+            row.add_column(no_wrap=True)
+        total, done = (task.total, min(task.done, task.total)) if task is not None else (None, 0.0)
+        progress = ProgressBar(total, done, bar, pulse=task is None, animation_time=time.monotonic())
+        row.add_row(self._spinner, Text(title, overflow="ellipsis"), progress, Text(shown), Text(elapsed))
+        yield row
 
 
 class Console:
-    """Output of a run for people; `quiet` suppresses it (tests, libraries)."""
+    """Output of a run for people.
 
-    def __init__(self, quiet: bool = False, force_plain: bool = False) -> None:
-        self.quiet = quiet
+    Args:
+        quiet: print nothing (tests, libraries).
+        force_plain: print plain lines on a terminal, too.
+        verbose: print technical details, too.
+    """
+
+    def __init__(self, quiet: bool = False, force_plain: bool = False, verbose: bool = False) -> None:
+        self.quiet, self.verbose = quiet, verbose
         self.rich = PrintableConsole(quiet=quiet, highlight=False, soft_wrap=True)
-        self.live = self.rich.is_terminal and not force_plain and not quiet
+        self.live = self.rich.is_terminal and not self.rich.is_dumb_terminal and not force_plain and not quiet
         self.prefix = ""
+        self._bar: Bar | None = None
 
     def __reduce__(self) -> tuple[type[Console], tuple[bool]]:
         return Console, (True,)  # quiet in another process: only one of them prints
 
     def say(self, text: str) -> None:
-        """Print one line, prefixed with the name of the current stage."""
-        self.rich.print(printable(f"{self.prefix}{text}"), markup=False)
+        """Print a text after the name of the current stage: on a terminal broken between words, elsewhere as one line."""
+        line = printable(f"{self.prefix}{text}")
+        self.rich.print(Text(wrap_words(line, self.rich.width) if self.rich.is_terminal else line))
+
+    def print_table(self, table: Table) -> None:
+        """Print a table: on a terminal no wider than that, elsewhere as wide as it is."""
+        self.rich.print(table, soft_wrap=not self.rich.is_terminal)
+
+    def detail(self, text: str) -> None:
+        """Print a text that only `verbose` output has."""
+        if self.verbose:
+            self.say(text)
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
-        """Prefix every line printed inside with `title`."""
+        """Prefix every line printed inside with `title`, and show the bar."""
         before, self.prefix = self.prefix, f"[{title}] "
         try:
-            yield
+            with self.bar(self.prefix.strip()):
+                yield
         finally:
             self.prefix = before
 
     @contextmanager
+    def bar(self, title: str) -> Iterator[None]:
+        """Show a bar on a terminal until the block ends, unless one is there; tasks inside show their progress in it."""
+        if not self.live or self._bar is not None:
+            yield
+            return
+        self._bar = Bar(self.rich, printable(title))
+        self._bar.show()
+        try:
+            yield
+        finally:
+            self._bar.hide()
+            self._bar = None
+
+    @property
+    def title(self) -> str:
+        """Title of the bar; "" if none is there."""
+        return "" if self._bar is None else self._bar.title
+
+    def retitle(self, title: str) -> None:
+        """Change the title of the bar, if one is there."""
+        if self._bar is not None:
+            self._bar.title = printable(title)
+
+    @contextmanager
+    def bar_hidden(self) -> Iterator[None]:
+        """Leave the terminal to another process until the block ends."""
+        if self._bar is not None:
+            self._bar.hide()
+        try:
+            yield
+        finally:
+            if self._bar is not None:
+                self._bar.show()
+
+    @contextmanager
     def task(self, description: str, total: float, unit: str, done: float = 0) -> Iterator[Task]:
-        """Show the progress of `total` units of work, of which `done` were finished earlier."""
+        """Show the progress of `total` units of work, of which `done` were finished earlier.
+
+        Its last line is a detail where the bar has shown the progress of the stage of a run, which has a last line of its own.
+        """
         task = Task(self, description, total, unit, done)
-        if self.live:
-            columns = (
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(24),
-                TextColumn("{task.fields[text]}", markup=False),
-            )
-            with Progress(*columns, TimeElapsedColumn(), console=self.rich, transient=True) as bar:
-                bar.add_task(escape(printable(self.prefix + description)), total=total, completed=int(done), text="")
-                task._bar = bar
-                yield task
-        else:
+        with self.bar(""), self._shown(task):
             yield task
         seconds = time.monotonic() - task.started
-        self.say(f"{description}: {short(task.done)} {unit} in {duration(seconds)}" + (f", {task.note}" if task.note else ""))
+        line = f"{description}: {short(task.done)} {unit} in {duration(seconds)}" + (f", {task.note}" if task.note else "")
+        (self.detail if self.live and self.prefix else self.say)(line)
+
+    @contextmanager
+    def _shown(self, task: Task) -> Iterator[None]:
+        if self._bar is None:
+            yield
+            return
+        before, self._bar.task = self._bar.task, task
+        try:
+            yield
+        finally:
+            self._bar.task = before
 
 
 def short(number: float) -> str:

@@ -315,9 +315,9 @@ def _begin(run: Run, batches: Batches, padding: dict[str, float]) -> None:
         problem = f"{batches.sequences_per_step} packed sequences a step for {processes.world} processes"
         raise UserError("microbatch_tokens", problem, "lower it, or take a number of processes that divides the sequences")
     precision = str(resolve_precision(run.recipe, context.device)).removeprefix("torch.")
-    context.console.say(f"attention: {attention}; layers in {precision}; {processes.world} process(es)")
+    context.console.detail(f"attention: {attention}; layers in {precision}; {processes.world} process(es)")
     shares = ", ".join(f"{name} {share:.2%}" for name, share in padding.items())
-    context.console.say(f"padding of the packed sequences: {shares}")
+    context.console.detail(f"padding of the packed sequences: {shares}")
     context.record(arm=run.task.name, attention=attention, precision=precision, padding_share=padding)
 
 

@@ -115,7 +115,8 @@ class LinesFile:
 
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        # open as long as the run; whole lines, because `sbp-fast watch` reads them meanwhile
+        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self._file.truncate(size)
 
     def write(self, line: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ def sbp_fast(home: Path, out: Path, *overrides: str, processes: int, stop_after:
     ]
     command = ["train", *settings, "--corpus", str(home / "corpus"), "--out", str(out)]
     if stop_after is None:
-        launcher = [sys.executable, "-m", "sbp_fast", *command, "--gpus", str(processes)]
+        launcher = [sys.executable, "-m", "sbp_fast", *command, "--gpus", str(processes), "--verbose"]
     else:
         script = Path(__file__).parents[1] / "support" / "stopping.py"
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]

@@ -10,9 +10,10 @@ import pytest
 from sbp_fast.config import RunConfig
 from sbp_fast.config.files import load_config
 from sbp_fast.errors import TransientError, UserError
-from sbp_fast.experiment.graph import stages_of
+from sbp_fast.experiment.costs import Cost
+from sbp_fast.experiment.graph import Stage, Step, stages_of
 from sbp_fast.experiment.run import run
-from sbp_fast.experiment.side_by_side import _most_needed_first, _receive, run_side_by_side
+from sbp_fast.experiment.side_by_side import Share, _most_needed_first, _receive, run_side_by_side
 from sbp_fast.pipeline.progress import Console
 
 QUIET = Console(quiet=True)
@@ -75,3 +76,34 @@ def test_side_by_side_on_a_gpu_is_refused(config: RunConfig, tmp_path: Path, mon
     monkeypatch.setattr("sbp_fast.experiment.side_by_side.resolve_device", lambda config: "cuda")
     with pytest.raises(UserError, match="this run's device is cuda"):
         run_side_by_side(config, tmp_path, ["prepare"], processes=2, force=False, console=QUIET)
+
+
+def run_in_stage(step: Step) -> None:
+    with step.console.task("documents counted", 3, "documents") as task:
+        task.advance(3)
+    step.console.say("3 documents")
+    step.console.detail("cache precision bfloat16")
+    if step.force:
+        raise UserError("input", "is wrong", "correct it")
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_lines_of_stages_are_relayed_to_the_process_with_the_terminal(
+    verbose: bool, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = {"count": Stage("count", {}, run_in_stage, lambda config, corpus: Cost(0), config)}
+    monkeypatch.setattr("sbp_fast.experiment.side_by_side.stages_of", lambda config: stages)
+    for force in (False, True):
+        here, there = multiprocessing.Pipe()
+        here.send("count")
+        here.send(None)
+        Share(config, tmp_path, force, quiet=False, verbose=verbose, relayed=True).run(there)
+        process = multiprocessing.Process()
+        assert _receive(here, process, "count") == "[1/2 count] 3 documents"
+        if verbose:
+            assert _receive(here, process, "count") == "[1/2 count] cache precision bfloat16"
+        if force:
+            with pytest.raises(UserError, match="is wrong"):
+                _receive(here, process, "count")
+        else:
+            assert _receive(here, process, "count") is None

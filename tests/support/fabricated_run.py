@@ -89,6 +89,7 @@ def write_prepared(directory: Path, train: int = 40, heldout: int = 12, unique: 
         "unique_documents": unique,
         "unique_tokens": sum(lengths[:unique]),
         "heldout_documents": heldout,
+        "heldout_tokens": sum(len(tokenizer.encode(text)) + 2 for text in texts[train:]),
         "validation_documents": len(range(0, heldout, 3)),
         "test_documents": heldout - len(range(0, heldout, 3)),
         "vocabulary_size": tokenizer.vocabulary_size,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 LINE_CHARACTERS = "\t\n\r"  # layout of a text, which HTML shows as such
 CONTROLS = [*range(0x20), *range(0x7F, 0xA0)]
@@ -26,10 +26,13 @@ def show_controls(value: Any) -> Any:
     return value.translate(SHOWN) if isinstance(value, str) else value
 
 
-def page_environment(package: str) -> Environment:
-    """Return the environment of the templates in a package: what is inserted is escaped, and an unknown name is an error."""
+def page_environment(*packages: str) -> Environment:
+    """Return the environment of the templates in packages, of which the first comes first.
+
+    What is inserted is escaped, and an unknown name is an error.
+    """
     return Environment(
-        loader=PackageLoader(package, "."),
+        loader=ChoiceLoader([PackageLoader(package, ".") for package in packages]),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=show_controls,

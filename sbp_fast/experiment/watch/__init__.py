@@ -1,0 +1,1 @@
+"""The live page of a run: made from the run's own files, served on this machine alone, read-only."""
