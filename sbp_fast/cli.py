@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from sbp_fast import __version__, cli_stages
+from sbp_fast import __version__, cli_documents, cli_models
 from sbp_fast.cli_options import (
     Address,
     Corpus,
@@ -37,9 +37,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(cli_stages.app)
+app.add_typer(cli_documents.app)
+app.add_typer(cli_models.app)
 
-EXPERIMENTS, LOOK, DOORS = "Experiments", "Looking at things", "In and out"
+EXPERIMENTS, INSPECTION, CONVERSION = "Experiments", "Inspection", "Import and export"
 """Headings of `sbp-fast --help`; the commands of single stages have their own."""
 
 
@@ -151,7 +152,7 @@ def report(directory: Annotated[Path, typer.Argument(help="Directory of a finish
 
 @app.command(
     epilog="Example: sbp-fast sample runs/demo/tune/related --corpus runs/demo/prepare --seed-text 'Chad: Economy'",
-    rich_help_panel=LOOK,
+    rich_help_panel=INSPECTION,
 )
 def sample(
     model: Annotated[Path, typer.Argument(help="A trained model's directory.")],
@@ -172,7 +173,7 @@ def sample(
     write(load_config([], changes), model, corpus=corpus, seed_text=seed_text, count=count, console=Console())
 
 
-@app.command(epilog="Example: sbp-fast show runs/demo/filter/related --corpus runs/demo/prepare", rich_help_panel=LOOK)
+@app.command(epilog="Example: sbp-fast show runs/demo/filter/related --corpus runs/demo/prepare", rich_help_panel=INSPECTION)
 def show(
     directory: Annotated[Path, typer.Argument(help="Output of prepare, pair, synthesize or filter.")],
     *,
@@ -186,7 +187,7 @@ def show(
     print_output(directory, corpus=corpus, examples=examples, seed=seed, console=Console())
 
 
-@app.command(epilog="Example: sbp-fast watch runs/demo", rich_help_panel=LOOK)
+@app.command(epilog="Example: sbp-fast watch runs/demo", rich_help_panel=INSPECTION)
 def watch(
     run: Annotated[Path, typer.Argument(help="Directory of a run, begun or finished.")],
     *,
@@ -205,7 +206,7 @@ def watch(
     serve(run, port)
 
 
-@app.command(epilog="Example: sbp-fast config demo --diff", rich_help_panel=LOOK)
+@app.command(epilog="Example: sbp-fast config demo --diff", rich_help_panel=INSPECTION)
 def config(
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[CONFIG...] [KEY.PATH=VALUE]...", help="As for `run`.")
@@ -232,7 +233,7 @@ def plan(
     print_parts(plan_tables(config, gpus or config.parallel.shard_processes or 1, gpu))
 
 
-@app.command(epilog="Example: sbp-fast doctor demo", rich_help_panel=LOOK)
+@app.command(epilog="Example: sbp-fast doctor demo", rich_help_panel=INSPECTION)
 def doctor(
     settings: Annotated[
         list[str] | None,
@@ -247,7 +248,7 @@ def doctor(
 
 
 @app.command(
-    epilog="Example: sbp-fast export runs/demo/train/sbp --corpus runs/demo/prepare --out demo-sbp", rich_help_panel=DOORS
+    epilog="Example: sbp-fast export runs/demo/train/sbp --corpus runs/demo/prepare --out demo-sbp", rich_help_panel=CONVERSION
 )
 def export(
     model: Annotated[Path, typer.Argument(help="A trained model's directory.")],
@@ -281,7 +282,7 @@ def export(
 @app.command(
     name="export-tokens",
     epilog="Example: sbp-fast export-tokens mine/prepare/train --to megatron --out mine/out",
-    rich_help_panel=DOORS,
+    rich_help_panel=CONVERSION,
 )
 def export_tokens(
     corpus: Annotated[str, typer.Argument(help="A token corpus: a directory or URL such as mine/prepare/train.")],
@@ -296,7 +297,7 @@ def export_tokens(
     work(corpus, to, out, console=Console(), force=force)
 
 
-@app.command(name="import", epilog="Example: sbp-fast import Qwen3-0.6B --out mine/base", rich_help_panel=DOORS)
+@app.command(name="import", epilog="Example: sbp-fast import Qwen3-0.6B --out mine/base", rich_help_panel=CONVERSION)
 def import_command(
     directory: Annotated[Path, typer.Argument(help="A Hugging Face directory on this machine.")],
     *,

@@ -21,14 +21,14 @@ from sbp_fast.experiment.costs import CorpusEstimate, Cost, pretraining
 from sbp_fast.experiment.expectation import Expectation, describe_sum
 from sbp_fast.experiment.graph import Stage
 from sbp_fast.experiment.run import check_directory, check_run
-from sbp_fast.pipeline.outlook import Outlook, look
 from sbp_fast.pipeline.output import PARTIAL_SUFFIX, disk_errors_are_user_errors
+from sbp_fast.pipeline.preview import PlannedAction, preview
 from sbp_fast.pipeline.progress import Console, duration, short
 from sbp_fast.train.task import TrainTask
 
 WAITS, UNLESS_EQUAL = "its inputs come first", "unless its inputs come out the same"
 ACTIONS = {"skip": "done before", "resume": "to resume", "run": "to run", "replace": "to replace", "refuse": "refused"}
-"""Actions of an outlook, as the last lines count them."""
+"""Actions that may be planned, as the last lines count them."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Entry:
 
     Attributes:
         name: of the stage.
-        outlook: what would be done.
+        planned: what would be done.
         inputs: what it reads.
         seconds: expected time, the measured one of a stage that is skipped; None where nothing tells.
         disk: expected bytes, those of the files of a stage that is skipped.
@@ -45,7 +45,7 @@ class Entry:
     """
 
     name: str
-    outlook: Outlook
+    planned: PlannedAction
     inputs: tuple[str, ...]
     seconds: float | None
     disk: float
@@ -64,42 +64,42 @@ def dry_run_entries(config: RunConfig, out: Path, *, gpus: int = 1, force: bool 
     stages, chosen = check_run(config, until)
     with disk_errors_are_user_errors(out):
         check_directory(config, out, force)
-    outlooks: dict[str, Outlook] = {}
+    actions: dict[str, PlannedAction] = {}
     for name, stage in stages.items():
         if name in chosen:
-            outlooks[name] = _outlook(stage, out, outlooks, force)
-            if outlooks[name].action == "refuse":
+            actions[name] = _planned(stage, out, actions, force)
+            if actions[name].action == "refuse":
                 break
-    finished = [outlook.manifest for outlook in outlooks.values() if outlook.manifest]
+    finished = [planned.manifest for planned in actions.values() if planned.manifest]
     expectation, entries = Expectation(config, finished, gpus), []
-    for name, outlook in outlooks.items():
+    for name, planned in actions.items():
         stage = stages[name]
         cost, seconds = expectation.cost(stage), expectation.of_stage(stage)
-        entries.append(make_entry(name, outlook, stage.inputs.values(), cost, seconds))
+        entries.append(make_entry(name, planned, stage.inputs.values(), cost, seconds))
     return entries
 
 
-def _outlook(stage: Stage, out: Path, earlier: Mapping[str, Outlook], force: bool) -> Outlook:
+def _planned(stage: Stage, out: Path, earlier: Mapping[str, PlannedAction], force: bool) -> PlannedAction:
     if any(earlier[source].action != "skip" for source in stage.inputs.values()):
         exists = (out / stage.name).exists() or (out / f"{stage.name}{PARTIAL_SUFFIX}").exists()
-        return Outlook("run", UNLESS_EQUAL if exists else WAITS)
-    return look_here(lambda: stage.run_in(out, console=Console(quiet=True), force=force))
+        return PlannedAction("run", UNLESS_EQUAL if exists else WAITS)
+    return preview_here(lambda: stage.run_in(out, console=Console(quiet=True), force=force))
 
 
-def look_here(run: Callable[[], object]) -> Outlook:
+def preview_here(run: Callable[[], object]) -> PlannedAction:
     """Return what a call of a stage's function would do, in a process that works alone."""
-    outlook = look(run)
-    if outlook is None:
+    planned = preview(run)
+    if planned is None:
         raise UserError("--dry-run", "is for one process", "leave out torchrun")
-    return outlook
+    return planned
 
 
-def make_entry(name: str, outlook: Outlook, inputs: Iterable[str], cost: Cost, seconds: float | None) -> Entry:
+def make_entry(name: str, planned: PlannedAction, inputs: Iterable[str], cost: Cost, seconds: float | None) -> Entry:
     """Return the entry of a stage: measured figures where it is skipped, the expected seconds and cost otherwise."""
-    if (manifest := outlook.manifest) is not None:
+    if (manifest := planned.manifest) is not None:
         size = math.fsum(file["bytes"] for file in manifest.files.values())
-        return Entry(name, outlook, tuple(inputs), manifest.seconds, size, manifest.flops)
-    return Entry(name, outlook, tuple(inputs), seconds, cost.disk, cost.flops)
+        return Entry(name, planned, tuple(inputs), manifest.seconds, size, manifest.flops)
+    return Entry(name, planned, tuple(inputs), seconds, cost.disk, cost.flops)
 
 
 def training_entry(
@@ -116,7 +116,7 @@ def training_entry(
     call = partial(train, config, task, out, console=Console(quiet=True), force=force, **given)
     cost = pretraining(task.recipe)(config, CorpusEstimate.guess(config))
     seconds = Expectation(config, [], gpus).of_cost("train", cost)
-    return make_entry(str(out), look_here(call), map(str, given.values()), cost, seconds)
+    return make_entry(str(out), preview_here(call), map(str, given.values()), cost, seconds)
 
 
 def describe(entries: list[Entry], out: Path) -> list[Table | str]:
@@ -127,7 +127,7 @@ def describe(entries: list[Entry], out: Path) -> list[Table | str]:
         kept = is_figure or column == "stage"
         table.add_column(column, justify="right" if is_figure else "left", no_wrap=kept, overflow="fold")
     for entry in entries:
-        would = f"{entry.outlook.action}{': ' if entry.outlook.reason else ''}{entry.outlook.reason}"
+        would = f"{entry.planned.action}{': ' if entry.planned.reason else ''}{entry.planned.reason}"
         table.add_row(*map(escape, (entry.name, would, ", ".join(entry.inputs), _time(entry), _bytes(entry.disk))))
     return [table, *_sums(entries, out)]
 
@@ -139,13 +139,13 @@ def _bytes(size: float) -> str:
 def _time(entry: Entry) -> str:
     if entry.seconds is None:
         return f"{entry.flops:.1e} FLOPs"
-    return f"{'took ' if entry.outlook.action == 'skip' else ''}{duration(entry.seconds)}"
+    return f"{'took ' if entry.planned.action == 'skip' else ''}{duration(entry.seconds)}"
 
 
 def _sums(entries: list[Entry], out: Path) -> Iterable[str]:
-    counts = {action: [entry for entry in entries if entry.outlook.action == action] for action in ACTIONS}
+    counts = {action: [entry for entry in entries if entry.planned.action == action] for action in ACTIONS}
     yield ", ".join(f"{len(members)} {ACTIONS[action]}" for action, members in counts.items() if members)
-    left = [entry for entry in entries if entry.outlook.action != "skip"]
+    left = [entry for entry in entries if entry.planned.action != "skip"]
     parent = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     free = shutil.disk_usage(os.path.realpath(parent)).free
     disk = math.fsum(entry.disk for entry in left)

@@ -34,8 +34,8 @@ from sbp_fast.pipeline.manifest import (
     output_files,
     refuse_unlisted_files,
 )
-from sbp_fast.pipeline.outlook import is_looking, plan_changes, show
 from sbp_fast.pipeline.output import disk_errors_are_user_errors, locked, partial_path, resolve_output
+from sbp_fast.pipeline.preview import end_preview, is_previewing, plan_changes
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.seals import SEAL_SUFFIX, fingerprint_file, read_sealed_json, write_sealed_json
 
@@ -142,13 +142,13 @@ def run_stage(
         UserError: an input is not finished, the output was made from other settings or inputs or is damaged (unless `force`),
             its path is unusable, another process is writing it, or the disk is full.
     """
-    read = Manifest.read if is_looking() else Manifest.load
+    read = Manifest.read if is_previewing() else Manifest.load
     fingerprints = {name: value if isinstance(value, str) else read(value).fingerprint for name, value in inputs.items()}
     plan = {"stage": stage, "config": strip_credentials(dict(config)), "inputs": fingerprints}
     with disk_errors_are_user_errors(out):
         out = resolve_output(out)
-        if is_looking():
-            show(out, plan, force=force)
+        if is_previewing():
+            end_preview(out, plan, force=force)
         partial = partial_path(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         with locked(out):

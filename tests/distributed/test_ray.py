@@ -34,7 +34,7 @@ from rounding import NEEDS_SAME_BITS
 from tiny_synthesis import make_inputs, settings
 from tiny_training import QUIET, SETTINGS, WORDS, configure
 
-from sbp_fast import cli_stages
+from sbp_fast import cli_documents
 from sbp_fast.config import RunConfig
 from sbp_fast.data import preparation
 from sbp_fast.errors import TransientError, UserError
@@ -173,7 +173,7 @@ def test_synthesize_with_several_processes_and_a_cluster_is_refused(
 ) -> None:
     how = {"corpus": inputs["corpus"], "model": inputs["model"]}
     with pytest.raises(UserError, match="options: exclude each other; give --gpus, or --engine ray"):
-        cli_stages.synthesize([str(inputs["directory"] / "empty.toml")], out=Path("out"), gpus=2, engine="ray", **how)
+        cli_documents.synthesize([str(inputs["directory"] / "empty.toml")], out=Path("out"), gpus=2, engine="ray", **how)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="options: several processes do not share a cluster"):
         synthesize(settings(inputs["directory"]), Path("out"), console=QUIET, workers=RayWorkers(), **how)

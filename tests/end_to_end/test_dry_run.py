@@ -30,7 +30,7 @@ def tree(directory: Path) -> Tree:
 
 
 def actions(config: RunConfig, out: Path, *, force: bool = False, until: str = "") -> dict[str, str]:
-    return {entry.name: entry.outlook.action for entry in dry_run_entries(config, out, force=force, until=until)}
+    return {entry.name: entry.planned.action for entry in dry_run_entries(config, out, force=force, until=until)}
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_dry_run_of_a_finished_run_skips_every_stage_and_writes_nothing(tiny_con
     before = tree(tiny_run.parent)
     entries = dry_run_entries(tiny_config, tiny_run)
     assert tree(tiny_run.parent) == before
-    assert {entry.name: entry.outlook.action for entry in entries} == dict.fromkeys(stages_of(tiny_config), "skip")
+    assert {entry.name: entry.planned.action for entry in entries} == dict.fromkeys(stages_of(tiny_config), "skip")
     (entry,) = (entry for entry in entries if entry.name == "train/sbp")
     assert (entry.inputs, entry.seconds) == (("prepare", "filter/related"), Manifest.read(tiny_run / "train/sbp").seconds)
     assert describe(entries, tiny_run)[-1] == "nothing was written"
@@ -60,7 +60,7 @@ def test_dry_run_of_a_finished_run_skips_every_stage_and_writes_nothing(tiny_con
 def test_dry_run_of_a_new_run_says_that_all_stages_run_and_makes_no_directory(tiny_config: RunConfig, tmp_path: Path) -> None:
     out = tmp_path / "runs" / "new"
     entries = dry_run_entries(tiny_config, out)
-    assert {entry.name: entry.outlook.action for entry in entries} == dict.fromkeys(stages_of(tiny_config), "run")
+    assert {entry.name: entry.planned.action for entry in entries} == dict.fromkeys(stages_of(tiny_config), "run")
     assert actions(tiny_config, out, until="embed") == {"prepare": "run", "embed": "run"}
     assert list(tmp_path.iterdir()) == []
     assert next(entry.name for entry in entries if entry.seconds is None) == "train/baseline"  # no speed has been measured
@@ -73,9 +73,9 @@ def test_run_does_what_the_dry_run_said(tiny_config: RunConfig, copied_run: Path
     before = tree(copied_run)
     entries = dry_run_entries(tiny_config, copied_run)
     assert tree(copied_run) == before
-    said = {entry.name: entry.outlook for entry in entries if entry.outlook.action != "skip"}
+    said = {entry.name: entry.planned for entry in entries if entry.planned.action != "skip"}
     expected = {"evaluate/sbp": "run", "evaluate/oracle": "resume", "compare": "run"}
-    assert {name: outlook.action for name, outlook in said.items()} == expected
+    assert {name: planned.action for name, planned in said.items()} == expected
     assert said["evaluate/oracle"].reason == "after 1m05s of work"
     assert all(entry.seconds is not None for entry in entries)  # the other evaluation tells the speed
     left = [copied_run / name / MANIFEST for name in stages_of(tiny_config) if name not in said]
@@ -100,18 +100,18 @@ def test_dry_run_with_a_changed_setting_is_refused_as_the_run_is_and_with_force_
             call()
         refusals.append(str(caught.value))
     assert refusals[0] == refusals[1]
-    outlooks = {entry.name: entry.outlook for entry in dry_run_entries(changed, copied_run, force=True)}
+    actions = {entry.name: entry.planned for entry in dry_run_entries(changed, copied_run, force=True)}
     assert tree(copied_run) == before
-    assert outlooks["synthesize/related"].action == "replace"
-    assert outlooks["synthesize/related"].reason == "synthesize.temperature: 1.0 -> 0.5"
-    assert outlooks["train/sbp"].reason == "unless its inputs come out the same" and outlooks["train/oracle"].action == "skip"
+    assert actions["synthesize/related"].action == "replace"
+    assert actions["synthesize/related"].reason == "synthesize.temperature: 1.0 -> 0.5"
+    assert actions["train/sbp"].reason == "unless its inputs come out the same" and actions["train/oracle"].action == "skip"
 
 
 def test_dry_run_ends_at_the_stage_that_the_run_refuses(tiny_config: RunConfig, copied_run: Path) -> None:
     replace(Manifest.read(copied_run / "embed"), inputs={"corpus": "another"}).write(copied_run / "embed")
     *others, last = dry_run_entries(tiny_config, copied_run)
-    assert (last.name, last.outlook.action, last.outlook.reason) == ("embed", "refuse", "input corpus changed")
-    assert {entry.outlook.action for entry in others} == {"skip"}
+    assert (last.name, last.planned.action, last.planned.reason) == ("embed", "refuse", "input corpus changed")
+    assert {entry.planned.action for entry in others} == {"skip"}
     assert actions(tiny_config, copied_run, force=True)["embed"] == "replace"
 
 

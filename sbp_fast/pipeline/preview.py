@@ -16,11 +16,11 @@ from sbp_fast.pipeline.progress import duration
 from sbp_fast.pipeline.seals import read_sealed_json
 
 Action = Literal["skip", "resume", "run", "replace", "refuse"]
-_looking: ContextVar[bool] = ContextVar("looking", default=False)
+_previewing: ContextVar[bool] = ContextVar("previewing", default=False)
 
 
 @dataclass(frozen=True)
-class Outlook:
+class PlannedAction:
     """What running a stage would do.
 
     Attributes:
@@ -35,46 +35,46 @@ class Outlook:
     manifest: Manifest | None = None
 
 
-class _Seen(BaseException):
+class _Previewed(BaseException):
     """Ends the function of a stage where `run_stage` would begin; no handler of exceptions is for it."""
 
-    def __init__(self, outlook: Outlook) -> None:
-        self.outlook = outlook
+    def __init__(self, planned: PlannedAction) -> None:
+        self.planned = planned
 
 
-def look(run: Callable[[], Any]) -> Outlook | None:
+def preview(run: Callable[[], Any]) -> PlannedAction | None:
     """Return what a call of a stage's function would do; the function is called, and ends where it would begin to write.
 
     Args:
         run: calls the function of a stage, in this process.
 
     Returns:
-        The outlook; None in every process but rank 0.
+        The planned action; None in every process but rank 0.
 
     Raises:
         UserError: the function refuses its arguments.
     """
-    token = _looking.set(True)
+    token = _previewing.set(True)
     try:
         run()
-    except _Seen as seen:
-        return seen.outlook
+    except _Previewed as seen:
+        return seen.planned
     finally:
-        _looking.reset(token)
+        _previewing.reset(token)
     return None
 
 
-def is_looking() -> bool:
-    """Return whether `look` called the stage that is about to run."""
-    return _looking.get()
+def is_previewing() -> bool:
+    """Return whether `preview` called the stage that is about to run."""
+    return _previewing.get()
 
 
-def show(out: Path, plan: dict[str, Any], *, force: bool) -> None:
-    """End the function that `look` called, with the outlook of a stage; for the arguments see `find_outlook`."""
-    raise _Seen(find_outlook(out, plan, force=force))
+def end_preview(out: Path, plan: dict[str, Any], *, force: bool) -> None:
+    """End the function that `preview` called, with the planned action of its stage; for the arguments see `planned_action`."""
+    raise _Previewed(planned_action(out, plan, force=force))
 
 
-def find_outlook(out: Path, plan: dict[str, Any], *, force: bool) -> Outlook:
+def planned_action(out: Path, plan: dict[str, Any], *, force: bool) -> PlannedAction:
     """Return what running a stage would do; of files that are there already it compares the sizes, not the checksums.
 
     Args:
@@ -88,17 +88,19 @@ def find_outlook(out: Path, plan: dict[str, Any], *, force: bool) -> Outlook:
         manifest = Manifest.read(out)
         changes = plan_changes(vars(manifest), plan)
         changes += [f"{file} is missing or damaged" for file in damaged_files(out, manifest.files, hashed=False)]
-        return Outlook(otherwise, "; ".join(changes)) if changes else Outlook("skip", "done before", manifest)
+        return PlannedAction(otherwise, "; ".join(changes)) if changes else PlannedAction("skip", "done before", manifest)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        return Outlook("refuse", f"{out} already exists and is no stage's output")
+        return PlannedAction("refuse", f"{out} already exists and is no stage's output")
     if not (partial / PLAN).is_file():
-        return Outlook("run")
+        return PlannedAction("run")
     try:
         changes = plan_changes(read_sealed_json(partial / PLAN, ""), plan)
         seconds = read_sealed_json(partial / CLOCK, "")["seconds"] if (partial / CLOCK).is_file() else 0.0
     except UserError as error:
-        return Outlook(otherwise, f"{error.where} is damaged")
-    return Outlook(otherwise, "; ".join(changes)) if changes else Outlook("resume", f"after {duration(seconds)} of work")
+        return PlannedAction(otherwise, f"{error.where} is damaged")
+    if changes:
+        return PlannedAction(otherwise, "; ".join(changes))
+    return PlannedAction("resume", f"after {duration(seconds)} of work")
 
 
 def plan_changes(earlier: dict[str, Any], plan: dict[str, Any]) -> list[str]:
