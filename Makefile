@@ -71,7 +71,7 @@ $(HARNESS_READY): $(READY)
 	@touch $(HARNESS_READY)
 
 test-faults: $(READY)  ## Kills, signals, full disks, damages and crafted files in every stage: not a bit may differ, or one line says why
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/faults tests/end_to_end/test_faults.py \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow tests/faults tests/end_to_end/test_faults.py \
 		tests/end_to_end/test_synthesis_faults.py tests/neighbors/test_hnsw_file.py tests/pipeline/test_output.py
 
 bench: $(READY)  ## Measure side by side what this machine can measure (OP=name for one)

@@ -18,9 +18,9 @@ from rich.table import Table
 from sbp_fast.config import RunConfig
 from sbp_fast.errors import UserError
 from sbp_fast.experiment.costs import CorpusEstimate, Cost, pretraining
-from sbp_fast.experiment.expectation import Expectation, describe_sum
 from sbp_fast.experiment.graph import Stage
 from sbp_fast.experiment.run import check_directory, check_run
+from sbp_fast.experiment.time_estimate import TimeEstimate, describe_sum
 from sbp_fast.pipeline.output import PARTIAL_SUFFIX, disk_errors_are_user_errors
 from sbp_fast.pipeline.preview import PlannedAction, preview
 from sbp_fast.pipeline.progress import Console, duration, short
@@ -71,10 +71,10 @@ def dry_run_entries(config: RunConfig, out: Path, *, gpus: int = 1, force: bool 
             if actions[name].action == "refuse":
                 break
     finished = [planned.manifest for planned in actions.values() if planned.manifest]
-    expectation, entries = Expectation(config, finished, gpus), []
+    estimate, entries = TimeEstimate(config, finished, gpus), []
     for name, planned in actions.items():
         stage = stages[name]
-        cost, seconds = expectation.cost(stage), expectation.of_stage(stage)
+        cost, seconds = estimate.cost(stage), estimate.of_stage(stage)
         entries.append(make_entry(name, planned, stage.inputs.values(), cost, seconds))
     return entries
 
@@ -115,7 +115,7 @@ def training_entry(
     given: dict[str, Any] = {name: path for name, path in inputs.items() if path is not None}
     call = partial(train, config, task, out, console=Console(quiet=True), force=force, **given)
     cost = pretraining(task.recipe)(config, CorpusEstimate.guess(config))
-    seconds = Expectation(config, [], gpus).of_cost("train", cost)
+    seconds = TimeEstimate(config, [], gpus).of_cost("train", cost)
     return make_entry(str(out), preview_here(call), map(str, given.values()), cost, seconds)
 
 

@@ -12,9 +12,9 @@ from sbp_fast.errors import UserError
 from sbp_fast.evaluate.judge import check_judge
 from sbp_fast.evaluate.multiple_choice import read_question_files
 from sbp_fast.experiment.arms import arms_of
-from sbp_fast.experiment.course import Course
 from sbp_fast.experiment.graph import Stage, needed_stages, stages_of
 from sbp_fast.experiment.report.page import write_report
+from sbp_fast.experiment.run_progress import RunProgress
 from sbp_fast.experiment.side_by_side import run_side_by_side, run_stage, stage_title
 from sbp_fast.experiment.sources import used_sources
 from sbp_fast.generate.synthesis import check_names
@@ -67,16 +67,16 @@ def run(
     stages, chosen = check_run(config, until)
     claim_directory(config, out, force)
     started = time.monotonic()
-    course = Course(config, out, stages, chosen, console, gpus=gpus, side_by_side=side_by_side)
-    course.print_banner()
+    progress = RunProgress(config, out, stages, chosen, console, gpus=gpus, side_by_side=side_by_side)
+    progress.print_banner()
     if side_by_side > 1:
-        options: dict[str, Any] = {"force": force, "console": console, "ended": course.ended}
+        options: dict[str, Any] = {"force": force, "console": console, "ended": progress.ended}
         run_side_by_side(config, out, chosen, processes=side_by_side, **options)
     else:
         for name in stages:
             if name in chosen:
                 run_stage(stages, name, out, console, gpus=gpus, force=force, workers=workers)
-                course.ended(name)
+                progress.ended(name)
     if until:
         return None
     with console.stage(stage_title(stages, "report")), disk_errors_are_user_errors(out):

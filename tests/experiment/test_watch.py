@@ -21,9 +21,9 @@ from watching import snapshot
 
 from sbp_fast.cli import app
 from sbp_fast.errors import UserError
-from sbp_fast.experiment.expectation import Expectation
 from sbp_fast.experiment.graph import stages_of
 from sbp_fast.experiment.report.page import write_report
+from sbp_fast.experiment.time_estimate import TimeEstimate
 from sbp_fast.experiment.watch.page import LivePage
 from sbp_fast.experiment.watch.server import WatchServer, open_server
 from sbp_fast.experiment.watch.state import RunReader, StageState
@@ -73,7 +73,7 @@ def test_lock_is_seen_without_being_touched(tmp_path: Path) -> None:
 def test_begun_training_has_its_seconds_its_share_and_the_time_left(copied: Path) -> None:
     keep_lines(copied / METRICS, 40)
     state, tokens = stage(copied), 40 * 8192
-    total = Expectation(CONFIG, [], 1).cost(state.stage).tokens
+    total = TimeEstimate(CONFIG, [], 1).cost(state.stage).tokens
     assert state.seconds == SECONDS and state.share == pytest.approx(tokens / total)
     assert state.left == pytest.approx(SECONDS * (total - tokens) / tokens)
 

@@ -12,10 +12,10 @@ from typing import Any, Literal
 from sbp_fast.config import RunConfig
 from sbp_fast.config.files import load_config
 from sbp_fast.errors import UserError
-from sbp_fast.experiment.expectation import Expectation, describe_sum, read_finished
 from sbp_fast.experiment.graph import Stage, stages_of
 from sbp_fast.experiment.report.page import HELDOUT_LOSS, LOSS, REPORT
 from sbp_fast.experiment.run import CONFIG
+from sbp_fast.experiment.time_estimate import TimeEstimate, describe_sum, read_finished
 from sbp_fast.pipeline.files import parse_json
 from sbp_fast.pipeline.manifest import CLOCK, PLAN
 from sbp_fast.pipeline.output import is_locked, partial_path
@@ -142,7 +142,7 @@ class RunReader:
         config = load_config([self.run / CONFIG])
         stages = stages_of(config)
         finished = {name: read_finished(self.run / name) for name in stages}
-        expectation = Expectation(config, [manifest for manifest in finished.values() if manifest is not None], gpus=1)
+        estimate = TimeEstimate(config, [manifest for manifest in finished.values() if manifest is not None], gpus=1)
         states, losses = [], dict[str, Losses]()
         for name, stage in stages.items():
             manifest, out = finished[name], self.run / name
@@ -153,19 +153,19 @@ class RunReader:
             if manifest is not None:
                 states.append(StageState(stage, directory, "done", manifest.seconds, None, None))
             else:
-                states.append(_unfinished(stage, directory, is_locked(out), expectation, losses.get(name)))
+                states.append(_unfinished(stage, directory, is_locked(out), estimate, losses.get(name)))
         samples_stage, samples = _newest_samples(states)
         return RunState(config, states, losses, samples, samples_stage, (self.run / REPORT).is_file())
 
 
-def _unfinished(stage: Stage, directory: Path, locked: bool, expectation: Expectation, losses: Losses | None) -> StageState:
-    expected = expectation.of_stage(stage)
+def _unfinished(stage: Stage, directory: Path, locked: bool, estimate: TimeEstimate, losses: Losses | None) -> StageState:
+    expected = estimate.of_stage(stage)
     if not (directory / PLAN).is_file():
         return StageState(stage, directory, "waiting", 0.0, None, expected)
     seconds, share = _elapsed(directory, locked), None
     left = None if expected is None else max(expected - seconds, 0.0)
     if losses is not None and losses.training:
-        share = min(losses.training[-1][0] / expectation.cost(stage).tokens, 1.0)
+        share = min(losses.training[-1][0] / estimate.cost(stage).tokens, 1.0)
         left = seconds * (1 - share) / share if share else left
     return StageState(stage, directory, "running" if locked else "stopped", seconds, share, left)
 

@@ -1,4 +1,4 @@
-"""What a run says about its course: a banner, and a line for each stage that ends, with the time that is left."""
+"""What a run says about its progress: a banner, and a line for each stage that ends, with the time that is left."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from sbp_fast.config import RunConfig, resolve_device, resolve_threads
-from sbp_fast.experiment.expectation import Expectation, describe_sum, read_finished
 from sbp_fast.experiment.graph import Stage
 from sbp_fast.experiment.side_by_side import stage_title
+from sbp_fast.experiment.time_estimate import TimeEstimate, describe_sum, read_finished
 from sbp_fast.pipeline.progress import Console, duration
 
 
-class Course:
-    """The course of a run: which of its stages are finished, and when the others are expected to be.
+class RunProgress:
+    """The progress of a run: which of its stages are finished, and when the others are expected to be.
 
     Args:
         config: of the run.
@@ -66,5 +66,5 @@ class Course:
         self.console.say(f"[{stage_title(self.stages, name)}] finished in {duration(manifest.seconds)}{remaining}")
 
     def _expect(self, names: Collection[str]) -> str:
-        expectation = Expectation(self.config, self.finished.values(), self.gpus)
-        return describe_sum((expectation.of_stage(self.stages[name]) for name in names), self.side_by_side)
+        estimate = TimeEstimate(self.config, self.finished.values(), self.gpus)
+        return describe_sum((estimate.of_stage(self.stages[name]) for name in names), self.side_by_side)

@@ -20,7 +20,7 @@ COMMANDS = {"tune": "train"}
 """Commands whose stages call themselves otherwise in their manifests, where speeds are measured."""
 
 
-class Expectation:
+class TimeEstimate:
     """Expected seconds of stages on this machine.
 
     The speed is that of finished stages of the same kind; until there are any, on a GPU it is the plan's. The size of the

@@ -1,4 +1,4 @@
-"""What a run says about its course: the banner, and a line for each stage that ends."""
+"""What a run says about its progress: the banner, and a line for each stage that ends."""
 
 import shutil
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from fabricated_run import CONFIG, write_run, write_training
 
-from sbp_fast.experiment.course import Course
-from sbp_fast.experiment.expectation import Expectation, describe_sum, read_finished
 from sbp_fast.experiment.graph import stages_of
+from sbp_fast.experiment.run_progress import RunProgress
+from sbp_fast.experiment.time_estimate import TimeEstimate, describe_sum, read_finished
 from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
 
@@ -27,7 +27,7 @@ class Recording(Console):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("course") / "run")
+    return write_run(tmp_path_factory.mktemp("progress") / "run")
 
 
 @pytest.fixture
@@ -35,16 +35,16 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def course(out: Path, **options: Any) -> tuple[Course, list[str]]:
+def progress(out: Path, **options: Any) -> tuple[RunProgress, list[str]]:
     console = Recording()
-    return Course(CONFIG, out, STAGES, STAGES, console, **options), console.lines
+    return RunProgress(CONFIG, out, STAGES, STAGES, console, **options), console.lines
 
 
 def test_banner_of_a_new_run_has_device_threads_directory_and_the_stages_of_unknown_speed(tmp_path: Path) -> None:
-    new, lines = course(tmp_path / "new")
+    new, lines = progress(tmp_path / "new")
     new.print_banner()
     assert lines[0] == f"run fabricated: {len(STAGES)} stages; into {tmp_path / 'new'}"
-    unknown = sum(STAGES[name].cost(STAGES[name].config, Expectation(CONFIG, [], 1).corpus).flops > 0 for name in STAGES)
+    unknown = sum(STAGES[name].cost(STAGES[name].config, TimeEstimate(CONFIG, [], 1).corpus).flops > 0 for name in STAGES)
     assert lines[1].startswith("device: cpu, 1 thread; expected: ")
     assert lines[1].endswith(f", and {unknown} stages whose speed is not known yet")
 
@@ -52,11 +52,11 @@ def test_banner_of_a_new_run_has_device_threads_directory_and_the_stages_of_unkn
 def test_banner_of_a_begun_run_counts_what_is_done_and_expects_the_rest(run: Path) -> None:
     for name in ("compare", "evaluate/oracle", "train/oracle"):
         shutil.rmtree(run / name)
-    begun, lines = course(run)
+    begun, lines = progress(run)
     begun.print_banner()
     assert f"{len(STAGES)} stages, {len(STAGES) - 3} of them done before" in lines[0]
-    expectation = Expectation(CONFIG, [manifest for name in STAGES if (manifest := read_finished(run / name))], 1)
-    left = describe_sum(expectation.of_stage(STAGES[name]) for name in ("compare", "evaluate/oracle", "train/oracle"))
+    estimate = TimeEstimate(CONFIG, [manifest for name in STAGES if (manifest := read_finished(run / name))], 1)
+    left = describe_sum(estimate.of_stage(STAGES[name]) for name in ("compare", "evaluate/oracle", "train/oracle"))
     assert lines[1] == f"device: cpu, 1 thread; expected: {left}" and "not known" not in left
 
 
@@ -64,7 +64,7 @@ def test_stage_that_ends_has_one_line_with_its_time_and_the_time_left(run: Path)
     manifest = Manifest.read(run / "train/oracle")
     for name in ("compare", "train/oracle"):
         shutil.rmtree(run / name)
-    begun, lines = course(run)
+    begun, lines = progress(run)
     begun.ended("train/baseline")
     assert lines == []  # the stage itself says that it was done before
     write_training(run / "train/oracle", "oracle", manifest.flops)
@@ -76,11 +76,11 @@ def test_stage_that_ends_has_one_line_with_its_time_and_the_time_left(run: Path)
 def test_expected_time_is_corrected_by_each_stage_that_ends(run: Path) -> None:
     manifests = [manifest for name in STAGES if (manifest := read_finished(run / name)) and manifest.stage != "train"]
     stage = STAGES["train/oracle"]
-    assert Expectation(CONFIG, manifests, 1).of_stage(stage) is None
+    assert TimeEstimate(CONFIG, manifests, 1).of_stage(stage) is None
     slow = Manifest("train", {}, {}, {}, {}, flops=1e12, seconds=100.0, device="cpu", fingerprint="")
-    expectation = Expectation(CONFIG, [*manifests, slow], 1)
-    assert expectation.of_stage(stage) == pytest.approx(expectation.cost(stage).flops / 1e10)
-    assert expectation.corpus.tokens == read_finished(run / "prepare").counts["tokens"]  # type: ignore[union-attr]
+    estimate = TimeEstimate(CONFIG, [*manifests, slow], 1)
+    assert estimate.of_stage(stage) == pytest.approx(estimate.cost(stage).flops / 1e10)
+    assert estimate.corpus.tokens == read_finished(run / "prepare").counts["tokens"]  # type: ignore[union-attr]
 
 
 def test_sum_of_times_counts_the_unknown_and_divides_by_what_runs_side_by_side() -> None:
