@@ -35,7 +35,14 @@ DOCUMENT_WORDS, TOPIC_WORDS, WORDS = 40, 30, 30_000
 TOPIC_DOCUMENTS, HUB_DOCUMENTS, FILE_DOCUMENTS, BATCH = 20, 5_000, 100, 10_000
 DIMENSION = 64
 ONCE = Schedule(rounds=1, min_rounds=1, warm_up=0)
-SETTINGS = ("corpus.path=documents", "corpus.vocabulary_size=8192", "corpus.unique_share=1", "embed.model=encoder", "threads=2")
+SETTINGS = (
+    "corpus.path=documents",
+    "corpus.vocabulary_size=8192",
+    "corpus.unique_share=1",
+    "embed.model=encoder",
+    "pair.backend=auto",  # small.toml has hnsw for its index, which takes many times as long (bench/results/*/pairs.json)
+    "threads=2",
+)
 STAGES = {
     "prepare": ("prepare", "--out", "prepare"),
     "embed": ("embed", "--corpus", "prepare", "--out", "embed"),
