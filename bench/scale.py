@@ -1,8 +1,9 @@
 """The data stages as users run them, at growing numbers of documents: CPU seconds and peak memory of each.
 
-The corpus is made up: documents of forty words, most of them from the words of their topic, in files of a hundred. Topics have
-twenty documents, and one has five thousand, so that some documents are near to very many. Vectors come from a static encoder,
-a table of vectors of words. The synthetic documents that `filter` reads are made up too, a quarter as many as unique ones.
+The corpus is made up: documents of forty words, most of them from the words of their topic and of its field, in files of a
+hundred. A field has fifty topics, and a topic twenty documents, but one has five thousand, so that some documents are near to
+very many. Vectors come from a static encoder, a table of vectors of words. The synthetic documents that `filter` reads are made
+up too, a quarter as many as unique ones.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from sbp_fast.pipeline.stage import StageContext, run_stage
 
 SIZES = (250_000, 500_000, 1_000_000)
 TINY_DOCUMENTS = 6_000
-DOCUMENT_WORDS, TOPIC_WORDS, WORDS = 40, 30, 30_000
-TOPIC_DOCUMENTS, HUB_DOCUMENTS, FILE_DOCUMENTS, BATCH = 20, 5_000, 100, 10_000
+DOCUMENT_WORDS, TOPIC_WORDS, FIELD_WORDS, WORDS = 40, 8, 12, 30_000
+TOPIC_SHARE, FIELD_SHARE = 0.4, 0.5  # of a document's words
+TOPIC_DOCUMENTS, FIELD_TOPICS, HUB_DOCUMENTS, FILE_DOCUMENTS, BATCH = 20, 50, 5_000, 100, 10_000
 DIMENSION = 64
 ONCE = Schedule(rounds=1, min_rounds=1, warm_up=0)
 SETTINGS = (
@@ -142,13 +144,14 @@ def write_documents(folder: Path, documents: int) -> None:
 
 
 def _document_words(numbers: np.ndarray) -> np.ndarray:
-    """Return the words of documents, int64 [documents, DOCUMENT_WORDS]: three in four of the topic's, the others of all."""
-    random = np.random.default_rng(int(numbers[0]))
-    topics = np.where(numbers < HUB_DOCUMENTS, 0, 1 + numbers // TOPIC_DOCUMENTS)
-    places = random.integers(0, TOPIC_WORDS, (len(numbers), DOCUMENT_WORDS))
-    of_topic = (topics[:, None] * 7919 + places * 104_729) % WORDS
-    of_all = (WORDS * random.random((len(numbers), DOCUMENT_WORDS)) ** 3).astype(np.int64)  # some are frequent
-    return np.where(random.random((len(numbers), DOCUMENT_WORDS)) < 0.75, of_topic, of_all)
+    """Return the words of documents, int64 [documents, DOCUMENT_WORDS], from those of the topic, of its field and of all."""
+    shape, random = (len(numbers), DOCUMENT_WORDS), np.random.default_rng(int(numbers[0]))
+    topics = np.where(numbers < HUB_DOCUMENTS, 0, 1 + numbers // TOPIC_DOCUMENTS)[:, None]
+    of_topic = (topics * 7919 + random.integers(0, TOPIC_WORDS, shape) * 104_729) % WORDS
+    of_field = (topics // FIELD_TOPICS * 15_013 + random.integers(0, FIELD_WORDS, shape) * 7_349) % WORDS
+    of_all = (WORDS * random.random(shape) ** 3).astype(np.int64)  # some are frequent
+    share = random.random(shape)
+    return np.where(share < TOPIC_SHARE, of_topic, np.where(share < TOPIC_SHARE + FIELD_SHARE, of_field, of_all))
 
 
 def _text(words: np.ndarray) -> str:
