@@ -32,8 +32,8 @@ from sbp_fast.pipeline.stage import StageContext, run_stage
 
 SIZES = (250_000, 500_000, 1_000_000)
 TINY_DOCUMENTS = 6_000
-DOCUMENT_WORDS, TOPIC_WORDS, FIELD_WORDS, WORDS = 40, 8, 12, 30_000
-TOPIC_SHARE, FIELD_SHARE = 0.4, 0.5  # of a document's words
+DOCUMENT_WORDS, TOPIC_WORDS, FIELD_WORDS, WORDS = 40, 8, 8, 30_000
+TOPIC_SHARE, FIELD_SHARE = 0.35, 0.6  # of a document's words
 TOPIC_DOCUMENTS, FIELD_TOPICS, HUB_DOCUMENTS, FILE_DOCUMENTS, BATCH = 20, 50, 5_000, 100, 10_000
 DIMENSION = 64
 ONCE = Schedule(rounds=1, min_rounds=1, warm_up=0)
@@ -147,11 +147,18 @@ def _document_words(numbers: np.ndarray) -> np.ndarray:
     """Return the words of documents, int64 [documents, DOCUMENT_WORDS], from those of the topic, of its field and of all."""
     shape, random = (len(numbers), DOCUMENT_WORDS), np.random.default_rng(int(numbers[0]))
     topics = np.where(numbers < HUB_DOCUMENTS, 0, 1 + numbers // TOPIC_DOCUMENTS)[:, None]
-    of_topic = (topics * 7919 + random.integers(0, TOPIC_WORDS, shape) * 104_729) % WORDS
-    of_field = (topics // FIELD_TOPICS * 15_013 + random.integers(0, FIELD_WORDS, shape) * 7_349) % WORDS
+    of_topic = _word(topics, random.integers(0, TOPIC_WORDS, shape))
+    of_field = _word(-1 - topics // FIELD_TOPICS, random.integers(0, FIELD_WORDS, shape))
     of_all = (WORDS * random.random(shape) ** 3).astype(np.int64)  # some are frequent
     share = random.random(shape)
     return np.where(share < TOPIC_SHARE, of_topic, np.where(share < TOPIC_SHARE + FIELD_SHARE, of_field, of_all))
+
+
+def _word(group: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """Return one of a group's words, int64: a hash of group and number, so that groups are independent of each other."""
+    mixed = (group * 64 + number).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xD6E8FEB86659FD93)
+    return ((mixed >> np.uint64(32)) % np.uint64(WORDS)).astype(np.int64)
 
 
 def _text(words: np.ndarray) -> str:

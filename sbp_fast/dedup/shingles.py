@@ -91,6 +91,23 @@ def _signatures(hashes: np.ndarray, offsets: np.ndarray, slots: int) -> np.ndarr
     return signatures
 
 
+@numba.njit(cache=True)
+def _sorted_shingles(tokens: np.ndarray, ends: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the fields of a `ShingleTable` of texts that stand one after the other; `ends` are int64 [texts + 1]."""
+    offsets = np.zeros(len(ends), np.int64)
+    hashes = np.empty(len(tokens) + len(ends) - 1, np.uint64)  # an empty text has one shingle
+    size = 0
+    for text in range(len(ends) - 1):
+        own = tokens[ends[text] : ends[text + 1]]
+        row = np.sort(window_hashes(own, min(n, len(own))))
+        for index in range(len(row)):
+            if index == 0 or row[index] != row[index - 1]:
+                hashes[size] = row[index]
+                size += 1
+        offsets[text + 1] = size
+    return hashes[:size].copy(), offsets
+
+
 def _hash_windows(tokens: np.ndarray | Sequence[int], width: int) -> np.ndarray:
     return window_hashes(np.array(tokens, dtype=np.uint32), width)
 
@@ -123,9 +140,9 @@ class ShingleTable:
     @staticmethod
     def build(documents: Sequence[np.ndarray], n: int) -> ShingleTable:
         """Hash the n-token shingles of `documents` (token ids without <begin> and <end>)."""
-        rows = [np.unique(_hash_windows(tokens, min(n, len(tokens)))) for tokens in documents]
-        offsets = np.cumsum([0] + [len(row) for row in rows], dtype=np.int64)
-        return ShingleTable(np.concatenate([np.zeros(0, np.uint64), *rows]), offsets)
+        ends = np.cumsum([0, *map(len, documents)], dtype=np.int64)
+        tokens = np.concatenate([np.zeros(0, np.uint32), *documents]).astype(np.uint32)
+        return ShingleTable(*_sorted_shingles(tokens, ends, n))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

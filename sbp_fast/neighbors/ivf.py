@@ -61,21 +61,20 @@ class IvfSearcher(KnnSearcher):
         """
         by_bucket = np.argsort(self._position[rows], kind="stable")  # adjacent queries then probe the same buckets
         sorted_rows = rows[by_bucket]
-        device = str(self._members.device)
-        probes = nearest_centroids(
-            self.vectors[sorted_rows], self.centroids, search_budget, threads=self.threads, device=device
-        )
 
         def search_block(block: slice) -> tuple[np.ndarray, np.ndarray]:
-            return self._search_block(sorted_rows[block], probes[block], k)
+            return self._search_block(sorted_rows[block], search_budget, k)
 
         blocks = map_blocks(len(rows), QUERY_BLOCK[self.device], search_block, self.threads)
         ids, scores = concatenate_blocks(blocks, k, task)
         inverse = np.argsort(by_bucket)
         return ids[inverse], scores[inverse]
 
-    def _search_block(self, own: np.ndarray, probes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _search_block(self, own: np.ndarray, search_budget: int, k: int) -> tuple[np.ndarray, np.ndarray]:
         wide = min(k + SPARE, len(self.vectors))
+        # here and not for all rows at once, whose probes at a large budget take more memory than the vectors
+        device = str(self._members.device)
+        probes = nearest_centroids(self.vectors[own], self.centroids, search_budget, threads=1, device=device)
         ids = self._on_cpu(own, probes, wide) if self.device == "cpu" else self._on_device(own, probes, wide)
         return rerank(self.vectors, self.vectors[own], own, ids, k)
 
