@@ -210,7 +210,9 @@ def embed(config: RunConfig, corpus: CorpusEstimate) -> Cost:
 
 
 def _encoding_flops(config: RunConfig, length: float) -> float:
-    """Return the FLOPs of one document with bidirectional attention (Kaplan et al. 2020, table 1)."""
+    """Return the FLOPs of one document with bidirectional attention (Kaplan et al. 2020, table 1); 0 for a server's model."""
+    if config.embed.endpoint:
+        return 0.0
     encoder = ENCODERS.get(config.embed.model, ENCODERS[QWEN])
     return length * (2 * encoder.parameters + 4 * encoder.layers * encoder.heads_width * length)
 

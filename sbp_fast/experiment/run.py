@@ -19,6 +19,7 @@ from sbp_fast.experiment.side_by_side import run_side_by_side, run_stage, stage_
 from sbp_fast.experiment.sources import used_sources
 from sbp_fast.generate.synthesis import check_names
 from sbp_fast.neighbors.backends import check_backend
+from sbp_fast.neighbors.endpoint_encoder import check_endpoint
 from sbp_fast.pipeline.credentials import strip_credentials
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
@@ -98,6 +99,7 @@ def check_run(config: RunConfig, until: str = "") -> tuple[dict[str, Stage], set
     if config.evaluate.choices != "auto":
         read_question_files(config.evaluate.choices)
     check_judge(config.quality)
+    check_endpoint(config.embed)
     check_registered_names(config)
     stages = stages_of(config)
     if until and until not in stages:
