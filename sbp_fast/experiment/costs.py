@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sbp_fast.config import ModelConfig, RunConfig, TrainConfig
@@ -152,6 +153,33 @@ def generated_tokens(config: RunConfig) -> float:
 def pretraining(recipe: TrainConfig) -> Callable[[RunConfig, CorpusEstimate], Cost]:
     """Return a function that computes the cost of training a model from scratch."""
     return lambda config, corpus: Cost(**_training(config, recipe, corpus.visible, loss_share=1.0))
+
+
+CostFunction = Callable[[RunConfig, CorpusEstimate], Cost]
+
+
+def of_model(directory: str) -> Callable[[CostFunction], CostFunction]:
+    """Return a function that makes a cost one of the model in a Hugging Face directory; of the run's own model for ""."""
+
+    def change(cost: CostFunction) -> CostFunction:
+        return lambda config, corpus: cost(_with_model(config, directory), corpus)
+
+    return change if directory else lambda cost: cost
+
+
+def _with_model(config: RunConfig, directory: str) -> RunConfig:
+    """Return the configuration with the shape and the vocabulary of a model elsewhere, and the run's context."""
+    from sbp_fast.model.huggingface import read_hugging_face_config  # imports torch, which the plan need not wait for
+
+    shape, vocabulary_size = read_hugging_face_config(Path(directory))
+    model = shape.model_copy(update={"context": config.model.context})
+    corpus = config.corpus.model_copy(update={"vocabulary_size": vocabulary_size})
+    return config.model_copy(update={"model": model, "corpus": corpus})
+
+
+def import_model(config: RunConfig, corpus: CorpusEstimate) -> Cost:
+    """Return the cost of importing a model: the disk of its weights."""
+    return Cost(0, disk=4 * parameters(config.model, config.corpus.vocabulary_size), disk_content="weights in float32")
 
 
 def choose(config: RunConfig, corpus: CorpusEstimate) -> Cost:

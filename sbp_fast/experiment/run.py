@@ -26,6 +26,7 @@ from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.files import TEMPORARY_SUFFIX, atomic_open
 from sbp_fast.pipeline.output import disk_errors_are_user_errors, resolve_output
 from sbp_fast.pipeline.progress import Console, duration
+from sbp_fast.stages.huggingface import check_start
 from sbp_fast.train.task import check_recipe
 from sbp_fast.train.trackers import TRACKERS
 
@@ -116,6 +117,8 @@ def check_registered_names(config: RunConfig) -> None:
         check_recipe(source.config.synthesizer)
         check_backend(source.config.pair)
         check_names(source.config)
+        if source.imports:
+            check_start(Path(source.settings.model), config)
     for tracker in config.log.trackers:
         TRACKERS[tracker]
 

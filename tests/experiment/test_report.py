@@ -15,7 +15,7 @@ from sbp_fast.config import ArmConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.experiment.report import plots, wording
 from sbp_fast.experiment.report.examples import collect_triples
-from sbp_fast.experiment.report.page import _tokens_plot, write_report
+from sbp_fast.experiment.report.page import _tokens_plot, render, write_report
 from sbp_fast.experiment.report.summary import summary_table
 from sbp_fast.experiment.report.templates import page_environment
 from sbp_fast.experiment.sources import sources_of
@@ -93,6 +93,18 @@ def numbers(value: Any) -> set[float]:
     if isinstance(value, dict | list):
         return set().union(*map(numbers, value.values() if isinstance(value, dict) else value)) if value else set()
     return {float(value)} if isinstance(value, int | float) else set()
+
+
+def test_report_says_what_a_model_pretrained_elsewhere_may_have_read(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    results["sources"]["related"]["start"] = "import:Qwen3-0.6B"
+    shown, own = (" ".join(text.split()) for text in (render(results, {}, [], []), (run / "report.html").read_text()))
+    for words in (
+        "tuning has not seen them; what Qwen3-0.6B, a model pretrained elsewhere, has seen is unknown.",
+        "The synthesizer of related starts from Qwen3-0.6B, a model pretrained elsewhere: what arms gain by its documents may",
+    ):
+        assert words in shown and words not in own
+    assert "neither the synthesizer nor the model that it starts from has seen them" in own
 
 
 def test_every_number_of_the_report_is_in_results_json(run: Path, page: Page) -> None:
