@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 from fabricated_counts import METRICS, comparison, judge_counts, relation
-from fabricated_run import CONFIG, write_run
+from fabricated_run import CONFIG, write_run, write_stage
 from fabricated_texts import HOSTILE, HOSTILE_SHOWN, prose
 from rich.console import Console
 
-from sbp_fast.config import ArmConfig
+from sbp_fast.config import ArmConfig, SourceConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.experiment.report import plots, wording
 from sbp_fast.experiment.report.examples import collect_triples
-from sbp_fast.experiment.report.page import _tokens_plot, render, write_report
+from sbp_fast.experiment.report.page import _tokens_plot, write_report
 from sbp_fast.experiment.report.summary import summary_table
 from sbp_fast.experiment.report.templates import page_environment
 from sbp_fast.experiment.sources import sources_of
@@ -95,10 +95,12 @@ def numbers(value: Any) -> set[float]:
     return {float(value)} if isinstance(value, int | float) else set()
 
 
-def test_report_says_what_a_model_pretrained_elsewhere_may_have_read(run: Path) -> None:
-    results = json.loads((run / "results.json").read_text())
-    results["sources"]["related"]["start"] = "import:Qwen3-0.6B"
-    shown, own = (" ".join(text.split()) for text in (render(results, {}, [], []), (run / "report.html").read_text()))
+def test_report_says_what_a_model_pretrained_elsewhere_may_have_read(run: Path, tmp_path: Path) -> None:
+    start = {"related": SourceConfig(model=str(tmp_path / "gone/Qwen3-0.6B"))}
+    other = write_run(tmp_path / "run", config=CONFIG.model_copy(update={"sources": CONFIG.sources | start}))
+    write_stage(other / "import/related", "import", {"positions": 4096})
+    write_report(other)  # the model itself need not be there any more
+    shown, own = (" ".join((directory / "report.html").read_text().split()) for directory in (other, run))
     for words in (
         "tuning has not seen them; what Qwen3-0.6B, a model pretrained elsewhere, has seen is unknown.",
         "The synthesizer of related starts from Qwen3-0.6B, a model pretrained elsewhere: what arms gain by its documents may",
