@@ -160,15 +160,13 @@ CostFunction = Callable[[RunConfig, CorpusEstimate], Cost]
 
 def of_model(directory: str) -> Callable[[CostFunction], CostFunction]:
     """Return a function that makes a cost one of the model in a Hugging Face directory; of the run's own model for ""."""
-
-    def change(cost: CostFunction) -> CostFunction:
-        return lambda config, corpus: cost(_with_model(config, directory), corpus)
-
-    return change if directory else lambda cost: cost
+    return lambda cost: lambda config, corpus: cost(with_model(config, directory), corpus)
 
 
-def _with_model(config: RunConfig, directory: str) -> RunConfig:
-    """Return the configuration with the shape and the vocabulary of a model elsewhere, and the run's context."""
+def with_model(config: RunConfig, directory: str) -> RunConfig:
+    """Return the configuration with the shape and vocabulary of a model elsewhere, and the run's context; as it is for ""."""
+    if not directory:
+        return config
     from sbp_fast.model.huggingface import read_hugging_face_config  # imports torch, which the plan need not wait for
 
     shape, vocabulary_size = read_hugging_face_config(Path(directory))

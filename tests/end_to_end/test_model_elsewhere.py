@@ -14,6 +14,7 @@ from sbp_fast.errors import UserError
 from sbp_fast.experiment.costs import CorpusEstimate
 from sbp_fast.experiment.dry_run import dry_run_entries
 from sbp_fast.experiment.graph import stages_of
+from sbp_fast.experiment.plan.fit import needs
 from sbp_fast.experiment.run import run
 from sbp_fast.model.saved import load_model
 from sbp_fast.pipeline.manifest import Manifest
@@ -80,6 +81,8 @@ def test_cost_of_a_synthesizer_is_that_of_the_model_it_starts_from(theirs: Path)
         assert foreign[name].flops > own[name].flops > 0
     assert foreign["train/sbp"] == own["train/sbp"] and foreign["filter/related"] == own["filter/related"]
     assert 0 < foreign["import/related"].disk < 4 * 384 * 16 * 8
+    (own_arm, own_memory), (arm, memory) = ([need.memory.total for need in needs(which, 1)] for which in (default, config))
+    assert arm == own_arm and memory > own_memory
 
 
 @pytest.mark.parametrize(
