@@ -111,6 +111,8 @@ class RunConfig(Section):
                 raise ValueError(f"sources.{name}.{error}") from None
             if source.pairs == "none" and (source.stitched or source.start == SCRATCH or source.pair or source.synthesizer):
                 raise ValueError(f"sources.{name}: without pairs there is no synthesizer to tune and no seed to stitch by")
+            if source.model and (source.start or source.pairs == "none"):
+                raise ValueError(f"sources.{name}: model is what a synthesizer starts from, in place of start")
         return self
 
     def with_source(self, name: str) -> RunConfig:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from sbp_fast.config.section import Section
+from sbp_fast.config.section import NO_EFFECT, Section
 
 SCRATCH = "scratch"
+ELSEWHERE = "import:"
+"""Begins, in results, what a synthesizer starts from that is no arm: the name of a model pretrained elsewhere follows."""
 CHANGED_SECTIONS = ("pair", "synthesizer", "synthesize", "filter")
 """Sections of the run that a source may change for its own stages."""
 
@@ -35,6 +37,10 @@ class SourceConfig(Section):
     start: str = ""
     """Arm whose first model the synthesizer starts from ("": the run's `baseline`); "scratch" starts from random weights. An
     arm that reads synthetic documents makes this a second round."""
+    model: Annotated[str, NO_EFFECT] = ""
+    """Hugging Face directory of a model pretrained elsewhere, a dense Qwen3 or Llama, that the synthesizer starts from in place
+    of an arm's. `corpus.tokenizer` must be its `tokenizer.json`; its context becomes `model.context`. All arms are trained from
+    scratch as ever."""
     stitched: bool = False
     """Join the filtered documents of each seed, up to `model.context` tokens a document (megadocs, arXiv 2603.18534)."""
     pair: dict[str, Any] = Field(default_factory=dict)

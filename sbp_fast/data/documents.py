@@ -24,12 +24,13 @@ PASSAGE = re.compile(rf"{PASSAGE_MARK}\d{{4,}}$")
 
 @dataclass(frozen=True)
 class Document:
-    """One raw document; `where` names its file and record for messages."""
+    """One raw document; `where` names its file and record for messages, `recoded` is that of its record."""
 
     id: str
     text: str
     source: str
     where: str
+    recoded: bool = False
 
 
 def read_file(file: InputFile, config: CorpusConfig) -> Iterator[Document | UserError]:
@@ -42,7 +43,14 @@ def read_file(file: InputFile, config: CorpusConfig) -> Iterator[Document | User
         Documents, and a UserError in place of each record that cannot be used; last, if the file is damaged, or holds nothing
         though the user named it, one that says so.
     """
-    fields = Fields(config.text_field, config.id_field, config.source_field, config.maximum_record_mib << 20)
+    fields = Fields(
+        config.text_field,
+        config.id_field,
+        config.source_field,
+        config.maximum_record_mib << 20,
+        config.tokenizer,
+        config.lossy_tokenizer,
+    )
     empty = True
     try:
         # `user_errors` encloses the reading alone: an exception of the consumer does not pass through a generator
@@ -122,7 +130,7 @@ def _make_document(record: Record, file: InputFile, fields: Fields) -> Document 
         if position is not None:
             problem = f"half a surrogate pair at character {position} of its {kind} stands for nothing"
             return UserError(where, problem, "correct or remove the record")
-    return Document(id, text, source, where)
+    return Document(id, text, source, where, record.recoded)
 
 
 def is_name(value: Any) -> bool:

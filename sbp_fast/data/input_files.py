@@ -93,10 +93,15 @@ def fingerprint_sources(path: str | tuple[str, ...]) -> str:
     """
     contents = []
     for file in find_files(path):
-        with user_errors(file.system, file.shown):
-            content = hash_file(Path(file.path)) if file.local else str(file.system.ukey(file.path))
-        contents.append([list(file.parts), content])
+        contents.append([list(file.parts), _identify(file, file.path)])
+        contents += [[path.removeprefix(file.path.rpartition("/")[0]), _identify(file, path)] for path in file.companions()]
     return hash_value(contents)
+
+
+def _identify(file: InputFile, path: str) -> str:
+    """Return what changes with the content of a file, or of one that belongs to it."""
+    with user_errors(file.system, file.shown):
+        return hash_file(Path(path)) if file.local else str(file.system.ukey(path))
 
 
 def _expand(pattern: str, found: FoundFiles) -> list[InputFile]:
@@ -182,8 +187,10 @@ def _select(paths: list[str], root: str, asked: str, found: FoundFiles) -> list[
     )
     found.leave_out(HIDDEN_NAMES, (below[path] for path in set(paths) - set(visible)))
     readers = {path: find_reader(path) for path in visible}
-    found.leave_out("files of a kind that cannot be read", (below[path] for path, reader in readers.items() if reader is None))
     readable = {path: reader for path, reader in readers.items() if reader is not None}
+    belonging = {companion for path, reader in readable.items() for companion in reader.companions(path)}
+    unknown = (below[path] for path, reader in readers.items() if reader is None and path not in belonging)
+    found.leave_out("files of a kind that cannot be read", unknown)
     if all(reader.whole_files for reader in readable.values()):
         return list(readable)
     texts = (below[path] for path, reader in readable.items() if reader.whole_files)

@@ -147,7 +147,7 @@ class Preparation:
         self.console.say(f"reading {path if isinstance(path, str) else ', '.join(path)}")
         tasks = self._read_tasks()
         total: dict[str, Any] = {"documents": 0, "sources": Counter(), "skipped": 0, "bucket": Counter()}
-        total |= {"passages": 0, "other_sources": 0, "read": Counter()}
+        total |= {"passages": 0, "other_sources": 0, "recoded": 0, "read": Counter()}
         parts = sum(len(task.files) for task in tasks)
         unit = "files" if parts == len(self.files) else "splits of files"
         with self.console.task("reading", parts, unit) as progress:
@@ -155,7 +155,7 @@ class Preparation:
                 if not task.heldout:
                     total["documents"] += counts["documents"]
                 total["sources"].update(counts["source"])
-                for kind in ("skipped", "passages", "other_sources"):
+                for kind in ("skipped", "passages", "other_sources", "recoded"):
                     total[kind] += counts[kind]
                 total["bucket"].update(counts["bucket"])
                 for number, file in enumerate(task.files):
@@ -198,6 +198,8 @@ class Preparation:
             self.console.say(
                 f"left out {total['other_sources']} documents of other sources than {', '.join(self.corpus.sources)}"
             )
+        if total["recoded"]:
+            self.console.say(f"{total['recoded']} documents have other tokens than their files")
         if total["skipped"]:
             self.console.say(f"skipped {total['skipped']} records that cannot be used: see {SKIPPED}")
         if not total["documents"]:
@@ -352,6 +354,7 @@ class Preparation:
             near_duplicates_dropped=selected["near_duplicates"],
             records_skipped=read["skipped"],
             other_sources=read["other_sources"],
+            recoded=read["recoded"],
             empty_files=sum(not records for records in read["read"].values()),
             left_out={reason: len(names) for found in self.left_out for reason, names in found.left_out.items()},
             vocabulary_size=tokenizer.vocabulary_size,

@@ -127,9 +127,9 @@ def shuffle_write(task: ShuffleWriteTask) -> dict[str, Any]:
     """Read a group of files and write their documents to chunks; chunks that an earlier attempt finished are kept.
 
     Returns:
-        "documents" read, "other_sources" left out, "passages" made, "skipped" records; under "source" the documents of each
-        source, under "bucket" the bytes of each bucket, DOCUMENT_BYTES counted for a document, under "read" the records of each
-        file by its number in the group.
+        "documents" read, those of them that are "recoded", "other_sources" left out, "passages" made, "skipped" records; under
+        "source" the documents of each source, under "bucket" the bytes of each bucket, DOCUMENT_BYTES counted for a document,
+        under "read" the records of each file by its number in the group.
 
     Raises:
         UserError: the first record that cannot be used, unless `on_error` is "skip"; a store that fails, always.
@@ -152,7 +152,9 @@ def shuffle_write(task: ShuffleWriteTask) -> dict[str, Any]:
 
 def _nest_counts(total: Mapping[str, int]) -> dict[str, Any]:
     """Turn counts with keys such as "bucket:3" and "source:news" into dictionaries of their own."""
-    nested: dict[str, Any] = {key: total.get(key, 0) for key in ("documents", "other_sources", "passages", "skipped")}
+    nested: dict[str, Any] = {
+        key: total.get(key, 0) for key in ("documents", "recoded", "other_sources", "passages", "skipped")
+    }
     for kind in ("source", "bucket", "read"):
         nested[kind] = {key.partition(":")[2]: value for key, value in total.items() if key.startswith(f"{kind}:")}
     return nested
@@ -218,7 +220,7 @@ class _ChunkWriter:
             "heldout": self.task.heldout,
             "source": document.source,
         }
-        self.counts.update({"documents": 1, f"source:{document.source}": 1})
+        self.counts.update({"documents": 1, "recoded": int(document.recoded), f"source:{document.source}": 1})
         if not limit or len(document.text) <= limit:
             self._add_row(document.id, document.text, -1, common)
             return

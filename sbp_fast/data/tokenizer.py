@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 from sbp_fast.errors import UserError
-from sbp_fast.pipeline.files import atomic_open
+from sbp_fast.pipeline.files import atomic_open, parse_json
 
 BEGIN, END, PARTNER = "<|begin|>", "<|end|>", "<|partner|>"
 SPECIAL_TOKENS = (BEGIN, END, PARTNER)
@@ -60,6 +60,17 @@ class Tokenizer:
     def vocabulary(self) -> dict[str, int]:
         """Return the id of every token, added ones too."""
         return self._tokenizer.get_vocab(with_added_tokens=True)
+
+    def token(self, id: int) -> str:
+        """Return the token with an id, as its file spells it."""
+        return str(self._tokenizer.id_to_token(id))
+
+    def special_ids(self) -> list[int]:
+        """Return the ids of the special tokens, without the one that stands for unknown text."""
+        model = parse_json(self.to_json())["model"]
+        unknown = (model.get("unk_token"), model.get("unk_id"))
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        return [id for id, token in added if token.special and token.content not in unknown and id not in unknown]
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without special tokens."""

@@ -11,7 +11,7 @@ from sbp_fast.config import RunConfig, resolve_threads
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.data.token_shards.corpus import Corpus
 from sbp_fast.evaluate.quality import rate, unmeasured
-from sbp_fast.neighbors.encoder import SentenceEncoder
+from sbp_fast.neighbors.encoders import open_encoder
 from sbp_fast.pairs.pairset import PairSet
 from sbp_fast.pipeline.progress import Console
 
@@ -65,11 +65,12 @@ def similarities(
     The similarities are float64 [n] arrays: "seed" of each document to its seed, "random" of each document to the seed of
     another, and "neighbors" of its seed to a true partner of that seed, NaN where the seed has none.
     """
-    encoder = SentenceEncoder(config.embed, device, resolve_threads(config))
-    real, positions = np.unique(np.concatenate([judged.seeds, judged.elsewhere, judged.neighbors]), return_inverse=True)
+    encoder = open_encoder(config.embed, device, resolve_threads(config))
+    partners = np.where(judged.neighbors >= 0, judged.neighbors, judged.seeds)
+    real, positions = np.unique(np.concatenate([judged.seeds, judged.elsewhere, partners]), return_inverse=True)
     texts = [prepared.text(filtered, int(document)) for document in judged.documents]
-    texts += [prepared.text(prepared.unique, int(document)) if document >= 0 else "" for document in real]
-    lengths = encoder.count_tokens(texts)
+    texts += [prepared.text(prepared.unique, int(document)) for document in real]
+    lengths = encoder.lengths_of(texts)
     with console.task("documents compared with their seeds", len(texts), "documents") as task:
         vectors = encoder.encode(texts, task.advance, lengths=lengths).astype(np.float64)
     written, known = vectors[: len(judged.documents)], vectors[len(judged.documents) :]

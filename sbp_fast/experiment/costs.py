@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sbp_fast.config import ModelConfig, RunConfig, TrainConfig
@@ -154,6 +155,31 @@ def pretraining(recipe: TrainConfig) -> Callable[[RunConfig, CorpusEstimate], Co
     return lambda config, corpus: Cost(**_training(config, recipe, corpus.visible, loss_share=1.0))
 
 
+CostFunction = Callable[[RunConfig, CorpusEstimate], Cost]
+
+
+def of_model(directory: str) -> Callable[[CostFunction], CostFunction]:
+    """Return a function that makes a cost one of the model in a Hugging Face directory; of the run's own model for ""."""
+    return lambda cost: lambda config, corpus: cost(with_model(config, directory), corpus)
+
+
+def with_model(config: RunConfig, directory: str) -> RunConfig:
+    """Return the configuration with the shape and vocabulary of a model elsewhere, and the run's context; as it is for ""."""
+    if not directory:
+        return config
+    from sbp_fast.model.huggingface import read_hugging_face_config  # imports torch, which the plan need not wait for
+
+    shape, vocabulary_size = read_hugging_face_config(Path(directory))
+    model = shape.model_copy(update={"context": config.model.context})
+    corpus = config.corpus.model_copy(update={"vocabulary_size": vocabulary_size})
+    return config.model_copy(update={"model": model, "corpus": corpus})
+
+
+def import_model(config: RunConfig, corpus: CorpusEstimate) -> Cost:
+    """Return the cost of importing a model: the disk of its weights."""
+    return Cost(0, disk=4 * parameters(config.model, config.corpus.vocabulary_size), disk_content="weights in float32")
+
+
 def choose(config: RunConfig, corpus: CorpusEstimate) -> Cost:
     """Return no cost: the losses that it compares are in manifests."""
     return Cost(0)
@@ -210,7 +236,9 @@ def embed(config: RunConfig, corpus: CorpusEstimate) -> Cost:
 
 
 def _encoding_flops(config: RunConfig, length: float) -> float:
-    """Return the FLOPs of one document with bidirectional attention (Kaplan et al. 2020, table 1)."""
+    """Return the FLOPs of one document with bidirectional attention (Kaplan et al. 2020, table 1); 0 for a server's model."""
+    if config.embed.endpoint:
+        return 0.0
     encoder = ENCODERS.get(config.embed.model, ENCODERS[QWEN])
     return length * (2 * encoder.parameters + 4 * encoder.layers * encoder.heads_width * length)
 

@@ -16,7 +16,7 @@ from sbp_fast.config import RunConfig
 from sbp_fast.errors import UserError
 from sbp_fast.experiment import costs, steps
 from sbp_fast.experiment.arms import Arm, arms_of
-from sbp_fast.experiment.costs import CorpusEstimate, Cost
+from sbp_fast.experiment.costs import CostFunction
 from sbp_fast.experiment.sources import Source, sources_of, stage_config, used_sources
 from sbp_fast.pipeline.executors.local import LOCAL
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 PREPARE, EMBED, COMPARE, STITCHED = "prepare", "embed", "compare", "stitch/unique"
 DEFAULT_SOURCE = "related"
 """Source whose pairs order the documents of an arm with `order = "related"`."""
-
-CostFunction = Callable[[RunConfig, CorpusEstimate], Cost]
 
 
 @dataclass(frozen=True)
@@ -189,7 +187,7 @@ class _Builder:
 
     def add_source(self, source: Source) -> None:
         """Add the stages of a source up to the documents that arms read."""
-        config, corpus = stage_config(self.config, source), {"corpus": PREPARE}
+        config, corpus, cost = stage_config(self.config, source), {"corpus": PREPARE}, costs.of_model(source.settings.model)
         if source.name in self.pending:
             problem = f"starts from the arm {source.start}, which reads it"
             raise UserError(f"sources.{source.name}", problem, "name another arm in start")
@@ -202,9 +200,9 @@ class _Builder:
                 inputs = corpus | {"pairs": source.related}
                 self.add(source.pair, inputs, steps.pair_at_random, costs.pair_at_random, config=config)
             inputs = corpus | {"pairs": source.pair} | model
-            self.add(source.synthesizer, inputs, steps.tune(source.from_scratch), costs.synthesizer, config=config)
+            self.add(source.synthesizer, inputs, steps.tune(source.from_scratch), cost(costs.synthesizer), config=config)
         writer = source.synthesizer or model["start"]
-        self.add(source.synthesize, corpus | {"model": writer}, steps.synthesize, costs.synthesize, config=config)
+        self.add(source.synthesize, corpus | {"model": writer}, steps.synthesize, cost(costs.synthesize), config=config)
         inputs = corpus | {"synthetic": source.synthesize}
         self.add(source.filter, inputs, steps.filter_documents, costs.filter_documents, config=config)
         if source.stitch:
@@ -226,10 +224,15 @@ class _Builder:
                 inputs = {"corpus": PREPARE} | documents
                 self.add(quality_stage(source), inputs, steps.quality, costs.quality, config=source.config)
             inputs = {"corpus": PREPARE, "pairs": source.related, "model": source.synthesizer}
-            self.add(relation_stage(source), inputs, steps.relation, costs.relation, config=source.config)
+            cost = costs.of_model(source.settings.model)(costs.relation)
+            self.add(relation_stage(source), inputs, steps.relation, cost, config=source.config)
 
     def _model_of(self, source: Source) -> str:
         """Return the stage of the model that a source starts from, added before it."""
+        if source.imports:
+            model = source.settings.model
+            self.add(source.start, {}, steps.import_model(model), costs.of_model(model)(costs.import_model))
+            return source.start
         if source.start not in self.arms:
             known = ", ".join(self.arms)
             raise UserError(

@@ -13,6 +13,7 @@ import torch
 from sbp_fast import __version__
 from sbp_fast.config import RunConfig
 from sbp_fast.config.files import load_config
+from sbp_fast.config.sources import ELSEWHERE
 from sbp_fast.errors import UserError
 from sbp_fast.evaluate.statistics import no_share
 from sbp_fast.experiment.arms import Arm, arms_of
@@ -89,7 +90,7 @@ def _source(source: Source, counts: dict[str, dict[str, Any]]) -> dict[str, Any]
     quality = counts.get(quality_stage(source), {})  # none without seeds, and for known pairs
     results = {
         "pairs_kind": source.settings.pairs,
-        "start": source.start,
+        "start": f"{ELSEWHERE}{Path(source.settings.model).name}" if source.imports else source.start,
         "stitched": source.settings.stitched,
         "synthesis": counts[source.synthesize],
         "synthetic_quality": counts[source.filter] | quality,

@@ -19,12 +19,14 @@ from sbp_fast.experiment.side_by_side import run_side_by_side, run_stage, stage_
 from sbp_fast.experiment.sources import used_sources
 from sbp_fast.generate.synthesis import check_names
 from sbp_fast.neighbors.backends import check_backend
+from sbp_fast.neighbors.endpoint_encoder import check_endpoint
 from sbp_fast.pipeline.credentials import strip_credentials
 from sbp_fast.pipeline.executors.executor import Workers
 from sbp_fast.pipeline.executors.local import LOCAL
 from sbp_fast.pipeline.files import TEMPORARY_SUFFIX, atomic_open
 from sbp_fast.pipeline.output import disk_errors_are_user_errors, resolve_output
 from sbp_fast.pipeline.progress import Console, duration
+from sbp_fast.stages.huggingface import check_start
 from sbp_fast.train.task import check_recipe
 from sbp_fast.train.trackers import TRACKERS
 
@@ -98,6 +100,7 @@ def check_run(config: RunConfig, until: str = "") -> tuple[dict[str, Stage], set
     if config.evaluate.choices != "auto":
         read_question_files(config.evaluate.choices)
     check_judge(config.quality)
+    check_endpoint(config.embed)
     check_registered_names(config)
     stages = stages_of(config)
     if until and until not in stages:
@@ -114,6 +117,8 @@ def check_registered_names(config: RunConfig) -> None:
         check_recipe(source.config.synthesizer)
         check_backend(source.config.pair)
         check_names(source.config)
+        if source.imports:
+            check_start(Path(source.settings.model), config)
     for tracker in config.log.trackers:
         TRACKERS[tracker]
 

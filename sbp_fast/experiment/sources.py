@@ -19,7 +19,8 @@ class Source:
         name: of the table [sources.NAME].
         settings: the table.
         config: the run's configuration with the source's changes.
-        start: arm whose first model the synthesizer starts from, or which generates; "scratch" for random weights.
+        start: arm whose first model the synthesizer starts from, or which generates; "scratch" for random weights; the stage
+            that imports a model pretrained elsewhere.
         related: stage that finds related pairs; "" where nothing is tuned.
         pair: stage whose pairs the synthesizer is tuned on, `related` unless they are random; "" where nothing is tuned.
         synthesizer: stage that tunes the synthesizer; "" where the model of `start` generates.
@@ -45,6 +46,11 @@ class Source:
         return self.start == SCRATCH
 
     @property
+    def imports(self) -> bool:
+        """Whether the synthesizer starts from a model pretrained elsewhere."""
+        return bool(self.settings.model)
+
+    @property
     def documents(self) -> str:
         """Stage whose output arms read."""
         return self.stitch or self.filter
@@ -64,6 +70,8 @@ def sources_of(config: RunConfig) -> dict[str, Source]:
 def _source(config: RunConfig, name: str, stage: Callable[..., str]) -> Source:
     settings, changed = config.sources[name], config.with_source(name)
     start = settings.start or config.baseline
+    if settings.model:
+        start = stage("import/", name, settings.model)
     related = pair = synthesizer = stitch = ""
     if settings.pairs != "none":
         related = stage("pair/", name, "related", changed.pair.settings())

@@ -6,6 +6,7 @@ The functions import stages when called: the plan reads the graph and must not w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -61,6 +62,17 @@ def train_arm(arm: str, seed: int, recipe: Mapping[str, Any] | None = None) -> R
         if "recipe" in inputs:
             changes = Manifest.load(inputs.pop("recipe"), "choose", hashed=False).counts["choice"]["recipe"]
         return _train(step, TrainTask.of_arm(step.config, arm, seed, changes), inputs)
+
+    return run
+
+
+def import_model(directory: str) -> Run:
+    """Return a function that imports a model pretrained elsewhere, with the context of the arms."""
+
+    def run(step: Step) -> Any:
+        from sbp_fast.stages.huggingface import import_hugging_face
+
+        return import_hugging_face(Path(directory), step.out, context=step.config.model.context, **step.options)
 
     return run
 

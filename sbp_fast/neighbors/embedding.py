@@ -13,7 +13,7 @@ import numpy as np
 from sbp_fast.config import EmbedConfig, RunConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
-from sbp_fast.neighbors.encoder import SentenceEncoder
+from sbp_fast.neighbors.encoders import TextEncoder, open_encoder
 from sbp_fast.neighbors.vectors import Split, shard_folder, write_vectors
 from sbp_fast.pipeline.executors.executor import Advance, Placement, Workers
 from sbp_fast.pipeline.files import save_array
@@ -56,7 +56,8 @@ def embed_documents(
         checkpoint: called after each shard.
 
     Raises:
-        UserError: the model is neither installed nor reachable, or its vectors are shorter than `embed.dimensions`.
+        UserError: the model is neither installed nor reachable, its vectors are shorter than `embed.dimensions`, or of another
+            dimension than those in `directory`.
     """
     prepared = PreparedCorpus(corpus)
     shard_folder(directory, "heldout").mkdir(exist_ok=True)
@@ -69,7 +70,8 @@ def embed_documents(
     missing = [shard for shard in shards if not is_sealed(shard.vectors)]
     documents = sum(len(shard.rows) for shard in shards)
     done = documents - sum(len(shard.rows) for shard in missing)
-    with workers.hold(partial(_open_encoder, config.embed, corpus, console), config) as encoders:
+    finished = next((shard for shard in shards if is_sealed(shard.vectors)), None)
+    with workers.hold(partial(_open_encoder, config.embed, corpus, finished, console), config) as encoders:
         with console.task("documents embedded", documents, "documents", done=done) as task:
             for _ in encoders.run(_embed_shard, missing, task.advance):
                 checkpoint()
@@ -96,7 +98,7 @@ class Shard:
 
     @property
     def lengths(self) -> Path:
-        """The file of the lengths, int64 [documents]: tokens of the encoder before any is cut off."""
+        """The file of the lengths, int64 [documents]: see `TextEncoder.lengths_of`."""
         return self.directory / f"lengths-{self.number:05d}.npy"
 
 
@@ -113,41 +115,40 @@ def _refuse_others(directory: Path, shards: Sequence[Shard]) -> None:
         raise UserError(file, "is none of the shards of this corpus", "move it elsewhere")
 
 
-def _open_encoder(
-    config: EmbedConfig, corpus: Path, console: Console, placement: Placement
-) -> tuple[SentenceEncoder, PreparedCorpus]:
-    console.say(f"loading {config.model}")
-    encoder = SentenceEncoder(config, placement.device, placement.threads)
-    console.detail(
-        f"{config.model} on {placement.device}, {encoder.precision}: the first {encoder.maximum_tokens} tokens of each, "
-        f"{encoder.batch_documents} documents at a time"
-    )
+Opened = tuple[TextEncoder, PreparedCorpus]
+
+
+def _open_encoder(config: EmbedConfig, corpus: Path, finished: Shard | None, console: Console, placement: Placement) -> Opened:
+    if not config.endpoint:
+        console.say(f"loading {config.model}")
+    encoder = open_encoder(config, placement.device, placement.threads)
+    console.detail(f"{config.model} {encoder.description}, {encoder.batch_documents} documents at a time")
+    if finished is not None and (dimension := np.load(finished.vectors, mmap_mode="r").shape[1]) != encoder.dimension:
+        problem = f"has vectors of {dimension} components, and {config.model} now gives {encoder.dimension}"
+        raise UserError(finished.vectors, problem, "embed the whole corpus with one model: rerun with --force")
     return encoder, PreparedCorpus(corpus)
 
 
-def _embed_shard(opened: tuple[SentenceEncoder, PreparedCorpus], shard: Shard, advance: Advance) -> None:
+def _embed_shard(opened: Opened, shard: Shard, advance: Advance) -> None:
     encoder, prepared = opened
     corpus = getattr(prepared, shard.split)
     texts = [prepared.text(corpus, row) for row in shard.rows]
-    lengths = encoder.count_tokens(texts)
+    lengths = encoder.lengths_of(texts)
     vectors = encoder.encode(texts, advance, lengths=lengths, name=lambda row: f"document {corpus.id(shard.rows[row])}")
     save_array(shard.lengths, lengths)
     write_vectors(shard.vectors, vectors, shard.config.storage)
     seal(shard.vectors, shard.lengths)  # last: it marks the shard as finished
 
 
-def _summarize(
-    opened: tuple[SentenceEncoder, PreparedCorpus], directory: Path, advance: Advance
-) -> tuple[float, dict[str, Any]]:
+def _summarize(opened: Opened, directory: Path, advance: Advance) -> tuple[float, dict[str, Any]]:
     """Return the operations that all vectors took, and the counts of the encoder; all but "heldout" are of unique documents."""
     encoder, lengths, heldout = opened[0], _read_lengths(directory, "unique"), _read_lengths(directory, "heldout")
     return encoder.flops(np.concatenate([lengths, heldout])), {
         "documents": len(lengths),
         "dimension": encoder.dimension,
-        "maximum_tokens": encoder.maximum_tokens,
-        "precision": encoder.precision,
+        **encoder.counts,
         "batch_documents": encoder.batch_documents,
-        "truncated_share": float(np.mean(lengths > encoder.maximum_tokens)),
+        "truncated_share": float(np.mean(lengths > encoder.limit)),
         "heldout": {"documents": len(heldout), "flops": encoder.flops(heldout)},
     }
 

@@ -37,6 +37,7 @@ class SentenceEncoder:
         maximum_tokens: longer texts are cut here; the configured number, or the model's own limit where that is less.
         precision: of the computation.
         batch_documents: texts encoded together.
+        limit, counts, description: see `TextEncoder`.
 
     Raises:
         UserError: the model is neither installed nor reachable, is no encoder of a kind that is known, or its vectors are
@@ -61,12 +62,15 @@ class SentenceEncoder:
         automatic = CPU_BATCH if device == "cpu" else GPU_BATCH
         self.batch_documents = automatic if config.batch_documents == "auto" else config.batch_documents
         self.dimension: int = self.model.encode("", show_progress_bar=False).shape[-1]
+        self.limit = self.maximum_tokens
+        self.counts = {"maximum_tokens": self.maximum_tokens, "precision": self.precision}
+        self.description = f"on {device}, {self.precision}: the first {self.maximum_tokens} tokens of each"
         if config.dimensions and self.dimension < config.dimensions:
             raise UserError(
                 f"embed.dimensions = {config.dimensions}", f"{config.model} has {self.dimension}", "set it to no more than that"
             )
 
-    def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
+    def lengths_of(self, texts: Sequence[str]) -> np.ndarray:
         """Return the tokens of each text with its prompt, before any is cut off. int64 [texts]."""
         if self._static:
             encodings = self._whole.encode_batch([self.prompt + text for text in texts], add_special_tokens=False)

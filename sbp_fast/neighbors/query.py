@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sbp_fast.config import RunConfig, resolve_device, resolve_threads
-from sbp_fast.config.embed import OF_FILE
+from sbp_fast.config.embed import OF_ENDPOINT, OF_FILE
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
 from sbp_fast.neighbors.encoder import SentenceEncoder
@@ -68,6 +68,9 @@ def find_neighbors(
     else:
         if saved.embedding.model == OF_FILE:
             raise UserError(index, "was made from vectors of a file, which no text can be compared with", "give --document")
+        if saved.embedding.model.startswith(OF_ENDPOINT):
+            model = saved.embedding.model.removeprefix(OF_ENDPOINT)
+            raise UserError(index, f"was made by {model} of a server, which is not asked for a text", "give --document")
         if saved.embedding.model != config.embed.model:  # a model is code and a download: the user chooses it, not a file
             problem = f"was made with the model {saved.embedding.model}, and {config.embed.model} is to be loaded"
             raise UserError(index, problem, f"give --model {saved.embedding.model} if you trust that model")

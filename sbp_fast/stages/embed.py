@@ -8,6 +8,7 @@ from sbp_fast.config import RunConfig
 from sbp_fast.config.embed import OF_FILE
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.neighbors.embedding import embed_documents
+from sbp_fast.neighbors.endpoint_encoder import check_endpoint
 from sbp_fast.neighbors.imported import import_vectors
 from sbp_fast.neighbors.vector_files import fingerprint_vectors
 from sbp_fast.pipeline.executors.executor import Workers
@@ -23,8 +24,9 @@ def embed(
     """Embed the unique and the held-out documents of a prepared corpus.
 
     Writes, for each `embed.shard_documents` documents, `vectors-00000.npy` ([documents, dimension] as `embed.storage`, to be
-    read by `Vectors`) and `lengths-00000.npy` (int64 [documents], tokens of the encoder before truncation), in corpus order;
-    those of the held-out documents, which `pair` finds held-out pairs by, in the folder `heldout`.
+    read by `Vectors`) and `lengths-00000.npy` (int64 [documents], tokens of the encoder before truncation, or characters with
+    `embed.endpoint`), in corpus order; those of the held-out documents, which `pair` finds held-out pairs by, in the folder
+    `heldout`.
 
     With `embed.file`, the vectors are those of files, and there are no lengths.
 
@@ -34,6 +36,7 @@ def embed(
     """
     if config.embed.file:
         return _import(config, corpus, out, console=console, force=force)
+    check_endpoint(config.embed)  # before anything is written
 
     def body(context: StageContext) -> None:
         result = embed_documents(

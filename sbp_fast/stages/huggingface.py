@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from sbp_fast.config import ModelConfig
+from sbp_fast.config import ModelConfig, RunConfig
 from sbp_fast.data.tokenizer import TOKENIZER, Tokenizer
 from sbp_fast.errors import UserError
 from sbp_fast.model.huggingface import (
@@ -97,9 +97,40 @@ def trained_positions(manifest: Manifest, config: ModelConfig) -> int:
     return 2 * config.context if manifest.counts.get("arm") == SYNTHESIZER else config.context
 
 
+def check_import(directory: Path, context: int, setting: str = "--context") -> ModelConfig:
+    """Return the shape of the model in a Hugging Face directory.
+
+    Args:
+        directory: of the model.
+        context: longest document in tokens (0: what its positions allow).
+        setting: that says the context, for the message.
+
+    Raises:
+        UserError: there is no such directory, it has another architecture, or fewer positions than `context` takes.
+    """
+    shape, _ = read_hugging_face_config(directory)
+    if context > shape.context:
+        problem = f"has {read_positions(directory)} positions, too few for a seed and a partner of {context} tokens each"
+        raise UserError(directory, problem, f"set {setting} to {shape.context} or less")
+    return shape
+
+
+def check_start(directory: Path, config: RunConfig) -> None:
+    """Refuse a model that no synthesizer of a run could start from, before any work is done.
+
+    Raises:
+        UserError: see `check_import`; or the corpus is to have another tokenizer than the model.
+    """
+    check_import(directory, config.model.context, "model.context")
+    tokenizer_json, chosen = directory / TOKENIZER, config.corpus.tokenizer
+    own = Tokenizer(tokenizer_json).vocabulary()
+    if chosen == "train" or Tokenizer(chosen).vocabulary() != own:
+        raise UserError(f"corpus.tokenizer = {chosen}", f"is not that of {directory}", f"set it to {tokenizer_json}")
+
+
 def import_hugging_face(
     hf_directory: Path, out: Path, *, context: int = 0, console: Console = QUIET, force: bool = False
-) -> None:
+) -> Manifest:
     """Turn a Hugging Face directory of Qwen3 or Llama into a saved model, in float32, with its tokenizer.
 
     The output's `tokenizer.json` is the directory's with the special tokens of this project, and the model has one row of
@@ -119,10 +150,7 @@ def import_hugging_face(
             `force`).
     """
     directory = Path(hf_directory)
-    shape, _ = read_hugging_face_config(directory)  # refuses before anything is written
-    if context > shape.context:
-        problem = f"has {read_positions(directory)} positions, too few for a seed and a partner of {context} tokens each"
-        raise UserError(directory, problem, f"set --context to {shape.context} or less")
+    shape = check_import(directory, context)  # refuses before anything is written
     tokenizer_json = directory / TOKENIZER
     tokenizer = Tokenizer(tokenizer_json) if tokenizer_json.is_file() else None
 
@@ -142,7 +170,7 @@ def import_hugging_face(
 
     files = [directory / CONFIG, *weight_files(directory), *[tokenizer_json] * (tokenizer is not None)]
     inputs: dict[str, Path | str] = {file.name: hash_file(file) for file in files}
-    run_stage(
+    return run_stage(
         IMPORT,
         out,
         config={"new_rows": MEAN, "context": context or shape.context},

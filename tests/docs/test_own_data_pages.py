@@ -2,10 +2,13 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 from code_blocks import code_blocks
+from embedding_server import DIMENSION, embeddings
+from judge_server import serving
 from small_run import SETTINGS, make_documents
 from typer.testing import CliRunner
 
@@ -36,20 +39,25 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_stages_of_the_page_about_vectors_find_pairs_by_them(folder: Path) -> None:
+def test_stages_of_the_page_about_vectors_find_pairs_and_ask_a_server(folder: Path) -> None:
     (program,) = blocks_of("own-vectors.md", "python")
     exec(compile(program, "own-vectors.md", "exec"), {})
-    _, stages = blocks_of("own-vectors.md")
+    _, stages, server_command = blocks_of("own-vectors.md")
     run_commands(stages)
     assert json.loads((folder / "mine/embed/manifest.json").read_text())["counts"]["dimension"] == 64
     assert json.loads((folder / "mine/pair/manifest.json").read_text())["counts"]["pairs"]
+    shutil.rmtree(folder / "mine/embed")
+    with serving(lambda before, body: embeddings(body)) as server:
+        run_commands(server_command.replace("http://localhost:8000/v1", server.url))
+    counts = json.loads((folder / "mine/embed/manifest.json").read_text())["counts"]
+    assert counts["model"] == "BAAI/bge-small-en-v1.5" and counts["dimension"] == DIMENSION
 
 
 @pytest.mark.slow
 def test_run_of_the_page_about_vectors_ends_with_a_report(folder: Path) -> None:
     (program,) = blocks_of("own-vectors.md", "python")
     exec(compile(program, "own-vectors.md", "exec"), {})
-    run, _ = blocks_of("own-vectors.md")
+    run, *_ = blocks_of("own-vectors.md")
     run_commands(run)
     assert "embed.file" in (folder / "runs/mine/report.html").read_text(encoding="utf-8")
 

@@ -17,10 +17,10 @@ from test_quality import inputs, run  # noqa: F401  (a fixture)
 
 from sbp_fast.config import QualityConfig, RunConfig
 from sbp_fast.errors import TransientError, UserError
-from sbp_fast.evaluate import judge as module
 from sbp_fast.evaluate.judge import Endpoint, LocalModel, fingerprint_directory, open_judge
 from sbp_fast.evaluate.judge_answers import ANSWERS, PROMPTS, JudgeQuestion, collect_answers, parse_verdict, verdict_counts
 from sbp_fast.experiment.run import run as run_experiment
+from sbp_fast.pipeline import openai_client as module
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.stages.quality import JUDGED
 

@@ -43,7 +43,7 @@ class FakeEncoder:
     def __init__(self, *arguments: Any) -> None:
         self.dimension = 3
 
-    def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
+    def lengths_of(self, texts: Sequence[str]) -> np.ndarray:
         return np.array([len(text) for text in texts])
 
     def encode(self, texts: Sequence[str], progress: Any = None, *, lengths: Any = None) -> np.ndarray:
@@ -94,7 +94,7 @@ def run(inputs: dict[str, Path], out: Path, *overrides: str) -> Manifest:
     config = configure(inputs["directory"], *OVERRIDES, *overrides)
     paths = {name: inputs[name] for name in ("corpus", "synthetic", "filtered", "pairs")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(relevance, "SentenceEncoder", FakeEncoder)
+        patch.setattr(relevance, "open_encoder", FakeEncoder)
         return measure_quality(config, out, **paths, console=QUIET)
 
 
@@ -302,7 +302,7 @@ def test_quality_of_inputs_that_do_not_belong_together_is_refused(inputs: dict[s
 
 
 def test_quality_command_writes_the_stage(inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relevance, "SentenceEncoder", FakeEncoder)
+    monkeypatch.setattr(relevance, "open_encoder", FakeEncoder)
     options = [text for name in ("corpus", "synthetic", "filtered", "pairs") for text in (f"--{name}", str(inputs[name]))]
     settings = [f"corpus.path={inputs['directory']}/documents.jsonl", *OVERRIDES, "threads=1"]
     result = CliRunner().invoke(app, ["quality", "small", *settings, *options, "--out", str(tmp_path / "out")])

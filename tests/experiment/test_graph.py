@@ -78,6 +78,21 @@ def test_a_source_that_changes_sampling_shares_pairs_and_synthesizer() -> None:
     assert added == {"synthesize/hot", "filter/hot", "quality/hot", "train/hot", "evaluate/hot"}
 
 
+def test_a_synthesizer_that_starts_elsewhere_imports_its_model_once_and_needs_no_arm() -> None:
+    model = "sources.related.model=theirs"
+    stages = stages_of(load_config(["small"], [model, "sources.random.model=theirs", *CONTROLS[1:2]]))
+    assert stages["tune/related"].inputs["start"] == stages["tune/random"].inputs["start"] == "import/related"
+    assert stages["import/related"].inputs == {} and "import/random" not in stages
+    assert "train/baseline" not in needed_stages(stages, "tune/related")
+    assert names(model) - names() == {"import/related"}
+
+
+@pytest.mark.parametrize("other", ["start=scratch", "start=sbp", "pairs=none"])
+def test_a_model_elsewhere_and_another_start_are_refused(other: str) -> None:
+    with pytest.raises(UserError, match=r"sources\.mine: model is what a synthesizer starts from, in place of start"):
+        load_config(["small"], ["sources.mine.model=theirs", f"sources.mine.{other}"])
+
+
 def test_names_of_stages_do_not_depend_on_the_arms_that_read_a_source() -> None:
     only = names("arms.sbp.enabled=false", "arms.megadocs.synthetic=megadocs")
     assert {"pair/related", "synthesize/related", "filter/related", "stitch/megadocs"} <= only

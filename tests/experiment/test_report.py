@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from fabricated_counts import METRICS, comparison, judge_counts, relation
-from fabricated_run import CONFIG, write_run
+from fabricated_run import CONFIG, write_run, write_stage
 from fabricated_texts import HOSTILE, HOSTILE_SHOWN, prose
 from rich.console import Console
 
-from sbp_fast.config import ArmConfig
+from sbp_fast.config import ArmConfig, SourceConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.experiment.report import plots, wording
 from sbp_fast.experiment.report.examples import collect_triples
@@ -93,6 +93,20 @@ def numbers(value: Any) -> set[float]:
     if isinstance(value, dict | list):
         return set().union(*map(numbers, value.values() if isinstance(value, dict) else value)) if value else set()
     return {float(value)} if isinstance(value, int | float) else set()
+
+
+def test_report_says_what_a_model_pretrained_elsewhere_may_have_read(run: Path, tmp_path: Path) -> None:
+    start = {"related": SourceConfig(model=str(tmp_path / "gone/Qwen3-0.6B"))}
+    other = write_run(tmp_path / "run", config=CONFIG.model_copy(update={"sources": CONFIG.sources | start}))
+    write_stage(other / "import/related", "import", {"positions": 4096})
+    write_report(other)  # the model itself need not be there any more
+    shown, own = (" ".join((directory / "report.html").read_text().split()) for directory in (other, run))
+    for words in (
+        "tuning has not seen them; what Qwen3-0.6B, a model pretrained elsewhere, has seen is unknown.",
+        "The synthesizer of related starts from Qwen3-0.6B, a model pretrained elsewhere: what arms gain by its documents may",
+    ):
+        assert words in shown and words not in own
+    assert "neither the synthesizer nor the model that it starts from has seen them" in own
 
 
 def test_every_number_of_the_report_is_in_results_json(run: Path, page: Page) -> None:

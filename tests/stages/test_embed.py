@@ -123,7 +123,7 @@ def test_manifest_has_the_counts_and_flops(corpus: Path, vectors: Path, encoder:
         "truncated_share": 1 / 16,
         "heldout": {
             "documents": 4,
-            "flops": encoder.flops(encoder.count_tokens([f"Set apart, {number}." for number in range(4)])),
+            "flops": encoder.flops(encoder.lengths_of([f"Set apart, {number}." for number in range(4)])),
         },
     }
     lengths = np.concatenate([np.load(path) for path in sorted(vectors.rglob("lengths-*.npy"))])
@@ -164,7 +164,7 @@ def test_killed_run_resumes_at_the_last_finished_shard(
 def test_prompt_changes_the_vectors_and_is_counted(encoder: SentenceEncoder) -> None:
     prompted = SentenceEncoder(EmbedConfig(maximum_tokens=32, prompt="Recipe: "), "cpu", 1)
     text = ["Stir the soup."]
-    assert prompted.count_tokens(text) == encoder.count_tokens(text) + 2
+    assert prompted.lengths_of(text) == encoder.lengths_of(text) + 2
     assert np.abs(prompted.encode(text) - encoder.encode(["Recipe: Stir the soup."])).max() < 1e-6
     assert prompted.maximum_tokens == 32 and prompted.batch_documents == 16
 
@@ -242,14 +242,14 @@ def test_static_encoder_gives_the_unit_mean_of_the_vectors_of_the_first_tokens(k
     folder = write_static(tmp_path / "static", kind, table)
     static = SentenceEncoder(EmbedConfig(model=str(folder), maximum_tokens=3), "cpu", 1)
     texts = ["the cat sees a dog", "stirs"]
-    assert static.count_tokens(texts).tolist() == [5, 1]
+    assert static.lengths_of(texts).tolist() == [5, 1]
     assert (static.dimension, static.maximum_tokens, static.precision) == (8, 3, "float32")
     expected = torch.stack([table[[1, 2, 3]].mean(0), table[7]])
     expected /= expected.norm(dim=1, keepdim=True)
     assert np.abs(static.encode(texts) - expected.numpy()).max() < 1e-6
-    assert static.flops(static.count_tokens(texts)) == 8 * (3 + 1)  # additions; tokens that are cut off cost nothing
+    assert static.flops(static.lengths_of(texts)) == 8 * (3 + 1)  # additions; tokens that are cut off cost nothing
     prompted = SentenceEncoder(EmbedConfig(model=str(folder), maximum_tokens=3, prompt="the "), "cpu", 1)
-    assert prompted.count_tokens(["stirs"]).tolist() == [2]
+    assert prompted.lengths_of(["stirs"]).tolist() == [2]
     assert np.abs(prompted.encode(["stirs"]) - static.encode(["the stirs"])).max() < 1e-6
     half = SentenceEncoder(EmbedConfig(model=str(folder), dimensions=4, precision="bfloat16"), "cpu", 1)
     assert (half.precision, half.dimension) == ("bfloat16", 4)

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,9 +20,10 @@ class FakeEncoder:
     """Counts words, in the place of a model that takes seconds to load."""
 
     words = ("the", "cat", "dog", "tree", "house", "sees", "eats", "climbs", "near", "under", "small", "red", "of", "river")
-    dimension, maximum_tokens, precision, batch_documents = len(words), 30, "float32", 8
+    dimension, limit, batch_documents = len(words), 30, 8
+    counts: ClassVar[dict[str, Any]] = {}
 
-    def count_tokens(self, texts: list[str]) -> np.ndarray:
+    def lengths_of(self, texts: list[str]) -> np.ndarray:
         return np.array([len(text.split()) for text in texts])
 
     def encode(

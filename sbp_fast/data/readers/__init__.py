@@ -13,7 +13,16 @@ Another format is one object; nothing in the package needs to change:
     register_reader(TabReader())
 """
 
-from sbp_fast.data.readers import csv_rows, json_values, jsonl, parquet, text, warc  # noqa: F401  (each registers its reader)
+from sbp_fast.data.readers import (  # noqa: F401  (each registers its reader)
+    csv_rows,
+    datatrove,
+    json_values,
+    jsonl,
+    megatron,
+    parquet,
+    text,
+    warc,
+)
 from sbp_fast.data.readers.reader import (
     READERS,
     Fields,

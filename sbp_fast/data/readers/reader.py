@@ -23,12 +23,16 @@ class Fields:
         text, id, source: keys (columns) that hold the text, the id and the source; "doc.text" is the key `text` of the object
             (struct) under `doc`, unless there is a key of that very name.
         record_bytes: a record of more bytes is refused before the rest of it is read.
+        tokenizer: path of the `tokenizer.json` that files of tokens are decoded with; "train" where there is none.
+        lossy: whether documents of tokens are accepted whose text has other tokens.
     """
 
     text: str
     id: str
     source: str
     record_bytes: int = 256 << 20
+    tokenizer: str = "train"
+    lossy: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,12 @@ class Record:
     Attributes:
         values: field name -> value; the reader may leave out fields that nobody asked for.
         index: position of the record in its whole file, from 1: a line or row number. None where a file is one record.
+        recoded: whether the file holds other tokens than those of the text.
     """
 
     values: Mapping[str, Any]
     index: int | None = None
+    recoded: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,9 +55,9 @@ class InputSplit:
     """A part of a file that one task reads, half-open: [start, stop).
 
     Attributes:
-        start, stop: in units of the reader: bytes of JSON lines, row groups of parquet.
+        start, stop: in units of the reader: bytes of JSON lines, row groups of parquet, documents of tokens.
         offset: what the reader must know of the file before the split to number its records: rows of parquet, line ends of
-            JSON lines. None until `Reader.count` has counted the splits before it.
+            JSON lines, documents of tokens. None until `Reader.count` has counted the splits before it.
     """
 
     start: int
@@ -91,15 +97,25 @@ class InputFile:
         """Whether the file lies on this machine."""
         return isinstance(self.system, LocalFileSystem)
 
-    def stored_bytes(self) -> int | None:
-        """Return the size of the whole file; None where a store does not tell.
+    def companions(self) -> list[str]:
+        """Return the paths of the files that belong to this one and are there.
 
         Raises:
             UserError: the store does not answer.
         """
         with user_errors(self.system, self.shown):
-            size: int | None = self.system.size(self.path)
-            return size
+            return [path for path in self.reader.companions(self.path) if self.system.isfile(path)]
+
+    def stored_bytes(self) -> int | None:
+        """Return the size of the whole file and of those that belong to it; None where a store does not tell.
+
+        Raises:
+            UserError: the store does not answer.
+        """
+        companions = self.companions()
+        with user_errors(self.system, self.shown):
+            sizes = [self.system.size(path) for path in (self.path, *companions)]
+        return None if None in sizes else sum(sizes)
 
     def open(self) -> IO[bytes]:
         """Open the file for binary reading."""
@@ -132,6 +148,10 @@ class Reader(ABC):
         Raises:
             UserError: nothing more of the file can be read.
         """
+
+    def companions(self, path: str) -> tuple[str, ...]:
+        """Return the paths of the files that belong to a file, whether they are there or not, such as an index beside it."""
+        return ()
 
     def split(self, file: InputFile, count: int) -> list[InputSplit]:
         """Split a large file into about `count` parts for parallel tasks; an empty list reads it whole.

@@ -8,6 +8,8 @@ from itertools import product
 
 from sbp_fast.config import RunConfig, TrainConfig
 from sbp_fast.errors import UserError
+from sbp_fast.experiment.costs import with_model
+from sbp_fast.experiment.sources import used_sources
 from sbp_fast.train.memory import CHECKPOINTING, StepMemory, step_memory, usable_memory
 
 NODE = 8  # GPUs of a machine; larger numbers of GPUs are multiples of it
@@ -35,8 +37,15 @@ class Need:
 
     @staticmethod
     def of(config: RunConfig, section: str, recipe: TrainConfig, gpus: int) -> Need:
-        """Return the requirements of a recipe."""
-        memory = step_memory(config.model, config.corpus.vocabulary_size, recipe, config.parallel, gpus)
+        """Return the requirements of a recipe; of the synthesizer, those of the largest model that one starts from."""
+        starts = {source.settings.model for source in used_sources(config).values()} if section == "synthesizer" else set()
+        memory = max(
+            (
+                step_memory(started.model, started.corpus.vocabulary_size, recipe, started.parallel, gpus)
+                for started in (with_model(config, start) for start in starts or {""})
+            ),
+            key=lambda memory: memory.total,
+        )
         return Need(section, recipe, gpus, recipe.sequences_per_step, memory)
 
     def fits(self, card: str) -> bool:

@@ -15,6 +15,8 @@ from sbp_fast.experiment.report.wording import (
     primary_metric,
     run_counts,
     shown_source,
+    start_of,
+    starts_elsewhere,
     synthetic_arms,
 )
 from sbp_fast.pipeline.progress import short
@@ -47,6 +49,7 @@ def limits(results: Results) -> list[str]:
         "Arms are matched in the tokens of their final training. What the other stages cost is in the ledger; no baseline was "
         "trained on the total compute of an arm with synthetic documents.",
     ]
+    sentences += _foreign_models(results)
     name = shown_source(results)
     rates = {} if name is None else results["sources"][name]["synthetic_quality"]["quality"]
     unmeasured = [rate["label"].lower() for rate in rates.values() if rate["rate"] is None]
@@ -73,6 +76,16 @@ def _unequal_arms(results: Results) -> list[str]:
         shown = ", ".join(f"{label} {share:.1%}" for label, share in shares.items())
         sentences.append(f"The synthetic share of the tokens differs: {shown}.")
     return sentences
+
+
+def _foreign_models(results: Results) -> list[str]:
+    """Return what a model pretrained elsewhere brings into the comparison."""
+    return [
+        f"The synthesizer of {name} starts from {start_of(results, name)}: what arms gain by its documents may come from the "
+        "text that this model has read, and what its pretraining cost is not in the ledger."
+        for name in results["sources"]
+        if starts_elsewhere(results, name)
+    ]
 
 
 def _repetition_limit(epochs: float) -> str:

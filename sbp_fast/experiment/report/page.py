@@ -106,6 +106,7 @@ def render(
         shown=shown,
         shown_name=name,
         shown_start=wording.start_of(results, name) if name else "",
+        shown_elsewhere=name is not None and wording.starts_elsewhere(results, name),
         source_descriptions=wording.source_descriptions(results),
         main_metrics=wording.main_metrics(results["metrics"]),
         metric_variants=wording.metric_variants(results["metrics"]),

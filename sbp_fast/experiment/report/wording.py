@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sbp_fast.config.sources import SCRATCH
+from sbp_fast.config.sources import ELSEWHERE, SCRATCH
 from sbp_fast.pipeline.progress import short
 
 MINUS = "\N{MINUS SIGN}"
@@ -304,9 +304,16 @@ def _arm_description(results: Results, name: str) -> str:
     return text
 
 
+def starts_elsewhere(results: Results, name: str) -> bool:
+    """Return whether the synthesizer of a source starts from a model pretrained elsewhere."""
+    return bool(results["sources"][name]["start"].startswith(ELSEWHERE))
+
+
 def start_of(results: Results, name: str) -> str:
     """Return what the synthesizer of a source starts from."""
     start = results["sources"][name]["start"]
+    if starts_elsewhere(results, name):
+        return f"{start.removeprefix(ELSEWHERE)}, a model pretrained elsewhere"
     return "random weights" if start == SCRATCH else f"the model of {results['arms'][start]['label']}"
 
 
