@@ -51,9 +51,10 @@ def check_sbp_fast(command: Command, words: list[str], folder: Path) -> None:
 
 
 def check_make(command: Command, words: list[str], folder: Path) -> None:
+    """Look for the target, and for the variables in the Makefile; those of pip go on to it by the environment."""
     for word in words:
         variable, assigned, _ = word.partition("=")
-        assert (variable in VARIABLES) if assigned else (word in TARGETS), word
+        assert (variable in VARIABLES or variable.startswith("PIP_")) if assigned else (word in TARGETS), word
 
 
 def check_python(command: Command, words: list[str], folder: Path) -> None:
@@ -82,18 +83,22 @@ def check_pip(command: Command, words: list[str], folder: Path) -> None:
             assert set(extra[1].split(",")) <= PROJECT["optional-dependencies"].keys()
 
 
-def check_inner(program: str) -> Callable[[Command, list[str], Path], None]:
-    """Return a check of the command that another one starts, which begins with `program`."""
-
-    def check(command: Command, words: list[str], folder: Path) -> None:
-        if program in words:
-            CHECKS[Path(program).name](command, words[words.index(program) + 1 :], folder)
-
-    return check
-
-
 def check_torchrun(command: Command, words: list[str], folder: Path) -> None:
     check_python(command, words[words.index("-m") :], folder)
+
+
+def check_srun(command: Command, words: list[str], folder: Path) -> None:
+    check_torchrun(command, words[words.index("torchrun") + 1 :], folder)
+
+
+def check_docker(command: Command, words: list[str], folder: Path) -> None:
+    """Look for the arguments of a build in the Dockerfile, and check what is run in the image, whose name is `sbp-fast`."""
+    if words[0] == "build":
+        names = {words[index + 1].partition("=")[0] for index, word in enumerate(words) if word == "--build-arg"}
+        assert names <= set(re.findall(r"^ARG ([A-Z_]+)", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE))
+    else:
+        program, *arguments = words[words.index("sbp-fast") + 1 :]
+        CHECKS[program](command, arguments, folder)
 
 
 CHECKS: dict[str, Callable[[Command, list[str], Path], None]] = {
@@ -101,9 +106,9 @@ CHECKS: dict[str, Callable[[Command, list[str], Path], None]] = {
     "make": check_make,
     "python": check_python,
     "pip": check_pip,
-    "srun": check_inner("torchrun"),
+    "srun": check_srun,
     "torchrun": check_torchrun,
-    "docker": check_inner("sbp-fast"),
+    "docker": check_docker,
     **dict.fromkeys(EXTERNAL, lambda *_: None),
 }
 
