@@ -324,7 +324,6 @@ def test_legend_below_a_plot_is_no_wider_than_it(label: str) -> None:
     assert min(lefts) >= 0 and max(lefts) + 4 * len(curves[0].label) < float(width)  # a letter is some 5 points wide
 
 
-
 def test_tokens_plot_draws_each_seed_thin_and_the_mean_over_common_steps_thick() -> None:
     def run(*bits: float) -> list[dict[str, Any]]:
         return [{"step": step, "tokens": 1000 * (step + 1), "bits_per_byte": value} for step, value in enumerate(bits)]
