@@ -1,16 +1,28 @@
-"""`python -m bench.walkthrough RUN`: record what the run of docs/how-to/own-corpus.md took and made, for its table."""
+"""`python -m bench.walkthrough DOCUMENTS FOLDER`: follow docs/how-to/own-corpus.md and record what its table shows.
+
+The first 3,000 lines of a file of JSON lines become `my-documents.jsonl` in the folder. The run is the page's.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+import resource
+import shlex
+import subprocess
+import sys
+import time
 from collections import defaultdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sbp_fast.pipeline.manifest import Manifest
 
-RECORD = Path(__file__).parent.parent / "docs" / "how-to" / "own-corpus.json"
+PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "own-corpus.md"
+RECORD = PAGE.with_suffix(".json")
+DOCUMENTS = 3000
 COUNTS = {
     "prepare": ("documents", "unique_documents", "heldout_documents", "vocabulary_size"),
     "pair/related": ("pairs", "seeds"),
@@ -25,17 +37,39 @@ RESULTS = {
 }
 
 
-def record(run: Path) -> dict[str, Any]:
-    """Return seconds and counts of a finished run that was not interrupted.
+def follow(documents: Path, folder: Path) -> dict[str, Any]:
+    """Run what the page says in a folder, and return the seconds and counts of the run.
 
     Args:
-        run: its directory, as the run left it: the time that it took is that between the first and the last file written.
+        documents: JSON lines with a "text".
+        folder: an empty or missing one; the documents, the settings and the run stay in it.
+
+    Raises:
+        CalledProcessError: the run failed.
     """
+    text = PAGE.read_text("utf-8")
+    (settings,) = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (command,) = re.findall(r"^sbp-fast (run .*--side-by-side .*)$", text, re.MULTILINE)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(documents, encoding="utf-8") as lines:
+        (folder / "my-documents.jsonl").write_text("".join(islice(lines, DOCUMENTS)), "utf-8")
+    (folder / "mine.toml").write_text(settings, "utf-8")
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-m", "sbp_fast", *shlex.split(command)], cwd=folder, check=True)
+    elapsed, usage = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "elapsed_seconds": round(elapsed),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime),
+        **read(folder / "runs/mine"),
+    }
+
+
+def read(run: Path) -> dict[str, Any]:
+    """Return what a finished run says of itself: device, versions, the seconds of each stage, and counts."""
     results = json.loads((run / "results.json").read_text("utf-8"))
     return {
         "device": results["run"]["device"],
         "versions": results["run"]["versions"],
-        "elapsed_seconds": round((run / "results.json").stat().st_mtime - (run / "config.toml").stat().st_mtime),
         "seconds": {line["stage"]: round(line["seconds"], 1) for line in results["ledger"]},
         "counts": {stage: {name: Manifest.load(run / stage).counts[name] for name in names} for stage, names in COUNTS.items()},
     }
@@ -51,16 +85,18 @@ def walkthrough_table(recorded: dict[str, Any]) -> str:
     for command, seconds in rows.items():
         result = RESULTS[command].format(**counts[command]) if command in RESULTS else ""
         lines.append(f"| `{command}` | {len(seconds)} | {sum(seconds):.0f} | {result} |")
-    elapsed, versions = recorded["elapsed_seconds"] / 60, recorded["versions"]
-    note = f"{elapsed:.1f} minutes from the first file to the report, two stages at a time"
-    return "\n".join([*lines, "", f"{note}, on {recorded['device']} with torch {versions['torch']}."])
+    minutes, cpu = (recorded[name] / 60 for name in ("elapsed_seconds", "cpu_seconds"))
+    took = f"{minutes:.1f} minutes from the start to the report, and {cpu:.1f} minutes of a core"
+    return "\n".join([*lines, "", f"{took}, on {recorded['device']} with torch {recorded['versions']['torch']}."])
 
 
 def main() -> None:
-    """Write the record of a run."""
+    """Follow the page and write the record."""
     parser = argparse.ArgumentParser(prog="python -m bench.walkthrough", description=__doc__)
-    parser.add_argument("run", type=Path, help="directory of the finished run")
-    RECORD.write_text(json.dumps(record(parser.parse_args().run), indent=2) + "\n")
+    parser.add_argument("documents", type=Path, help="JSON lines with a text")
+    parser.add_argument("folder", type=Path, help="where the run is made and stays")
+    arguments = parser.parse_args()
+    RECORD.write_text(json.dumps(follow(arguments.documents, arguments.folder), indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ RECORD = {
     "device": "cpu (x86_64)",
     "versions": {"torch": "2.13.0+cpu"},
     "elapsed_seconds": 390,
+    "cpu_seconds": 720,
     "seconds": {"prepare": 4.2, "train/baseline": 30.0, "train/sbp": 31.4, "pair/related": 1.0},
     "counts": {
         "prepare": {"documents": 9000, "unique_documents": 450, "heldout_documents": 300, "vocabulary_size": 2048},
@@ -21,4 +22,6 @@ def test_table_sums_the_runs_of_a_stage_and_says_what_came_of_it() -> None:
         "| `train` | 2 | 61 |  |",
         "| `pair` | 1 | 1 | 1,234 pairs of 56 seeds |",
     ]
-    assert lines[-1].startswith("6.5 minutes from the first file to the report, two stages at a time, on cpu (x86_64)")
+    assert lines[-1] == (
+        "6.5 minutes from the start to the report, and 12.0 minutes of a core, on cpu (x86_64) with torch 2.13.0+cpu."
+    )
