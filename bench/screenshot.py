@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import html
 import io
+import re
 import shutil
 import sys
 import threading
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from bench.terminal import run_in_terminal, screen
+from bench.terminal import CONTROL, run_in_terminal, screen
 from sbp_fast.experiment.watch.server import open_server
 
 DEMO = Path(__file__).parent.parent / "docs" / "demo"
@@ -28,7 +29,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 COLORS = 64  # of a picture, so that all of them stay small
 COMMAND = ("run", "demo", "--until", "pair/related")
 COLUMNS = (80, 120)
-SHOWN_BAR = "documents embedded"
+SHOWN_BAR = re.compile(r"documents embedded\D*[2-7]\d%")
 TERMINAL = """<style>body {{ margin: 0 }} pre {{ margin: 0; padding: 12px 16px; width: {columns}ch; font: 14px/1.35 monospace;
 background: #16181d; color: #e6e6e6 }}</style><pre>{text}</pre>"""
 
@@ -116,7 +117,7 @@ def record_run(columns: int) -> list[str]:
     with TemporaryDirectory() as folder:
         session = run_in_terminal([sys.executable, "-m", "sbp_fast", *COMMAND], columns, timeout=600, directory=Path(folder))
     texts = [text for _, text in session.chunks]
-    bars = [number for number, text in enumerate(texts, start=1) if SHOWN_BAR in text]
+    bars = [number for number, text in enumerate(texts, start=1) if SHOWN_BAR.search(CONTROL.sub("", text))]
     if session.exit_code or not bars:
         raise RuntimeError(f"sbp-fast {' '.join(COMMAND)} ended with exit code {session.exit_code}: {session.lines[-1:]}")
     prompt = f"$ sbp-fast {' '.join(COMMAND)}"

@@ -37,6 +37,11 @@ RESULTS = {
 }
 
 
+def read_record() -> dict[str, Any] | None:
+    """Return the committed record, or None if there is none."""
+    return json.loads(RECORD.read_text("utf-8")) if RECORD.is_file() else None
+
+
 def follow(documents: Path, folder: Path) -> dict[str, Any]:
     """Run what the page says in a folder, and return the seconds and counts of the run.
 
@@ -75,8 +80,14 @@ def read(run: Path) -> dict[str, Any]:
     }
 
 
-def walkthrough_table(recorded: dict[str, Any]) -> str:
-    """Return the stages with their seconds and what they made, as Markdown; stages of the same command are one row."""
+def walkthrough_table(recorded: dict[str, Any] | None) -> str:
+    """Return the stages with their seconds and what they made, as Markdown; stages of the same command are one row.
+
+    Args:
+        recorded: as `follow` returns it, or None if the page has not been followed to its end.
+    """
+    if recorded is None:
+        return "How long the stages take has not been measured."
     rows: defaultdict[str, list[float]] = defaultdict(list)
     for stage, seconds in recorded["seconds"].items():
         rows[stage.partition("/")[0]].append(seconds)
@@ -85,9 +96,9 @@ def walkthrough_table(recorded: dict[str, Any]) -> str:
     for command, seconds in rows.items():
         result = RESULTS[command].format(**counts[command]) if command in RESULTS else ""
         lines.append(f"| `{command}` | {len(seconds)} | {sum(seconds):.0f} | {result} |")
-    minutes, cpu = (recorded[name] / 60 for name in ("elapsed_seconds", "cpu_seconds"))
-    took = f"{minutes:.1f} minutes from the start to the report, and {cpu:.1f} minutes of a core"
-    return "\n".join([*lines, "", f"{took}, on {recorded['device']} with torch {recorded['versions']['torch']}."])
+    elapsed, cores = recorded["elapsed_seconds"], recorded["cpu_seconds"] / recorded["elapsed_seconds"]
+    took = f"{elapsed / 60:.1f} minutes from the start to the report, in which the run had {cores:.1f} cores of the machine"
+    return "\n".join([*lines, "", f"{took}, {recorded['device']} with torch {recorded['versions']['torch']}."])
 
 
 def main() -> None:

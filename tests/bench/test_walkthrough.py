@@ -23,5 +23,10 @@ def test_table_sums_the_runs_of_a_stage_and_says_what_came_of_it() -> None:
         "| `pair` | 1 | 1 | 1,234 pairs of 56 seeds |",
     ]
     assert lines[-1] == (
-        "6.5 minutes from the start to the report, and 12.0 minutes of a core, on cpu (x86_64) with torch 2.13.0+cpu."
+        "6.5 minutes from the start to the report, in which the run had 1.8 cores of the machine, "
+        "cpu (x86_64) with torch 2.13.0+cpu."
     )
+
+
+def test_page_without_a_record_says_that_nothing_was_measured() -> None:
+    assert walkthrough_table(None) == "How long the stages take has not been measured."
