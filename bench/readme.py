@@ -1,4 +1,4 @@
-"""`python -m bench.readme`: draw the tables of README.md, docs/lab.md and bench/README.md from committed results."""
+"""`python -m bench.readme`: draw the tables of README.md, of pages in docs/ and of bench/README.md from committed results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from bench.records import RESULTS, load, third_party, title
 from bench.registry import BENCHMARKS
+from bench.walkthrough import read_record, walkthrough_table
 from sbp_fast.experiment.report.wording import enumerate_names, headline, main_metrics
 from sbp_fast.lab.page import TITLES
 from sbp_fast.lab.sweeps import LABELS
@@ -40,6 +41,7 @@ class Table(NamedTuple):
 TABLES = (
     Table("README.md", "demo", lambda: demo_table(json.loads(DEMO.read_text()))),
     Table("docs/lab.md", "lab", lambda: lab_table(json.loads(LAB.read_text()))),
+    Table("docs/how-to/own-corpus.md", "stages", lambda: walkthrough_table(read_record())),
     Table("bench/README.md", "kernel", lambda: kernel_table(RESULTS)),
     Table("bench/README.md", "data", lambda: data_table(RESULTS)),
     Table("bench/README.md", "scale", lambda: scale_table(RESULTS)),

@@ -1,4 +1,7 @@
-"""The pages about vectors and models of one's own: their commands run as written, with small settings after them."""
+"""The pages about documents, vectors and models of one's own, and that of the method: their commands run as written.
+
+Small settings stand after the commands that take any.
+"""
 
 import json
 import shlex
@@ -15,7 +18,7 @@ from typer.testing import CliRunner
 from sbp_fast.cli import app
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
-TAKE_SETTINGS = ("run", "prepare", "embed", "pair", "tune", "synthesize", "filter")
+READ_ONLY = ("show", "sample", "export", "import")  # all other commands take settings
 
 
 def blocks_of(page: str, language: str = "") -> list[str]:
@@ -23,10 +26,10 @@ def blocks_of(page: str, language: str = "") -> list[str]:
     return [content for name, content in code_blocks(HOW_TO / page) if name == language]
 
 
-def run_commands(block: str) -> None:
+def run_commands(block: str, *more_settings: str) -> None:
     for line in block.splitlines():
         _, *words = shlex.split(line)
-        result = CliRunner().invoke(app, [*words, *(SETTINGS if words[0] in TAKE_SETTINGS else ())])
+        result = CliRunner().invoke(app, [*words, *(() if words[0] in READ_ONLY else (*SETTINGS, *more_settings))])
         assert result.exit_code == 0, (words, result.output, result.exception)
 
 
@@ -79,3 +82,25 @@ def test_commands_of_the_page_about_models_end_with_a_model_that_transformers_lo
     run_commands(small)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "mine-synthesizer")
     assert model.config.vocab_size == tokenizer.get_vocab_size() + 3
+
+
+@pytest.mark.slow
+def test_steps_of_the_page_about_documents_end_with_what_it_says(folder: Path) -> None:
+    (folder / "documents.jsonl").rename("my-documents.jsonl")
+    (settings,) = blocks_of("own-corpus.md", "toml")
+    (folder / "mine.toml").write_text(settings, encoding="utf-8")
+    dry_run, run, look, *_ = blocks_of("own-corpus.md")
+    run_commands(dry_run, "seeds=[0]")
+    assert not (folder / "runs").exists()
+    run_commands(run + look, "seeds=[0]")
+    written = (
+        "report.html results.json filter/related/rejected.parquet train/sbp/samples.jsonl relation/related/relation.parquet"
+    )
+    assert [name for name in written.split() if not (folder / "runs/mine" / name).is_file()] == []
+
+
+@pytest.mark.slow
+def test_stages_of_the_page_about_the_method_follow_each_other(folder: Path) -> None:
+    (stages,) = (block for block in blocks_of("../method.md") if block.startswith("sbp-fast prepare"))
+    run_commands(stages, "corpus.path=documents.jsonl")
+    assert json.loads((folder / "mine/compare/manifest.json").read_text())["counts"]

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from code_blocks import code_blocks
+from page_commands import commands_of
 from small_run import SETTINGS, make_documents
-from typer.main import get_command
 from typer.testing import CliRunner
 
 from bench.readme import pages
@@ -22,16 +21,6 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 TABLES = list(pages())
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PLACEHOLDERS = {"CONFIG": "demo", "COMMAND": "run", "RUN": "runs/demo", "NAME": "sbp"}
-
-
-def shell_commands(path: Path) -> list[list[str]]:
-    """Return the words of every `sbp-fast` command in the code blocks of a page, line continuations joined."""
-    lines = [line for _, block in code_blocks(path) for line in block.replace("\\\n", " ").splitlines()]
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("sbp-fast ")]
-
-
-COMMANDS = [(path, words) for path in DOCUMENTS for words in shell_commands(path)]
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -67,20 +56,6 @@ def test_readme_has_the_two_commands_on_lines_of_their_own() -> None:
     assert {"make run", "make test"} <= set(README.splitlines())
 
 
-@pytest.mark.parametrize(
-    ("path", "words"), COMMANDS, ids=[f"{path.name}-{index}-{words[0]}" for index, (path, words) in enumerate(COMMANDS)]
-)
-def test_every_command_of_a_page_is_accepted_by_the_command_line(path: Path, words: list[str]) -> None:
-    name, *arguments = words
-    command = get_command(app).commands[name]  # type: ignore[attr-defined]
-    context = command.make_context(name, [PLACEHOLDERS.get(word, word) for word in arguments])  # refuses what it does not know
-    settings = context.params.get("settings") or []
-    shipped = [word for word in settings if "=" not in word and not word.endswith(".toml")]
-    assert shipped or not settings
-    if settings:
-        load_config(shipped, [word for word in settings if "=" in word])
-
-
 def test_commands_of_the_readme_run_as_written_with_small_settings_after_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,8 +63,8 @@ def test_commands_of_the_readme_run_as_written_with_small_settings_after_them(
     (tmp_path / "documents.jsonl.zst").write_bytes(zstandard.compress("\n".join(records).encode()))
     monkeypatch.chdir(tmp_path)
     block = README.partition("## On your own corpus")[2].partition("## ")[0]
-    commands = [words for path, words in COMMANDS if path.name == "README.md" and shlex.join(["sbp-fast", *words]) in block]
-    runs = [words for words in commands if "mini" not in words]  # another corpus by the same command
+    commands = [command for command in commands_of(ROOT / "README.md") if shlex.join(command.words) in block]
+    runs = [command.words[1:] for command in commands if "mini" not in command.words]  # another corpus by the same command
     assert [words[0] for words in runs] == ["run", "export", "plan", "doctor"]
     for words in runs:
         small = [*SETTINGS, "pretrain.optimizer=adamw"] if words[0] == "run" else []

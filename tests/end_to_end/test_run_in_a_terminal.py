@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 from small_run import SETTINGS, make_documents
-from terminal import Session, run_in_terminal
 
+from bench.terminal import Session, run_in_terminal
 from sbp_fast.config.files import load_config
 from sbp_fast.experiment.graph import stages_of
 from sbp_fast.experiment.side_by_side import stage_title

@@ -328,6 +328,16 @@ def test_loss_plots_draw_held_out_losses_where_they_were_measured() -> None:
     assert "stroke-dasharray" not in without and "held-out" not in without
 
 
+@pytest.mark.parametrize("label", ["oracle", "baseline-tuned-seed-2", "an-arm-of-a-very-long-name-indeed-seed-2"])
+def test_legend_below_a_plot_is_no_wider_than_it(label: str) -> None:
+    curves = [plots.LossCurve(f"{label}-{number}", "#080000", [(8, 4.0), (16, 3.0)], [(8, 4.5)]) for number in range(6)]
+    drawn = plots.loss_plot("x", "T", curves)
+    legend = drawn[drawn.index('id="x-legend_1"') :]
+    lefts = [float(x) for x in re.findall(r"(?:M |translate\()(-?[\d.]+)", legend)]
+    (width,) = re.findall(r'viewBox="0 0 ([\d.]+) ', drawn)
+    assert min(lefts) >= 0 and max(lefts) + 4 * len(curves[0].label) < float(width)  # a letter is some 5 points wide
+
+
 def test_tokens_plot_draws_each_seed_thin_and_the_mean_over_common_steps_thick() -> None:
     def run(*bits: float) -> list[dict[str, Any]]:
         return [{"step": step, "tokens": 1000 * (step + 1), "bits_per_byte": value} for step, value in enumerate(bits)]

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 from rich.cells import cell_len
-from terminal import Session, run_in_terminal
 
+from bench.terminal import Session, run_in_terminal
 from sbp_fast.pipeline.progress import wrap_words
 
 SCRIPT = """

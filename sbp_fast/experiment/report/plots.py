@@ -40,6 +40,7 @@ def arm_color(index: int) -> str:
 CURVE_POINTS = 60
 MARKERS = "os^Dv<>P*"  # of arms in turn, so that color alone does not tell them apart
 LEGEND_INSIDE = 4  # curves whose legend has space inside the plot
+LEGEND_COLUMNS, LEGEND_CHARACTERS = 3, 48  # of a legend below the plot: most columns; characters that a row has space for
 STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -203,7 +204,8 @@ def loss_plot(name: str, title: str, curves: Sequence[LossCurve]) -> str:
         elif len(curves) > LEGEND_INSIDE:
             _legend_below(axes)
 
-    below = 0.2 * -(-len(curves) // 3) if len(curves) > LEGEND_INSIDE else 0.0
+    columns = _legend_columns([curve.label for curve in curves])
+    below = 0.2 * -(-len(curves) // columns) if len(curves) > LEGEND_INSIDE else 0.0
     return _svg(name, title, draw, (4.9, 3.0 + below))
 
 
@@ -252,7 +254,13 @@ def tokens_plot(arms: Sequence[ArmCurves]) -> str:
 
 
 def _legend_below(axes: Axes) -> None:
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, labelcolor=COLORS["ink"])
+    columns = _legend_columns(axes.get_legend_handles_labels()[1])
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, labelcolor=COLORS["ink"])
+
+
+def _legend_columns(labels: Sequence[str]) -> int:
+    """Return the number of columns in which labels, all as wide as the longest, are no wider than the plot."""
+    return max(1, min(LEGEND_COLUMNS, LEGEND_CHARACTERS // max(map(len, labels))))
 
 
 def _token_unit(largest: float) -> tuple[str, float]:

@@ -39,39 +39,57 @@ class Session:
     @property
     def lines(self) -> list[str]:
         """The lines on the terminal at the end; bars have been erased."""
-        lines, row, column = [""], 0, 0
-        for sequence, text in re.findall(
-            r"(\x1b\[[0-9;?]*[A-Za-z]|\r|\n)|([^\x1b\r\n]+)", "".join(text for _, text in self.chunks)
-        ):
-            if text:
-                lines[row] = lines[row][:column].ljust(column) + text + lines[row][column + len(text) :]
-                column += len(text)
-            elif sequence == "\r":
-                column = 0
-            elif sequence == "\n":
-                row += 1
-                lines += [""] * (row == len(lines))
-            elif sequence.endswith("A"):
-                row -= int(sequence[2:-1] or 1)
-            elif sequence.endswith("K"):
-                lines[row] = "" if sequence == "\x1b[2K" else lines[row][:column]
-        return [line.rstrip() for line in lines]
+        return screen("".join(text for _, text in self.chunks))
 
     def times(self, pattern: str) -> list[float]:
         """Seconds at which a text was written."""
         return [seconds for seconds, text in self.chunks if re.search(pattern, CONTROL.sub("", text))]
 
 
+def screen(written: str) -> list[str]:
+    """Return the lines that a terminal shows after a text with control sequences was written to it."""
+    lines, row, column = [""], 0, 0
+    for sequence, text in re.findall(r"(\x1b\[[0-9;?]*[A-Za-z]|\r|\n)|([^\x1b\r\n]+)", written):
+        if text:
+            lines[row] = lines[row][:column].ljust(column) + text + lines[row][column + len(text) :]
+            column += len(text)
+        elif sequence == "\r":
+            column = 0
+        elif sequence == "\n":
+            row += 1
+            lines += [""] * (row == len(lines))
+        elif sequence.endswith("A"):
+            row -= int(sequence[2:-1] or 1)
+        elif sequence.endswith("K"):
+            lines[row] = "" if sequence == "\x1b[2K" else lines[row][:column]
+    return [line.rstrip() for line in lines]
+
+
 def run_in_terminal(
-    command: Sequence[str | Path], columns: int, *, timeout: float = 120, environment: Mapping[str, str] | None = None
+    command: Sequence[str | Path],
+    columns: int,
+    *,
+    timeout: float = 120,
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
 ) -> Session:
-    """Run a command in a terminal of so many columns, to its end."""
+    """Run a command in a terminal of so many columns, to its end.
+
+    Args:
+        command: program and arguments.
+        columns: width of the terminal.
+        timeout: seconds after which the command is killed.
+        environment: variables beside the inherited ones.
+        directory: where it runs; None: the current directory.
+    """
     main, other = pty.openpty()
     fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     inherited = {name: value for name, value in os.environ.items() if name not in UNSET}
     inherited |= {"TERM": "xterm-256color", **(environment or {})}
     started = time.monotonic()
-    process = subprocess.Popen(command, stdin=other, stdout=other, stderr=other, env=inherited, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdin=other, stdout=other, stderr=other, env=inherited, cwd=directory, start_new_session=True
+    )
     os.close(other)
     chunks = []
     try:
