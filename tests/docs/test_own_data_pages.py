@@ -77,7 +77,7 @@ def test_commands_of_the_page_about_models_end_with_a_model_that_transformers_lo
     shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
     positions = {"num_key_value_heads": 1, "vocab_size": 448, "max_position_embeddings": 2048}
     transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**shape, **positions)).save_pretrained(folder / "Qwen3-0.6B")
-    (commands,) = blocks_of("own-model.md")
+    commands, *_ = blocks_of("own-model.md")
     small = commands.replace("--context 512", "--context 128")  # the settings of the test have microbatches of 512 tokens
     run_commands(small)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "mine-synthesizer")
