@@ -200,6 +200,7 @@ def write_documents(folder: Path) -> None:
         (folder / f"{file}.txt").unlink()
 
 
+@pytest.mark.slow
 def test_prepare_on_ray_with_killed_workers_equals_the_local_result(
     cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from sbp_fast.pipeline.manifest import Manifest
 
 
 @NEEDS_SAME_BITS
-@pytest.mark.parametrize("backend", ["engine", "vllm"])
+@pytest.mark.parametrize("backend", ["engine", pytest.param("vllm", marks=pytest.mark.slow)])
 def test_two_processes_generate_the_documents_of_one(tmp_path: Path, backend: str) -> None:
     inputs = make_inputs(tmp_path)
     overrides = (f"synthesize.backend={backend}", f"synthesize.vllm_python={make_python(tmp_path / 'python')}", "device=cpu")

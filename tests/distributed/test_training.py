@@ -144,6 +144,7 @@ def test_stopped_run_resumes_to_the_same_bits_or_with_other_numbers_of_processes
     check_validation(home, tmp_path / "elastic")
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_bits_with_and_without_validation(home: Path, tmp_path: Path) -> None:
     sbp_fast(home, tmp_path / "never", "validation.points=0", processes=2)
     assert weights(tmp_path / "never") == weights(home / "two")
@@ -173,6 +174,7 @@ def stopped_after(steps: int) -> type:
     return Stopping
 
 
+@pytest.mark.slow
 def test_train_function_in_two_processes_gives_the_model_of_the_command(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,11 +48,11 @@ def test_a_synthesizer_is_tuned_from_a_model_of_transformers_without_any_arm(the
     manifest = Manifest.load(out / "tune/related")
     assert manifest.inputs["start"] == Manifest.load(out / "import/related").fingerprint
     assert not (out / "train").exists()
-    entries = {entry.name: entry.outlook.action for entry in dry_run_entries(config, out)}
+    entries = {entry.name: entry.planned.action for entry in dry_run_entries(config, out)}
     finished = {path.parent.relative_to(out).as_posix() for path in out.rglob("manifest.json")}
     assert {name for name, action in entries.items() if action == "skip"} == finished
     write_model(theirs, "Qwen3", 384, max_position_embeddings=1024, rms_norm_eps=1e-5)
-    entries = {entry.name: entry.outlook.action for entry in dry_run_entries(config, out, force=True)}
+    entries = {entry.name: entry.planned.action for entry in dry_run_entries(config, out, force=True)}
     assert (entries["import/related"], entries["pair/related"], entries["tune/related"]) == ("replace", "skip", "run")
 
 

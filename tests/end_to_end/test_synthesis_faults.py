@@ -29,8 +29,9 @@ def saved_bytes(partial: Path) -> int:
 
 
 @NEEDS_SAME_BITS
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/faults/test_kills.py kills a sample of stages, this one among them
+@pytest.mark.parametrize("kills", [2, 20])
+@pytest.mark.parametrize("processes", [1, 2])
 def test_synthesis_killed_at_random_gives_the_same_files(kills: int, processes: int, tmp_path: Path) -> None:
     inputs, dice, killed = make_inputs(tmp_path), random.Random(0), 0
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -190,7 +190,7 @@ class FakeModel:
 def test_local_model_answers_with_its_generated_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text("{}")
     tokenizer = FakeTokenizer()
-    monkeypatch.setattr(module, "_load", lambda directory, device: (FakeModel(), tokenizer))
+    monkeypatch.setattr("sbp_fast.evaluate.judge._load", lambda directory, device: (FakeModel(), tokenizer))
     judge = LocalModel(str(tmp_path), "cpu")
     assert list(judge.ask(["one", "two"])) == [(0, "NO"), (1, "NO")]
     tokenizer.chat_template = "as a chat"

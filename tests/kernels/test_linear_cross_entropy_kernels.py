@@ -157,7 +157,7 @@ def test_no_host_device_synchronisation(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("vocabulary", [49_152, 151_936])
+@pytest.mark.parametrize("vocabulary", [49_152, pytest.param(151_936, marks=pytest.mark.slow)])
 def test_real_vocabularies(vocabulary: int, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE == "cpu":
         monkeypatch.setattr(launch, "product_options", lambda *_: TILE | {"ROWS": 128, "COLUMNS": 512, "INNER": 128})

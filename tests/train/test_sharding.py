@@ -137,7 +137,9 @@ def fake_processes(world: int) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("name", "world", "shape"), [("3b-1t", 64, (8, 8)), ("6b-1t", 128, (16, 8))])
+@pytest.mark.parametrize(
+    ("name", "world", "shape"), [pytest.param("3b-1t", 64, (8, 8), marks=pytest.mark.slow), ("6b-1t", 128, (16, 8))]
+)
 def test_the_papers_models_build_shard_and_take_three_steps_on_no_device(name: str, world: int, shape: tuple[int, int]) -> None:
     config: RunConfig = load_config([name])
     recipe = config.pretrain.model_copy(update={"precision": "bfloat16"})
