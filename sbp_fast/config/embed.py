@@ -11,7 +11,7 @@ from sbp_fast.config.section import NO_EFFECT, Count, CountOrZero, Section
 OF_FILE = "embed.file"
 """Stands for the model of vectors that `embed.file` gave: no text can be embedded as they were."""
 OF_ENDPOINT = "endpoint:"
-"""Begins the name of a model at `embed.endpoint` in manifests, where no address of a server is kept."""
+"""Begins the name of a server's model in the settings of a manifest, so that another address of the server stales nothing."""
 LOCAL_FIELDS = ("maximum_tokens", "precision")
 
 

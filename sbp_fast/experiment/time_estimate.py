@@ -79,9 +79,11 @@ def describe_sum(seconds: Iterable[float | None], at_a_time: int = 1) -> str:
     """
     expected = list(seconds)
     known = [each for each in expected if each is not None]
-    unknown = len(expected) - len(known)
-    note = f", and {unknown} {'stage' if unknown == 1 else 'stages'} whose speed is not known yet" if unknown else ""
-    return f"{duration(math.fsum(known) / at_a_time)}{note}"
+    unknown, total = len(expected) - len(known), math.fsum(known) / at_a_time
+    if not unknown:
+        return duration(total)
+    least = f"at least {duration(total)}, not counting" if round(total) else "not known yet:"
+    return f"{least} {unknown} {'stage' if unknown == 1 else 'stages'} of unknown speed"
 
 
 def read_finished(directory: Path) -> Manifest | None:

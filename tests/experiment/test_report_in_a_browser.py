@@ -7,15 +7,11 @@ import pytest
 from fabricated_counts import comparison, judge_counts
 from fabricated_run import CONFIG, write_run
 
-from bench.screenshot import find_browser
 from sbp_fast.config import ArmConfig
 from sbp_fast.experiment.report.contents import SECTIONS
 from sbp_fast.experiment.report.page import write_report
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python, of the extra dev")
-CHROMIUM = find_browser()
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs an installed Chromium")
 MORE_ARMS = {f"arm-{index}": 0.01 * index for index in range(2)}  # five in all, as in the demo
 
 
@@ -25,14 +21,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     directory = tmp_path_factory.mktemp("report") / "run"
     write_run(directory, comparison(**MORE_ARMS), judge_counts(), CONFIG.model_copy(update={"arms": arms}))
     return write_report(directory).as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as player:
-        browser = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

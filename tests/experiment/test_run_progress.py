@@ -6,23 +6,14 @@ from typing import Any
 
 import pytest
 from fabricated_run import CONFIG, write_run, write_training
+from recording_console import RecordingConsole
 
 from sbp_fast.experiment.graph import stages_of
 from sbp_fast.experiment.run_progress import RunProgress
 from sbp_fast.experiment.time_estimate import TimeEstimate, describe_sum, read_finished
 from sbp_fast.pipeline.manifest import Manifest
-from sbp_fast.pipeline.progress import Console
 
 STAGES = stages_of(CONFIG)
-
-
-class Recording(Console):
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +27,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def progress(out: Path, **options: Any) -> tuple[RunProgress, list[str]]:
-    console = Recording()
+    console = RecordingConsole()
     return RunProgress(CONFIG, out, STAGES, STAGES, console, **options), console.lines
 
 
@@ -46,7 +37,7 @@ def test_banner_of_a_new_run_has_device_threads_directory_and_the_stages_of_unkn
     assert lines[0] == f"run fabricated: {len(STAGES)} stages; into {tmp_path / 'new'}"
     unknown = sum(STAGES[name].cost(STAGES[name].config, TimeEstimate(CONFIG, [], 1).corpus).flops > 0 for name in STAGES)
     assert lines[1].startswith("device: cpu, 1 thread; expected: ")
-    assert lines[1].endswith(f", and {unknown} stages whose speed is not known yet")
+    assert lines[1].endswith(f" {unknown} stages of unknown speed")
 
 
 def test_banner_of_a_begun_run_counts_what_is_done_and_expects_the_rest(run: Path) -> None:
@@ -85,7 +76,8 @@ def test_expected_time_is_corrected_by_each_stage_that_ends(run: Path) -> None:
 
 def test_sum_of_times_counts_the_unknown_and_divides_by_what_runs_side_by_side() -> None:
     assert describe_sum([60, 65]) == "2m05s"
-    assert describe_sum([60, 66, None], at_a_time=2) == "1m03s, and 1 stage whose speed is not known yet"
+    assert describe_sum([60, 66, None], at_a_time=2) == "at least 1m03s, not counting 1 stage of unknown speed"
+    assert describe_sum([0.2, None]) == "not known yet: 1 stage of unknown speed" and describe_sum([0.2]) == "0s"
     assert describe_sum([]) == "0s"
 
 

@@ -12,23 +12,11 @@ import pytest
 from begun_run import BEGUN, keep_lines, write_begun_run
 from fabricated_run import write_run
 
-from bench.screenshot import find_browser
 from sbp_fast.experiment.report.page import write_report
 from sbp_fast.experiment.watch import page as page_module
 from sbp_fast.experiment.watch.server import WatchServer, open_server
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python, of the extra dev")
-CHROMIUM = find_browser()
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs an installed Chromium")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as player:
-        browser = player.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """FlashAttention-4 as a backend: a dense evaluation of the mask and the lists that it would be given stands in for it."""
 
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +28,7 @@ from third_party_attention import (
     with_gradients,
 )
 from torch import Tensor
+from torch.torch_version import TorchVersion
 from trees import error, trees
 
 ROOT = Path(__file__).parents[2]
@@ -215,3 +218,11 @@ def test_forward_and_backward_compile_without_a_gpu(target: str) -> None:
 def test_the_stand_in_has_the_fields_of_the_library() -> None:
     module = pytest.importorskip("flash_attn.cute.block_sparsity", reason="flash-attn-4 is not installed")
     assert module.BlockSparseTensorsTorch._fields == BlockSparseTensorsTorch._fields
+
+
+def test_extras_and_the_makefile_ask_for_releases_that_the_backend_takes() -> None:
+    for path in (ROOT / "pyproject.toml", ROOT / "kernels/pyproject.toml"):
+        extras = tomllib.loads(path.read_text("utf-8"))["project"]["optional-dependencies"]
+        assert extras["flash-attn-4"] == [f"flash-attn-4[cu13]>={flash_attn_4.OLDEST}"]
+    (compiled,) = re.findall(r"flash-attn-4==(\S+)", (ROOT / "Makefile").read_text("utf-8"))
+    assert TorchVersion(compiled) >= flash_attn_4.OLDEST

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recording_console import RecordingConsole
 
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.files import atomic_open
@@ -11,15 +12,6 @@ from sbp_fast.pipeline.manifest import Manifest
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.seals import begins_whole, fingerprint_file, is_sealed, read_marker, remove_sealed, seal, write_marker
 from sbp_fast.pipeline.stage import StageContext, run_stage
-
-
-class Recording(Console):
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def stage(out: Path, *, killed: bool = False, console: Console | None = None, force: bool = False) -> Manifest:
@@ -34,7 +26,7 @@ def stage(out: Path, *, killed: bool = False, console: Console | None = None, fo
         if killed:
             raise KeyboardInterrupt
 
-    options: dict[str, Any] = {"config": {"size": 1}, "inputs": {}, "console": console or Recording()}
+    options: dict[str, Any] = {"config": {"size": 1}, "inputs": {}, "console": console or RecordingConsole()}
     return run_stage("count", out, body=body, force=force, **options)
 
 
@@ -77,7 +69,7 @@ def test_begun_work_without_its_plan_is_refused_not_removed(tmp_path: Path) -> N
 
 def test_damaged_clock_is_named_and_passed_over(tmp_path: Path) -> None:
     flip(begin(tmp_path) / "clock.json")
-    console = Recording()
+    console = RecordingConsole()
     assert stage(tmp_path / "out", console=console).seconds < 100
     assert "clock.json: missing or damaged" in console.lines[0]
 

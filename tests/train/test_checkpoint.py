@@ -2,28 +2,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from recording_console import RecordingConsole
 
 from sbp_fast.config import CheckpointConfig, ModelConfig, TrainConfig
 from sbp_fast.errors import UserError
 from sbp_fast.model.transformer import Transformer
 from sbp_fast.pipeline.distributed import Processes
 from sbp_fast.pipeline.files import read_json
-from sbp_fast.pipeline.progress import Console
 from sbp_fast.pipeline.seals import fingerprint_file
 from sbp_fast.train.checkpoint import MARKER, Checkpoints
 from sbp_fast.train.optimizer import Optimizers, make_optimizers
 
 SINGLE_PROCESS = Processes(0, 1, torch.device("cpu"))
 SHAPE = ModelConfig(layers=1, hidden_size=16, heads=2, kv_heads=1, head_dim=8, intermediate_size=24)
-
-
-class RecordingConsole(Console):
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def trained(steps: int, optimizer: str = "muon") -> tuple[Transformer, Optimizers]:
