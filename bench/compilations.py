@@ -27,6 +27,7 @@ from sbp_kernels.swiglu import triton as swiglu_kernels
 from torch import Tensor
 
 from bench.aot.compilation import TARGETS, Compilation, Requirements, launches
+from bench.aot.integers import unusual_integers
 
 TOKENS = 16_384
 BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
@@ -41,9 +42,20 @@ ANY_SPILLS = dict.fromkeys(TARGETS, 131_072)  # of float32 attention, which is t
 
 
 def compilations() -> Iterator[Compilation]:
-    """All of them; what two launches share is listed once."""
+    """All of them, then each kernel with unusual integers; what two launches share is listed once."""
+    usual = list(usual_launches())
     seen: set[tuple[str, str]] = set()
-    for compilation in chain(
+    for compilation in chain(usual, unusual_integers(usual)):
+        fingerprint = compilation.fingerprint()
+        targets = tuple(target for target in compilation.targets if (fingerprint, target) not in seen)
+        seen.update((fingerprint, target) for target in targets)
+        if targets:
+            yield replace(compilation, targets=targets)
+
+
+def usual_launches() -> Iterator[Compilation]:
+    """Every kernel at the shapes and types of real models."""
+    return chain(
         attention(),
         specialised_attention(),
         linear_cross_entropy(),
@@ -54,12 +66,7 @@ def compilations() -> Iterator[Compilation]:
         sampling(),
         repetition(),
         nearest(),
-    ):
-        fingerprint = compilation.fingerprint()
-        targets = tuple(target for target in compilation.targets if (fingerprint, target) not in seen)
-        seen.update((fingerprint, target) for target in targets)
-        if targets:
-            yield replace(compilation, targets=targets)
+    )
 
 
 def attention() -> Iterator[Compilation]:
