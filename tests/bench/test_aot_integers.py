@@ -59,7 +59,7 @@ def test_translation_of_a_parameter_of_1_fails_where_its_method_is_called() -> N
     (one,) = single_ones([COUNT])
     translate(one)
     translate(replace(COUNT, constants={"METHOD": True}))
-    with pytest.raises(triton.CompilationError, match="no attribute 'to'|has no attribute"):
+    with pytest.raises(triton.CompilationError, match="has no attribute"):
         translate(replace(one, constants={**one.constants, "METHOD": True}))
 
 
