@@ -4,9 +4,9 @@ Triton makes an integer argument of 1 a Python constant, on which the methods of
 loads and stores narrower where it cannot tell that an integer is a multiple of 16. Arguments named in `do_not_specialize`
 stay as they are.
 
-`bench.compilations` has each kernel with all of its integers as 1. `python -m bench.aot.integers` translates every form of
-every kernel with each integer alone as 1, as far as Triton's own representation, where such errors show, and lists what
-fails. (A whole compilation of each would take hours.)
+`bench.compilations` has each kernel with all of its integers as 1. `python -m bench.aot.integers [ENTRIES]` translates every
+form of every kernel with each integer alone as 1, as far as Triton's own representation, where such errors show, and lists
+what fails. (A whole compilation of each would take hours.)
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def translate(compilation: Compilation) -> None:
 
 def main() -> int:
     """Translate the forms and return 1 where one fails."""
-    usual = (it for it in listed("bench.compilations").values() if set(it.targets).intersection(TARGETS))
+    entries = sys.argv[1] if len(sys.argv) > 1 else "bench.compilations"
+    usual = (it for it in listed(entries).values() if set(it.targets).intersection(TARGETS))
     translated, failed = 0, 0
     for compilation in single_ones(usual):
         try:

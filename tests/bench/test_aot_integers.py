@@ -12,25 +12,13 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton has no build for this platform", allow_module_level=True)
 
-import triton
-import triton.language as tl
+from aot_integer_samples import compilations
 from aot_samples import PRODUCT, product
 from triton.runtime.jit import JITFunction
 
-from bench.aot.compilation import Compilation
-from bench.aot.integers import single_ones, specialised, translate, unusual_integers
+from bench.aot.integers import single_ones, specialised, unusual_integers
 
-
-def count_kernel(out, count, kept, METHOD: tl.constexpr):
-    if METHOD:
-        tl.store(out, count.to(tl.int64) * kept)
-    else:
-        tl.store(out, tl.cast(count, tl.int64) * kept)
-
-
-KERNEL = JITFunction(count_kernel, do_not_specialize=["kept"])
-INTEGERS = {"out": "*i64", "count": "i32", "kept": "i32"}
-COUNT = Compilation("count", KERNEL, INTEGERS, {"METHOD": False}, frozenset({"out", "kept"}), {})
+ROOT = Path(__file__).parents[2]
 
 
 def test_unusual_integers_of_a_kernel_are_those_of_its_signature() -> None:
@@ -47,24 +35,31 @@ def test_unusual_integers_of_a_kernel_are_those_of_its_signature() -> None:
 
 
 def test_unusual_integers_leave_out_what_a_kernel_does_not_specialise() -> None:
-    assert specialised(COUNT) == ("count",)
-    ones, odd = unusual_integers([COUNT])
-    assert ones.constants == {"METHOD": False, "count": 1} and ones.signature == {"out": "*i64", "kept": "i32"}
+    method, _ = compilations()
+    count = replace(method, kernel=JITFunction(method.kernel.fn, do_not_specialize=["kept"]))
+    assert specialised(count) == ("count",)
+    ones, odd = unusual_integers([count])
+    assert ones.constants == {"count": 1} and ones.signature == {"out": "*i64", "kept": "i32"}
     assert odd.aligned == {"out"}
-    assert [it.name for it in single_ones([COUNT, COUNT])] == ["count, count = 1"]
+    assert [it.name for it in single_ones([count, count])] == ["method, count = 1"]
 
 
 def test_translation_of_a_parameter_of_1_fails_where_its_method_is_called() -> None:
-    translate(COUNT)
-    (one,) = single_ones([COUNT])
-    translate(one)
-    translate(replace(COUNT, constants={"METHOD": True}))
-    with pytest.raises(triton.CompilationError, match="has no attribute"):
-        translate(replace(one, constants={**one.constants, "METHOD": True}))
+    done = translated("aot_integer_samples")
+    assert done.returncode == 1
+    assert "FAILURE: method, count = 1: " in done.stdout and "attribute 'to'" in done.stdout
+    assert "1 forms of kernels with one integer as 1 were translated, 1 failed" in done.stdout
 
 
 @pytest.mark.slow
 def test_every_form_of_every_kernel_translates_with_each_integer_alone_as_1() -> None:
+    done = translated("bench.compilations")
+    assert done.returncode == 0, done.stdout
+
+
+def translated(entries: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process without the interpreter, which changes Triton's language."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "bench.aot.integers"]
-    subprocess.run(command, env=environment, check=True, cwd=Path(__file__).parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests/support"), str(ROOT / "kernels"), str(ROOT)])
+    command = [sys.executable, "-m", "bench.aot.integers", entries]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
