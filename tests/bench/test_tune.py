@@ -122,8 +122,8 @@ def test_candidates_begin_with_the_current_launch_and_are_what_their_titles_say(
         (("forward", 128, 64, 8, 3, 128), True),
         (("forward", 128, 64, 4, 3, 128), False),  # 192 sums a thread
         (("forward", 128, 128, 8, 4, 128), False),  # 288 KiB of tiles
-        (("dk_dv", 128, 128, 8, 1, 128), False),  # two accumulators and two tiles of scores
-        (("dk_dv", 64, 64, 4, 1, 128), True),
+        (("dk_dv", 64, 64, 4, 1, 128), False),  # two accumulators and two tiles of scores
+        (("dk_dv", 64, 32, 4, 1, 128), True),
     ],
 )
 def test_fits_by_sums_a_thread_and_shared_memory(launch: tuple[str, int, int, int, int, int], expected: bool) -> None:
