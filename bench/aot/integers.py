@@ -11,6 +11,7 @@ what fails. (A whole compilation of each would take hours.)
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -30,13 +31,13 @@ ANY_SPILLS = dict.fromkeys(TARGETS, 1 << 20)  # these forms must compile and sta
 def unusual_integers(compilations: Iterable[Compilation]) -> Iterator[Compilation]:
     """Yield each kernel with all of its integers as 1, and with none of them known to be a multiple of 16.
 
-    For each target it is the form of the kernel that has the most branches: the one with most flags set.
+    For each target it is the form of the kernel that has the most branches, and of those the one that compiles soonest.
     """
     fullest: dict[tuple[str, str], Compilation] = {}
     for compilation in compilations:
         for target in set(compilation.targets).intersection(TARGETS):
             key = qualified_name(compilation), target
-            if key not in fullest or flags(compilation) > flags(fullest[key]):
+            if key not in fullest or preference(compilation) > preference(fullest[key]):
                 fullest[key] = compilation
     for chosen in {it.name: it for it in fullest.values()}.values():
         targets = tuple(target for target in TARGETS if fullest.get((qualified_name(chosen), target)) is chosen)
@@ -66,9 +67,11 @@ def without_alignment(compilation: Compilation) -> Compilation:
     return replace(compilation, aligned=compilation.aligned - integers)
 
 
-def flags(compilation: Compilation) -> int:
-    """Return the number of constants that are True."""
-    return sum(value is True for value in compilation.constants.values())
+def preference(compilation: Compilation) -> tuple[int, bool, int]:
+    """Return the number of constants that are True, whether tensor cores multiply, and less for larger tiles."""
+    values = compilation.constants.values()
+    sizes = [value for value in values if isinstance(value, int) and value]
+    return sum(value is True for value in values), compilation.constants.get("PRECISION") != "ieee", -math.prod(sizes)
 
 
 def qualified_name(compilation: Compilation) -> str:

@@ -73,7 +73,8 @@ def _variations(kernel: str, width: int, current: Configuration) -> Iterator[Con
         yield with_launch(current, kernel, 32, Launch(16, 4, 1))
         return
     for rows, step, warps, stages in itertools.product((64, 128), (32, 64, 128), (4, 8), STAGES[kernel]):
-        if rows >= 16 * warps and fits(kernel, rows, step, warps, stages, width):
+        # a group of four warps multiplies 64 rows; only the two wide sums of dK/dV may share out their columns too
+        if rows >= (8 if kernel == "dk_dv" else 16) * warps and fits(kernel, rows, step, warps, stages, width):
             yield with_launch(current, kernel, rows, Launch(step, warps, stages))
 
 

@@ -19,6 +19,7 @@ import torch
 from sbp_kernels import _tuned
 
 from bench.aot.compilation import launches
+from bench.compilations import ARCHITECTURES, attention
 from bench.runner import measure
 from bench.tune import __main__ as tune
 from bench.tune import candidates
@@ -157,6 +158,21 @@ def test_candidates_in_the_interpreter_agree_and_are_timed(monkeypatch: pytest.M
     row = measure(replace(case, schedule=replace(case.schedule, rounds=1, min_rounds=1)))
     assert list(row["seconds"]) == ["16 x 16, 4 warps, 2 stages", "32 x 16, 4 warps, 1 stages"]
     assert row["disagreement"]["32 x 16, 4 warps, 1 stages"] < 0.01 and not row["left_out"]
+
+
+def test_every_row_of_the_table_is_compiled_ahead_of_time() -> None:
+    compiled = {
+        (it.kernel.fn.__name__, target, it.constants["D"], it.constants["ROWS"], it.constants["STEP"], *it.options.values())
+        for it in attention()
+        for target in it.targets
+        if "STEP" in it.constants
+    }
+    targets = {architecture: target for target, architecture in ARCHITECTURES.items()}
+    for (capability, width, _, _), row in _tuned.table().items():
+        for kernel in _tuned.KERNELS:
+            launch, rows = getattr(row, kernel), row.key_rows if kernel == "dk_dv" else row.query_rows
+            wanted = f"{kernel}_kernel", targets[capability], width, rows, launch.step, launch.warps, launch.stages
+            assert wanted in compiled
 
 
 @pytest.mark.slow

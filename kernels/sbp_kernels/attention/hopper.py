@@ -117,7 +117,7 @@ def find_fault(
     q, k, v = (
         torch.randn(len(layout), heads, head_width, device=device, generator=generator).to(dtype) for heads in CHECKED_HEADS
     )
-    arguments = q, k, v, layout.visible_until, *layout.plan.tables[:2], head_width**-0.5
+    arguments = q, k, v, layout.visible_until, layout.plan.query_tiles, layout.plan.query_runs, head_width**-0.5
     first = launch_specialised(*arguments, rows, step)
     different = torch.zeros((), dtype=torch.bool, device=device)
     for _ in range(repeats):
