@@ -82,6 +82,7 @@ bench-plots: $(READY)  ## Draw pictures of the committed results into bench/plot
 
 aot: $(READY) $(OLDEST_TRITON) $(FLASH_ATTN_4)  ## Compile every kernel ahead of time, with two releases of Triton, and compare with the committed table
 	@$(BIN)/python -m bench.aot $(ARGS)
+	@$(if $(ARGS),,$(BIN)/python -m bench.aot.integers)
 	@$(if $(ARGS),,$(BIN)/python -m bench.aot.flash_attn_4)
 
 $(OLDEST_TRITON): | $(READY)

@@ -6,12 +6,16 @@ one more call of `launches`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, replace
 from itertools import chain
+from typing import Any
 from unittest.mock import patch
 
 import torch
+from sbp_kernels import _tuned
+from sbp_kernels._tuned import Configuration
 from sbp_kernels.attention import launch as attention_kernels
 from sbp_kernels.attention.hopper import specialised_forward
 from sbp_kernels.decode import DecodeLayout
@@ -27,8 +31,11 @@ from sbp_kernels.swiglu import triton as swiglu_kernels
 from torch import Tensor
 
 from bench.aot.compilation import TARGETS, Compilation, Requirements, launches
+from bench.aot.integers import unusual_integers
 
 TOKENS = 16_384
+META = torch.device("meta")
+ARCHITECTURES = {"sm_80": "8.0", "sm_90": "9.0", "sm_100": "10.0", "gfx942": "gfx942"}  # as the table of `_tuned` names them
 BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
 TYPE_NAMES = {BF16: "bf16", FP16: "fp16", FP32: "fp32", FP8: "fp8"}
 # products of warps, where tiles are too low for those of warp groups
@@ -41,9 +48,20 @@ ANY_SPILLS = dict.fromkeys(TARGETS, 131_072)  # of float32 attention, which is t
 
 
 def compilations() -> Iterator[Compilation]:
-    """All of them; what two launches share is listed once."""
+    """All of them, then each kernel with unusual integers; what two launches share is listed once."""
+    usual = list(usual_launches())
     seen: set[tuple[str, str]] = set()
-    for compilation in chain(
+    for compilation in chain(usual, unusual_integers(usual)):
+        fingerprint = compilation.fingerprint()
+        targets = tuple(target for target in compilation.targets if (fingerprint, target) not in seen)
+        seen.update((fingerprint, target) for target in targets)
+        if targets:
+            yield replace(compilation, targets=targets)
+
+
+def usual_launches() -> Iterator[Compilation]:
+    """Every kernel at the shapes and types of real models."""
+    return chain(
         attention(),
         specialised_attention(),
         linear_cross_entropy(),
@@ -54,49 +72,68 @@ def compilations() -> Iterator[Compilation]:
         sampling(),
         repetition(),
         nearest(),
-    ):
-        fingerprint = compilation.fingerprint()
-        targets = tuple(target for target in compilation.targets if (fingerprint, target) not in seen)
-        seen.update((fingerprint, target) for target in targets)
-        if targets:
-            yield replace(compilation, targets=targets)
+    )
 
 
 def attention() -> Iterator[Compilation]:
-    """Forward and backward; 24:8 are the heads of the 3B model, 16:8 those of the 1B model."""
-    for heads, width, dtype, tiles in (
-        ((24, 8), 128, BF16, WIDE),
-        ((24, 8), 128, BF16, NARROW),
-        ((16, 8), 128, BF16, WIDE),
-        ((24, 8), 64, BF16, WIDE),
-        ((24, 8), 64, BF16, NARROW),
-        ((24, 8), 96, BF16, WIDE),
-        ((24, 8), 128, FP16, WIDE),
-        ((24, 8), 128, FP32, NARROW),
+    """Forward and backward in every configuration of the table; 24:8 are the heads of the 3B model, 16:8 those of the 1B model.
+
+    Float32, which is there for checking, is in no table.
+    """
+    for heads, width, dtype, distribution in (
+        ((24, 8), 128, BF16, "long"),
+        ((24, 8), 128, BF16, "short"),
+        ((16, 8), 128, BF16, "long"),
+        ((24, 8), 64, BF16, "long"),
+        ((24, 8), 64, BF16, "short"),
+        ((24, 8), 96, BF16, "long"),
+        ((24, 8), 128, FP16, "long"),
+        ((24, 8), 128, FP32, "short"),
     ):
-        size = f"{'wide' if tiles is WIDE else 'narrow'} tiles, {heads[0]}:{heads[1]} heads of {width}, {TYPE_NAMES[dtype]}"
         requires = Requirements(tensor_cores=dtype != FP32, spill_bytes=ANY_SPILLS if dtype == FP32 else SPILLS)
         by_kernel = {"combine_kernel": Requirements()}
-        if tiles is WIDE and width > 64:
-            too_much = "more than 64 KiB of shared memory"
-            by_kernel["forward_kernel"] = replace(requires, impossible={"gfx942": too_much})
-            by_kernel["dq_kernel"] = replace(requires, impossible={"3.9.0 gfx942": too_much})
         for shared_seeds in (False, True) if (heads, width, dtype) == ((24, 8), 128, BF16) else (False,):
-            name = f"attention{' with shared seeds' if shared_seeds else ''}, {size}"
-            case = (heads, width, dtype, tiles, shared_seeds)
-            yield from launches(name, _attention, *case, requires=requires, by_kernel=by_kernel)
+            name = f"attention{' with shared seeds' if shared_seeds else ''}, {distribution} documents"
+            name += f", {heads[0]}:{heads[1]} heads of {width}, {TYPE_NAMES[dtype]}"
+            case = (heads, width, dtype, distribution, shared_seeds)
+            yield from by_architecture(name, _attention, *case, requires=requires, by_kernel=by_kernel)
 
 
-def _attention(heads: tuple[int, int], width: int, dtype: torch.dtype, tiles: Tiles, shared_seeds: bool) -> None:
+def by_architecture(name: str, launch: Callable[..., object], *arguments: Any, **requirements: Any) -> Iterator[Compilation]:
+    """Yield what `launches` does where launchers choose by the device; devices that are launched alike share a compilation."""
+    merged: dict[str, Compilation] = {}
+    for target, architecture in ARCHITECTURES.items():
+        with patch.object(_tuned, "architecture", return_value=architecture):
+            for compilation in launches(name, launch, *arguments, **requirements, targets=[target]):
+                known = merged.setdefault(compilation.fingerprint(), compilation)
+                if known is not compilation:
+                    merged[compilation.fingerprint()] = replace(known, targets=(*known.targets, target))
+    names = Counter(compilation.name for compilation in merged.values())
+    for compilation in merged.values():
+        suffix = f" on {', '.join(compilation.targets)}" if names[compilation.name] > 1 else ""
+        yield replace(compilation, name=compilation.name + suffix)
+
+
+def _attention(heads: tuple[int, int], width: int, dtype: torch.dtype, distribution: str, shared_seeds: bool) -> None:
     """Documents, or trees whose key tiles may be split and whose log-sum-exp has a gradient too."""
+    sizes = _tuned.sizes_of_plans(META, width)
+    assert sizes is not None
+    chosen = astuple(NARROW) if dtype == FP32 else sizes[_tuned.DISTRIBUTIONS.index(distribution)]
+    configuration = _tuned.configuration(META, width, dtype, chosen)
+    launch_attention(heads, width, dtype, configuration, shared_seeds)
+
+
+def launch_attention(
+    heads: tuple[int, int], width: int, dtype: torch.dtype, configuration: Configuration, shared_seeds: bool = False
+) -> None:
+    """Launch forward and backward in one configuration."""
     q = _empty(TOKENS, heads[0], width, dtype=dtype)
     k, v = (_empty(TOKENS, heads[1], width, dtype=dtype) for _ in range(2))
     until = _empty(TOKENS, dtype=torch.int32)
-    rows = capacities(TOKENS, tiles, may_split=shared_seeds)
+    rows = capacities(TOKENS, Tiles(*configuration.sizes), may_split=shared_seeds)
     tables = tuple(_empty(n, columns, dtype=torch.int32) for n, columns in zip(rows, (6, 2, 6, 2, 4), strict=True))
-    out, lse = attention_kernels.forward(q, k, v, until, tables[0], tables[1], 1.0, tiles.query_rows, tiles.key_step)
-    sizes = (tiles.query_rows, tiles.key_step, tiles.key_rows, tiles.query_step)
-    attention_kernels.backward(out, lse if shared_seeds else None, q, k, v, out, lse, until, tables, 1.0, sizes)
+    out, lse = attention_kernels.forward(q, k, v, until, tables[0], tables[1], 1.0, configuration)
+    attention_kernels.backward(out, lse if shared_seeds else None, q, k, v, out, lse, until, tables, 1.0, configuration)
 
 
 def specialised_attention() -> Iterator[Compilation]:

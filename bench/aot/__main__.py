@@ -117,7 +117,8 @@ def _print(console: Console, heading: str, lines: Lines, style: str) -> None:
 
 def _show(console: Console, rows: Rows, bad: set[tuple[str, str, str]]) -> None:
     shown = Table(title="compiled ahead of time; nothing was run")
-    for column in ("entry", "target", "triton", "registers", "spills", "local", "shared", "blocks", "warps", "instructions"):
+    figures = ("registers", "spills", "local", "shared", "blocks", "warps", "in flight")
+    for column in ("entry", "target", "triton", *figures, "instructions"):
         shown.add_column(column, justify="left" if column in ("entry", "target", "triton", "instructions") else "right")
     last = ""
     for key in sorted(rows, key=lambda key: (key[1], list(TARGETS).index(key[2]), key[0])):
@@ -131,10 +132,11 @@ def _show(console: Console, rows: Rows, bad: set[tuple[str, str, str]]) -> None:
 
 def _cells(figures: Figures) -> Iterator[str]:
     if "error" in figures:
-        yield from ("", "", "", "", "", "", figures["error"])
+        yield from ("", "", "", "", "", "", "", figures["error"])
         return
     for name in ("registers", "spill_bytes", "local_bytes", "shared_bytes", "blocks", "warps"):
         yield f"{figures[name]:,}"
+    yield str(figures.get("products_in_flight", ""))
     yield " ".join(f"{kind}:{count}" for kind, count in figures["instructions"].items())
 
 

@@ -8,6 +8,8 @@ Figures of one binary, as in the table:
     tensor_memory_columns: of one block, on sm_100.
     warps: of one block, those that warp specialisation adds included.
     blocks: that fit on a multiprocessor at once.
+    products_in_flight: the most products of warp groups that run at once, on sm_90.
+    covered_exponentials: exponentials that are computed while such a product runs; the others wait for all of them.
     instructions: counts of the kinds in `NVIDIA_KINDS` or `AMD_KINDS`.
 """
 
@@ -68,12 +70,44 @@ def cubin_figures(cubin: bytes) -> tuple[Figures, Counter[str]]:
         usage, code = _tool("cuobjdump", "-res-usage", path), _tool("nvdisasm", "-c", path)
     opcodes = OPCODE.findall(code)
     resources = usage_of(usage)
-    figures = {
+    figures: Figures = {
         "registers": resources["REG"],
         "spill_bytes": sum(access_bytes(suffixes) for opcode, suffixes in opcodes if opcode in ("STL", "LDL")),
         "local_bytes": resources["STACK"] + resources["LOCAL"],
     }
+    in_flight, covered = products_in_flight(code)
+    if in_flight:
+        figures |= {"products_in_flight": in_flight, "covered_exponentials": covered}
     return figures, Counter(opcode for opcode, _ in opcodes)
+
+
+def products_in_flight(code: str) -> tuple[int, int]:
+    """Return the most products of warp groups that run at once, and the exponentials that are computed while one runs.
+
+    The code is walked once, and each loop in it a second time, since a product may run on into the next iteration.
+    An instruction with "gsb0" ends a product; `WARPGROUP.DEPBAR.LE gsb0, n` waits until n of them are left.
+    """
+    lines = code.splitlines()
+    labels = {line.strip()[:-1]: index for index, line in enumerate(lines) if line.strip().endswith(":")}
+    repeated: set[int] = set()
+    covered: set[int] = set()
+    running = most = index = 0
+    while index < len(lines):
+        line = lines[index]
+        if "HGMMA" in line and "gsb0" in line:
+            running += 1
+            most = max(most, running)
+        elif wait := re.search(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x[0-9a-f]+)", line):
+            running = min(running, int(wait[1], 16))
+        elif "MUFU.EX2" in line and running:
+            covered.add(index)
+        branch = re.search(r"\bBRA\S* .*?`\((\S+)\)", line)
+        target = labels.get(branch[1], index) if branch else index
+        if target < index and index not in repeated:
+            repeated.add(index)
+            index = target
+        index += 1
+    return most, len(covered)
 
 
 def amd_figures(target: str, assembly: str, metadata: Any) -> Figures:

@@ -11,6 +11,7 @@ import tokenize
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from types import FunctionType, ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -166,9 +167,14 @@ def _sources(kernel: Any) -> dict[str, str]:
         if name not in sources:
             referenced = dict(_referenced(function))
             plain = sorted(f"{key}={value}" for key, value in referenced.items() if type(value).__name__ == "constexpr")
-            sources[name] = "\n".join([_without_comments(inspect.getsource(function)), *plain])
+            sources[name] = "\n".join([_source(function), *plain])
             waiting += referenced.values()
     return sources
+
+
+@cache
+def _source(function: FunctionType) -> str:
+    return _without_comments(inspect.getsource(function))
 
 
 def _referenced(function: FunctionType) -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from sbp_kernels.attention import (
     attention_backends,
     attention_operations,
+    backend_provenance,
     packed_attention,
     register_attention_backend,
     resolve_backend,
@@ -28,6 +29,7 @@ __all__ = [
     "append_to_pages",
     "attention_backends",
     "attention_operations",
+    "backend_provenance",
     "decode_attention",
     "flash_attn_varlen_func",
     "linear_cross_entropy",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sbp_kernels import resolve_backend
+from sbp_kernels import backend_provenance, resolve_backend
 
 from sbp_fast.config import ModelConfig, RunConfig, TrainConfig, resolve_device, resolve_threads
 from sbp_fast.data.prepared import PreparedCorpus
@@ -314,11 +314,15 @@ def _begin(run: Run, batches: Batches, padding: dict[str, float]) -> None:
     if batches.sequences_per_step % processes.world:
         problem = f"{batches.sequences_per_step} packed sequences a step for {processes.world} processes"
         raise UserError("microbatch_tokens", problem, "lower it, or take a number of processes that divides the sequences")
-    precision = str(resolve_precision(run.recipe, context.device)).removeprefix("torch.")
-    context.console.detail(f"attention: {attention}; layers in {precision}; {processes.world} process(es)")
+    dtype = resolve_precision(run.recipe, context.device)
+    precision = str(dtype).removeprefix("torch.")
+    launches = backend_provenance(attention, context.device, run.config.model.head_dim, dtype)
+    described = f"{attention}, {launches}" if launches else attention
+    context.console.detail(f"attention: {described}; layers in {precision}; {processes.world} process(es)")
     shares = ", ".join(f"{name} {share:.2%}" for name, share in padding.items())
     context.console.detail(f"padding of the packed sequences: {shares}")
-    context.record(arm=run.task.name, attention=attention, precision=precision, padding_share=padding)
+    counts = {"attention_launches": launches} if launches else {}
+    context.record(arm=run.task.name, attention=attention, **counts, precision=precision, padding_share=padding)
 
 
 def _fit(run: Run, model: Transformer, batches: Batches, real: Corpus, validation: Validation) -> Totals:

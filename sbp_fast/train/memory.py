@@ -27,7 +27,8 @@ Both are assumed, not measured.
 CHECKPOINTING = ("none", "selective", "full")
 
 # of sbp_kernels.linear_cross_entropy, on a GPU
-SLAB_BYTES, LEAST_SLAB_ROWS, SLAB_MODE_BYTES, PANEL_BYTES = 256 << 20, 2048, 4 << 30, 128 << 20
+SLAB_BYTES, MOST_SLAB_BYTES, SLAB_MODE_BYTES, PANEL_BYTES = 256 << 20, 1 << 30, 9 << 29, 128 << 20
+LEAST_SLAB_ROWS, WANTED_SLAB_ROWS = 2048, 4096
 
 
 def usable_memory(card: str) -> float:
@@ -100,9 +101,15 @@ def layer_backward_bytes(config: ModelConfig, tokens: int, size: int) -> int:
     return tokens * size * (2 * config.hidden_size + 2 * config.intermediate_size)
 
 
+def most_slab_rows(vocabulary: int, size: int) -> int:
+    """Return the rows that fit SLAB_BYTES, or WANTED_SLAB_ROWS as far as they fit MOST_SLAB_BYTES, at least LEAST_SLAB_ROWS."""
+    fitting, at_most = (limit // (vocabulary * size) // 128 * 128 for limit in (SLAB_BYTES, MOST_SLAB_BYTES))
+    return max(fitting, min(at_most, WANTED_SLAB_ROWS), LEAST_SLAB_ROWS)
+
+
 def slab_rows(vocabulary: int, rows: int, size: int) -> int:
-    """Return the rows of logits that exist at a time: part of `rows` that fits SLAB_BYTES, at least LEAST_SLAB_ROWS."""
-    limit = max(SLAB_BYTES // (vocabulary * size) // 128 * 128, LEAST_SLAB_ROWS)
+    """Return the rows of logits that exist at a time: an even part of `rows`, at most `most_slab_rows`."""
+    limit = most_slab_rows(vocabulary, size)
     slabs = max(-(-rows // limit), 1)
     return min(limit, -(-rows // (slabs * 128)) * 128, rows)
 
@@ -114,8 +121,7 @@ def panel_columns(vocabulary: int, rows: int, size: int) -> int:
 
 def keeps_slabs(vocabulary: int, width: int, size: int) -> bool:
     """Return whether the loss computes its gradients from slabs of logits; otherwise it computes the logits twice."""
-    limit = max(SLAB_BYTES // (vocabulary * size) // 128 * 128, LEAST_SLAB_ROWS)
-    fits = limit * vocabulary * size + 4 * vocabulary * width < SLAB_MODE_BYTES
+    fits = most_slab_rows(vocabulary, size) * vocabulary * size + 4 * vocabulary * width < SLAB_MODE_BYTES
     return fits or width * size % 16 > 0
 
 

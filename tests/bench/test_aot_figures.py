@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.aot.binary import OPCODE, access_bytes, amd_figures, usage_of
+from bench.aot.binary import OPCODE, access_bytes, amd_figures, products_in_flight, usage_of
 from bench.aot.occupancy import blocks_per_multiprocessor
 
 
@@ -20,6 +20,28 @@ def test_disassembly_gives_opcodes_and_access_widths() -> None:
     assert [name for name, _ in opcodes] == ["STL", "LDL", "UTMALDG", "HGMMA", "LDL"]
     assert [access_bytes(suffixes) for name, suffixes in opcodes if name in ("STL", "LDL")] == [16, 4, 8]
     assert access_bytes(".U8") == 1 and access_bytes("") == 4
+
+
+def test_products_that_run_into_the_next_iteration_are_in_flight_together() -> None:
+    code = """
+    .L_x_1:
+        /*0010*/                   HGMMA.64x32x16.F32.BF16 R88, gdesc[UR12], RZ, !UPT ;
+        /*0020*/                   HGMMA.64x32x16.F32.BF16 R88, gdesc[UR12], R88, gsb0 ;
+        /*0030*/                   MUFU.EX2 R1, R2 ;
+        /*0040*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+        /*0050*/                   MUFU.EX2 R3, R4 ;
+        /*0060*/                   HGMMA.64x128x16.F32.BF16 R24, R104, gdesc[UR8].tnspB, R24, gsb0 ;
+        /*0070*/              @!P0 BRA `(.L_x_1) ;
+        /*0080*/                   MUFU.EX2 R5, R6 ;
+        /*0090*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+        /*00a0*/                   MUFU.RCP R5, R6 ;
+    .L_x_2:
+        /*00b0*/                   BRA `(.L_x_2);
+    """
+    assert products_in_flight(code) == (2, 2)
+    assert products_in_flight(code.replace("@!P0 BRA `(.L_x_1)", "NOP")) == (1, 2)
+    assert products_in_flight(code.replace("0x0", "0x1", 1)) == (3, 3)
+    assert products_in_flight("") == (0, 0)
 
 
 def test_usage_of_a_report_without_the_kernel_raises() -> None:

@@ -376,3 +376,15 @@ def test_other_architectures_and_losses_are_refused() -> None:
     config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=VOCABULARY)
     with pytest.raises(ValueError, match="GPT2LMHeadModel: supported are LlamaForCausalLM and Qwen3ForCausalLM"):
         patch(transformers.GPT2LMHeadModel(config))
+
+
+def test_a_layout_made_while_a_graph_is_captured_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnDevice(torch.Tensor):
+        is_cuda = True
+
+    ends = torch.tensor([0, 3, 5]).as_subclass(OnDevice)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    entries = len(integrations._LAYOUTS)
+    assert layout_of_documents(ends, 5) is not layout_of_documents(ends, 5) and len(integrations._LAYOUTS) == entries
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert layout_of_documents(ends, 5) is layout_of_documents(ends, 5)

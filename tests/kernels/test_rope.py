@@ -303,3 +303,23 @@ def test_on_a_gpu(tokens: int, heads: tuple[int, int], width: int, norm: bool, d
         found, again = run("auto", leaves, positions, upstream), run("triton", leaves, positions, upstream)
     assert all(map(torch.equal, found, again))
     check_errors(found, of_the_model(leaves, positions, upstream), exactly(leaves, positions, upstream))
+
+
+def test_frequencies_made_while_a_graph_is_captured_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tensor] = []
+
+    def make(theta: float, width: int, device: torch.device) -> Tensor:
+        made.append(rope.frequencies_of(theta, width, torch.device("cpu")))
+        return made[-1]
+
+    device, capturing = torch.device("cuda", 0), True
+    monkeypatch.setattr(rope_kernels, "frequencies_of", make)
+    monkeypatch.setattr(rope_kernels, "_MADE", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    inside = [rope_kernels._frequencies(None, 1e4, 16, device) for _ in range(2)]
+    assert inside[0] is made[0] and inside[1] is made[1]  # each part of the graph
+    capturing = False
+    outside = rope_kernels._frequencies(None, 1e4, 16, device)
+    assert outside is made[2] and rope_kernels._frequencies(None, 1e4, 16, device) is outside
+    capturing = True
+    assert rope_kernels._frequencies(None, 1e4, 16, device) is outside and len(made) == 3

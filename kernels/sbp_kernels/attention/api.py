@@ -7,6 +7,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from sbp_kernels._tuned import provenance
 from sbp_kernels.attention import cpu, flash_attn_4, fused, third_party  # noqa: F401 (which register their backends)
 from sbp_kernels.attention.registry import find_backend
 from sbp_kernels.layout import PackedLayout
@@ -70,7 +71,7 @@ def resolve_backend(backend: str, device: torch.device | str) -> str:
     checking); "triton-hopper" has another forward kernel, see `hopper`. "torch" runs segment by segment on every
     device. "flex", "sdpa", "varlen", "flash-attn", "xformers" and "flash-attn-4" are what torch and other libraries have:
     see `third_party` and `flash_attn_4`. More are added by `register_attention_backend`. "auto" is "triton" on CUDA and
-    "torch" elsewhere.
+    "torch" elsewhere; `backend_provenance` says whether the kernels were measured on such a device.
 
     Raises:
         ValueError: an unknown backend, or one that cannot run on `device`.
@@ -82,6 +83,15 @@ def resolve_backend(backend: str, device: torch.device | str) -> str:
     if check_device is not None:
         check_device(device)
     return backend
+
+
+def backend_provenance(backend: str, device: torch.device | str, head_width: int, dtype: torch.dtype = torch.bfloat16) -> str:
+    """Say on what a resolved backend's tiles and launches were chosen for heads of a width on a device.
+
+    Returns:
+        "measured on <device>" or "unmeasured" for "triton", whose table is `tuned.json`; "" for backends without a table.
+    """
+    return provenance(torch.device(device), head_width, dtype) if backend == "triton" else ""
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout) -> None:

@@ -7,13 +7,16 @@ is imported when one of them first runs. Their log-sum-exp is in base 2.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sbp_kernels import _tuned
 from sbp_kernels._backends import interprets
+from sbp_kernels._tuned import Configuration
 from sbp_kernels.attention.operations import Gradients, register_attention
 from sbp_kernels.attention.registry import register_attention_backend
 from sbp_kernels.layout import PackedLayout
@@ -52,7 +55,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, visible_until: Tensor, *rest: Any)
 
     query_tiles, query_runs, _, _, _, scale, tiles = rest
     q, k, v = (_rows_contiguous(x) for x in (q, k, v))
-    return launch.forward(q, k, v, visible_until, query_tiles, query_runs, scale, tiles[0], tiles[1])
+    return launch.forward(q, k, v, visible_until, query_tiles, query_runs, scale, _configuration(q, tiles))
 
 
 def _specialised_forward(q: Tensor, k: Tensor, v: Tensor, visible_until: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -69,7 +72,11 @@ def _backward(dout: Tensor, dlse: Tensor | None, *rest: Any) -> Gradients:
     q, k, v, out, lse, visible_until, *tables, scale, tiles = rest
     dout, q, k, v = (_rows_contiguous(x) for x in (dout, q, k, v))
     dlse = dlse if dlse is None else _rows_contiguous(dlse)
-    return launch.backward(dout, dlse, q, k, v, out, lse, visible_until, tuple(tables), scale, tuple(tiles))
+    return launch.backward(dout, dlse, q, k, v, out, lse, visible_until, tuple(tables), scale, _configuration(q, tiles))
+
+
+def _configuration(q: Tensor, tiles: Sequence[int]) -> Configuration:
+    return _tuned.configuration(q.device, q.shape[2], q.dtype, (tiles[0], tiles[1], tiles[2], tiles[3]))
 
 
 def _check_device(backend: str, device: torch.device) -> None:

@@ -19,12 +19,15 @@ def cached_by_tensor(build: Callable[..., PackedLayout]) -> Callable[..., Packed
     """Cache `build`, whose first argument is a tensor, for each tensor object and version of its content.
 
     All layers of a model get the same tensor, so they share one layout. A tensor that was written to is built from again,
-    except where PyTorch does not count writes: in a tensor made under `torch.inference_mode`.
+    except where PyTorch does not count writes: in a tensor made under `torch.inference_mode`. While a CUDA graph is captured
+    each call builds: the graph must make its layout of what the tensor holds at each replay, in memory of its own.
     """
 
     @torch.compiler.disable
     @wraps(build)
     def built(tensor: Tensor, *rest: object) -> PackedLayout:
+        if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+            return build(tensor, *rest)
         version = None if tensor.is_inference() else tensor._version
         made_of = (build, version, rest)
         if tensor not in _LAYOUTS or _LAYOUTS[tensor][0] != made_of:

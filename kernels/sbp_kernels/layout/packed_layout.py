@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from sbp_kernels._tuned import sizes_of_plans
 from sbp_kernels.layout.device_plan import plan_documents
-from sbp_kernels.layout.plan import WIDE, Plan, Tiles, build_plan, choose_tiles, find_segments
+from sbp_kernels.layout.plan import NARROW, WIDE, Plan, Tiles, build_plan, choose_tiles, find_segments
 
 MAXIMUM_TOKENS = (1 << 31) - 1
 
@@ -87,7 +88,7 @@ class PackedLayout:
         Args:
             cu_seqlens: [documents + 1], not decreasing.
             tokens: T; needed where `cu_seqlens` is on a device, checked elsewhere.
-            tiles: as for `from_tree`; WIDE by default where `cu_seqlens` is on a device.
+            tiles: as for `from_tree`; those for long documents by default where `cu_seqlens` is on a device.
 
         Raises:
             ValueError: naming the argument.
@@ -96,7 +97,7 @@ class PackedLayout:
             if tokens is None:
                 raise ValueError("tokens must be given where cu_seqlens is on a device: reading it would wait for the device")
             _check_tokens(tokens)
-            until, positions, plan = plan_documents(cu_seqlens, tokens, tiles or WIDE)
+            until, positions, plan = plan_documents(cu_seqlens, tokens, tiles or _tiles_for(cu_seqlens.device)[0])
             padded = F.pad(cu_seqlens.clamp(max=tokens).int(), (0, 1), value=tokens)
             return PackedLayout(until, positions, None, None, False, plan.tiles, plan, padded)
         ends = np.asarray(cu_seqlens, np.int64)
@@ -151,19 +152,25 @@ class PackedLayout:
         """Number of (query, key) pairs that the mask lets through, for document-aware FLOP counts."""
         return int(self.positions.long().add(1).sum())
 
-    def planned(self) -> PackedLayout:
-        """Return the same layout with its plan, which is built on the host: call it before `to`."""
+    def planned(self, device: torch.device | str = "cpu", *, head_width: int | None = None) -> PackedLayout:
+        """Return the same layout with its plan, which is built on the host: call it before `to`.
+
+        Args:
+            device: whose table of tile sizes the plan is for; it serves on others too.
+            head_width: of the attention that will walk the plan; by default that of most models, 128.
+        """
         if self.plan is not None:
             return self
         until = self.visible_until.numpy()
-        return replace(self, plan=build_plan(until, self.tiles or choose_tiles(until), may_split=self.may_split))
+        tiles = self.tiles or choose_tiles(until, *_tiles_for(torch.device(device), head_width))
+        return replace(self, plan=build_plan(until, tiles, may_split=self.may_split))
 
-    def to(self, device: torch.device | str) -> PackedLayout:
-        """Return the same layout with its tensors on `device`: one copy, asynchronous on CUDA."""
+    def to(self, device: torch.device | str, *, head_width: int | None = None) -> PackedLayout:
+        """Return the same layout with its tensors on `device`: one copy, asynchronous on CUDA; arguments as of `planned`."""
         device = torch.device(device)
         if device == self.positions.device or (device.index is None and device.type == self.positions.device.type):
             return self
-        planned = self.planned()
+        planned = self.planned(device, head_width=head_width)
         assert planned.plan is not None
         until, positions, *tables = move_in_one_copy([self.visible_until, self.positions, *planned.plan.tables], device)
         ends = None if self.cu_seqlens is None else self.cu_seqlens.to(device, non_blocking=True)
@@ -207,6 +214,12 @@ def _walk(starts: np.ndarray, lengths: Sequence[int], parents: Sequence[int]) ->
         end_of_descendants[open_path] = starts[segment + 1]
         open_path.append(segment)
     return first_position, end_of_descendants
+
+
+def _tiles_for(device: torch.device, head_width: int | None = None) -> tuple[Tiles, Tiles]:
+    """Return the tile sizes for long and for short documents on a device."""
+    sizes = sizes_of_plans(device, head_width)
+    return (Tiles(*sizes[0]), Tiles(*sizes[1])) if sizes else (WIDE, NARROW)
 
 
 def _check_tokens(tokens: int) -> None:

@@ -51,6 +51,7 @@ class Tiles:
     query_step: int
 
 
+# of plans made without a device; the table of `_tuned` has those for devices
 WIDE = Tiles(query_rows=128, key_step=64, key_rows=128, query_step=32)
 NARROW = Tiles(query_rows=64, key_step=32, key_rows=64, query_step=32)
 
@@ -94,14 +95,14 @@ def capacities(tokens: int, tiles: Tiles, *, may_split: bool) -> tuple[int, int,
     return queries, 4 * queries, keys + slots, 3 * (keys + slots), slots
 
 
-def choose_tiles(visible_until: Array) -> Tiles:
+def choose_tiles(visible_until: Array, wide: Tiles = WIDE, narrow: Tiles = NARROW) -> Tiles:
     """Choose narrow tiles where wide ones would mostly compute invisible pairs (short documents), else wide ones."""
     starts, ends, until, parents, _ = find_segments(visible_until)
     areas = []
-    for tiles in (WIDE, NARROW):
+    for tiles in (wide, narrow):
         _, _, work = query_work(starts, ends, until, parents, tiles.query_rows, tiles.key_step)
         areas.append(int(work.sum()) * tiles.query_rows * tiles.key_step)
-    return NARROW if areas[1] < NARROW_RATE * areas[0] else WIDE
+    return narrow if areas[1] < NARROW_RATE * areas[0] else wide
 
 
 def build_plan(visible_until: Array, tiles: Tiles, *, may_split: bool) -> Plan:

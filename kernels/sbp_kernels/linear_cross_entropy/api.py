@@ -22,7 +22,7 @@ from sbp_kernels.linear_cross_entropy import operations
 MODES = ("auto", "slab", "recompute")
 BACKENDS = ("auto", "torch", "triton")
 REDUCTIONS = ("sum", "mean", "none")
-SLAB_MODE_BYTES = 4 * 2**30  # of a slab and the weight's gradient in float32, from which on "auto" takes `recompute`
+SLAB_MODE_BYTES = 9 * 2**29  # of a slab and the weight's gradient in float32, from which on "auto" takes `recompute`
 
 
 def linear_cross_entropy(
@@ -74,8 +74,8 @@ def linear_cross_entropy(
         mode: "slab", "recompute", or "auto", which `resolve_mode` resolves.
         backend: "torch", "triton", or "auto": Triton for CUDA tensors, plain torch for others. Plain torch on CUDA multiplies
             `recompute` in float32 and is for checking.
-        slab_rows: rows whose logits exist at a time in `slab`; None takes 256 MiB of them, but at least 2,048 (on the CPU
-            8 MiB and 256).
+        slab_rows: rows whose logits exist at a time in `slab`; None takes 256 MiB of them, but at least 4,096 where these
+            take no more than 1 GiB, and always 2,048 (on the CPU 8 MiB, at least 256).
         group: the vocabulary is sharded over these ranks, equally, in rank order. All ranks call with the same hidden and
             targets and get the same loss; the gradient by hidden is summed over them. The backward pass computes the logits
             again in either mode. Not under torch.compile.
@@ -129,8 +129,8 @@ def linear_cross_entropy(
 def resolve_mode(vocabulary: int, width: int, dtype: torch.dtype, *, mode: str = "auto", device_type: str = "cuda") -> str:
     """The mode that `linear_cross_entropy` uses: "slab" or "recompute".
 
-    "auto" takes "slab", which has fewer operations, as long as a slab and the weight's gradient in float32 stay below 4 GiB
-    together, and where rows of `width` numbers are no multiple of 16 bytes, which the kernels of `recompute` need.
+    "auto" takes "slab", which has fewer operations, as long as a slab and the weight's gradient in float32 stay below 4.5
+    GiB together, and where rows of `width` numbers are no multiple of 16 bytes, which the kernels of `recompute` need.
 
     Raises:
         ValueError: an unknown mode.

@@ -108,9 +108,18 @@ def scaled(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def default_slab_rows(vocabulary: int, dtype: torch.dtype, device_type: str) -> int:
-    """Rows of logits that exist at a time in `slab`: 256 MiB of them, but at least 2,048; on the CPU 8 MiB and 256."""
-    size, least = (8 * 2**20, 256) if device_type == "cpu" else (256 * 2**20, 2048)
-    return max(size // (vocabulary * dtype.itemsize) // 128 * 128, least)
+    """Rows of logits that exist at a time in `slab`.
+
+    On the CPU 8 MiB of logits, but at least 256 rows. On a GPU 256 MiB, but at least 4,096 rows, as far as they take no more
+    than 1 GiB, and always 2,048: each slab reads and writes the whole gradient by the weight in float32.
+    """
+
+    def rows_of(size: int) -> int:
+        return size // (vocabulary * dtype.itemsize) // 128 * 128
+
+    if device_type == "cpu":
+        return max(rows_of(8 * 2**20), 256)
+    return max(rows_of(256 * 2**20), min(rows_of(2**30), 4096), 2048)
 
 
 def _in_slabs(

@@ -88,7 +88,8 @@ def slab_kernel(
 ):  # fmt: skip
     """A row of logits [B, V] to its statistics [4, B], then, in place, to its gradient; one program a row.
 
-    The statistics are written where STATISTICS, else read. The second pass of a row finds it in the L2 cache.
+    The statistics are written where STATISTICS, else read. A row is read from memory once for the statistics and once for the
+    gradient: the rows that a device works on at a time are some 200 MB, which its L2 cache does not hold.
     """
     row = tl.program_id(0)
     logits_ptr += row.to(tl.int64) * stride_logits

@@ -5,8 +5,6 @@ A program holds the cosines and sines of its tokens and walks through heads, fir
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from sbp_kernels.rope.api import frequencies_of
 
+_MADE: dict[tuple[float, int, torch.device], Tensor] = {}  # base, width of a head, device -> frequencies
 TILE = 1024  # elements of half a head, of all tokens of a program
 HEADS_OF_A_PROGRAM = 16  # about; fewer give more programs and more cosines computed twice
 
@@ -275,12 +274,20 @@ def _weights(q_weight: Tensor | None, k_weight: Tensor | None, unused: Tensor) -
 
 
 def _frequencies(frequencies: Tensor | None, theta: float, head_width: int, device: torch.device) -> Tensor:
-    return _default_frequencies(theta, head_width, device) if frequencies is None else frequencies.contiguous()
+    """Return the given frequencies, or those of theta, which are made once for a device and kept for good.
 
-
-@lru_cache
-def _default_frequencies(theta: float, head_width: int, device: torch.device) -> Tensor:
-    return frequencies_of(theta, head_width, device)
+    Memory that is allocated while a CUDA graph is captured belongs to the graph, and holds values only after a replay: what
+    is made then is part of that graph alone. What graphs were captured with must not go, so nothing is ever dropped.
+    """
+    if frequencies is not None:
+        return frequencies.contiguous()
+    key = theta, head_width, device
+    if key in _MADE:
+        return _MADE[key]
+    made = frequencies_of(theta, head_width, device)
+    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+        _MADE[key] = made
+    return made
 
 
 def _with_adjacent_columns(x: Tensor) -> Tensor:
