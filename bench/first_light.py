@@ -61,7 +61,7 @@ def gpu_tests(name: str, part: int, seconds: float, *arguments: str, workers: in
 
 
 def benchmark(name: str, part: int, seconds: float, *arguments: str, case: str = "") -> Item:
-    """A benchmark; its last case may begin until two thirds of the time are over, and a step may take half of it."""
+    """Benchmarks; their last case may begin until two thirds of the time are over, and a step may take half of it."""
     budget = ("--budget", f"{seconds * 2 / 3:.0f}", "--step", f"{seconds / 2:.0f}")
     only = ("--case", case) if case else ()
     command = ("-m", "bench", *arguments, *budget, *only, "--out", "OUT")
@@ -86,13 +86,14 @@ ITEMS = (
     gpu_tests("correctness", 1, 80, KERNELS, "-k", "not flex and not hopper"),
     benchmark("attention", 1, 90, "attention", case=GOAL_ATTENTION),
     benchmark("loss", 1, 60, "loss", case=GOAL_LOSS),
-    benchmark("small operations", 1, 40, "small"),
+    benchmark("small operations and sampling", 1, 40, "small", "sampling"),
     benchmark("nearest", 1, 30, "pairs"),
     gpu_tests("correctness, form for Hopper", 1, 30, KERNELS, "-k", "hopper", workers=4),
     gpu_tests("correctness, flex", 1, 30, KERNELS, "-k", "flex", workers=4),
     gpu_tests("memcheck", 1, 25, *SANITIZED, workers=0, under=(*SANITIZER, "memcheck")),
     gpu_tests("racecheck", 1, 25, *SANITIZED, workers=0, under=(*SANITIZER, "racecheck")),
-    benchmark("training steps", 2, 90, "training", *EAGER_LAYERS, case=r"gpus 1$"),
+    benchmark("training steps", 2, 60, "training", *EAGER_LAYERS, case=r"gpus 1$"),
+    benchmark("decode step by kernel", 2, 70, "decode-steps", case="samples a seed 8"),
     gpu_tests(
         "correctness, generation and pairs",
         2,
