@@ -119,4 +119,6 @@ def kernel_milliseconds(run: Callable[[], Any], steps: int) -> dict[str, float]:
         run()
         machine.synchronize()
     spent = sorted(((event.self_device_time_total / 1e3 / steps, event.key) for event in trace.key_averages()), reverse=True)
-    return {"ms of all kernels": sum(value for value, _ in spent)} | {f"ms of {name[:80]}": value for value, name in spent[:KERNELS]}
+    return {"ms of all kernels": sum(value for value, _ in spent)} | {
+        f"ms of {name[:80]}": value for value, name in spent[:KERNELS]
+    }

@@ -45,7 +45,7 @@ def _case(rows: int, vocabulary: int, rule: str) -> Case:
 
     samplers = {"ours": _by(rule, "triton"), "torch": _by(rule, "torch"), "transformers' filters": _by_filters(rule)}
     return Case(
-        {"rows": rows, "vocabulary": vocabulary, "rule": rule},
+        {"operation": "sampling", "rows": rows, "vocabulary": vocabulary, "rule": rule},
         inputs,
         {name: _provider(sample) for name, sample in samplers.items()},
         None,

@@ -1,7 +1,7 @@
 """`python -m bench.gpu_prepare`: collect what a GPU machine without a network needs into one folder.
 
-The machine is meant to have Python 3.12, torch and triton 3.6.0, and what `bench.gpu_prepare.wheels` lists as present; `--python`
-names an interpreter here with the same versions of Python and triton, and a torch of any build.
+The machine is meant to have Python 3.12, torch and triton 3.6.0, and what `bench.gpu_prepare.wheels` lists as present;
+`--python` names an interpreter here with the same versions of Python and triton, and a torch of any build.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_prepare", description=__doc__)
     parser.add_argument("--python", type=Path, required=True, help="interpreter with the versions of the GPU machine")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu-prepare", help="default: runs/gpu-prepare")
-    parser.add_argument("--flash-attn-4", nargs="*", metavar="NAME==VERSION", help="its packages, into two folders of their own")
+    parser.add_argument(
+        "--flash-attn-4", nargs="*", metavar="NAME==VERSION", help="its packages, into two folders of their own"
+    )
     parser.add_argument("--no-cache", action="store_true", help="wheels alone, no compiled kernels")
     options = parser.parse_args(arguments)
     folder = options.out

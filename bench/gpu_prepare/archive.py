@@ -68,7 +68,9 @@ def unpack(folders: Sequence[Path], target: Path) -> dict[str, str]:
     for folder in folders:
         meant = json.loads((folder / VERSIONS).read_text())
         if meant != versions():
-            raise NotPreparedForThis(f"{folder} is for {_listed(meant)}; here are {_listed(versions())}: make it anew for these")
+            raise NotPreparedForThis(
+                f"{folder} is for {_listed(meant)}; here are {_listed(versions())}: make it anew for these"
+            )
     packages, cache = target / "packages", target / "triton-cache"
     if not target.is_dir():
         partial = target.with_name(target.name + ".partial")
@@ -100,7 +102,7 @@ def unpack_wheels(folders: Sequence[Path], packages: Path) -> Path:
 
 
 def relocate(cache: Path, target: Path) -> None:
-    """Say in each entry's list of files that they lie under `target`: Triton writes absolute paths and ignores missing files."""
+    """Write into each entry that its files lie under `target`: Triton lists absolute paths and ignores missing files."""
     for listing in cache.glob("*/__grp__*.json"):
         names = json.loads(listing.read_text())["child_paths"]
         paths = {name: str(target.resolve() / listing.parent.name / name) for name in names}

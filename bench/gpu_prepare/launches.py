@@ -6,66 +6,79 @@ launched until then.
 
 from __future__ import annotations
 
+import argparse
+import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
+
+import torch
+
+from bench.__main__ import parser as bench_parser
+from bench.case import Case
+from bench.first_light import ITEMS
+from bench.registry import benchmark
+from bench.worker import Request, chosen
 
 ROOT = Path(__file__).parents[2]
 TESTS = (
-    "test_attention.py test_attention_operations.py test_decode.py test_linear_cross_entropy_kernels.py test_nearest.py "
-    "test_norm.py test_repeats.py test_rope.py test_sampling.py test_swiglu.py"
-).split()
+    *("test_attention.py", "test_attention_operations.py", "test_decode.py", "test_linear_cross_entropy_kernels.py"),
+    *("test_nearest.py", "test_norm.py", "test_repeats.py", "test_rope.py", "test_sampling.py", "test_swiglu.py"),
+)
 
 
 def commands() -> Iterator[list[str]]:
     """Yield modules with their arguments: our providers of the benchmarks on a GPU first, then each file of tests."""
-    from bench.first_light import ITEMS
-
     for item in ITEMS:
         if item.command[:2] == ("-m", "bench"):
-            yield [__spec__.name, *item.command[2:]]
+            yield ["bench.gpu_prepare.launches", "--ours", *item.command[2:]]
     for test in TESTS:
         yield ["pytest", "-q", "--no-header", "--tb=no", "-m", "gpu", "-p", "no:cacheprovider", f"tests/kernels/{test}"]
 
 
 def main() -> int:
-    """Compile everything, or what the arguments name, and return 1 where a command launched nothing."""
-    if len(sys.argv) > 1:
-        run_ours(sys.argv[1], sys.argv[2:])
+    """Compile what is chosen, and return 1 where a command launched nothing."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_prepare.launches", description=__doc__)
+    parser.add_argument("--only", default="", metavar="REGEX", help="only commands in which it is found")
+    parser.add_argument("--ours", nargs=argparse.REMAINDER, help="run our providers of benchmarks, in this process")
+    options = parser.parse_args()
+    if options.ours:
+        run_ours(options.ours)
         return 0
-    with ThreadPoolExecutor() as pool:
-        return max(pool.map(_run, commands()))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return max(pool.map(_run, [command for command in commands() if re.search(options.only, " ".join(command))]))
 
 
 def _run(command: list[str]) -> int:
     pretended = [sys.executable, "-m", "bench.gpu_prepare.pretended", *command]
     done = subprocess.run(pretended, cwd=ROOT, capture_output=True, text=True, check=False)
-    said = done.stdout.splitlines()[-1:] or ["0 kernels launched"]
-    print(f"{' '.join(command)[:100]}: {said[0]}", *done.stderr.splitlines()[-5:], sep="\n    ", flush=True)
-    return int(not said[0].endswith("kernels launched") or said[0].startswith("0 "))
+    count = re.search(r"(\d+) kernels launched\n$", done.stdout)
+    print(f"{count[1] if count else 'no':>4} kernels: {' '.join(command)}", flush=True)
+    if done.stderr:
+        print("    " + "\n    ".join(done.stderr.splitlines()[-5:]), flush=True)
+    return 0 if count and int(count[1]) else 1
 
 
-def run_ours(name: str, options: list[str]) -> None:
-    """Run each provider of ours once in the cases of a benchmark that the options choose."""
-    import torch
+def run_ours(arguments: Sequence[str]) -> None:
+    """Run each provider of ours once in the cases that `python -m bench` would measure with these arguments."""
+    options = bench_parser().parse_args(arguments)
+    for name in options.names:
+        request = Request(benchmark(name).cases, pattern=options.case, providers=tuple(options.provider))
+        for _, case in chosen(benchmark(name).load()(), request):
+            for checked in (case, case.check):
+                for title in checked.providers if checked else ():
+                    if checked and title.startswith("ours"):
+                        _run_once(checked, title)
 
-    from bench.registry import benchmark
-    from bench.worker import Request, chosen
 
-    values = list(pairwise(options))
-    patterns = [value for option, value in values if option == "--case"]
-    request = Request(benchmark(name).cases, pattern=patterns[0] if patterns else "")
-    for _, case in chosen(benchmark(name).load()(), request):
-        for shape in (case, case.check):
-            for provider in shape.providers if shape else ():
-                if provider.startswith("ours"):
-                    try:
-                        shape.providers[provider](shape.inputs(torch.Generator("cuda"))).run()
-                    except Exception as failure:
-                        print(f"{case.shape} {provider}: {type(failure).__name__}: {failure}", file=sys.stderr)
+def _run_once(case: Case, title: str) -> None:
+    try:
+        case.providers[title](case.inputs(torch.Generator("cuda"))).run()
+    except Exception as failure:  # noqa: BLE001 nothing that follows means anything on a pretended GPU
+        print(f"{title} of {dict(case.shape)}: {type(failure).__name__}: {failure}", file=sys.stderr)
 
 
 if __name__ == "__main__":

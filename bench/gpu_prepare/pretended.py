@@ -13,7 +13,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,10 +26,11 @@ from torch import Tensor
 CAPABILITY, MULTIPROCESSORS, MEMORY, SHARED = (9, 0), 132, 150 << 30, 232_448  # of an H200; bytes
 DEVICE = torch.device("cuda", 0)
 FACTORIES = (
-    "arange as_tensor empty empty_permuted empty_strided eye linspace ones rand randint randn randperm scalar_tensor tensor zeros "
-    "empty_like full_like ones_like rand_like randn_like zeros_like multinomial"
-).split()
-METHODS = "new_empty new_empty_strided new_full new_ones new_tensor new_zeros normal_ uniform_ random_".split()
+    *("arange", "as_tensor", "empty", "empty_like", "empty_permuted", "empty_strided", "eye", "full_like", "linspace"),
+    *("multinomial", "ones", "ones_like", "rand", "rand_like", "randint", "randn", "randn_like", "randperm"),
+    *("scalar_tensor", "tensor", "zeros", "zeros_like"),
+)
+METHODS = ("new_empty", "new_empty_strided", "new_full", "new_ones", "new_tensor", "new_zeros")
 CUDA_VALUES = {
     "_lazy_init": None,
     "current_device": 0,
@@ -87,25 +88,30 @@ def _on_gpu(device: Any) -> bool:
     return isinstance(device, str | torch.device) and torch.device(device).type == "cuda"
 
 
+def _replace(owner: Any, values: Mapping[str, Any]) -> None:
+    """Set attributes of a module or class for the rest of this process."""
+    for name, value in values.items():
+        setattr(owner, name, value)
+
+
 def _pretend_device() -> None:
     """Let torch report a GPU, and make tensors of the meta device where that one is asked for."""
-    for name, value in CUDA_VALUES.items():
-        setattr(torch.cuda, name, lambda *_, value=value, **__: value)
-    for name in CUDA_CLASSES:
-        setattr(torch.cuda, name, MagicMock())
-    device = torch._C.TensorBase.device.__get__  # type: ignore[attr-defined]
-    torch.Tensor.is_cuda = property(lambda x: x.is_meta)  # type: ignore[assignment, method-assign]
-    torch.Tensor.device = property(lambda x: DEVICE if x.is_meta else device(x))  # type: ignore[assignment, method-assign]
-    for name in FACTORIES:
-        setattr(torch, name, _made(getattr(torch, name)))
-    torch.full = _full(torch.full)
-    for name in METHODS:
-        setattr(Tensor, name, _made(getattr(Tensor, name)))
-    torch.Tensor.to = _moved(Tensor.to)  # type: ignore[assignment, method-assign]
-    torch.Tensor.cuda = lambda x, *_, **__: x.to("meta")  # type: ignore[assignment, method-assign, misc]
-    torch.Tensor.pin_memory = lambda x, *_: x  # type: ignore[assignment, method-assign, misc]
-    generator = torch.Generator
-    torch.Generator = lambda device="cpu": _Generator() if _on_gpu(device) else generator()  # type: ignore[assignment, misc]
+    _replace(torch.cuda, {name: lambda *_, value=value, **__: value for name, value in CUDA_VALUES.items()})
+    _replace(torch.cuda, {name: MagicMock() for name in CUDA_CLASSES})
+    _replace(torch, {name: _made(getattr(torch, name)) for name in FACTORIES} | {"full": _full(torch.full)})
+    _replace(Tensor, {name: _made(getattr(Tensor, name)) for name in METHODS})
+    device, generator = torch._C.TensorBase.device.__get__, torch.Generator
+    _replace(
+        Tensor,
+        {
+            "is_cuda": property(lambda x: x.is_meta),
+            "device": property(lambda x: DEVICE if x.is_meta else device(x)),
+            "to": _moved(Tensor.to),
+            "cuda": lambda x, *_, **__: x.to("meta"),
+            "pin_memory": lambda x, *_: x,
+        },
+    )
+    _replace(torch, {"Generator": lambda device="cpu": _Generator() if _on_gpu(device) else generator()})
 
 
 class _Generator:
@@ -162,23 +168,26 @@ def _zeros(x: Tensor) -> Tensor:
 
 
 def _pretend_values() -> None:
-    """Let what is read from tensors without data be zero or true."""
-    replaced: dict[str, Callable[[Tensor], Any]] = {
+    """Let what is read from tensors without data be zero or true, and leave out operations that cannot do without data."""
+    values: dict[str, Callable[[Tensor], Any]] = {
         "__bool__": lambda x: True,
         "__float__": lambda x: 0.0,
         "__index__": lambda x: 0,
         "__int__": lambda x: 0,
         "cpu": _zeros,
+        "data_ptr": lambda x: 0,
         "item": lambda x: _zeros(x).flatten()[0].item(),
         "numpy": lambda x: _zeros(x).numpy(),
         "tolist": lambda x: _zeros(x).tolist(),
+        **dict.fromkeys(("normal_", "random_", "uniform_"), lambda x: x),
     }
-    for name, value in replaced.items():
-        setattr(Tensor, name, _read(getattr(Tensor, name), value))
-    torch.addmm = _read(torch.addmm, lambda total: total)  # torch 2.11 cannot do it on tensors without data
-    torch.Tensor.data_ptr = _read(Tensor.data_ptr, lambda x: 0)  # type: ignore[assignment, method-assign]
-    for function in ("equal", "allclose"):
-        setattr(torch, function, _read(getattr(torch, function), lambda x: True))
+    functions: dict[str, Callable[[Tensor], Any]] = {
+        "addmm": lambda total: total,  # torch 2.11 cannot do it on tensors without data
+        "allclose": lambda x: True,
+        "equal": lambda x: True,
+    }
+    _replace(Tensor, {name: _read(getattr(Tensor, name), value) for name, value in values.items()})
+    _replace(torch, {name: _read(getattr(torch, name), value) for name, value in functions.items()})
 
 
 def _read(function: Callable[..., Any], value: Callable[[Tensor], Any]) -> Callable[..., Any]:

