@@ -65,13 +65,38 @@ def _run(command: list[str]) -> int:
 def run_ours(arguments: Sequence[str]) -> None:
     """Run each provider of ours once in the cases that `python -m bench` would measure with these arguments."""
     options = bench_parser().parse_args(arguments)
+    _one_layer_models()
     for name in options.names:
+        if name == "training":
+            _training_step()
+            continue
         request = Request(benchmark(name).cases, pattern=options.case, providers=tuple(options.provider))
         for _, case in chosen(benchmark(name).load()(), request):
             for checked in (case, case.check):
                 for title in checked.providers if checked else ():
                     if checked and title.startswith("ours"):
                         _run_once(checked, title)
+
+
+def _one_layer_models() -> None:
+    """Leave all layers but one out of the models of later benchmarks: the others launch the same kernels."""
+    from sbp_fast.config import files
+
+    load = files.load_config
+    files.load_config = lambda names, overrides=(): load(names, [*overrides, "model.layers=1"])
+
+
+def _training_step() -> None:
+    """Run the model of `bench.training` forward and backward, without its optimizer and process group, which need a GPU."""
+    from bench import training
+    from bench.length_distributions import documents
+    from sbp_fast.model.transformer import Transformer
+
+    config = training.load_config(["3b-200b"])
+    model = Transformer(config.model, config.corpus.vocabulary_size).to("cuda", torch.bfloat16)
+    tree = documents("lognormal, mean 821", training.TOKENS)
+    batch = training.batches(tree, config.corpus.vocabulary_size)[0].to(torch.device("cuda"))
+    model(batch.tokens, batch.layout, batch.targets, batch.loss_rows, "auto").backward()
 
 
 def _run_once(case: Case, title: str) -> None:

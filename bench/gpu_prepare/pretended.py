@@ -97,10 +97,10 @@ def _replace(owner: Any, values: Mapping[str, Any]) -> None:
 def _pretend_device() -> None:
     """Let torch report a GPU, and make tensors of the meta device where that one is asked for."""
     _replace(torch.cuda, {name: lambda *_, value=value, **__: value for name, value in CUDA_VALUES.items()})
-    _replace(torch.cuda, {name: MagicMock() for name in CUDA_CLASSES})
+    _replace(torch.cuda, {name: type(name, (_Anything,), {}) for name in CUDA_CLASSES})
     _replace(torch, {name: _made(getattr(torch, name)) for name in FACTORIES} | {"full": _full(torch.full)})
     _replace(Tensor, {name: _made(getattr(Tensor, name)) for name in METHODS})
-    device, generator = torch._C.TensorBase.device.__get__, torch.Generator
+    device = torch._C.TensorBase.device.__get__
     _replace(
         Tensor,
         {
@@ -111,13 +111,26 @@ def _pretend_device() -> None:
             "pin_memory": lambda x, *_: x,
         },
     )
-    _replace(torch, {"Generator": lambda device="cpu": _Generator() if _on_gpu(device) else generator()})
+    _replace(torch, {"Generator": _Generator})
+
+
+class _Anything(MagicMock):
+    """An object of CUDA that takes any call and is a context."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
 
 
 class _Generator:
-    """A generator of random numbers on the GPU."""
+    """A generator of random numbers on the GPU; elsewhere torch's own is made in its place."""
 
     device = DEVICE
+
+    def __new__(cls, device: Any = "cpu", *, real: type = torch.Generator) -> Any:
+        return super().__new__(cls) if _on_gpu(device) else real(device)
+
+    def __init__(self, device: Any = "cpu") -> None:
+        """Take the device, which `__new__` has looked at."""
 
     def manual_seed(self, seed: int) -> _Generator:
         """Return the generator itself, which makes no numbers."""
