@@ -148,7 +148,8 @@ def unpacked(folders: Sequence[Path]) -> dict[str, str]:
     """Unpack what was prepared for this machine, beside the first folder; return the variables with which it is found."""
     folders = [folder for folder in folders if (folder / archive.VERSIONS).is_file()]
     try:
-        return archive.unpack(folders, folders[0].with_name(f"{folders[0].name}-unpacked")) if folders else {}
+        # other folders than last time are unpacked anew
+        return archive.unpack(folders, folders[0].with_name(f"{folders[0].name}-unpacked-{len(folders)}")) if folders else {}
     except archive.NotPreparedForThis as problem:
         sys.exit(f"error: {problem}")
 

@@ -81,7 +81,7 @@ def flash_attn_4(python: Path, packages: Sequence[str], beside: Path) -> list[Pa
     first = folders[0] / WHEELS
     wheels.collect(python, packages, first)
     for wheel in list(first.iterdir()):
-        if wheel.stat().st_size > archive.PART:
+        if wheel.stat().st_size > LIMIT:
             archive.split_wheel(wheel, [folder / WHEELS for folder in folders])
     return folders
 

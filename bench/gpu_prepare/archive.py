@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -18,7 +19,6 @@ from pathlib import Path
 
 CACHE, WHEELS, VERSIONS = "triton-cache.tar.xz", "wheels", "prepared.json"
 LIMIT = 60 << 20  # bytes of one folder
-PART = 46 << 20  # bytes of a wheel that stay together
 
 
 class NotPreparedForThis(Exception):
@@ -42,18 +42,13 @@ def pack_cache(cache: Path, folder: Path) -> int:
 
 
 def split_wheel(wheel: Path, folders: Sequence[Path]) -> None:
-    """Write the parts of a wheel to folders in turn, as "NAME.whl.1", "NAME.whl.2" and so on, and remove it.
-
-    Raises:
-        ValueError: there are fewer folders than parts.
-    """
+    """Share out a wheel as "NAME.whl.1", "NAME.whl.2" and so on, so that all folders get the same size, and remove it."""
     content = wheel.read_bytes()
-    starts = range(0, len(content), PART)
-    if len(starts) > len(folders):
-        raise ValueError(f"{wheel.name} has {len(content) >> 20} MiB: {len(folders)} folders do not hold it")
-    for number, (start, folder) in enumerate(zip(starts, folders, strict=False), 1):
-        (folder / f"{wheel.name}.{number}").write_bytes(content[start : start + PART])
     wheel.unlink()
+    share = -(-(len(content) + sum(map(size, folders))) // len(folders))
+    for number, folder in enumerate(folders, 1):
+        part, content = content[: share - size(folder)], content[share - size(folder) :]
+        (folder / f"{wheel.name}.{number}").write_bytes(part)
 
 
 def unpack(folders: Sequence[Path], target: Path) -> dict[str, str]:
@@ -82,7 +77,7 @@ def unpack(folders: Sequence[Path], target: Path) -> dict[str, str]:
                     archive.extractall(partial / cache.name, filter="data")
                 relocate(partial / cache.name, cache)
         partial.rename(target)
-    return {"PYTHONPATH": str(packages)} | ({"TRITON_CACHE_DIR": str(cache)} if cache.is_dir() else {})
+    return {"PYTHONPATH": _import_path(packages)} | ({"TRITON_CACHE_DIR": str(cache)} if cache.is_dir() else {})
 
 
 def unpack_wheels(folders: Sequence[Path], packages: Path) -> Path:
@@ -99,6 +94,14 @@ def unpack_wheels(folders: Sequence[Path], packages: Path) -> Path:
             opened.extractall(packages)
         wheel.unlink()
     return packages
+
+
+def _import_path(packages: Path) -> str:
+    """Return what Python would add to its path for a folder of installed packages, with what their .pth files add."""
+    program = "import os, site, sys; old = [*sys.path]; site.addsitedir(sys.argv[1]); "
+    program += "print(os.pathsep.join(path for path in sys.path if path not in old))"
+    command = [sys.executable, "-c", program, str(packages)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def relocate(cache: Path, target: Path) -> None:

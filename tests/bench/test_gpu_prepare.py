@@ -49,6 +49,15 @@ def wheel(path: Path, module: str, content: str = "") -> Path:
     return path
 
 
+def test_unpacked_packages_have_the_paths_that_their_pth_files_add(tmp_path: Path) -> None:
+    folder = prepared(tmp_path / "prepared")
+    with zipfile.ZipFile(folder / archive.WHEELS / "a-1-py3-none-any.whl", "w") as opened:
+        opened.writestr("a.pth", "a/inside\n")
+        opened.writestr("a/inside/b.py", "")
+    paths = unpack([folder], tmp_path / "unpacked")["PYTHONPATH"].split(os.pathsep)
+    assert sorted(paths) == [str(tmp_path / "unpacked/packages"), str(tmp_path / "unpacked/packages/a/inside")]
+
+
 def prepared(folder: Path) -> Path:
     (folder / archive.WHEELS).mkdir(parents=True)
     (folder / archive.VERSIONS).write_text(json.dumps(versions()))
@@ -79,25 +88,19 @@ def test_unpacked_folder_has_its_modules_and_a_cache_whose_paths_exist(tmp_path:
     assert all(Path(path).parent == cache / "KEY" for path in listed.values())
 
 
-def test_wheel_in_two_parts_is_joined_from_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wheel_in_two_parts_is_joined_from_two_folders_of_the_same_size(tmp_path: Path) -> None:
     folders = [prepared(tmp_path / name) for name in ("one", "two")]
+    wheel(folders[0] / archive.WHEELS / "small-1-py3-none-any.whl", "small", "x" * 100)
     whole = wheel(folders[0] / archive.WHEELS / "big-1-py3-none-any.whl", "big", "x" * 500)
-    monkeypatch.setattr(archive, "PART", whole.stat().st_size // 2 + 1)
     split_wheel(whole, [folder / archive.WHEELS for folder in folders])
-    assert [path.name for folder in folders for path in (folder / archive.WHEELS).iterdir()] == [
+    assert not whole.exists() and abs(archive.size(folders[0]) - archive.size(folders[1])) <= 1
+    assert sorted(path.name for folder in folders for path in (folder / archive.WHEELS).iterdir()) == [
         "big-1-py3-none-any.whl.1",
         "big-1-py3-none-any.whl.2",
+        "small-1-py3-none-any.whl",
     ]
     variables = unpack(folders, tmp_path / "unpacked")
     assert Path(variables["PYTHONPATH"], "big.py").read_text() == "x" * 500 and "TRITON_CACHE_DIR" not in variables
-
-
-def test_wheel_in_more_parts_than_folders_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "PART", 10)
-    whole = wheel(tmp_path / "big-1-py3-none-any.whl", "big")
-    with pytest.raises(ValueError, match=r"big-1-py3-none-any.whl has 0 MiB: 1 folders do not hold it"):
-        split_wheel(whole, [tmp_path])
-    assert whole.exists()
 
 
 def test_folder_for_another_triton_is_refused_by_name(tmp_path: Path) -> None:
