@@ -44,12 +44,12 @@ SCHEDULE = Schedule(rounds=1, min_rounds=1, seconds=float("inf"), warm_up=1, alo
 def decode_steps() -> Iterator[Case]:
     """Eight samples a seed, then one; the 3B model on a GPU, and elsewhere a small one that shows that the benchmark works."""
     cuda = torch.cuda.is_available()
-    config = load_config(["3b-200b" if cuda else "small"])
+    config = load_config(["3b-200b" if cuda else "demo"])
     shape = config.model.model_copy(update={"context": 1024 if cuda else 64})
     rows, steps = (512, 64) if cuda else (16, 8)
     for samples in (8, 1):
         size = config.corpus.vocabulary_size
-        yield _case(Workload("3B" if cuda else "small", shape, size, rows // samples, samples, NEVER, steps, rows, 1))
+        yield _case(Workload("3B" if cuda else "demo", shape, size, rows // samples, samples, NEVER, steps, rows, 1))
 
 
 def _case(workload: Workload) -> Case:

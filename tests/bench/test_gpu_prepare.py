@@ -148,6 +148,30 @@ def test_commands_that_fill_the_cache_are_the_benchmarks_of_the_first_minutes_an
     }
 
 
+PRETENDED = """
+from bench.gpu_prepare import pretended
+pretended._import_launching_operations()
+pretended._pretend_device()
+pretended._pretend_values()
+import torch
+x = torch.randn(3, 4, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+y = torch.full((2,), 1.0).cuda().to(torch.bfloat16)
+print(x.is_cuda, x.device, x.new_empty(2).is_cuda, y.dtype, torch.ones(2).is_cuda, torch.cuda.get_device_capability())
+print(bool((x < 0).any()), x.sum().item(), y.cpu(), torch.equal(x, y), x.argmax().tolist(), x.to("cpu").shape)
+print(torch.ones(2).tolist(), isinstance(torch.rand(2, generator=torch.Generator().manual_seed(0)).sum().item(), float))
+"""
+
+
+def test_pretended_gpu_makes_tensors_without_data_that_read_as_zero_or_true() -> None:
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    done = subprocess.run([sys.executable, "-c", PRETENDED], capture_output=True, text=True, env=variables, check=False)
+    assert done.stdout.splitlines() == [
+        "True cuda:0 True torch.bfloat16 False (9, 0)",
+        "True 0.0 tensor([0., 0.], dtype=torch.bfloat16) True 0 torch.Size([3, 4])",
+        "[1.0, 1.0] True",
+    ], done.stderr
+
+
 @pytest.mark.slow
 def test_carried_cache_has_every_kernel_that_the_mocked_launches_need(tmp_path: Path) -> None:
     """The environment is that of `make gpu-prepare`: Python 3.12 with triton 3.6.0 and torch 2.11."""
