@@ -104,7 +104,7 @@ gpu:  ## On a GPU machine: all there is to check and measure, in two parts of 56
 
 gpu-prepare: $(READY) $(GPU_ENVIRONMENT)/bin/python  ## Collect for a GPU machine without a network: wheels and compiled kernels (FA4=1: FlashAttention-4 too)
 	@$(BIN)/python -m bench.gpu_prepare --python $(GPU_ENVIRONMENT)/bin/python --out $(GPU_PREPARED) \
-		$(if $(FA4),--flash-attn-4 $(FLASH_ATTN_4_PACKAGES))
+		$(if $(CHECK),--check) $(if $(FA4),--flash-attn-4 $(FLASH_ATTN_4_PACKAGES))
 
 $(GPU_ENVIRONMENT)/bin/python: | $(READY)
 	@rm -rf $(GPU_ENVIRONMENT).partial && $(GPU_PYTHON) -m venv $(GPU_ENVIRONMENT).partial

@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--flash-attn-4", nargs="*", metavar="NAME==VERSION", help="its packages, into two folders of their own"
     )
+    parser.add_argument("--check", action="store_true", help="launch everything again on the unpacked cache: none may compile")
     parser.add_argument("--no-cache", action="store_true", help="wheels alone, no compiled kernels")
     options = parser.parse_args(arguments)
     folder = options.out
@@ -40,10 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.no_cache:
         print(f"compiling kernels for triton {versions['triton']}: several minutes", flush=True)
         compile_kernels(options.python, folder)
+    compiled_again = recompiled(options.python, folder) if options.check else set()
     folders = [folder]
     if options.flash_attn_4:
         folders += flash_attn_4(options.python, options.flash_attn_4, folder)
-    return report(folders)
+    status = report(folders)
+    if options.check:
+        print(f"launched again on the unpacked cache, {len(compiled_again)} kernels were compiled: {sorted(compiled_again)}")
+    return 1 if compiled_again else status
 
 
 def environment(packages: Path, cache: Path) -> dict[str, str]:
@@ -63,14 +68,35 @@ def fresh(folder: Path, python: Path) -> dict[str, str]:
     return versions
 
 
-def compile_kernels(python: Path, folder: Path) -> None:
-    """Fill a compile cache with what tests and benchmarks launch, and pack it into the folder."""
+def compile_kernels(python: Path, folder: Path, only: str = "") -> None:
+    """Fill a compile cache with what tests and benchmarks launch, or some of them, and pack it into the folder."""
     with tempfile.TemporaryDirectory() as scratch:
-        cache, unpacked = Path(scratch) / "cache", Path(scratch) / "unpacked"
-        command = [str(python), "-m", "bench.gpu_prepare.launches"]
-        packages = archive.unpack_wheels([folder], unpacked)
-        subprocess.run(command, cwd=ROOT, env=environment(packages, cache), check=True)
+        cache = Path(scratch) / "cache"
+        _launch(python, archive.unpack_wheels([folder], Path(scratch) / "packages"), cache, only)
         archive.pack_cache(cache, folder)
+
+
+def recompiled(python: Path, folder: Path, only: str = "") -> set[str]:
+    """Unpack a folder, launch what filled its cache, and return the entries of the cache that are new or written anew."""
+    with tempfile.TemporaryDirectory() as scratch:
+        target = Path(scratch) / "prepared"
+        command = [str(python), "-m", "bench.gpu_prepare.archive", str(folder), str(target)]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        packages, cache = target / "packages", target / "triton-cache"
+        before = _written(cache)
+        _launch(python, packages, cache, only)
+        after = _written(cache)
+    return {path.split("/")[0] for path in after if after[path] != before.get(path)}
+
+
+def _launch(python: Path, packages: Path, cache: Path, only: str) -> None:
+    command = [str(python), "-m", "bench.gpu_prepare.launches", "--only", only]
+    subprocess.run(command, cwd=ROOT, env=environment(packages, cache), check=True)
+
+
+def _written(cache: Path) -> dict[str, int]:
+    """Times in nanoseconds at which the files of a cache were written, by relative path."""
+    return {str(path.relative_to(cache)): path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
 
 
 def flash_attn_4(python: Path, packages: Sequence[str], beside: Path) -> list[Path]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -178,23 +179,9 @@ def test_carried_cache_has_every_kernel_that_the_mocked_launches_need(tmp_path: 
     python = ENVIRONMENT / "bin" / "python"
     if not python.exists():
         pytest.skip(f"there is no {python}: `make gpu-prepare` makes it")
-    folder = tmp_path / "prepared"
+    folder, some = tmp_path / "prepared", "ours small|test_nearest"
     command.fresh(folder, python)
-
-    def launch(cache: Path) -> str:
-        variables = command.environment(tmp_path, cache)
-        words = [str(python), "-m", "bench.gpu_prepare.launches", "--only", "pairs|test_decode"]
-        return subprocess.run(words, cwd=ROOT, env=variables, check=True, capture_output=True, text=True).stdout
-
-    first = launch(tmp_path / "built")
-    built = {path.name for path in (tmp_path / "built").iterdir()}
-    pack_cache(tmp_path / "built", folder)
-    (tmp_path / "built").rename(tmp_path / "gone")
-    unpacking = [str(python), "-m", "bench.gpu_prepare.archive", str(folder), str(tmp_path / "there")]
-    done = subprocess.run(unpacking, cwd=ROOT, check=True, capture_output=True, text=True)
-    cache = tmp_path / "there" / "triton-cache"
-    assert f"export TRITON_CACHE_DIR={cache}\n" in done.stdout
-    changed = {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
-    assert launch(cache) == first and len(built) > 10
-    assert {path.name for path in cache.iterdir()} == built
-    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()} == changed  # nothing compiled anew
+    command.compile_kernels(python, folder, some)
+    with tarfile.open(folder / archive.CACHE) as packed:
+        assert sum(name.endswith(".cubin") for name in packed.getnames()) > 20
+    assert command.recompiled(python, folder, some) == set()
