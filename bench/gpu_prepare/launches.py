@@ -80,10 +80,10 @@ def run_ours(arguments: Sequence[str]) -> None:
 
 def _one_layer_models() -> None:
     """Leave all layers but one out of the models of later benchmarks: the others launch the same kernels."""
-    from sbp_fast.config import files
+    from sbp_fast.config import files as config_files
 
-    load = files.load_config
-    files.load_config = lambda names, overrides=(): load(names, [*overrides, "model.layers=1"])
+    load = config_files.load_config
+    config_files.load_config = lambda files, overrides=(): load(files, [*overrides, "model.layers=1"])
 
 
 def _training_step() -> None:
