@@ -179,7 +179,7 @@ def test_carried_cache_has_every_kernel_that_the_mocked_launches_need(tmp_path: 
     python = ENVIRONMENT / "bin" / "python"
     if not python.exists():
         pytest.skip(f"there is no {python}: `make gpu-prepare` makes it")
-    folder, some = tmp_path / "prepared", "ours pairs|test_swiglu"
+    folder, some = tmp_path / "prepared", "test_swiglu"
     command.fresh(folder, python)
     command.compile_kernels(python, folder, some)
     with tarfile.open(folder / archive.CACHE) as packed:
