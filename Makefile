@@ -6,6 +6,15 @@ TORCH ?= torch==2.13.0
 OUT ?= runs/demo
 LAB ?= runs/lab
 GPU_OUT ?= runs/first-light
+# What `make gpu-prepare` makes for a GPU machine without a network, where `make gpu` finds it. It compiles in an environment with
+# that machine's Python and triton; any build of torch does, and that of PyPI brings gigabytes of CUDA: choose another with
+# GPU_TORCH="torch==2.11.0 --index-url ...", or set GPU_ENVIRONMENT to an environment that you have.
+GPU_PREPARED ?= runs/gpu-prepare
+GPU_PYTHON ?= python3.12
+GPU_TORCH ?= torch==2.11.0
+GPU_ENVIRONMENT ?= $(VENV)/gpu
+GPU_PACKAGES := triton==3.6.0 transformers==5.17.0 numba scipy rich typer jinja2 matplotlib fsspec pyarrow xxhash \
+	safetensors tokenizers huggingface-hub pytest pytest-xdist hypothesis
 OLDEST_TRITON := $(VENV)/triton-3.6.0
 # beside the environment, not in it, and without what it asks for: no release of torch is replaced
 FLASH_ATTN_4 := $(VENV)/flash-attn-4
@@ -20,7 +29,7 @@ DOCS_READY := $(VENV)/.ready-docs
 HARNESS_READY := $(VENV)/.ready-lm-eval
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run lab test test-cpus check docs test-slow test-faults bench bench-plots aot gpu clean
+.PHONY: help setup run lab test test-cpus check docs test-slow test-faults bench bench-plots aot gpu gpu-prepare clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -92,7 +101,17 @@ $(FLASH_ATTN_4): | $(READY)
 	@rm -rf $@.partial && $(BIN)/python -m pip install --quiet --no-deps --target $@.partial $(FLASH_ATTN_4_PACKAGES) && mv $@.partial $@
 
 gpu:  ## On a GPU machine: all there is to check and measure, in two parts of 560 and 180 seconds (PART=1 for one of them)
-	@$(PYTHON) -m bench.first_light $(if $(PART),--part $(PART)) --out $(GPU_OUT)
+	@$(PYTHON) -m bench.first_light $(if $(PART),--part $(PART)) --out $(GPU_OUT) --prepared $(wildcard $(GPU_PREPARED)*)
+
+gpu-prepare: $(READY) $(GPU_ENVIRONMENT)/bin/python  ## Collect for a GPU machine without a network: wheels and compiled kernels (FA4=1: FlashAttention-4 too)
+	@$(BIN)/python -m bench.gpu_prepare --python $(GPU_ENVIRONMENT)/bin/python --out $(GPU_PREPARED) \
+		$(if $(CHECK),--check) $(if $(FA4),--flash-attn-4 $(FLASH_ATTN_4_PACKAGES))
+
+$(GPU_ENVIRONMENT)/bin/python: | $(READY)
+	@rm -rf $(GPU_ENVIRONMENT).partial && $(GPU_PYTHON) -m venv $(GPU_ENVIRONMENT).partial
+	@$(GPU_ENVIRONMENT).partial/bin/python -m pip install --quiet $(GPU_TORCH)
+	@$(GPU_ENVIRONMENT).partial/bin/python -m pip install --quiet $(GPU_PACKAGES)
+	@mv $(GPU_ENVIRONMENT).partial $(GPU_ENVIRONMENT)
 
 clean:  ## Remove the environment, caches and the demo run
 	rm -rf $(VENV) runs site .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -17,19 +17,12 @@ from bench.worker import Request
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmarks named in the arguments, or all; return 1 where one that was named cannot run here."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all by default")
-    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds in all; important cases come first")
-    parser.add_argument("--step", type=float, default=STEP_SECONDS, help="seconds after which a provider's step is ended")
-    parser.add_argument("--case", default="", metavar="REGEX", help="only the cases in whose line of shape it is found")
-    parser.add_argument("--provider", action="append", default=[], metavar="NAME", help="only these providers (repeatable)")
-    parser.add_argument("--out", type=Path, default=records.RESULTS, help="folder of the results; default: bench/results")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     for name in options.names:
         try:
             benchmark(name)
         except ValueError as error:
-            parser.error(str(error))
+            parser().error(str(error))
     ends = time.monotonic() + options.budget
     names = options.names or list(BENCHMARKS)
     status = 0
@@ -43,6 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             complete = False
         status |= not complete and name in options.names
     return status
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's arguments."""
+    arguments = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    arguments.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all by default")
+    arguments.add_argument("--budget", type=float, default=float("inf"), help="seconds in all; important cases come first")
+    arguments.add_argument("--step", type=float, default=STEP_SECONDS, help="seconds after which a provider's step is ended")
+    arguments.add_argument("--case", default="", metavar="REGEX", help="only the cases in whose line of shape it is found")
+    arguments.add_argument("--provider", action="append", default=[], metavar="NAME", help="only these providers (repeatable)")
+    arguments.add_argument("--out", type=Path, default=records.RESULTS, help="folder of the results; default: bench/results")
+    return arguments
 
 
 def run(name: str, request: Request, folder: Path, step_seconds: float) -> bool:

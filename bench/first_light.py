@@ -6,6 +6,8 @@ what the items print is in OUT/first-light.log, and the benchmarks write OUT/<de
 
 What measures comes before what may hang: the form for Hopper, flex and the sanitizer.
 
+Folders of `make gpu-prepare` (`--prepared`) are unpacked first, so that what they hold need not be installed or compiled.
+
 `--dry-run` runs the same items without a GPU, with tiny shapes and Triton's interpreter, and after them one that must fail.
 """
 
@@ -19,11 +21,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from bench.gpu_prepare import archive
 
 ROOT = Path(__file__).parent.parent
 PART_SECONDS = {1: 560, 2: 180}  # what the limits of a part's items may add up to
@@ -92,7 +96,8 @@ ITEMS = (
     gpu_tests("correctness, flex", 1, 30, KERNELS, "-k", "flex", workers=4),
     gpu_tests("memcheck", 1, 25, *SANITIZED, workers=0, under=(*SANITIZER, "memcheck")),
     gpu_tests("racecheck", 1, 25, *SANITIZED, workers=0, under=(*SANITIZER, "racecheck")),
-    benchmark("training steps", 2, 90, "training", *EAGER_LAYERS, case=r"gpus 1$"),
+    benchmark("training steps", 2, 60, "training", *EAGER_LAYERS, case=r"gpus 1$"),
+    benchmark("decode step by kernel", 2, 70, "decode-steps", case="samples a seed 8"),
     gpu_tests(
         "correctness, generation and pairs",
         2,
@@ -112,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", metavar="ITEM", choices=[item.name for item in ITEMS], help="repeatable")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes without a GPU, and an item that must fail")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "first-light", help="default: runs/first-light")
+    parser.add_argument("--prepared", type=Path, nargs="*", default=[], metavar="FOLDER", help="of `make gpu-prepare`")
     options = parser.parse_args(arguments)
     if not options.dry_run and not has_gpu():
         sys.exit("error: there is no CUDA device here: `--dry-run` tries the items without one")
@@ -119,9 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.dry_run:
         items.append(PLANTED)
     options.out.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | unpacked(options.prepared)
     status = 0
     with (options.out / "first-light.jsonl").open("a") as results:
-        for line in lines(items, options.out.resolve(), dry=options.dry_run):
+        for line in lines(items, options.out.resolve(), environment, dry=options.dry_run):
             results.write(json.dumps(line) + "\n")
             results.flush()
             print(f"{line['status']:>9} {line['seconds']:6.1f} of {line['limit']:3.0f} s  {line['item']}", flush=True)
@@ -137,14 +144,24 @@ def has_gpu() -> bool:
     return subprocess.run(command, check=False).returncode == 0
 
 
-def lines(items: Sequence[Item], out: Path, *, dry: bool) -> Iterator[dict[str, Any]]:
+def unpacked(folders: Sequence[Path]) -> dict[str, str]:
+    """Unpack what was prepared for this machine, beside the first folder; return the variables with which it is found."""
+    folders = [folder for folder in folders if (folder / archive.VERSIONS).is_file()]
+    try:
+        # other folders than last time are unpacked anew
+        return archive.unpack(folders, folders[0].with_name(f"{folders[0].name}-unpacked-{len(folders)}")) if folders else {}
+    except archive.NotPreparedForThis as problem:
+        sys.exit(f"error: {problem}")
+
+
+def lines(items: Sequence[Item], out: Path, environment: Mapping[str, str], *, dry: bool) -> Iterator[dict[str, Any]]:
     """Run the items one after the other and yield the line of each.
 
     A line holds "item", "status" ("done", "failed", "timed out" or "missing"), "seconds", "limit", "command" and "reason":
     how the item ended and the last lines that it printed, or of one that is done the last line alone.
     """
-    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "PYTHONUNBUFFERED": "1"}
+    paths = [str(ROOT), str(ROOT / "kernels"), environment.get("PYTHONPATH")]
+    environment = {**environment, "PYTHONPATH": os.pathsep.join(path for path in paths if path), "PYTHONUNBUFFERED": "1"}
     if dry:
         environment |= {"BENCH_TINY": "1", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     for item in items:
@@ -170,7 +187,7 @@ def command_of(item: Item, out: Path, *, dry: bool) -> list[str]:
     return command
 
 
-def run(command: list[str], item: Item, log: Path, environment: dict[str, str]) -> tuple[str, str]:
+def run(command: list[str], item: Item, log: Path, environment: Mapping[str, str]) -> tuple[str, str]:
     """Run a command with its children in a session of its own, all of which is killed at the item's limit.
 
     Returns:

@@ -102,12 +102,12 @@ def _case(workload: Workload) -> Case:
         pool = EnginePool(model, workload)
         return lambda count: sum(result.generated_tokens for result in pool.generate(seeds[:count]))
 
-    batches = partial(padded_batches, model, prompts, workload.samples, rows, _sampling(workload))
+    batches = partial(padded_batches, model, prompts, workload.samples, rows, sampling_options(workload))
     makers: dict[str, Callable[[], Callable[[int], int]]] = {
         "ours": ours,
         "transformers, generate": partial(batches, {}),
         "transformers, generate, static cache": partial(batches, {"cache_implementation": "static", "disable_compile": True}),
-        CONTINUOUS: partial(continuous_batches, model, prompts, workload.samples, rows, _sampling(workload)),
+        CONTINUOUS: partial(continuous_batches, model, prompts, workload.samples, rows, sampling_options(workload)),
     }
     return Case(
         {
@@ -126,7 +126,7 @@ def _case(workload: Workload) -> Case:
         unit="tokens",
         flops=flops_of_a_token(workload),
         bytes=bytes_of_a_token(workload, seeds, results),
-        verify=lambda: _verify(model, prompts, results),
+        verify=lambda: verify(model, prompts, results),
         statistics={"mean tokens of a document": statistics.mean(result.generated_tokens for result in results)},
         clock=time.perf_counter,
         schedule=SCHEDULE,
@@ -208,7 +208,7 @@ class EnginePool:
         return results
 
 
-def _sampling(workload: Workload) -> dict[str, Any]:
+def sampling_options(workload: Workload) -> dict[str, Any]:
     """Options of transformers that sample as ours does."""
     return {
         "do_sample": True,
@@ -222,7 +222,7 @@ def _sampling(workload: Workload) -> dict[str, Any]:
     }
 
 
-def _verify(model: Transformer, prompts: list[np.ndarray], results: list[GenerationResult]) -> dict[str, Any]:
+def verify(model: Transformer, prompts: list[np.ndarray], results: list[GenerationResult]) -> dict[str, Any]:
     """Check the log-probabilities that our engine reports for some documents against transformers."""
     checked = [(prompts[result.seed], [*result.tokens.tolist(), *[END] * (result.stop == "end")]) for result in results[:16]]
     error = log_probability_error(model, checked, sum(result.log_probability for result in results[:16]))

@@ -38,8 +38,9 @@ def loss() -> Iterator[Case]:
 def _case(rows: int, width: int, vocabulary: int, share: float, small: bool = False) -> Case:
     device = machine.device()
     with_loss = int(rows * share)
-    carrying = torch.arange(rows, device=device) % rows < with_loss
-    loss_rows = loss_rows_of(torch.where(carrying, 0, IGNORED).cpu(), with_loss).to(device)
+    on_host = torch.arange(rows) % rows < with_loss
+    loss_rows = loss_rows_of(torch.where(on_host, 0, IGNORED), with_loss).to(device)
+    carrying = on_host.to(device)
 
     def inputs(generator: torch.Generator) -> Tensors:
         dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32

@@ -1,4 +1,4 @@
-"""RMSNorm, query and key norm with rotary embedding, and SwiGLU, beside torch.compile and Liger."""
+"""RMSNorm, query and key norm with rotary embedding, and SwiGLU, beside torch.compile and Liger; then sampling."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench import machine
 from bench.case import Case, Prepared, Provider, Tensors
+from bench.sampling import sampling
 
 Function = Callable[..., tuple[Tensor, ...]]  # inputs with a gradient, then those without -> outputs
 ROWS = 16384
@@ -25,6 +26,7 @@ def small() -> Iterator[Case]:
     """Each operation at the sizes of real models, on CUDA alone: elsewhere it is plain torch, with nothing to compare."""
     if machine.tiny():
         yield from (_norm(CHECKED_ROWS, 16, added=True), _rotary(CHECKED_ROWS, 2, 1, 16), _swiglu(CHECKED_ROWS, 16))
+        yield from sampling()
         return
     if not torch.cuda.is_available():
         return
@@ -34,6 +36,7 @@ def small() -> Iterator[Case]:
         yield _rotary(ROWS, heads, key_heads, 128)
     for width in (6144, 8064):
         yield _swiglu(ROWS, width)
+    yield from sampling()
 
 
 def _norm(rows: int, width: int, added: bool) -> Case:

@@ -37,6 +37,7 @@ from sbp_fast.train.loop import train_step
 from sbp_fast.train.optimizer import make_optimizers
 from sbp_fast.train.sharding import build, make_mesh
 
+TOKENS = 8192  # of a packed sequence on a GPU
 SEQUENCES = 4  # a step: as many as keep the optimizer's part of it small
 PARTNERS = 8
 LEARNING_RATE = 1e-4
@@ -54,7 +55,7 @@ def training() -> Iterator[Case]:
     """Steps on documents, then on seeds with partners, packed once or repeated for each partner."""
     cuda = torch.cuda.is_available()
     config = load_config(["3b-200b"] if cuda else ["small"], ["parallel.shard_processes=0"])
-    tokens = 64 if machine.tiny() else 8192 if cuda else 2048
+    tokens = 64 if machine.tiny() else TOKENS if cuda else 2048
     packed, trees = documents("lognormal, mean 821", tokens), shared_seeds(PARTNERS, tokens)
     ours, plain = partial(_provider, config, packed, "auto"), partial(_provider, config, packed, "varlen" if cuda else "sdpa")
     providers = {

@@ -114,7 +114,7 @@ def test_lines_of_items_that_lack_a_program_fail_and_leave_processes(tmp_path: P
         Item("leaves", 1, 5, ("-c", leaves)),
         Item("hangs", 1, 1.5, ("-c", "import time; time.sleep(60)")),
     ]
-    found = [(line["status"], line["reason"]) for line in lines(items, tmp_path, dry=False)]
+    found = [(line["status"], line["reason"]) for line in lines(items, tmp_path, os.environ, dry=False)]
     assert found == [
         ("missing", "no-such-checker is not on this machine"),
         ("failed", "exit code -6\nbefore"),
@@ -127,7 +127,7 @@ def test_lines_of_items_that_lack_a_program_fail_and_leave_processes(tmp_path: P
 def test_log_of_an_item_that_prints_without_end_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(first_light, "LOG_BYTES", 1000)
     items = [Item("prints", 1, 5, ("-c", "print('x\\n' * 10_000)")), Item("fails", 1, 5, ("-c", "exit('why')"))]
-    _, line = lines(items, tmp_path, dry=False)
+    _, line = lines(items, tmp_path, os.environ, dry=False)
     assert (tmp_path / "first-light.log").stat().st_size < 1500 and line["reason"] == "exit code 1\nwhy"
 
 

@@ -65,7 +65,8 @@ def test_list_set_up_and_check_without_the_packages_of_sbp_fast() -> None:
         "generation needs sbp_fast",
         "training needs sbp_fast",
         "loss 8 loss",
-        "small 10 qk_norm_rope rms_norm rms_norm with residual swiglu",
+        "small 12 qk_norm_rope rms_norm rms_norm with residual sampling swiglu",
+        "decode-steps needs sbp_fast",
         "pairs 2 pairs",
         "plan 10 plan",
         "order needs sbp_fast",
@@ -75,6 +76,6 @@ def test_list_set_up_and_check_without_the_packages_of_sbp_fast() -> None:
         "scale needs sbp_fast",
         "attention is right in 4 of 4 tiny cases",
         "loss is right in 2 of 2 tiny cases",
-        "small is right in 3 of 3 tiny cases",
+        "small is right in 4 of 4 tiny cases",
         "pairs is right in 1 of 1 tiny cases",
     ]
