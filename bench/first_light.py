@@ -89,6 +89,7 @@ ITEMS = (
     Item("ceilings", 1, 20, ("-m", "bench.machine")),
     gpu_tests("correctness", 1, 80, KERNELS, "-k", "not flex and not hopper"),
     benchmark("attention", 1, 90, "attention", case=GOAL_ATTENTION),
+    Item("sweep", 1, 130, ("-m", "bench.tune", "--budget", "87", "--step", "30", "--out", "OUT")),
     benchmark("loss", 1, 60, "loss", case=GOAL_LOSS),
     benchmark("small operations", 1, 40, "small"),
     benchmark("nearest", 1, 30, "pairs"),

@@ -31,10 +31,11 @@ TESTS = (
 
 
 def commands() -> Iterator[list[str]]:
-    """Yield modules with their arguments: our providers of the benchmarks on a GPU first, then each file of tests."""
+    """Yield modules with their arguments: our providers of the benchmarks on a GPU first, the sweep, then each file of tests."""
     for item in ITEMS:
         if item.command[:2] == ("-m", "bench"):
             yield ["bench.gpu_prepare.launches", "--ours", *item.command[2:]]
+    yield ["bench.tune.candidates", "0", "1"]
     for test in TESTS:
         yield ["pytest", "-q", "--no-header", "--tb=no", "-m", "gpu", "-p", "no:cacheprovider", f"tests/kernels/{test}"]
 

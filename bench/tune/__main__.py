@@ -1,8 +1,7 @@
 """`python -m bench.tune`: time the candidates of every attention kernel on this GPU and write the fastest as a table.
 
-The record of the sweep, written after each case, is OUT/<device>/tune.json, and the table with its rows OUT/tuned.json. The
-package's own table changes with `python -m bench.tune --adopt OUT/<device>/tune.json`, which needs no GPU; `make aot` compiles
-its rows. Without a GPU the sweep runs only with BENCH_TINY=1 and TRITON_INTERPRET=1, which try its code.
+The record of the sweep, written after each case, is OUT/<device>/tune.json. `python -m bench.tune --adopt` that record puts its
+rows into the package's table, which needs no GPU; `make aot` compiles them. Without a GPU the sweep runs only with BENCH_TINY=1 and TRITON_INTERPRET=1, which try its code.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ COMPILE = (sys.executable, "-m", "bench.tune.candidates")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the sweep or adopt its record, and return 1 where no row of a table came of it."""
+    """Run the sweep or adopt its record, and return 1 where that gives no row of the table."""
     parser = argparse.ArgumentParser(prog="python -m bench.tune", description=__doc__)
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds in all; what matters most comes first")
     parser.add_argument("--step", type=float, default=30.0, help="seconds after which one step of a candidate is ended")
@@ -43,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record = json.loads(options.adopt.read_text())
         if not all(case["shape"]["capability"] for case in record["cases"]):
             parser.error(f"{options.adopt} was not measured on a GPU: run the sweep on one")
-        return _report(_add(record, _tuned.PATH), _tuned.PATH)
+        return adopt(record)
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         parser.error("there is no CUDA device here")
     ends = time.monotonic() + options.budget
@@ -56,8 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"the sweep ended before its first case: {error}", flush=True)
     if supervision.path is None or not supervision.path.exists():
         return 1
-    path = options.out / "tuned.json"
-    return _report(_add(json.loads(supervision.path.read_text()), path), path)
+    return _report(measured_rows(json.loads(supervision.path.read_text())))
 
 
 def compile_candidates(processes: int, seconds: float) -> None:
@@ -87,18 +85,20 @@ def show(case: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _add(record: dict[str, Any], path: Path) -> list[dict[str, Any]]:
-    """Write the package's table with the rows of a record to a path, and return these rows; nothing where there are none."""
+def adopt(record: dict[str, Any]) -> int:
+    """Put the rows of a record into the package's table."""
     rows = measured_rows(record)
     if rows:
-        write(path, merged(json.loads(_tuned.PATH.read_text()), rows))
-    return rows
+        write(_tuned.PATH, merged(json.loads(_tuned.PATH.read_text()), rows))
+    return _report(rows)
 
 
-def _report(rows: list[dict[str, Any]], path: Path) -> int:
+def _report(rows: list[dict[str, Any]]) -> int:
+    """Print rows of a table and return 1 where there are none."""
     for row in rows:
         print(f"measured: {json.dumps(row)}")
-    print(f"{len(rows)} rows of {path} are new" if rows else "no kind of documents had all three kernels measured: no table")
+    if not rows:
+        print("no kind of documents had all three kernels measured: no rows")
     return 0 if rows else 1
 
 

@@ -177,7 +177,7 @@ def log_likelihoods(
         rows = np.concatenate([tree.rows + start for tree, start in zip(packed, starts, strict=False)])
         ids = np.concatenate([segment for tree in packed for segment in tree.segments]).astype(np.int64)
         targets, owners = (np.concatenate(parts) for parts in zip(*((t.targets, t.owners) for t in packed), strict=True))
-        hidden_TW = model(torch.from_numpy(ids).to(model.device), layout.to(model.device))
+        hidden_TW = model(torch.from_numpy(ids).to(model.device), layout.to(model.device, head_width=model.config.head_dim))
         values = _log_probabilities(model, hidden_TW, torch.from_numpy(rows), torch.from_numpy(targets))
         total += np.bincount(owners, values, sums)
         tokens, visible_pairs, predictions = tokens + len(ids), visible_pairs + layout.visible_pairs(), predictions + len(rows)

@@ -169,7 +169,8 @@ class Decoder:
         """Compute seeds as one packed sequence, and write their keys and values to the given pages."""
         lengths = [len(seed) for seed in seeds]
         padding = -sum(lengths) % ROW_MULTIPLE
-        layout = PackedLayout.from_lengths([*lengths, padding] if padding else lengths).to(self.device)
+        layout = PackedLayout.from_lengths([*lengths, padding] if padding else lengths)
+        layout = layout.to(self.device, head_width=self.model.config.head_dim)
         tokens = np.concatenate([*seeds, np.zeros(padding, np.int64)]).astype(np.int64)
         locations = self.locate(pages, lengths)
         x_TW = self.model.embed_tokens(self._send(tokens))

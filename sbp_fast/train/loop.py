@@ -147,13 +147,17 @@ class Training:
         best = best_point(self.totals.validations)
         return self.totals.steps if self.recipe.select == "last" or best is None else best[0]
 
+    def prefetch(self, first_step: int) -> Prefetch:
+        """Return this process's packed sequences from a step on."""
+        rank, world, width = self.processes.rank, self.processes.world, self.config.model.head_dim
+        return Prefetch(self.batches, first_step, device=self.processes.device, rank=rank, world=world, head_width=width)
+
     def take_steps(self) -> None:
         """Take all steps that are left, and write metrics and checkpoints between them."""
         first, earlier_seconds, started = self.totals.steps, self.totals.loop_seconds, time.monotonic()
-        processes = self.processes
         with (
             StopRequest() as stop,
-            Prefetch(self.batches, first, device=processes.device, rank=processes.rank, world=processes.world) as prefetch,
+            self.prefetch(first) as prefetch,
             self.open_log() as log,
             frozen_garbage() as freeze,
         ):

@@ -176,13 +176,13 @@ def test_every_row_of_the_table_is_compiled_ahead_of_time() -> None:
 
 
 @pytest.mark.slow
-def test_dry_run_writes_each_case_and_a_table(tmp_path: Path) -> None:
+def test_dry_run_writes_each_case_and_shows_rows(tmp_path: Path) -> None:
     environment = os.environ | {"BENCH_TINY": "1", "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "bench.tune", "--budget", "100", "--out", str(tmp_path)]
-    subprocess.run(command, env=environment, cwd=ROOT, check=True)
+    done = subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True, text=True)
     (path,) = tmp_path.glob("*/tune.json")
     assert [case["shape"]["kernel"] for case in json.loads(path.read_text())["cases"]] == list(_tuned.KERNELS)
-    assert len(json.loads((tmp_path / "tuned.json").read_text())) == len(_tuned.table()) + 1
+    assert done.stdout.count("measured: ") == 1
 
 
 def test_sweep_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,12 +113,17 @@ class PackedBatch:
         tokens_T, targets_T, rows_R = (torch.from_numpy(array) for array in arrays)
         return PackedBatch(tokens_T, targets_T, rows_R, layout, counts, documents)
 
-    def to(self, device: torch.device | str) -> PackedBatch:
-        """Return the batch on `device`, by copies without host-device synchronisation."""
+    def to(self, device: torch.device | str, *, head_width: int | None = None) -> PackedBatch:
+        """Return the batch on `device`, by copies without host-device synchronisation.
+
+        Args:
+            device: where to.
+            head_width: of the attention that will read the batch, which decides the tiles of its plan; None for the commonest.
+        """
         if torch.device(device).type == "cpu":
             return self
         moved = [tensor.pin_memory().to(device, non_blocking=True) for tensor in (self.tokens, self.targets, self.loss_rows)]
-        return replace(self, tokens=moved[0], targets=moved[1], loss_rows=moved[2], layout=self.layout.to(device))
+        return replace(self, tokens=moved[0], targets=moved[1], loss_rows=moved[2], layout=self.layout.to(device, head_width=head_width))
 
 
 def _fill_up(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ class Prefetch:
         device: where the sequences go.
         rank: of this process among those that train together.
         world: the number of those processes.
+        head_width: of the model's attention; None for the commonest.
 
     Attributes:
         waited: seconds that the training thread has waited for a sequence, since it was last set to zero.
@@ -32,8 +33,10 @@ class Prefetch:
         ValueError: the sequences of a step cannot be divided equally.
     """
 
-    def __init__(self, batches: Batches, first_step: int, *, device: torch.device, rank: int, world: int) -> None:
-        self.batches, self.device, self.waited = batches, device, 0.0
+    def __init__(
+        self, batches: Batches, first_step: int, *, device: torch.device, rank: int, world: int, head_width: int | None = None
+    ) -> None:
+        self.batches, self.device, self.head_width, self.waited = batches, device, head_width, 0.0
         self.indices = divide_sequences(batches.sequences_per_step, world)[rank]
         self._next = (first_step, self.indices.start)
         self._pool = ThreadPoolExecutor(1, "batches")
@@ -58,7 +61,7 @@ class Prefetch:
     def _make(self, step: int, index: int) -> PackedBatch:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # copies go to its default stream, as training does
-        return self.batches.sequence(step, index).to(self.device)
+        return self.batches.sequence(step, index).to(self.device, head_width=self.head_width)
 
     def __enter__(self) -> Prefetch:
         return self
