@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -25,9 +25,6 @@ from sbp_fast.config import EmbedConfig, RunConfig
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.executors.choose import open_workers
 from sbp_fast.pipeline.progress import print_line
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer()
 
@@ -132,13 +129,16 @@ def neighbors(
     text: Annotated[str, typer.Option(help="Text to search for.")] = "",
     document: Annotated[str, typer.Option(help="Or the id of a unique document to search for.")] = "",
     model: Annotated[str | None, typer.Option(help="With --text: the index's encoder, as embed.model.")] = None,
+    endpoint: Annotated[str, typer.Option(help="With --text: URL of the server that embedded, as embed.endpoint.")] = "",
+    key_variable: Annotated[str, typer.Option(help="With --endpoint: as embed.endpoint_key_variable.")] = "",
     count: Annotated[int, typer.Option(min=1, help="Number of documents to print.")] = 10,
 ) -> None:
     """Print the unique documents nearest to a text or a document: similarity, id, corpus if there are several, first words."""
     from sbp_fast.neighbors.query import find_neighbors
 
     query = {"text": text, "document": document}
-    config = RunConfig() if model is None else RunConfig(embed=EmbedConfig(model=model))
+    named = {} if model is None else {"model": model}
+    config = RunConfig(embed=EmbedConfig(endpoint=endpoint, endpoint_key_variable=key_variable, **named))
     for neighbor in find_neighbors(config, index, corpora=corpus, vectors=vectors or (), **query, count=count):
         directory = f"  {neighbor.corpus}" if len(corpus) > 1 else ""
         print_line(f"{neighbor.similarity:.4f}  {neighbor.id}{directory}  {' '.join(neighbor.text.split())[:100]}")

@@ -26,7 +26,7 @@ from sbp_fast.pipeline.preview import PlannedAction, preview
 from sbp_fast.pipeline.progress import Console, duration, short
 from sbp_fast.train.task import TrainTask
 
-WAITS, UNLESS_EQUAL = "its inputs come first", "unless its inputs come out the same"
+UNLESS_EQUAL = "unless its inputs come out the same"
 ACTIONS = {"skip": "done before", "resume": "to resume", "run": "to run", "replace": "to replace", "refuse": "refused"}
 """Actions that may be planned, as the last lines count them."""
 
@@ -82,7 +82,7 @@ def dry_run_entries(config: RunConfig, out: Path, *, gpus: int = 1, force: bool 
 def _planned(stage: Stage, out: Path, earlier: Mapping[str, PlannedAction], force: bool) -> PlannedAction:
     if any(earlier[source].action != "skip" for source in stage.inputs.values()):
         exists = (out / stage.name).exists() or (out / f"{stage.name}{PARTIAL_SUFFIX}").exists()
-        return PlannedAction("run", UNLESS_EQUAL if exists else WAITS)
+        return PlannedAction("run", UNLESS_EQUAL if exists else "")
     return preview_here(lambda: stage.run_in(out, console=Console(quiet=True), force=force))
 
 
@@ -122,14 +122,18 @@ def training_entry(
 def describe(entries: list[Entry], out: Path) -> list[Table | str]:
     """Return a table of the stages, and lines with their sums."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("stage", "would", "reads", "time", "disk"):
-        is_figure = column in ("time", "disk")
-        kept = is_figure or column == "stage"
-        table.add_column(column, justify="right" if is_figure else "left", no_wrap=kept, overflow="fold")
+    table.add_column("stage", overflow="fold")  # its lines break between words, so that all columns fit into few
+    for column, justify in (("would", "left"), ("time", "right"), ("disk", "right")):
+        table.add_column(column, justify=justify, no_wrap=True)
     for entry in entries:
-        would = f"{entry.planned.action}{': ' if entry.planned.reason else ''}{entry.planned.reason}"
-        table.add_row(*map(escape, (entry.name, would, ", ".join(entry.inputs), _time(entry), _bytes(entry.disk))))
+        table.add_row(*map(escape, (_stage(entry), entry.planned.action, _time(entry), _bytes(entry.disk))))
     return [table, *_sums(entries, out)]
+
+
+def _stage(entry: Entry) -> str:
+    reads = f"from {', '.join(entry.inputs)}" if entry.inputs else ""
+    below = "; ".join(part for part in (entry.planned.reason, reads) if part)
+    return f"{entry.name}\n  {below}" if below else entry.name
 
 
 def _bytes(size: float) -> str:

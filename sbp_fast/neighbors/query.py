@@ -12,7 +12,7 @@ from sbp_fast.config import RunConfig, resolve_device, resolve_threads
 from sbp_fast.config.embed import OF_ENDPOINT, OF_FILE
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import UserError
-from sbp_fast.neighbors.encoder import SentenceEncoder
+from sbp_fast.neighbors.encoders import open_encoder
 from sbp_fast.neighbors.hnsw import HnswIndex
 from sbp_fast.neighbors.saved_index import SavedIndex
 from sbp_fast.neighbors.vectors import Vectors
@@ -43,8 +43,8 @@ def find_neighbors(
     """Find the documents nearest to a text or to another document, nearest first; one document stands for its duplicates.
 
     Args:
-        config: for the device and threads, and the model that may be loaded, which has to be the one that the index names;
-            otherwise a text is encoded as the documents were.
+        config: for the device and threads, and the model that may be loaded, which has to be the one that the index names, or
+            the server that has it; otherwise a text is encoded as the documents were.
         index: output of `pair` with an index, or of `index`.
         corpora: all those whose documents are in the index, in any order.
         vectors: output of `embed` on the corpus that has `document`; on others, too, if at hand.
@@ -53,7 +53,8 @@ def find_neighbors(
         count: documents to return.
 
     Raises:
-        UserError: no index, a damaged one, inputs that the index was not made from, an unknown id.
+        UserError: no index, a damaged one, inputs that the index was not made from, an unknown id, a server that refuses.
+        TransientError: a server that does not answer.
     """
     if bool(text) == bool(document):
         raise UserError("options", "do not say what to look for", "give one of --text and --document")
@@ -66,15 +67,7 @@ def find_neighbors(
         own = saved.corpora[number].first + row
         query = Vectors(saved.require(vector_directories, number, "vectors"))[np.array([row])]
     else:
-        if saved.embedding.model == OF_FILE:
-            raise UserError(index, "was made from vectors of a file, which no text can be compared with", "give --document")
-        if saved.embedding.model.startswith(OF_ENDPOINT):
-            model = saved.embedding.model.removeprefix(OF_ENDPOINT)
-            raise UserError(index, f"was made by {model} of a server, which is not asked for a text", "give --document")
-        if saved.embedding.model != config.embed.model:  # a model is code and a download: the user chooses it, not a file
-            problem = f"was made with the model {saved.embedding.model}, and {config.embed.model} is to be loaded"
-            raise UserError(index, problem, f"give --model {saved.embedding.model} if you trust that model")
-        query = SentenceEncoder(saved.embedding, resolve_device(config), resolve_threads(config)).encode([text])
+        query = _encode(config, saved, text)
     best: dict[int, float] = {}
     for partition in saved.partitions:
         ids, similarities = HnswIndex.load(partition).search(query, count + 1, ef_search=EF_SEARCH, threads=1)
@@ -82,6 +75,29 @@ def find_neighbors(
     best.pop(own, None)
     nearest = sorted(best.items(), key=lambda item: (-item[1], item[0]))[:count]
     return [_open_document(saved, opened, id, similarity) for id, similarity in nearest]
+
+
+def _encode(config: RunConfig, saved: SavedIndex, text: str) -> np.ndarray:
+    """Return the vector of a text, embedded as the index's documents were. float32 [1, dimension]."""
+    made, index, settings = saved.embedding, saved.directory, config.embed
+    name = made.model.removeprefix(OF_ENDPOINT)
+    if made.model == OF_FILE:
+        raise UserError(index, "was made from vectors of a file, which no text can be compared with", "give --document")
+    if name != made.model:
+        if not settings.endpoint:
+            raise UserError(index, f"was made by {name} of a server", "give --endpoint with the server's URL, or --document")
+        server = {"model": name, "endpoint": settings.endpoint, "endpoint_key_variable": settings.endpoint_key_variable}
+        made = made.model_copy(update=server)
+    elif settings.endpoint:
+        raise UserError(index, f"was made with the model {name}, which no server had", "leave out --endpoint")
+    elif name != settings.model:  # a model is code and a download: the user chooses it, not a file
+        problem = f"was made with the model {name}, and {settings.model} is to be loaded"
+        raise UserError(index, problem, f"give --model {name} if you trust that model")
+    query = open_encoder(made, resolve_device(config), resolve_threads(config)).encode([text])
+    if query.shape[1] != saved.dimension:
+        problem = f"has vectors of {saved.dimension} components, and {name} now gives {query.shape[1]}"
+        raise UserError(index, problem, "ask the server that embedded its documents")
+    return query
 
 
 def _find_document(opened: list[PreparedCorpus], id: str) -> tuple[int, int]:

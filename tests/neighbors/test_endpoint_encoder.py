@@ -17,12 +17,13 @@ from sbp_fast.config import EmbedConfig, RunConfig
 from sbp_fast.data.prepared import PreparedCorpus
 from sbp_fast.errors import TransientError, UserError
 from sbp_fast.experiment.run import run
-from sbp_fast.neighbors import query
 from sbp_fast.neighbors.endpoint_encoder import PROBE, EndpointEncoder, check_endpoint
+from sbp_fast.neighbors.query import find_neighbors
 from sbp_fast.neighbors.vectors import Vectors
 from sbp_fast.pipeline import openai_client
 from sbp_fast.pipeline.progress import Console
 from sbp_fast.stages.embed import embed
+from sbp_fast.stages.pair import pair
 from sbp_fast.stages.prepare import prepare
 
 QUIET = Console(quiet=True)
@@ -261,21 +262,38 @@ def test_a_failed_run_resumes_behind_the_finished_files_and_not_with_another_dim
         assert (tmp_path / "vectors" / name).read_bytes() == (tmp_path / "at-once" / name).read_bytes()
 
 
-class SavedIndexOfAServer:
-    """An index of vectors that a server gave, as far as a query looks at it before it refuses."""
+@pytest.fixture(scope="module")
+def index_of_a_server(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of vectors that a server gave."""
+    out = tmp_path_factory.mktemp("server")
+    with serving(whole) as server:
+        embed(stage_settings(server.url), corpus, out / "vectors", console=QUIET)
+    band = {"similarity_low": -1.0, "similarity_high": 1.0, "save_index": True, "near_duplicate_containment": 1.0}
+    config = RunConfig.model_validate({"threads": 1, "device": "cpu", "pair": band})
+    pair(config, corpus, out / "vectors", out / "index", console=QUIET)
+    return out / "index"
 
-    corpora, embedding = (), EmbedConfig(model="endpoint:bge")
 
-    def __init__(self, directory: Path) -> None: ...
+def test_a_text_is_embedded_by_the_server_that_the_command_names(corpus: Path, index_of_a_server: Path) -> None:
+    prepared = PreparedCorpus(corpus)
+    text = prepared.text(prepared.unique, 3)
+    with serving(whole) as server:
+        options = ["--corpus", str(corpus), "--text", text, "--endpoint", server.url, "--count", "2"]
+        result = CliRunner().invoke(app, ["neighbors", str(index_of_a_server), *options])
+    assert result.exit_code == 0, result.output
+    first, second = result.output.splitlines()
+    assert first.split()[:2] == ["1.0000", prepared.unique.id(3)] and float(second.split()[0]) <= 1
+    assert [body["input"] for body in server.requests] == [[PROBE], [text[:40]]] and server.requests[0]["model"] == "bge"
 
-    def match(self, directories: object, kind: str) -> dict[int, Path]:
-        return {}
 
+def test_a_text_is_not_sent_where_no_server_is_named_or_another_model_answers(corpus: Path, index_of_a_server: Path) -> None:
+    def shorter(before: int, body: dict[str, Any]) -> Reply:
+        return embeddings(body, lambda rows: [{**row, "embedding": row["embedding"][:2]} for row in rows])
 
-def test_a_text_is_no_query_of_an_index_of_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(query, "SavedIndex", SavedIndexOfAServer)
-    with pytest.raises(UserError, match="was made by bge of a server, which is not asked for a text; give --document"):
-        query.find_neighbors(RunConfig(), tmp_path, corpora=[], text="things")
+    with pytest.raises(UserError, match="was made by bge of a server; give --endpoint with the server's URL, or --document"):
+        find_neighbors(RunConfig(), index_of_a_server, corpora=[corpus], text="things")
+    with serving(shorter) as server, pytest.raises(UserError, match="has vectors of 6 components, and bge now gives 2"):
+        find_neighbors(RunConfig(embed=settings(server.url)), index_of_a_server, corpora=[corpus], text="things")
 
 
 def test_command_embeds_by_a_server(corpus: Path, tmp_path: Path) -> None:
