@@ -1,4 +1,4 @@
-"""Sampling of a token from each row of logits, beside plain torch and the filters of transformers; on CUDA alone."""
+"""Sampling of a token from each row of 16-bit logits, beside plain torch and the filters of transformers; on CUDA alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bench import machine
 from bench.case import Case, Prepared, Provider, Tensors, no_results
 
 ROWS = 512
+DTYPE = torch.bfloat16 if torch.cuda.is_available() else torch.float16
 VOCABULARIES = (49_152, 151_936)  # of the 3B model and of Qwen3
 RULES: dict[str, dict[str, Any]] = {"top_p 0.9": {"top_p": 0.9}, "top_k 50": {"top_k": 50}, "uncut": {}}
 FEW = 0.005  # share of rows whose uniform may fall between the roundings of a running sum
@@ -34,7 +35,7 @@ def sampling() -> Iterator[Case]:
 def _case(rows: int, vocabulary: int, rule: str) -> Case:
     def inputs(generator: torch.Generator) -> Tensors:
         options: dict[str, Any] = {"device": machine.device(), "generator": generator}
-        logits = 3 * torch.randn(rows, vocabulary, **options)
+        logits = (3 * torch.randn(rows, vocabulary, **options)).to(DTYPE)
         return {"logits": logits, "uniforms": torch.rand(rows, dtype=torch.float64, **options)}
 
     def verify() -> dict[str, Any]:
@@ -51,7 +52,7 @@ def _case(rows: int, vocabulary: int, rule: str) -> Case:
         None,
         work=rows,
         unit="tokens",
-        bytes=4.0 * rows * vocabulary,
+        bytes=2.0 * rows * vocabulary,
         verify=verify,
     )
 

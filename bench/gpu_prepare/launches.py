@@ -31,7 +31,7 @@ TESTS = (
 
 
 def commands() -> Iterator[list[str]]:
-    """Yield modules with their arguments: our providers of the benchmarks on a GPU first, the sweep, then each file of tests."""
+    """Yield modules with their arguments: our providers of the benchmarks on a GPU, the sweep, then each file of tests."""
     for item in ITEMS:
         if item.command[:2] == ("-m", "bench"):
             yield ["bench.gpu_prepare.launches", "--ours", *item.command[2:]]

@@ -1,7 +1,8 @@
 """`python -m bench.tune`: time the candidates of every attention kernel on this GPU and write the fastest as a table.
 
 The record of the sweep, written after each case, is OUT/<device>/tune.json. `python -m bench.tune --adopt` that record puts its
-rows into the package's table, which needs no GPU; `make aot` compiles them. Without a GPU the sweep runs only with BENCH_TINY=1 and TRITON_INTERPRET=1, which try its code.
+rows into the package's table, which needs no GPU; `make aot` compiles them. Without a GPU the sweep runs only with BENCH_TINY=1
+and TRITON_INTERPRET=1, which try its code.
 """
 
 from __future__ import annotations

@@ -178,8 +178,9 @@ class Decoder:
             q_THD, k_TKD, v_TKD = block.self_attn.project(block.input_layernorm(x_TW), layout.positions)
             write_to_pages(keys, values, k_TKD[: sum(lengths)], v_TKD[: sum(lengths)], *locations)
             if number + 1 < len(self.blocks):  # nothing reads the last layer's output
-                x_TW = x_TW + block.self_attn.output(packed_attention(q_THD, k_TKD, v_TKD, layout))
-                x_TW = x_TW + block.mlp(block.post_attention_layernorm(x_TW))
+                attended_TW = block.self_attn.output(packed_attention(q_THD, k_TKD, v_TKD, layout))
+                normed_TW, x_TW = block.post_attention_layernorm(attended_TW, x_TW)
+                x_TW = x_TW + block.mlp(normed_TW)
 
     def locate(self, pages: Sequence[Sequence[int]], lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the page of each token of the seeds, and its offset in the page; int64 [tokens] each."""
@@ -273,15 +274,19 @@ class Decoder:
         running_B *= stops_B == RUNNING
 
     def logits(self, tokens_B: Tensor, layout: DecodeLayout) -> Tensor:
-        """Append one token to each row; return the logits of the next one, float32 [B, V]."""
+        """Append one token to each row; return the logits of the next one, [B, V] in the model's dtype."""
         positions_B = layout.positions
         x_BW = self.model.embed_tokens(tokens_B)
-        for block, (keys, values) in zip(self.blocks, self.key_value_pages, strict=True):
-            q_BHD, k_BKD, v_BKD = block.self_attn.project(block.input_layernorm(x_BW), positions_B)
+        normed_BW = self.blocks[0].input_layernorm(x_BW)
+        # the norm after each block adds the block's output to the residual stream: launches are what a small step waits for
+        norms = [*(block.input_layernorm for block in self.blocks[1:]), self.model.norm]
+        for block, norm, (keys, values) in zip(self.blocks, norms, self.key_value_pages, strict=True):
+            q_BHD, k_BKD, v_BKD = block.self_attn.project(normed_BW, positions_B)
             append_to_pages(keys, values, k_BKD, v_BKD, layout)
-            x_BW = x_BW + block.self_attn.output(decode_attention(q_BHD, keys, values, layout))
-            x_BW = x_BW + block.mlp(block.post_attention_layernorm(x_BW))
-        return self.model.logits(self.model.norm(x_BW)).float()
+            attended_BW = block.self_attn.output(decode_attention(q_BHD, keys, values, layout))
+            normed_BW, x_BW = block.post_attention_layernorm(attended_BW, x_BW)
+            normed_BW, x_BW = norm(block.mlp(normed_BW), x_BW)
+        return self.model.logits(normed_BW)
 
     def _record(self, size: int, newest_B1: Tensor, sampled_B: Tensor) -> Tensor:
         """Record the sampled tokens; return why each row stops now, RUNNING where it goes on; int32 [B]."""

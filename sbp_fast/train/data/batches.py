@@ -123,7 +123,8 @@ class PackedBatch:
         if torch.device(device).type == "cpu":
             return self
         moved = [tensor.pin_memory().to(device, non_blocking=True) for tensor in (self.tokens, self.targets, self.loss_rows)]
-        return replace(self, tokens=moved[0], targets=moved[1], loss_rows=moved[2], layout=self.layout.to(device, head_width=head_width))
+        layout = self.layout.to(device, head_width=head_width)
+        return replace(self, tokens=moved[0], targets=moved[1], loss_rows=moved[2], layout=layout)
 
 
 def _fill_up(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
