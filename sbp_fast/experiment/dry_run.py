@@ -123,8 +123,9 @@ def describe(entries: list[Entry], out: Path) -> list[Table | str]:
     """Return a table of the stages, and lines with their sums."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("stage", overflow="fold")  # its lines break between words, so that all columns fit into few
-    for column, justify in (("would", "left"), ("time", "right"), ("disk", "right")):
-        table.add_column(column, justify=justify, no_wrap=True)
+    table.add_column("would", no_wrap=True)
+    for figure in ("time", "disk"):
+        table.add_column(figure, justify="right", no_wrap=True)
     for entry in entries:
         table.add_row(*map(escape, (_stage(entry), entry.planned.action, _time(entry), _bytes(entry.disk))))
     return [table, *_sums(entries, out)]
