@@ -1,4 +1,4 @@
-"""Vectors of an embedding server of vLLM, of the environment that SBP_FAST_VLLM_PYTHON names, against those of the model here."""
+"""Vectors of an embedding server of vLLM, in the environment that SBP_FAST_VLLM_PYTHON names, and of the same model here."""
 
 import os
 import socket
