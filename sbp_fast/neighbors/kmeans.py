@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import local
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -66,8 +68,14 @@ def nearest_centroids(
     costs = torch.zeros(len(centroids)) if prices is None else torch.from_numpy(prices)
     costs = costs.to(device)
 
+    # one buffer a thread: blocks of tens of megabytes, allocated and freed in turn, leave the heaps of threads full of holes
+    buffers = local()
+
     def nearest_in_block(rows: slice) -> Tensor:
-        products = torch.from_numpy(vectors[rows]).to(device) @ transposed
+        block = torch.from_numpy(vectors[rows]).to(device)
+        if not hasattr(buffers, "products"):
+            buffers.products = torch.empty(min(BLOCK, len(vectors)), len(centroids), device=device)
+        products = torch.mm(block, transposed, out=buffers.products[: len(block)])
         return products.sub_(costs).topk(count, dim=1).indices.cpu()
 
     blocks = map_blocks(len(vectors), BLOCK, nearest_in_block, threads)

@@ -15,6 +15,7 @@ from sbp_fast.pairs.criteria import ACCEPTED, REJECT_REASONS
 from sbp_fast.pairs.gather import canonical_order, read_edges, read_reach
 from sbp_fast.pairs.tasks import Pairing
 from sbp_fast.pipeline.executors.executor import Advance
+from sbp_fast.pipeline.files import save_array
 from sbp_fast.pipeline.seals import marker_values, seal, write_marker
 
 SCORED = np.dtype([("first", "<i8"), ("second", "<i8"), ("score", "<f4"), ("reject_reason", "i1")])
@@ -101,8 +102,9 @@ def nearest_eligible(pairing: Pairing) -> np.ndarray:
 def _write_directed(
     pairing: Pairing, number: int, first: np.ndarray, second: np.ndarray, scores: np.ndarray, containment: np.ndarray
 ) -> None:
-    seeds, partners = np.append(first, second), np.append(second, first)
-    scores, containment = np.tile(scores, 2), np.tile(containment, 2)
-    order = np.argsort(seeds, kind="stable")
-    columns = {"seed": seeds, "partner": partners, "score": scores, "containment": containment}
-    write_rows(pairing.file("directed", number), DIRECTED, **{name: part[order] for name, part in columns.items()})
+    order = np.argsort(np.append(first, second), kind="stable")
+    rows = np.empty(2 * len(first), DIRECTED)
+    columns = {"seed": (first, second), "partner": (second, first), "score": (scores,) * 2, "containment": (containment,) * 2}
+    for name, halves in columns.items():  # one after the other: all sorted copies at once would be the stage's greatest memory
+        rows[name] = np.concatenate(halves)[order]
+    save_array(pairing.file("directed", number), rows)
