@@ -14,11 +14,14 @@ import numpy as np
 from sbp_fast.pipeline.files import save_array
 
 
-def write_rows(path: Path, dtype: np.dtype, **columns: np.ndarray) -> None:
-    """Write rows of `dtype` atomically, each field from the column of its name, all columns of one shape."""
+def write_rows(path: Path, dtype: np.dtype, order: np.ndarray | None = None, **columns: np.ndarray) -> None:
+    """Write rows of `dtype` atomically, each field from the column of its name, all columns of one shape.
+
+    With an `order`, int64 [rows], the rows are written in it; one column is put in order at a time, for the sake of memory.
+    """
     rows = np.empty(next(iter(columns.values())).shape, dtype)
     for name in dtype.names or ():
-        rows[name] = columns[name]
+        rows[name] = columns[name] if order is None else columns[name][order]
     save_array(path, rows)
 
 

@@ -26,9 +26,8 @@ def write_ranks(pairing: Pairing, number: int, advance: Advance) -> None:
     rows = read_all_between(pairing.files("directed"), DIRECTED, "seed", *pairing.ranges[number])
     rows = rows[np.lexsort((rows["partner"], -rows["score"], rows["seed"]))]
     rank = rank_in_seed(rows["seed"])
-    order = np.argsort(rank, kind="stable")
-    columns = {name: rows[name][order] for name in DIRECTED.names or ()}
-    write_rows(pairing.file("ranked", number), RANKED, rank=rank[order], **columns)
+    columns = {name: rows[name] for name in DIRECTED.names or ()}
+    write_rows(pairing.file("ranked", number), RANKED, np.argsort(rank, kind="stable"), rank=rank, **columns)
     sizes = np.bincount(rank)
     write_rows(pairing.file("sizes", number), np.dtype([("pairs", "<i8")]), pairs=sizes)
     seal(pairing.file("sizes", number), pairing.file("ranked", number))  # last: it marks the range as done

@@ -30,7 +30,7 @@ def write_recall_sample(pairing: Pairing) -> None:
     weight = sampling_weight(sample.similarities, read_reach(pairing, sample.second))
     first, second = canonical_order(sample.first, sample.second)
     order = np.argsort(first, kind="stable")
-    write_rows(sample_path(pairing), SAMPLED, first=first[order], second=second[order], weight=weight[order])
+    write_rows(sample_path(pairing), SAMPLED, order, first=first, second=second, weight=weight)
     seal(sample_path(pairing))
 
 
