@@ -91,6 +91,24 @@ def test_datatrove_documents_give_their_texts(width: int, metadata: str, folder:
     assert texts(path) == TEXTS
 
 
+def test_documents_that_megatron_wrote_give_their_texts(folder: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    megatron = pytest.importorskip("megatron.core.datasets.indexed_dataset", reason="pip install --no-deps megatron-core")
+    builder = megatron.IndexedDatasetBuilder(str(folder / "theirs.bin"), dtype=np.uint16)
+    for ids in (tokenizer.encode(text).ids for text in TEXTS):
+        builder.add_document(np.array([*ids, tokenizer.token_to_id(END)]), [2, len(ids) - 1])
+    builder.finalize(str(folder / "theirs.idx"))
+    assert texts(folder / "theirs.idx") == TEXTS
+
+
+def test_documents_that_datatrove_tokenised_give_their_texts(folder: Path) -> None:
+    tokens = pytest.importorskip("datatrove.pipeline.tokens", reason="pip install datatrove")
+    data = pytest.importorskip("datatrove.data")
+    stage = tokens.DocumentTokenizer(str(folder), str(folder / "tokenizer.json"), eos_token=END, shuffle_documents=False)
+    stage.run(data.Document(text=text, id=str(number)) for number, text in enumerate(TEXTS))
+    (path,) = folder.glob("*.ds")
+    assert texts(path) == TEXTS
+
+
 @given(
     st.lists(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=3), max_size=5),
     st.booleans(),
