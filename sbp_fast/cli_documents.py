@@ -136,6 +136,10 @@ def neighbors(
     """Print the unique documents nearest to a text or a document: similarity, id, corpus if there are several, first words."""
     from sbp_fast.neighbors.query import find_neighbors
 
+    if (model or endpoint or key_variable) and not text:
+        raise UserError("options", "--model, --endpoint and --key-variable are for a text", "leave them out, or give --text")
+    if (endpoint and model) or (key_variable and not endpoint):
+        raise UserError("options", "--key-variable needs --endpoint, which excludes --model", "leave one of them out")
     query = {"text": text, "document": document}
     named = {} if model is None else {"model": model}
     config = RunConfig(embed=EmbedConfig(endpoint=endpoint, endpoint_key_variable=key_variable, **named))

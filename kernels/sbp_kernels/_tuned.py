@@ -113,16 +113,16 @@ def configuration(device: torch.device, head_width: int, dtype: torch.dtype, siz
 
 def sizes_of_plans(device: torch.device, head_width: int | None = None) -> tuple[Sizes, Sizes] | None:
     """Return tile sizes for long and for short documents; None where the table has none for a device."""
-    found = _rows(architecture(device), head_width or COMMON_WIDTH, torch.bfloat16)
-    return (found[0].sizes, found[1].sizes) if found else None
+    rows = _rows(architecture(device), head_width or COMMON_WIDTH, torch.bfloat16)
+    return (rows[0].sizes, rows[1].sizes) if rows else None
 
 
 def provenance(device: torch.device, head_width: int, dtype: torch.dtype) -> str:
     """Return on what the tiles and launches for a device were measured, or "unmeasured"."""
-    found = _rows(architecture(device), head_width, dtype)
-    if not found or not all(row.measured for row in found):
+    rows = _rows(architecture(device), head_width, dtype)
+    if not rows or not all(row.measured for row in rows):
         return "unmeasured"
-    return f"measured on {' and '.join(sorted({str(row.device) for row in found}))}"
+    return f"measured on {' and '.join(sorted({str(row.device) for row in rows}))}"
 
 
 def unlisted(head_width: int, dtype: torch.dtype, sizes: Sizes) -> Configuration:

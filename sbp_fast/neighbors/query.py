@@ -96,7 +96,7 @@ def _encode(config: RunConfig, saved: SavedIndex, text: str) -> np.ndarray:
     query = open_encoder(made, resolve_device(config), resolve_threads(config)).encode([text])
     if query.shape[1] != saved.dimension:
         problem = f"has vectors of {saved.dimension} components, and {name} now gives {query.shape[1]}"
-        raise UserError(index, problem, "ask the server that embedded its documents")
+        raise UserError(index, problem, "take the model or server that embedded its documents")
     return query
 
 

@@ -296,6 +296,23 @@ def test_a_text_is_not_sent_where_no_server_is_named_or_another_model_answers(co
         find_neighbors(RunConfig(embed=settings(server.url)), index_of_a_server, corpora=[corpus], text="things")
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--document", "d1", "--endpoint", "http://localhost:1/v1"], "are for a text; leave them out, or give --text"),
+        (["--document", "d1", "--model", "bge"], "are for a text; leave them out, or give --text"),
+        (
+            ["--text", "a", "--endpoint", "http://localhost:1/v1", "--model", "bge"],
+            "which excludes --model; leave one of them out",
+        ),
+        (["--text", "a", "--key-variable", "KEY"], "--key-variable needs --endpoint"),
+    ],
+)
+def test_options_of_a_query_that_have_no_effect_are_refused(options: list[str], problem: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["neighbors", str(tmp_path), "--corpus", str(tmp_path), *options])
+    assert isinstance(result.exception, UserError) and problem in str(result.exception)
+
+
 def test_command_embeds_by_a_server(corpus: Path, tmp_path: Path) -> None:
     with serving(whole) as server:
         words = ["embed", "small", f"embed.endpoint={server.url}", "embed.model=bge", "--corpus", str(corpus)]
