@@ -13,8 +13,6 @@ GPU_PREPARED ?= runs/gpu-prepare
 GPU_PYTHON ?= python3.12
 GPU_TORCH ?= torch==2.11.0
 GPU_ENVIRONMENT ?= $(VENV)/gpu
-GPU_PACKAGES := triton==3.6.0 transformers==5.17.0 numba scipy rich typer jinja2 matplotlib fsspec pyarrow xxhash \
-	safetensors tokenizers huggingface-hub pytest pytest-xdist hypothesis
 OLDEST_TRITON := $(VENV)/triton-3.6.0
 # beside the environment, not in it, and without what it asks for: no release of torch is replaced
 FLASH_ATTN_4 := $(VENV)/flash-attn-4
@@ -110,7 +108,7 @@ gpu-prepare: $(READY) $(GPU_ENVIRONMENT)/bin/python  ## Collect for a GPU machin
 $(GPU_ENVIRONMENT)/bin/python: | $(READY)
 	@rm -rf $(GPU_ENVIRONMENT).partial && $(GPU_PYTHON) -m venv $(GPU_ENVIRONMENT).partial
 	@$(GPU_ENVIRONMENT).partial/bin/python -m pip install --quiet $(GPU_TORCH)
-	@$(GPU_ENVIRONMENT).partial/bin/python -m pip install --quiet $(GPU_PACKAGES)
+	@$(GPU_ENVIRONMENT).partial/bin/python -m pip install --quiet $$($(BIN)/python -m bench.gpu_prepare.wheels)
 	@mv $(GPU_ENVIRONMENT).partial $(GPU_ENVIRONMENT)
 
 clean:  ## Remove the environment, caches and the demo run

