@@ -201,10 +201,10 @@ class Preparation:
         if total["recoded"]:
             self.console.say(f"{total['recoded']} documents have other tokens than their files")
         if total["skipped"]:
-            self.console.say(f"skipped {total['skipped']} records that cannot be used: see {SKIPPED}")
+            self.console.say(f"records that cannot be used, skipped: {total['skipped']}; see {SKIPPED}")
         if not total["documents"]:
             path = self.corpus.path if isinstance(self.corpus.path, str) else ", ".join(self.corpus.path)
-            problem = f"holds no documents that can be used; {total['skipped']} records were skipped"
+            problem = f"holds no documents that can be used; records skipped: {total['skipped']}"
             raise UserError(path, problem, "give files with documents")
 
     def _shuffle_write(self, tasks: list[ShuffleWriteTask]) -> Iterator[dict[str, Any]]:
