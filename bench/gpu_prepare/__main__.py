@@ -40,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wheels.collect(options.python, packages, folder / WHEELS)
     if not options.no_cache:
         print(f"compiling kernels for triton {versions['triton']}: several minutes", flush=True)
-        compile_kernels(options.python, folder)
+        try:
+            compile_kernels(options.python, folder)
+        except subprocess.CalledProcessError:
+            print("what a command above launches was not compiled whole: nothing was packed", file=sys.stderr)
+            return 1
     compiled_again = recompiled(options.python, folder) if options.check else set()
     folders = [folder]
     if options.flash_attn_4:

@@ -33,6 +33,7 @@ FACTORIES = (
 METHODS = ("new_empty", "new_empty_strided", "new_full", "new_ones", "new_tensor", "new_zeros")
 CUDA_VALUES = {
     "_lazy_init": None,
+    "_sleep": None,
     "current_device": 0,
     "device_count": 1,
     "empty_cache": None,
@@ -41,6 +42,7 @@ CUDA_VALUES = {
     "get_device_properties": SimpleNamespace(multi_processor_count=MULTIPROCESSORS, total_memory=MEMORY),
     "graph_pool_handle": (0, 0),
     "is_available": True,
+    "is_current_stream_capturing": False,
     "is_initialized": False,
     "max_memory_allocated": 0,
     "mem_get_info": (MEMORY, MEMORY),
@@ -70,6 +72,7 @@ def pretend() -> set[str]:
     _import_launching_operations()
     _pretend_device()
     _pretend_values()
+    _pass_self_checks()
     return _pretend_launches()
 
 
@@ -208,6 +211,13 @@ def _read(function: Callable[..., Any], value: Callable[[Tensor], Any]) -> Calla
         return value(x) if x.is_meta else function(x, *arguments, **options)
 
     return read
+
+
+def _pass_self_checks() -> None:
+    """Let a kernel that compares its results before its first use launch once for that, and pass."""
+    hopper = import_module("sbp_kernels.attention.hopper")
+    find_fault = hopper.find_fault
+    hopper.find_fault = lambda *form: find_fault(*form, repeats=1) and None
 
 
 def _pretend_launches() -> set[str]:

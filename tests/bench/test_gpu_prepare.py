@@ -2,17 +2,20 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from bench import first_light
+from bench.case import Case, Prepared, no_inputs
 from bench.gpu_prepare import __main__ as command
-from bench.gpu_prepare import archive, launches, wheels
+from bench.gpu_prepare import archive, launches, pretended, wheels
 from bench.gpu_prepare.archive import NotPreparedForThis, pack_cache, split_wheel, unpack, versions
 
 ROOT = Path(__file__).parents[2]
@@ -172,6 +175,31 @@ def test_pretended_gpu_makes_tensors_without_data_that_read_as_zero_or_true() ->
         "True 0.0 tensor([0., 0.], dtype=torch.bfloat16) True 0 torch.Size([3, 4])",
         "[1.0, 1.0] True",
     ], done.stderr
+
+
+def test_functions_of_cuda_that_a_launch_may_call_are_pretended() -> None:
+    """A torch built for CUDA raises in others where there is no GPU."""
+    folders = [ROOT / "kernels/sbp_kernels", ROOT / "sbp_fast/model", ROOT / "sbp_fast/generate", ROOT / "bench"]
+    sources = [path.read_text() for folder in folders for path in folder.rglob("*.py")]
+    called = {name for source in sources for name in re.findall(r"torch\.cuda\.(\w+)", source)}
+    assert called <= {*pretended.CUDA_VALUES, *pretended.CUDA_CLASSES}
+
+
+def test_failing_provider_of_a_benchmark_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def provider(_: object) -> Prepared:
+        raise RuntimeError(message)
+
+    case = Case({"size": 1}, no_inputs, {"ours": provider, "peer": provider}, None, 1.0, "runs")
+    monkeypatch.setattr(launches, "benchmark", lambda _: SimpleNamespace(load=lambda: lambda: [case], cases=""))
+    monkeypatch.setattr(launches, "_one_layer_models", lambda: None)
+    monkeypatch.setattr(launches.torch, "Generator", lambda _: None)
+    message = "CUDA error"
+    assert not launches.run_ours(["loss"])
+    assert capsys.readouterr().err == "ours of {'size': 1}: RuntimeError: CUDA error\n"
+    message = f"{launches.NO_DATA}; no data!"
+    assert launches.run_ours(["loss"])
 
 
 @pytest.mark.slow
