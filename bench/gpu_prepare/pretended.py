@@ -215,7 +215,7 @@ def _read(function: Callable[..., Any], value: Callable[[Tensor], Any]) -> Calla
 
 def _pass_self_checks() -> None:
     """Let a kernel that compares its results before its first use launch once for that, and pass."""
-    hopper = import_module("sbp_kernels.attention.hopper")
+    hopper: Any = import_module("sbp_kernels.attention.hopper")
     find_fault = hopper.find_fault
     hopper.find_fault = lambda *form: find_fault(*form, repeats=1) and None
 
