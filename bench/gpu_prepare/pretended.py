@@ -9,7 +9,9 @@ The last line of standard output says how many kernels were launched, and standa
 
 from __future__ import annotations
 
+import atexit
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -260,6 +262,7 @@ def _pretend_launches() -> set[str]:
 def _empty_driver_library() -> Path:
     """Build a libcuda.so.1 with nothing in it, which launchers are linked to; return its folder."""
     folder = Path(tempfile.mkdtemp(prefix="no-gpu-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     command = ["gcc", "-shared", "-Wl,-soname,libcuda.so.1", "-o", str(folder / "libcuda.so.1"), "-x", "c", "/dev/null"]
     subprocess.run(command, check=True)
     return folder
