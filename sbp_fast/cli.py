@@ -27,7 +27,15 @@ from sbp_fast.cli_options import (
 )
 from sbp_fast.errors import UserError
 from sbp_fast.pipeline.executors.choose import open_workers
-from sbp_fast.pipeline.interrupts import STOPPED, Interrupted, Stopped, abandon, signal_received, watch_signals
+from sbp_fast.pipeline.interrupts import (
+    STOPPED,
+    Interrupted,
+    Stopped,
+    abandon,
+    signal_received,
+    wait_for_announcement,
+    watch_signals,
+)
 from sbp_fast.pipeline.progress import Console, print_error, print_line
 
 app = typer.Typer(
@@ -65,6 +73,7 @@ def run_command(command: Callable[[], object]) -> None:
                 print_error(error)
             sys.exit(2)
         except Stopped as stopped:
+            wait_for_announcement()
             if rank0:
                 print_line(str(stopped))
             sys.exit(stopped.exit_code)

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_SECONDS = 5.0
+ANNOUNCING_SECONDS = 1.0  # at most, that the last word waits for the first
 STOPPING = "stopping: what is finished stays; press Ctrl-C again to stop at once"
 STOPPED = "stopped; the same command resumes from here"
 PR_SET_PDEATHSIG = 1
@@ -45,9 +46,10 @@ class Stopped(Exception):
 
 
 class _Signals:
-    """State of this process: the first signal that came, and how many blocks have to finish."""
+    """State of this process: the first signal that came, whether that was said, and how many blocks have to finish."""
 
     number = 0
+    announced = threading.Event()
     unlimited = 0
 
 
@@ -63,6 +65,7 @@ def watch_signals(signals: Sequence[int] = SIGNALS, *, quiet: bool = False) -> I
         quiet: print nothing, because another process does.
     """
     _Signals.number = 0
+    _Signals.announced.clear()
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     threading.Thread(target=_watch, args=(reading, frozenset(signals), quiet), daemon=True).start()
@@ -105,10 +108,17 @@ def _watch(reading: int, signals: frozenset[int], quiet: bool) -> None:
             number = next(byte for byte in received if byte in signals)
             if not quiet:
                 say(STOPPING)
+            _Signals.announced.set()
+
+
+def wait_for_announcement() -> None:
+    """Wait until the watching thread has said that a signal came, so that what the main thread says of the end stands below."""
+    _Signals.announced.wait(ANNOUNCING_SECONDS)
 
 
 def abandon(signal_number: int, message: str) -> NoReturn:
     """Kill the worker processes, print a message and end this process, and with it its threads and its locks."""
+    wait_for_announcement()
     with suppress(Exception):  # the main thread may be ending them, too
         for process in multiprocessing.active_children():
             process.kill()

@@ -59,6 +59,36 @@ def test_command_that_does_not_end_by_itself_is_abandoned_with_its_lock(
     assert not is_locked(tmp_path / "out")
 
 
+SLOW_TO_ANNOUNCE = """
+import os, signal, sys, time
+from sbp_fast.cli import run_command
+from sbp_fast.pipeline import interrupts
+
+def say(message, say=interrupts.say):
+    time.sleep(0.3 * (message == interrupts.STOPPING))
+    say(message)
+
+def interrupted():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def saved():
+    with interrupts.StopRequest():
+        interrupted()
+        raise interrupts.Stopped(signal.SIGTERM, 7)
+
+interrupts.say = say
+run_command(globals()[sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize("end", ["saved", "interrupted"])
+def test_last_word_stands_below_the_announcement(end: str) -> None:
+    command = [sys.executable, "-c", SLOW_TO_ANNOUNCE, end]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert [line.split()[0].strip(":;") for line in done.stdout.splitlines()] == ["stopping", "stopped"]
+
+
 def test_second_signal_abandons_at_once(tmp_path: Path) -> None:
     with running("threads", tmp_path) as process:
         process.send_signal(signal.SIGINT)
