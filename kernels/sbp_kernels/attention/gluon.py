@@ -3,9 +3,8 @@
 Each group of four warps has 64 of a tile's 128 queries. While the product of one step's weights and values runs, the group works
 on the exponentials of the next step's scores. As in the plain kernel, steps that every query sees have no mask.
 
-Off by default: it has been compiled, and run on a model of its copies and barriers, but not measured on a GPU. So it refuses to
-run on a device until `self_check` has seen it repeat its bits there, which its first call does by itself. Gluon is a part of
-Triton that changes with each release; this is for 3.6. Unlike the plain kernel it reads whole steps: a value that is not finite
+A draft: no backend uses it, nothing checks it before use, and it has not run on a GPU. Gluon is a part of Triton that changes
+with each release; this is for 3.6. Unlike the plain kernel it reads whole steps: a value that is not finite
 within a step of a run's end reaches rows that must not see it.
 """
 
