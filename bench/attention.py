@@ -130,6 +130,7 @@ def _providers(sequence: PackedSequence, kind: str, name: str) -> dict[str, Prov
     ours: dict[str, Attend] = {"ours": by_name("auto")}
     if cuda:
         ours["ours, Hopper forward"] = by_name("triton-hopper")
+        ours["ours, Gluon forward"] = by_name("gluon-hopper")
     providers = {title: _provider(attend, sequence, kind, repeat=False) for title, attend in ours.items()}
     if len(sequence.layout) <= (CHECKED_TOKENS if cuda else 1 << 20):
         providers["one operation, dense mask"] = _provider(by_name("sdpa"), sequence, kind, repeat=False)

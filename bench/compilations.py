@@ -6,6 +6,7 @@ one more call of `launches`.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, replace
@@ -16,8 +17,8 @@ from unittest.mock import patch
 import torch
 from sbp_kernels import _tuned
 from sbp_kernels._tuned import Configuration
+from sbp_kernels.attention import gluon, hopper
 from sbp_kernels.attention import launch as attention_kernels
-from sbp_kernels.attention.hopper import specialised_forward
 from sbp_kernels.decode import DecodeLayout
 from sbp_kernels.decode import triton as decode_kernels
 from sbp_kernels.layout.plan import NARROW, WIDE, Tiles, capacities
@@ -137,20 +138,31 @@ def launch_attention(
 
 
 def specialised_attention() -> Iterator[Compilation]:
-    """The forward for Hopper, in which one warp group copies and two multiply."""
+    """The forwards for Hopper, in which some warps copy and two groups multiply; for Gluon steps of 128 keys, too."""
     requires = Requirements(tensor_cores=True, instructions={"sm_90": ("UTMALDG", "USETMAXREG")})
     refused = replace(requires, impossible={"3.9.0 sm_90": "Triton shares out the rows of visible_until too"})
-    for width, tiles in ((128, WIDE), (128, NARROW), (64, WIDE), (64, NARROW)):
-        name = f"attention for Hopper, {'wide' if tiles is WIDE else 'narrow'} tiles, 24:8 heads of {width}, bf16"
-        needed = refused if tiles is WIDE else requires
-        yield from launches(name, _specialised_attention, width, tiles, requires=needed, targets=("sm_90",))
+    later = replace(requires, impossible={"3.9.0 sm_90": "written for the Gluon of Triton 3.6"})
+    for width, tiles in itertools.product((128, 64), (WIDE, NARROW)):
+        name = f"{'wide' if tiles is WIDE else 'narrow'} tiles, 24:8 heads of {width}, bf16"
+        for kind, forward, needed in (
+            ("attention", hopper.launch, refused if tiles is WIDE else requires),
+            ("attention in Gluon", gluon.launch, later),
+        ):
+            case = (forward, width, tiles.query_rows, tiles.key_step)
+            yield from launches(
+                f"{kind} for Hopper, {name}", _specialised_attention, *case, requires=needed, targets=("sm_90",)
+            )
+    for width in (128, 64):
+        name = f"attention in Gluon for Hopper, steps of 128 keys, 24:8 heads of {width}, bf16"
+        case = (gluon.launch, width, WIDE.query_rows, 128)
+        yield from launches(name, _specialised_attention, *case, requires=later, targets=("sm_90",))
 
 
-def _specialised_attention(width: int, tiles: Tiles) -> None:
+def _specialised_attention(forward: Callable[..., object], width: int, rows: int, step: int) -> None:
     q, k = (_empty(TOKENS, heads, width, dtype=BF16) for heads in (24, 8))
-    rows, runs, *_ = capacities(TOKENS, tiles, may_split=False)
-    until, *tables = (_empty(*shape, dtype=torch.int32) for shape in ((TOKENS,), (rows, 6), (runs, 2)))
-    specialised_forward(q, k, k, until, tables[0], tables[1], 1.0, tiles.query_rows, tiles.key_step)
+    query_tiles, query_runs, *_ = capacities(TOKENS, Tiles(rows, step, rows, step), may_split=False)
+    until, *tables = (_empty(*shape, dtype=torch.int32) for shape in ((TOKENS,), (query_tiles, 6), (query_runs, 2)))
+    forward(q, k, k, until, *tables, 1.0, rows, step)
 
 
 def linear_cross_entropy() -> Iterator[Compilation]:

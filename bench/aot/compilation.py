@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 from triton.backends.compiler import BaseBackend, GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.jit import JITFunction, KernelInterface, create_function_from_signature
 
 TARGETS = {
@@ -87,7 +88,8 @@ class Compilation:
             raise ValueError(f"{self.name}: signature and constants must share out the arguments {', '.join(arguments)}.")
         types = {name: self.signature.get(name, "constexpr") for name in arguments}
         attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(arguments) if name in self.aligned}
-        return ASTSource(self.kernel, types, dict(self.constants), attributes)
+        kind = GluonASTSource if self.kernel.is_gluon() else ASTSource
+        return kind(self.kernel, types, dict(self.constants), attributes)
 
     def fingerprint(self) -> str:
         """Return a hash of what is compiled: the kernel, the functions of ours that it calls, types, constants, launch options.

@@ -127,7 +127,7 @@ def _figures(compilation: Compilation, target: str) -> dict[str, object]:
 def _reason(log: str, otherwise: str) -> str:
     """The compiler's first error in one line, the same on every machine: without line numbers, which move, and folders."""
     match = re.search(r"(?:error *: |fatal *: |Assertion )(.*)", log + otherwise)
-    lines = [line.strip() for line in otherwise.splitlines() if line.strip()]
+    lines = [line.strip() for line in otherwise.splitlines() if line.strip(" ^")]
     return re.sub(r"(?:/[\w.+-]+)+/", "", match[1] if match else lines[-1])[:200]
 
 

@@ -22,6 +22,7 @@ from trees import error, forests, rounding, tile_sizes, trees
 HEADS = st.sampled_from([(4, 4), (4, 2), (3, 1)])
 SMALL = Tiles(16, 16, 16, 16)
 KERNELS = ["triton", "triton-hopper"]
+FOR_HOPPER = ["triton-hopper", "gluon-hopper"]
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -204,7 +205,7 @@ def test_on_a_gpu(forest: tuple[list[int], list[int]], tiles: Tiles, width: int,
 
 
 def skip_without_hopper() -> None:
-    """The form for Hopper may race or hang, so that its tests on a GPU are apart from the others."""
+    """The forms for Hopper may race or hang, so that their tests on a GPU are apart from the others."""
     if torch.cuda.get_device_capability() != (9, 0) or not triton.__version__.startswith("3.6."):
         pytest.skip("needs a Hopper GPU and triton 3.6")
 
@@ -213,22 +214,24 @@ def skip_without_hopper() -> None:
 @pytest.mark.parametrize("forest", ON_A_GPU)
 @pytest.mark.parametrize("tiles", [plan.WIDE, plan.NARROW])
 @pytest.mark.parametrize("width", [64, 128])
-def test_the_form_for_hopper_on_a_gpu(forest: tuple[list[int], list[int]], tiles: Tiles, width: int) -> None:
+@pytest.mark.parametrize("backend", FOR_HOPPER)
+def test_the_form_for_hopper_on_a_gpu(backend: str, forest: tuple[list[int], list[int]], tiles: Tiles, width: int) -> None:
     skip_without_hopper()
     layout = PackedLayout.from_tree(*forest, tiles=tiles).to("cuda")
-    assert_accurate(layout, [x.cuda() for x in inputs(len(layout), (8, 2), torch.bfloat16, width)], "triton-hopper")
+    assert_accurate(layout, [x.cuda() for x in inputs(len(layout), (8, 2), torch.bfloat16, width)], backend)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("tiles", [plan.WIDE, plan.NARROW])
 @pytest.mark.parametrize("width", [64, 128])
-def test_the_form_for_hopper_repeats_its_bits_on_a_gpu(tiles: Tiles, width: int) -> None:
+@pytest.mark.parametrize("backend", FOR_HOPPER)
+def test_the_form_for_hopper_repeats_its_bits_on_a_gpu(backend: str, tiles: Tiles, width: int) -> None:
     skip_without_hopper()
     layout = PackedLayout.from_tree([1500, 300, 700, 40, 900, 656], [-1, 0, 0, -1, -1, 4], tiles=tiles).to("cuda")
     q, k, v, _ = (x.cuda() for x in inputs(len(layout), (64, 8), torch.bfloat16, width))
-    first, different = packed_attention(q, k, v, layout, backend="triton-hopper"), torch.zeros((), device="cuda")
+    first, different = packed_attention(q, k, v, layout, backend=backend), torch.zeros((), device="cuda")
     for _ in range(1000):
-        different += (packed_attention(q, k, v, layout, backend="triton-hopper") != first).any()
+        different += (packed_attention(q, k, v, layout, backend=backend) != first).any()
     assert not different.item()
 
 

@@ -48,6 +48,8 @@ def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         packed_attention(wide, wide, wide, layout, backend="triton")
     with pytest.raises(ValueError, match="q has heads of width 8: backend 'triton-hopper' takes 16, 32, 64 and 128"):
         packed_attention(q, k, v, layout, backend="triton-hopper")
+    with pytest.raises(ValueError, match="backend 'gluon-hopper' needs CUDA tensors, these are on cpu: use backend 'torch'"):
+        packed_attention(q, k, v, layout, backend="gluon-hopper")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="backend 'triton' needs CUDA tensors, these are on cpu: use backend 'torch'"):
         packed_attention(q, k, v, layout, backend="triton")

@@ -59,7 +59,8 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
 
 
 def test_every_backend_of_the_package_names_its_operations() -> None:
-    names = {"torch", "triton", "triton-hopper", "sdpa", "flex", "varlen", "flash-attn", "xformers", "flash-attn-4"}
+    ours = {"torch", "triton", "triton-hopper", "gluon-hopper"}
+    names = ours | {"sdpa", "flex", "varlen", "flash-attn", "xformers", "flash-attn-4"}
     assert names == set(attention_backends())
     without = {name for name, backend in registry._BACKENDS.items() if not backend.operations}
     assert without == {"flash-attn-4"}  # which calls its kernels directly

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 from sbp_kernels import PackedLayout, attention_backends
+from sbp_kernels.attention import fused
 from sbp_kernels.attention.reference import packed_attention as exact_attention
 from sbp_kernels.attention.registry import find_backend
 from sbp_kernels.layout.reference import dense_mask
@@ -19,7 +20,7 @@ from trees import error, rounding
 
 SCALE = 0.3
 HEADS = st.sampled_from([(4, 4), (4, 2), (3, 1)])
-THIRD_PARTY = [name for name in attention_backends() if name not in ("torch", "triton", "triton-hopper")]
+THIRD_PARTY = [name for name in attention_backends() if name not in ("torch", *fused.KERNELS)]
 DOCUMENTS_ALONE = ["varlen", "flash-attn", "xformers"]
 LAYOUTS = {
     "one": PackedLayout.from_lengths([40]),

@@ -1,10 +1,12 @@
-"""A forward for Hopper in the shape of FlashAttention-3 (Shah et al. 2024), written in Gluon: a warp copies, two groups multiply.
+"""A forward for Hopper in the shape of FlashAttention-3 (Shah et al. 2024), in Gluon: one warp copies, groups of four multiply.
 
-Each group of four warps has 64 of a tile's 128 queries. While the product of one step's weights and values runs, the group works
-on the exponentials of the next step's scores. As in the plain kernel, steps that every query sees have no mask.
+A group has 64 of a tile's queries; of tiles of 64 two blocks share a multiprocessor. While the product of one step's weights
+and values runs, the group works on the exponentials of the next step's scores. As in the plain kernel, steps that every query
+sees have no mask.
 
-A draft: no backend uses it, nothing checks it before use, and it has not run on a GPU. Gluon is a part of Triton that changes
-with each release; this is for 3.6. Unlike the plain kernel it reads whole steps: a value that is not finite
+Off by default: it has been compiled, and run on a model of its copies and barriers, but not measured on a GPU. So it refuses to
+run on a device until `self_check` has seen it repeat its bits there, which its first call does by itself. Gluon is a part of
+Triton that changes with each release; this is for 3.6. Unlike the plain kernel it reads whole steps: a value that is not finite
 within a step of a run's end reaches rows that must not see it.
 """
 
@@ -17,18 +19,19 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from sbp_kernels.attention.self_check import check
 from sbp_kernels.layout.plan import TILE_COLUMNS
 
 LOG2_E = gl.constexpr(1.4426950408889634)
 TILE = gl.constexpr(TILE_COLUMNS)
 ROWS = gl.constexpr(64)  # queries of a group of four warps, as many as a product of theirs has
-GROUPS = gl.constexpr(2)
 COPYING_REGISTERS, MULTIPLYING_REGISTERS = gl.constexpr(24), gl.constexpr(240)  # of a thread
+TWO_BLOCKS = 128  # registers of a thread, on average, with which two blocks of eight warps fit on a multiprocessor
 
 
 @gluon.jit
 def copy_tile(source, row, column, tiles, ready, free, step, STAGES: gl.constexpr):
-    """Copy a step's tile into its buffer, once both groups have done with the one before."""
+    """Copy a step's tile into its buffer, once every group has done with the tile before."""
     slot = step % STAGES
     mbarrier.wait(free.index(slot), step // STAGES & 1 ^ 1)
     mbarrier.expect(ready.index(slot), source.block_type.nbytes)
@@ -39,9 +42,9 @@ def copy_tile(source, row, column, tiles, ready, free, step, STAGES: gl.constexp
 def copy_tiles(
     q, k, v, runs, start, run, end, q_column, k_column,
     q_tiles, q_ready, k_tiles, k_ready, k_free, v_tiles, v_ready, v_free,
-    STEP: gl.constexpr, STAGES: gl.constexpr,
+    GROUPS: gl.constexpr, STEP: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Copy the queries of both groups, then keys and values of every step."""
+    """Copy the queries of the groups, then keys and values of every step."""
     for group in gl.static_range(GROUPS):
         mbarrier.expect(q_ready.index(group), q.block_type.nbytes)
         tma.async_copy_global_to_shared(q, [start + group * ROWS, q_column], q_ready.index(group), q_tiles.index(group))
@@ -117,8 +120,9 @@ def attend_runs(
                 scores = hide(scores, visible_until, row, first, stop)
             next_weights, shrink, largest, normalizer = soften(scores, largest, normalizer, scale)
             next_weights = as_operand(next_weights, k_tiles.dtype, D)
-            # the product reads `weights` until here; with `next_weights` the compiler cannot put the exponentials behind the wait
-            total, weights, next_weights = warpgroup_mma_wait(0, deps=[total, weights, next_weights])
+            # passed at once: without a branch here ptxas puts the wait for the product before the exponentials
+            mbarrier.wait(v_ready.index((step - 1) % STAGES), (step - 1) // STAGES & 1)
+            total, weights = warpgroup_mma_wait(0, deps=[total, weights])  # the product reads `weights` until here
             mbarrier.arrive(v_free.index((step - 1) % STAGES))
             total *= gl.convert_layout(shrink, gl.SliceLayout(1, total.type.layout))[:, None]
             weights = next_weights
@@ -133,7 +137,7 @@ def attend(
     q_tiles, q_ready, k_tiles, k_ready, k_free, v_tiles, v_ready, v_free,
     STEP: gl.constexpr, STAGES: gl.constexpr, D: gl.constexpr,
 ):  # fmt: skip
-    """out and lse of a group's 64 queries."""
+    """Compute out and lse of a group's 64 queries."""
     q_tile = q_tiles.index(group)
     mbarrier.wait(q_ready.index(group), 0)
     scores = warpgroup_mma_wait(0, deps=[multiply_keys(q_tile, k_tiles, k_ready, 0, STEP, STAGES)])
@@ -176,9 +180,10 @@ def store_rows(out, values, start, stop, out_row, D: gl.constexpr):
 @gluon.jit
 def forward_kernel(
     q, k, v, visible_until, out, lse, tiles, runs, out_row, out_head, lse_head, scale,
-    HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, STEP: gl.constexpr, STAGES: gl.constexpr,
+    HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr,
+    GROUPS: gl.constexpr, STEP: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """out and lse of one query tile and one query head; q, k and v are tensor descriptors of [T, heads * D]."""
+    """Compute out and lse of one query tile and one query head; q, k and v are tensor descriptors of [T, heads * D]."""
     head = gl.program_id(0) % HEADS
     tile = tiles + gl.program_id(0) // HEADS * TILE
     start, stop = gl.load(tile), gl.load(tile + 1)
@@ -203,34 +208,62 @@ def forward_kernel(
     out += gl.cast(head, gl.int64) * out_head
     lse += gl.cast(head, gl.int64) * lse_head
     scale *= LOG2_E
-    gl.warp_specialize(
-        [
-            (attend, (
-                gl.constexpr(0), start, stop, run, first_masked, end, runs, visible_until, out, lse, out_row, scale,
-                q_tiles, q_ready, k_tiles, k_ready, k_free, v_tiles, v_ready, v_free, STEP, STAGES, D,
-            )),
-            (attend, (
-                gl.constexpr(1), start, stop, run, first_masked, end, runs, visible_until, out, lse, out_row, scale,
-                q_tiles, q_ready, k_tiles, k_ready, k_free, v_tiles, v_ready, v_free, STEP, STAGES, D,
-            )),
-            (copy_tiles, (
-                q, k, v, runs, start, run, end, head * D, head // GROUP * D,
-                q_tiles, q_ready, k_tiles, k_ready, k_free, v_tiles, v_ready, v_free, STEP, STAGES,
-            )),
-        ],
-        [4, 1],
-        [MULTIPLYING_REGISTERS, COPYING_REGISTERS],
-    )  # fmt: skip
+    # Gluon takes no starred arguments
+    if GROUPS == 1:
+        gl.warp_specialize(
+            [
+                (attend, (
+                    gl.constexpr(0), start, stop, run, first_masked, end, runs, visible_until, out, lse, out_row, scale,
+                    q_tiles, q_ready, k_tiles, k_ready, k_free, v_tiles, v_ready, v_free, STEP, STAGES, D,
+                )),
+                (copy_tiles, (
+                    q, k, v, runs, start, run, end, head * D, head // GROUP * D,
+                    q_tiles, q_ready, k_tiles, k_ready, k_free, v_tiles, v_ready, v_free, GROUPS, STEP, STAGES,
+                )),
+            ],
+            [1],
+            [COPYING_REGISTERS],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (attend, (
+                    gl.constexpr(0), start, stop, run, first_masked, end, runs, visible_until, out, lse, out_row, scale,
+                    q_tiles, q_ready, k_tiles, k_ready, k_free, v_tiles, v_ready, v_free, STEP, STAGES, D,
+                )),
+                (attend, (
+                    gl.constexpr(1), start, stop, run, first_masked, end, runs, visible_until, out, lse, out_row, scale,
+                    q_tiles, q_ready, k_tiles, k_ready, k_free, v_tiles, v_ready, v_free, STEP, STAGES, D,
+                )),
+                (copy_tiles, (
+                    q, k, v, runs, start, run, end, head * D, head // GROUP * D,
+                    q_tiles, q_ready, k_tiles, k_ready, k_free, v_tiles, v_ready, v_free, GROUPS, STEP, STAGES,
+                )),
+            ],
+            [4, 1],
+            [MULTIPLYING_REGISTERS, COPYING_REGISTERS],
+        )  # fmt: skip
 
 
-def launch(
+def forward(
     q: Tensor, k: Tensor, v: Tensor, visible_until: Tensor, tiles: Tensor, runs: Tensor, scale: float, rows: int, step: int
 ) -> tuple[Tensor, Tensor]:
     """Compute out [T, Hq, D] and lse [Hq, T], in base 2, over the query tiles of a plan.
 
     Raises:
-        ValueError: the tiles of the plan are not of 128 queries.
+        ValueError: the device is no Hopper GPU, or failed `self_check`, or has not been checked and a CUDA graph is being
+            captured; or the tiles are not of 64 or 128 queries.
     """
+    if rows not in (64, 128):
+        raise ValueError(f"tiles of {rows} queries: backend 'gluon-hopper' takes plans with 64 or 128")
+    check("gluon-hopper", launch, (q.device, q.shape[2], q.dtype, rows, step))
+    return launch(q, k, v, visible_until, tiles, runs, scale, rows, step)
+
+
+def launch(
+    q: Tensor, k: Tensor, v: Tensor, visible_until: Tensor, tiles: Tensor, runs: Tensor, scale: float, rows: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """Compute what `forward` returns, without its checks."""
     (tokens, heads, head_width), key_heads = q.shape, k.shape[1]
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
@@ -239,9 +272,16 @@ def launch(
     forward_kernel[(len(tiles) * heads,)](
         _matrix(q, ROWS.value), _matrix(k, step), _matrix(v, step), visible_until, out, lse, tiles, runs,
         *out.stride()[:2], lse.stride(0), scale,
-        HEADS=heads, GROUP=heads // key_heads, D=head_width, STEP=step, STAGES=2, num_warps=4,
+        HEADS=heads, GROUP=heads // key_heads, D=head_width, **options(head_width, rows, step),
     )  # fmt: skip
     return out, lse
+
+
+def options(head_width: int, rows: int, step: int) -> dict[str, int]:
+    """Constants and options of a launch: up to four tiles of keys and of values, as many as fit into shared memory."""
+    groups = rows // ROWS.value
+    chosen = {"GROUPS": groups, "STEP": step, "STAGES": 4 if step * head_width <= 8192 else 2, "num_warps": 4}
+    return chosen if groups == 2 else chosen | {"maxnreg": TWO_BLOCKS}
 
 
 def _matrix(x: Tensor, rows: int) -> TensorDescriptor:

@@ -1,8 +1,7 @@
 """A warp-specialised forward for Hopper: one warp group copies tiles, two multiply (after FlashAttention-3, Shah et al. 2024).
 
-Off by default: it has been compiled but not measured on a GPU, and forms like it are known to race, where the group that
-copies overwrites a tile that a product still reads. So it refuses to run on a device until `check` has seen it repeat its bits
-there, which its first call does by itself. Triton 3.6 specialises a loop only in a narrow shape, which
+Off by default: it has been compiled but not measured on a GPU. So it refuses to run on a device until `self_check` has seen it
+repeat its bits there, which its first call does by itself. Triton 3.6 specialises a loop only in a narrow shape, which
 this kernel keeps to: four warps, one loop without a branch, tiles loaded through tensor descriptors alone. So it walks the
 runs of a tile by arithmetic and masks every step. Unlike the plain kernel it reads whole steps: a value that is not finite
 within a step of a run's end reaches rows that must not see it.
@@ -16,17 +15,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sbp_kernels._tuned import unlisted
-from sbp_kernels.attention import launch
+from sbp_kernels.attention.self_check import check
 from sbp_kernels.attention.triton import LOG2_E, TILE, store_tile
-from sbp_kernels.layout import PackedLayout, Tiles
 
-REPEATS = 1000  # of the self-check
-AGREEMENT = 0.02  # relative, root mean square, between results that were rounded to 16 bits
-CHECKED_TREE = ([1500, 300, 700, 40, 900, 656], [-1, 0, 0, -1, -1, 4])
-CHECKED_HEADS = (64, 8, 8)  # of q, k and v
-# form of the kernel on a device -> what its self-check found, None where it passed
-_FAULTS: dict[tuple[torch.device, int, torch.dtype, int, int], str | None] = {}
 ALIGNMENT = tl.constexpr(4)  # tokens: descriptors copy from multiples of 16 bytes, and `visible_until` holds 4 bytes a token
 
 
@@ -76,65 +67,24 @@ def specialised_forward_kernel(
     tl.store(lse + head * lse_head + row, largest + tl.log2(normalizer), mask=row < stop)
 
 
-def specialised_forward(
+def forward(
     q: Tensor, k: Tensor, v: Tensor, visible_until: Tensor, tiles: Tensor, runs: Tensor, scale: float, rows: int, step: int
 ) -> tuple[Tensor, Tensor]:
     """Compute out [T, Hq, D] and lse [Hq, T], in base 2, over the query tiles of a plan.
 
     Raises:
-        ValueError: the device is no Hopper GPU, or failed `check`, or has not been checked and a CUDA graph is being captured.
+        ValueError: the device is no Hopper GPU, or failed `self_check`, or has not been checked and a CUDA graph is being
+            captured.
     """
     if q.is_cuda:
-        check(q.device, q.shape[2], q.dtype, rows, step)
-    return launch_specialised(q, k, v, visible_until, tiles, runs, scale, rows, step)
+        check("triton-hopper", launch, (q.device, q.shape[2], q.dtype, rows, step))
+    return launch(q, k, v, visible_until, tiles, runs, scale, rows, step)
 
 
-def check(device: torch.device, head_width: int, dtype: torch.dtype, rows: int, step: int) -> None:
-    """Run the self-check of one form of the kernel on a device, once a process.
-
-    Raises:
-        ValueError: the kernel cannot run there, failed its check, or cannot be checked now.
-    """
-    if torch.cuda.get_device_capability(device) != (9, 0) or not triton.__version__.startswith("3.6."):
-        raise ValueError("backend 'triton-hopper' needs a Hopper GPU and triton 3.6: use backend 'triton'")
-    form = device, head_width, dtype, rows, step
-    if form not in _FAULTS:
-        if torch.cuda.is_current_stream_capturing():
-            raise ValueError("backend 'triton-hopper' is unchecked on this GPU: call it once before a CUDA graph is captured")
-        _FAULTS[form] = find_fault(*form)
-    if _FAULTS[form]:
-        raise ValueError(f"backend 'triton-hopper' failed its self-check on {device}: {_FAULTS[form]}: use backend 'triton'")
-
-
-def find_fault(
-    device: torch.device, head_width: int, dtype: torch.dtype, rows: int, step: int, repeats: int = REPEATS
-) -> str | None:
-    """Return how the kernel's results differ from run to run or from those of the plain kernel; None where they do not."""
-    sizes = (rows, step, rows, step)
-    layout = PackedLayout.from_tree(*CHECKED_TREE, tiles=Tiles(*sizes)).planned().to(device)
-    assert layout.plan is not None
-    generator = torch.Generator(device).manual_seed(0)
-    q, k, v = (
-        torch.randn(len(layout), heads, head_width, device=device, generator=generator).to(dtype) for heads in CHECKED_HEADS
-    )
-    arguments = q, k, v, layout.visible_until, layout.plan.query_tiles, layout.plan.query_runs, head_width**-0.5
-    first = launch_specialised(*arguments, rows, step)
-    different = torch.zeros((), dtype=torch.bool, device=device)
-    for _ in range(repeats):
-        for again, result in zip(launch_specialised(*arguments, rows, step), first, strict=True):
-            different |= (again != result).any()
-    right = launch.forward(*arguments, unlisted(head_width, dtype, sizes))
-    pairs = [(mine.float(), theirs.float()) for mine, theirs in zip(first, right, strict=True)]
-    errors = [float((mine - theirs).norm() / theirs.norm()) for mine, theirs in pairs]
-    if bool(different):
-        return f"its results differ within {repeats} repeats"
-    return None if max(errors) <= AGREEMENT else f"its results differ from the plain kernel's by {max(errors):.2g}"
-
-
-def launch_specialised(
+def launch(
     q: Tensor, k: Tensor, v: Tensor, visible_until: Tensor, tiles: Tensor, runs: Tensor, scale: float, rows: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """Compute what `specialised_forward` returns, on whatever device."""
+    """Compute what `forward` returns, without its checks."""
     (tokens, heads, head_width), key_heads = q.shape, k.shape[1]
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
