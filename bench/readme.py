@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +43,7 @@ TABLES = (
     Table("docs/lab.md", "lab", lambda: lab_table(json.loads(LAB.read_text()))),
     Table("docs/how-to/own-corpus.md", "stages", lambda: walkthrough_table(read_record())),
     Table("bench/README.md", "kernel", lambda: kernel_table(RESULTS)),
+    Table("bench/README.md", "step", lambda: step_table(RESULTS)),
     Table("bench/README.md", "data", lambda: data_table(RESULTS)),
     Table("bench/README.md", "scale", lambda: scale_table(RESULTS)),
 )
@@ -153,6 +154,21 @@ def kernel_table(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def step_table(folder: Path) -> str:
+    """Return every training step of each measured device beside all other ways, and what the counted work would give."""
+    lines = ["| device | case | ours | speed-up over | by counted work |", "|---|---|---|---|---|"]
+    for record in _records(folder, "steps"):
+        for case in record["cases"]:
+            if case["check"]["right"]:
+                ratios = "; ".join(
+                    f"{name.removeprefix('ours, ')} {_interval(ends)}" for name, ends in case["speed_up"].items()
+                )
+                counted = case["statistics"].get("counted speed-up")
+                cells = [record["environment"]["device"], title(case), _rate(case), ratios, f"{counted:.2f}" if counted else ""]
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines if len(lines) > 2 else [*lines, "| any | all | not measured | | |"])
+
+
 def data_table(folder: Path) -> str:
     """Return every case of each measured device beside all peer libraries."""
     lines = ["| device | benchmark | case | ours | speed-up over |", "|---|---|---|---|---|"]
@@ -197,9 +213,13 @@ def _rows(record: dict[str, Any]) -> Iterator[str]:
         if not case["check"]["right"] or not backends:
             continue
         fastest = min(backends, key=lambda name: case["seconds"][name][1])
-        low, middle, high = case["speed_up"][fastest]
         device, name = record["environment"]["device"], record["operation"]
-        yield f"| {device} | {name} | {title(case)} | {_rate(case)} | {fastest} | {middle:.2f} ({low:.2f} to {high:.2f}) |"
+        yield f"| {device} | {name} | {title(case)} | {_rate(case)} | {fastest} | {_interval(case['speed_up'][fastest])} |"
+
+
+def _interval(ends: Sequence[float]) -> str:
+    low, middle, high = ends
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _figure(interval: dict[str, Any], metric: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from bench import plot, readme
 from bench.records import RESULTS, load, title
+from bench.registry import BENCHMARKS
 
 CASE: dict[str, Any] = {
     "shape": {"size": 100, "model": {"width": 8}},
@@ -65,6 +66,19 @@ def test_kernel_table_shows_the_fastest_third_party_backend_and_leaves_wrong_cas
 def test_data_table_shows_every_peer_library(tmp_path: Path) -> None:
     write(tmp_path, record("pairs", CASE))
     assert readme.data_table(tmp_path).splitlines()[2:] == ["| a device | pairs | size 100 | 5e+04 numbers/s | plain 3.00 |"]
+
+
+def test_step_table_shows_every_other_way_and_the_counted_work(tmp_path: Path) -> None:
+    assert readme.step_table(tmp_path).splitlines()[2:] == ["| any | all | not measured | | |"]
+    write(tmp_path, record("steps", CASE | {"statistics": {"counted speed-up": 1.5}}, WRONG))
+    assert readme.step_table(tmp_path).splitlines()[2:] == [
+        "| a device | size 100 | 5e+04 numbers/s | again 1.00 (1.00 to 1.00); plain 3.00 (2.00 to 4.00) | 1.50 |"
+    ]
+
+
+def test_page_lists_every_benchmark() -> None:
+    page = (Path(readme.__file__).parent / "README.md").read_text()
+    assert [name for name in BENCHMARKS if f"\n| {name} | " not in page] == []
 
 
 def test_between_with_a_missing_mark_raises() -> None:
