@@ -66,7 +66,7 @@ def test_fault_of_a_kernel_is_found(change: Callable[[int, Results], Results], f
 
 def test_check_runs_once_for_each_form(on_hopper: list[tuple[Any, ...]]) -> None:
     for form in (FORM, FORM, (*FORM[:3], 64, 32), FORM):
-        self_check.check("triton-hopper", hopper.launch, form)
+        self_check.check("triton-hopper", hopper.launch, form, "3.6")
     assert on_hopper == [FORM, (*FORM[:3], 64, 32)]
 
 
@@ -74,15 +74,15 @@ def test_check_that_failed_refuses_every_later_call(on_hopper: list[tuple[Any, .
     monkeypatch.setattr(self_check, "find_fault", lambda *_: "its results differ within 1000 repeats")
     for _ in range(2):
         with pytest.raises(ValueError, match=r"failed its self-check on cuda:0: its results differ .*: use backend 'triton'"):
-            self_check.check("triton-hopper", hopper.launch, FORM)
+            self_check.check("triton-hopper", hopper.launch, FORM, "3.6")
 
 
 def test_check_is_refused_while_a_graph_is_captured(on_hopper: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(ValueError, match="call it once before a CUDA graph is captured"):
-        self_check.check("triton-hopper", hopper.launch, FORM)
+        self_check.check("triton-hopper", hopper.launch, FORM, "3.6")
     self_check._FAULTS["triton-hopper", FORM] = None
-    self_check.check("triton-hopper", hopper.launch, FORM)
+    self_check.check("triton-hopper", hopper.launch, FORM, "3.6")
     assert not on_hopper
 
 
@@ -93,4 +93,13 @@ def test_check_elsewhere_says_what_is_needed(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(self_check.triton, "__version__", release)
     with pytest.raises(ValueError, match=r"needs a Hopper GPU and triton 3\.6: use backend 'triton'"):
-        self_check.check("triton-hopper", hopper.launch, FORM)
+        self_check.check("triton-hopper", hopper.launch, FORM, "3.6")
+
+
+def test_check_without_a_release_takes_any(on_hopper: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_check.triton, "__version__", "3.9.0")
+    self_check.check("gluon-hopper", hopper.launch, FORM)
+    assert on_hopper == [FORM]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    with pytest.raises(ValueError, match="backend 'gluon-hopper' needs a Hopper GPU: use backend 'triton'"):
+        self_check.check("gluon-hopper", hopper.launch, FORM)

@@ -249,20 +249,16 @@ class Machine:
             wait=lambda barrier, phase: self.schedule.pause(lambda: barrier.phases % 2 != phase),
         )
 
-    def copies(self) -> SimpleNamespace:
-        """Return what stands for `tma`."""
+    def load(self, source: Descriptor, place: list[Any], barrier: Barrier, tile: Tile) -> None:
+        """Stand for `tma.async_load`."""
+        row, column = map(int, place)
+        tile.values[:] = np.nan
 
-        def copy(source: Descriptor, place: list[Any], barrier: Barrier, tile: Tile) -> None:
-            row, column = map(int, place)
-            tile.values[:] = np.nan
+        def land() -> None:
+            tile.values[:] = source.block(row, column)
+            barrier.change(0, -source.block_type.nbytes)
 
-            def land() -> None:
-                tile.values[:] = source.block(row, column)
-                barrier.change(0, -source.block_type.nbytes)
-
-            self.schedule.copies.append(land)
-
-        return SimpleNamespace(async_copy_global_to_shared=copy)
+        self.schedule.copies.append(land)
 
     def multiply(self, a: Any, b: Tile, total: np.ndarray, use_acc: bool = True, is_async: bool = False) -> Product:
         """Stand for `warpgroup_mma`."""
@@ -314,7 +310,7 @@ def run(module: ModuleType, kernel: str, grid: int, *arguments: Any, seed: int =
     for program in range(grid):
         machine = Machine(Schedule(seed + program), program)
         names: dict[str, Any] = {name: getattr(value, "value", value) for name, value in vars(module).items()}
-        names |= {"gl": machine.gluon(), "mbarrier": machine.barriers(), "tma": machine.copies()}
+        names |= {"gl": machine.gluon(), "mbarrier": machine.barriers(), "async_load": machine.load}
         names |= {"warpgroup_mma": machine.multiply, "warpgroup_mma_wait": machine.wait}
         for name, value in vars(module).items():
             if isinstance(value, JITFunction):

@@ -5,9 +5,8 @@ and values runs, the group works on the exponentials of the next step's scores. 
 sees have no mask.
 
 Off by default: it has been compiled, and run on a model of its copies and barriers, but not measured on a GPU. So it refuses to
-run on a device until `self_check` has seen it repeat its bits there, which its first call does by itself. Gluon is a part of
-Triton that changes with each release; this is for 3.6. Unlike the plain kernel it reads whole steps: a value that is not finite
-within a step of a run's end reaches rows that must not see it.
+run on a device until `self_check` has seen it repeat its bits there, which its first call does by itself. Unlike the plain
+kernel it reads whole steps: a value that is not finite within a step of a run's end reaches rows that must not see it.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from sbp_kernels.attention.self_check import check
 from sbp_kernels.layout.plan import TILE_COLUMNS
 
+async_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared  # its name in Triton 3.6
 LOG2_E = gl.constexpr(1.4426950408889634)
 TILE = gl.constexpr(TILE_COLUMNS)
 ROWS = gl.constexpr(64)  # queries of a group of four warps, as many as a product of theirs has
@@ -35,7 +35,7 @@ def copy_tile(source, row, column, tiles, ready, free, step, STAGES: gl.constexp
     slot = step % STAGES
     mbarrier.wait(free.index(slot), step // STAGES & 1 ^ 1)
     mbarrier.expect(ready.index(slot), source.block_type.nbytes)
-    tma.async_copy_global_to_shared(source, [row, column], ready.index(slot), tiles.index(slot))
+    async_load(source, [row, column], ready.index(slot), tiles.index(slot))
 
 
 @gluon.jit
@@ -47,7 +47,7 @@ def copy_tiles(
     """Copy the queries of the groups, then keys and values of every step."""
     for group in gl.static_range(GROUPS):
         mbarrier.expect(q_ready.index(group), q.block_type.nbytes)
-        tma.async_copy_global_to_shared(q, [start + group * ROWS, q_column], q_ready.index(group), q_tiles.index(group))
+        async_load(q, [start + group * ROWS, q_column], q_ready.index(group), q_tiles.index(group))
     step = 0
     for index in range(run, end):
         for first in range(gl.load(runs + 2 * index), gl.load(runs + 2 * index + 1), STEP):

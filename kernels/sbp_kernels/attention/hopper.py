@@ -77,7 +77,7 @@ def forward(
             captured.
     """
     if q.is_cuda:
-        check("triton-hopper", launch, (q.device, q.shape[2], q.dtype, rows, step))
+        check("triton-hopper", launch, (q.device, q.shape[2], q.dtype, rows, step), release="3.6")
     return launch(q, k, v, visible_until, tiles, runs, scale, rows, step)
 
 

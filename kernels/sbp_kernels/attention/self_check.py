@@ -27,15 +27,16 @@ Form = tuple[torch.device, int, torch.dtype, int, int]  # device, width of heads
 _FAULTS: dict[tuple[str, Form], str | None] = {}
 
 
-def check(backend: str, forward: Forward, form: Form) -> None:
-    """Check one form of a kernel on its device, once a process.
+def check(backend: str, forward: Forward, form: Form, release: str = "") -> None:
+    """Check one form of a kernel on its device, once a process; `release` begins the version of Triton that it needs, if any.
 
     Raises:
         ValueError: the kernel cannot run there, failed its check, or cannot be checked now.
     """
     device = form[0]
-    if torch.cuda.get_device_capability(device) != (9, 0) or not triton.__version__.startswith("3.6."):
-        raise ValueError(f"backend {backend!r} needs a Hopper GPU and triton 3.6: use backend 'triton'")
+    if torch.cuda.get_device_capability(device) != (9, 0) or not triton.__version__.startswith(release):
+        needs = f"a Hopper GPU and triton {release}" if release else "a Hopper GPU"
+        raise ValueError(f"backend {backend!r} needs {needs}: use backend 'triton'")
     if (backend, form) not in _FAULTS:
         if torch.cuda.is_current_stream_capturing():
             raise ValueError(f"backend {backend!r} is unchecked on this GPU: call it once before a CUDA graph is captured")
